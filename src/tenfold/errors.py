@@ -1,0 +1,43 @@
+"""Every error that tenfold raises on purpose.
+
+TenfoldError
+├── SettingsError       tenfold.toml, the environment or an argument is wrong
+├── DependencyError     a library, a program or a server is missing
+├── StackError          a server of the stack did not start, or ended
+├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
+├── TargetError         the service under test cannot be reached, or may not be loaded
+└── MeasurementError    a measurement could not be carried out
+
+Each message is one sentence that says what is wrong and what to do about it; the
+command line prints it on stderr and exits with 2. Catch TenfoldError for all of them.
+"""
+
+from __future__ import annotations
+
+
+class TenfoldError(Exception):
+    """The root of everything that tenfold raises on purpose."""
+
+
+class SettingsError(TenfoldError):
+    """tenfold.toml, a TENFOLD_ variable or an argument cannot be accepted."""
+
+
+class DependencyError(TenfoldError):
+    """Something that has to be installed is not; the message names the way to get it."""
+
+
+class StackError(TenfoldError):
+    """A server of the stack did not start, ended, or left its place in an unusable state."""
+
+
+class ScenarioError(TenfoldError):
+    """The scenario cannot be run: it does not load, or none of its users gets through ``on_start``."""
+
+
+class TargetError(TenfoldError):
+    """The service under test cannot be reached, or nobody said that it may be loaded."""
+
+
+class MeasurementError(TenfoldError):
+    """The instrument itself failed, so that nothing can be said about the service."""

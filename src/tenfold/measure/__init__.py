@@ -1,0 +1,1 @@
+"""The instrument: how much can the service take, and what stops it?"""
