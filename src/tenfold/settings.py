@@ -16,7 +16,7 @@ class ServiceSettings(BaseModel):
 
     app: str = Field("", description='the ASGI app, "package.module:attribute"')
     factory: bool = Field(False, description="the attribute is called, without arguments, to make the app")
-    folder: Path = Field(Path("."), description="where the app is imported from, relative to tenfold.toml")
+    folder: Path = Field(Path(), description="where the app is imported from, relative to tenfold.toml")
     prepare: str = Field(
         "",
         description='run once before the app starts: a callable "package.module:name", or a command line '
@@ -24,8 +24,8 @@ class ServiceSettings(BaseModel):
     )
     environment: dict[str, str] = Field(
         default_factory=dict,
-        description="variables for the app; {database_url}, {database_host}, {database_port}, {database_user}, "
-        "{database_password}, {database_name}, {replica_urls}, {redis_url} are filled in",
+        description="variables for the app; {database_url}, {database_host}, {database_port}, "
+        "{database_user}, {database_password}, {database_name}, {replica_urls}, {redis_url} are filled in",
     )
     ready_path: str = Field(
         "/health/ready",
@@ -59,7 +59,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    root: Path = Field(Path("."), description="the folder of tenfold.toml; not a key of it")
+    root: Path = Field(Path(), description="the folder of tenfold.toml; not a key of it")
     service: ServiceSettings = ServiceSettings()
     stack: StackSettings = StackSettings()
     measure: MeasureSettings = MeasureSettings()
