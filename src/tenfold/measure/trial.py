@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Purpose = Literal["warm-up", "ramp", "search", "confirm", "overload"]
+Purpose = Literal["warm-up", "ramp", "search", "confirm", "overload", "recovery", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
