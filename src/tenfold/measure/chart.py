@@ -86,8 +86,8 @@ def _scale(
     if high <= low:
         high = low + 1
     ticks = _ticks(low, high)
-    high = max(high, ticks[-1])
-    return (lambda v: start + (end - start) * (min(v, high) - low) / (high - low)), ticks
+    low, high = ticks[0], ticks[-1]
+    return (lambda v: start + (end - start) * (v - low) / (high - low)), ticks
 
 
 def _ticks(low: float, high: float) -> list[float]:

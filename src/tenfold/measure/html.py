@@ -28,7 +28,7 @@ class Figure:
 
 
 def render(report: Report) -> str:
-    """The page for ``report``. Text from the service is escaped; the page runs no script and fetches nothing."""
+    """The page for ``report``: text from the service is escaped, no script runs, nothing is fetched."""
     try:
         import jinja2
     except ImportError as error:
