@@ -1,0 +1,251 @@
+"""``tenfold measure``: how much can the service take, and what stops it?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tenfold.errors import SettingsError
+
+if TYPE_CHECKING:
+    from tenfold.cli.bar import Bar
+    from tenfold.measure.comparison import Comparison
+    from tenfold.measure.generator import Generator
+    from tenfold.measure.inside import Inside
+    from tenfold.measure.report import Report
+    from tenfold.settings import Settings
+
+EXAMPLE = "tenfold measure http://127.0.0.1:8000 --scenario locustfile.py --min-rps 50"
+HOLDS, FAILS, UNDECIDED = 0, 1, 2
+
+
+def command(  # noqa: PLR0913 - each is an option of the command
+    target: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="Without it: the stack of tenfold.toml.")
+    ] = None,
+    *,
+    scenario: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The locustfile.", show_default=False)
+    ] = None,
+    p95_ms: Annotated[
+        float | None, typer.Option(min=1, help="Slower than this is bad, ms.", show_default=False)
+    ] = None,
+    budget_s: Annotated[
+        float | None, typer.Option(min=10, max=3600, help="Longest search, seconds.", show_default=False)
+    ] = None,
+    min_rps: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 when it takes less.", show_default=False)
+    ] = None,
+    users: Annotated[
+        int | None, typer.Option(min=1, max=20_000, help="Users to start with.", show_default=False)
+    ] = None,
+    spawn_rate: Annotated[
+        float | None, typer.Option(min=0.1, max=1000, help="Most logins a second.", show_default=False)
+    ] = None,
+    max_users: Annotated[
+        int | None, typer.Option(min=1, max=20_000, help="Most users at once.", show_default=False)
+    ] = None,
+    closed: Annotated[bool, typer.Option("--closed", help="Locust's own loop; claims no capacity.")] = False,
+    duration_s: Annotated[
+        float, typer.Option(min=1, max=3600, help="Length of a closed run, seconds.")
+    ] = 30.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the arrival times.", show_default=False)
+    ] = None,
+    save: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep it as a baseline.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare with a baseline.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, and nothing else.")] = False,
+    owned: Annotated[
+        bool, typer.Option("--i-own-this-target", help="Load a target that is not on this machine.")
+    ] = False,
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="In place of ./tenfold.toml.", show_default=False)
+    ] = None,
+) -> int:
+    """Measure how much a service takes and name what stops it.
+
+    Exits with 0 when it was measured and --min-rps holds, with 1 when that does not hold or the objective is
+    missed at any rate, with 2 when nothing could be concluded.
+    """
+    from tenfold.cli.bar import Bar
+    from tenfold.measure import comparison, report
+    from tenfold.settings import load
+
+    options = {"scenario": scenario.resolve() if scenario else None, "budget_s": budget_s, "users": users}
+    options |= {"spawn_rate": spawn_rate, "max_users": max_users, "seed": seed}
+    declared = _with(load(settings), options, p95_ms)
+    if target is None and not declared.service.app:
+        raise SettingsError(
+            "nothing to measure: give a URL, or name the app in tenfold.toml (tenfold init writes one)"
+        )
+    before = report.load(_baseline(declared, against)) if against else None
+    kept_as = _baseline(declared, save) if save else None
+    with Bar() as bar:
+        found = _measure(declared, target, bar, owned=owned, closed_s=duration_s if closed else None)
+    if kept_as:
+        report.save(found, kept_as)
+    written = _write(found, declared, html)
+    compared = comparison.compare(found, before, name=against) if before and against else None
+    if as_json:
+        typer.echo(_as_json(found, compared))
+    else:
+        _print(found, compared, written)
+    return verdict(found, min_rps)
+
+
+def _with(settings: Settings, options: Mapping[str, Any], p95_ms: float | None) -> Settings:
+    """``settings`` with what the command line says instead."""
+    measure = settings.measure.model_copy(update={k: v for k, v in options.items() if v is not None})
+    if p95_ms is not None:
+        objective = measure.objective.model_copy(update={"slow_ms": p95_ms})
+        measure = measure.model_copy(update={"objective": objective})
+    return settings.model_copy(update={"measure": measure})
+
+
+def _measure(
+    settings: Settings, target: str | None, bar: Bar, *, owned: bool, closed_s: float | None
+) -> Report:
+    """Start what has to be started, measure, and stop it again."""
+    from tenfold.measure.generator import Generator
+    from tenfold.measure.inside import Inside
+    from tenfold.measure.target import require_loopback
+
+    scenario = settings.root / settings.measure.scenario
+    with ExitStack() as running:
+        inside: Inside | None = None
+        service = settings.service.app
+        if target is None:
+            stack = running.enter_context(_stack(settings, bar))
+            target = stack.url
+            inside = running.enter_context(
+                Inside(stack, objective=settings.measure.objective, may_create_index=True)
+            )
+        else:
+            require_loopback(target, owned=owned)
+            service = target
+        generator = running.enter_context(
+            Generator(scenario, target, settings=settings.measure, owned=owned, cwd=settings.root)
+        )
+        bar.say(f"\nMeasuring {service}")
+        return _run(settings, generator, service, target, inside, bar, closed_s)
+
+
+def _stack(settings: Settings, bar: Bar) -> Any:
+    """The stack of tenfold.toml, with a line for what it is made of and how long it took."""
+    from contextlib import contextmanager
+
+    from tenfold.stack import Stack
+
+    @contextmanager
+    def started() -> Any:
+        begun = time.monotonic()
+        bar.step("starting the stack")
+        with Stack(settings, log=lambda line: bar.step(f"starting the stack: {line}")) as stack:
+            parts = " · ".join(dict.fromkeys(server.about for server in stack.servers if server.about))
+            bar.done("stack", parts, time.monotonic() - begun)
+            yield stack
+
+    return started()
+
+
+def _run(
+    settings: Settings,
+    generator: Generator,
+    service: str,
+    target: str,
+    inside: Inside | None,
+    bar: Bar,
+    closed_s: float | None,
+) -> Report:
+    from tenfold.measure.closed import closed_report
+    from tenfold.measure.measurement import Measurement
+
+    declared = settings.measure
+    if closed_s is not None:
+        return closed_report(
+            generator, declared, service=service, target=target, duration_s=closed_s, progress=bar.show
+        )
+    bar.step(f"logging {declared.users} users in")
+    generator.start_users(declared.users)
+    measurement = Measurement(
+        declared, generator, service=service, target=target, inside=inside, progress=bar.show
+    )
+    return measurement.run()
+
+
+def _baseline(settings: Settings, name: str) -> Path:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise SettingsError(f"{name!r} cannot name a baseline; use letters, digits, - _ and .")
+    return settings.root / ".tenfold" / "baselines" / f"{name}.json"
+
+
+def _write(report: Report, settings: Settings, html: Path | None) -> tuple[Path, Path]:
+    """report.html and report.json, as a user would type their paths."""
+    from tenfold.measure.html import render
+    from tenfold.measure.report import save, write_whole
+
+    folder = settings.root / ".tenfold"
+    page = (html or folder / "report.html").absolute()
+    data = folder / "report.json"
+    save(report, data)
+    write_whole(page, render(report).encode())
+    return _shown(page), _shown(data)
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _as_json(report: Report, compared: Comparison | None) -> str:
+    import msgspec
+
+    facts = msgspec.to_builtins(report)
+    facts["against"] = msgspec.to_builtins(compared) if compared else None
+    return msgspec.json.format(msgspec.json.encode(facts), indent=2).decode()
+
+
+def _print(report: Report, compared: Comparison | None, written: tuple[Path, Path]) -> None:
+    from tenfold.cli.summary import lines
+
+    typer.echo("")
+    for line in lines(report):
+        typer.echo(line)
+    if compared:
+        typer.echo(f"\nCompared    {compared.sentence}")
+    page, data = written
+    typer.echo(f"\nReport: {page}     Data: {data}")
+
+
+def verdict(report: Report, min_rps: float | None) -> int:
+    """The exit code: 0 it holds, 1 it does not, 2 nobody can say.
+
+    A required rate inside the interval is neither shown to hold nor not to: 2.
+    """
+    capacity = report.capacity
+    if report.mode == "closed":
+        return HOLDS if min_rps is None else UNDECIDED
+    if capacity is None or capacity.outcome == "undecided":
+        return UNDECIDED
+    if capacity.outcome == "below":
+        return FAILS
+    if min_rps is None:
+        return HOLDS if not report.interrupted else UNDECIDED
+    scale = capacity.requests_per_arrival
+    if capacity.low is not None and capacity.low * scale >= min_rps:
+        return HOLDS
+    if capacity.high is not None and capacity.high * scale < min_rps:
+        return FAILS
+    return UNDECIDED

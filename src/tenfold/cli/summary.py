@@ -1,0 +1,123 @@
+"""A report as text: what ``tenfold measure`` prints. Pure: at most ``WIDTH`` columns, readable without colour."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from tenfold.measure.report import BottleneckReport, Latency, Report
+from tenfold.measure.wording import headline, milliseconds, number, recovery, share
+
+WIDTH = 80
+LABEL = 12
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The whole report, a line at a time."""
+    yield from _capacity(report)
+    yield from _overload(report)
+    yield from _generator(report)
+    yield from _resources(report)
+    yield ""
+    yield from _stops(report)
+    for notice in report.notices:
+        yield from _wrapped("Note", notice)
+
+
+def _capacity(report: Report) -> Iterator[str]:
+    capacity = report.capacity
+    confidence = ""
+    if capacity is not None and capacity.outcome == "found":
+        confidence = f"{capacity.confidence:.0%} interval, {report.seconds:.0f} s"
+    said = headline(report)
+    yield f"{'Capacity':<{LABEL}}{said}{confidence:>{max(WIDTH - LABEL - len(said), 2)}}".rstrip()
+    if capacity is not None and capacity.outcome != "found":
+        yield from _wrapped("", capacity.reason)
+    if report.interrupted:
+        yield from _wrapped("", "interrupted: this is what was known by then")
+    if report.latency_ms is not None:
+        yield f"{'':<{LABEL}}{_latency(report.latency_ms)}   errors {share(report.error_share)}"
+        yield f"{'':<{LABEL}}measured at {number(report.achieved_rps)} requests/s, {report.samples:,} requests"
+    if report.refused_share:
+        yield f"{'':<{LABEL}}refused {share(report.refused_share)} (429, 503)"
+    for message, count in list(report.errors.items())[:3]:
+        yield from _wrapped("Error", f"{message} ({count} ×)")
+
+
+def _latency(latency: Latency) -> str:
+    pairs = (("p50", latency.p50), ("p95", latency.p95), ("p99", latency.p99))
+    return "   ".join(f"{name} {milliseconds(value)}" for name, value in pairs)
+
+
+def _overload(report: Report) -> Iterator[str]:
+    overload = report.overload
+    if overload is None:
+        return
+    back = recovery(report)
+    recovers = f"recovers in {back}" if overload.recovered_s is not None else f"recovers {back}"
+    yield (
+        f"{'Overload':<{LABEL}}at {number(overload.rate)} arrivals/s keeps {100 * overload.kept:.0f} % of it, "
+        f"{recovers}"
+    )
+
+
+def _generator(report: Report) -> Iterator[str]:
+    if report.generator_cpu is None:
+        return
+    late = report.generator_late or 0.0
+    said = "no arrival sent late" if late == 0 else f"{share(late)} of arrivals sent late"
+    yield f"{'Generator':<{LABEL}}{100 * report.generator_cpu:.0f} % of one core; {said}"
+
+
+def _resources(report: Report) -> Iterator[str]:
+    if not report.resources:
+        return
+    cores = report.machine.get("cores", "?")
+    used = " · ".join(f"{g.name} {g.cpu_cores_mean:.2f}" for g in report.resources)
+    yield f"{'CPU cores':<{LABEL}}{used}   of {cores}"
+    memory = " · ".join(f"{g.name} {g.rss_bytes_max / 2**20:.0f}" for g in report.resources)
+    yield f"{'Memory MiB':<{LABEL}}{memory}"
+
+
+def _stops(report: Report) -> Iterator[str]:
+    if report.bottlenecks:
+        yield "What stops it"
+        for rank, bottleneck in enumerate(report.bottlenecks, 1):
+            yield from _bottleneck(rank, bottleneck)
+    elif report.inside:
+        yield "What stops it: nothing that was measured explains it"
+    if report.not_measured:
+        yield from _wrapped("", "Not measured: " + "; ".join(report.not_measured), indent=2)
+
+
+def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
+    title = f"{one.kind} · {one.title}"
+    yield from textwrap.wrap(
+        f"{title}  [{one.severity}, {one.proof}]",
+        WIDTH,
+        initial_indent=f"  {rank}  ",
+        subsequent_indent=" " * 5,
+    )
+    if one.where:
+        yield f"     {one.where}"
+    for line in one.evidence:
+        yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7)
+    # A statement to be copied stays on one line, however long it is.
+    yield from textwrap.wrap(
+        f"→ {one.remedy}",
+        WIDTH,
+        initial_indent=" " * 5,
+        subsequent_indent=" " * 7,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _wrapped(label: str, text: str, *, indent: int = LABEL) -> Iterator[str]:
+    yield from textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{label:<{indent}}",
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+    )

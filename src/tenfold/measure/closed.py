@@ -1,0 +1,68 @@
+"""A closed-loop run: Locust's own semantics, for comparing with what one has. It claims no capacity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from tenfold import __version__
+from tenfold.measure import summary
+from tenfold.measure.generator import Generator
+from tenfold.measure.measurement import Progress, machine
+from tenfold.measure.report import ObjectiveReport, Report
+from tenfold.measure.settings import MeasureSettings
+
+
+def closed_report(
+    generator: Generator,
+    settings: MeasureSettings,
+    *,
+    service: str,
+    target: str,
+    duration_s: float,
+    progress: Callable[[Progress], None],
+) -> Report:
+    """Run ``settings.users`` users in a loop for ``duration_s`` seconds.
+
+    A looping user waits for its answer before it asks again, so that a slow service is asked less: the
+    latencies are those of a load that adapts to the service (coordinated omission), and the report says so.
+    """
+    begun, started = time.monotonic(), datetime.now(UTC)
+    trial = generator.run_closed(
+        users=settings.users,
+        spawn_rate=settings.spawn_rate,
+        duration_s=duration_s,
+        on_block=lambda block: progress(
+            Progress("closed loop", 0.0, time.monotonic() - begun, duration_s, ())
+        ),
+    )
+    ends = summary.endpoints([trial])
+    requests = sum(e.requests for e in ends)
+    return Report(
+        tenfold=__version__,
+        service=service,
+        target=target,
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - begun,
+        mode="closed",
+        inside=False,
+        interrupted=trial.interrupted,
+        objective=ObjectiveReport(**settings.objective.model_dump()),
+        machine=machine([trial]),
+        latency_ms=summary.latency([trial.raw]),
+        raw_latency_ms=summary.latency([trial.raw]),
+        measured_rate=trial.request.rate,
+        samples=requests,
+        error_share=sum(e.failed for e in ends) / requests if requests else None,
+        refused_share=sum(e.refused for e in ends) / requests if requests else None,
+        achieved_rps=requests / trial.seconds if trial.seconds else None,
+        generator_cpu=trial.generator.cpu_share,
+        endpoints=ends,
+        trials=(summary.trial(trial, started_s=0.0, verdict=""),),
+        notices=(
+            "closed loop: users wait for the service before they ask again, so that its queue is not seen; "
+            "leave --closed out for a capacity",
+        ),
+        errors=summary.errors([trial]),
+    )
