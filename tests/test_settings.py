@@ -195,6 +195,12 @@ def test_what_may_be_a_secret_is_not_shown(write: Write, toml: str) -> None:
     assert "5318008" not in complaint(toml, write)
 
 
+def test_escape_codes_do_not_reach_the_terminal(write: Write) -> None:
+    said = complaint('"\\u001b[2J" = 1\n', write)
+    assert said.isprintable()
+    assert said.startswith("tenfold.toml: unknown key \\x1b[2J; the file can hold service, stack, measure")
+
+
 def test_the_control_an_ordinary_value_is_shown(write: Write) -> None:
     assert "5318008" in complaint("[stack]\nport = 5318008", write)
 
@@ -227,7 +233,7 @@ def test_settings_are_frozen(write: Write) -> None:
 
 # ------------------------------------------------------------------ properties
 
-KEYS = [path for path in schema.keys(Settings) if path != ("root",)]
+KEYS = list(schema.keys(Settings))
 LEAVES = [path for path in KEYS if not schema.is_table(schema.annotation(Settings, path))]
 
 

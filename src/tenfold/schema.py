@@ -32,8 +32,10 @@ def is_mapping(annotation: object) -> bool:
 
 
 def keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every table and key of a model, parents before children."""
+    """Every table and key of a model, parents before children; not the fields that are kept out of files."""
     for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
         yield (*prefix, name)
         if is_table(field.annotation):
             yield from keys(field.annotation, (*prefix, name))
@@ -74,7 +76,12 @@ def sentence(
     else:
         text = _unfit(model, path, first)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{variables.get(path, source)}: {text}{more}"
+    return _printable(f"{variables.get(path, source)}: {text}{more}")
+
+
+def _printable(text: str) -> str:
+    """Keys and values come from a file: no line breaks in the sentence, no escape codes on the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def unknown(model: type[BaseModel], path: KeyPath, *, prefix: str | None = None) -> str:

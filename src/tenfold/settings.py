@@ -145,7 +145,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    root: Path = Field(Path(), description="the folder of tenfold.toml; not a key of it")
+    root: Path = Field(Path(), exclude=True, description="the folder of tenfold.toml; not a key of it")
     service: ServiceSettings = ServiceSettings()
     stack: StackSettings = StackSettings()
     measure: MeasureSettings = MeasureSettings()
