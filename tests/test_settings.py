@@ -128,13 +128,12 @@ def test_variables_override_the_file(
         ("[stack]\ninstances = 2\nnginx = false", "set stack.nginx = true or stack.instances = 1"),
         (
             '[service.environment]\nCACHE = "{redis_url}"\n[stack]\nredis = false',
-            "tenfold.toml: service.environment.CACHE uses {redis_url} but stack.redis is false; "
-            "set stack.redis = true",
+            "tenfold.toml: service.environment.CACHE needs what stack.redis = false leaves out; "
+            "set stack.redis = true or remove the variable",
         ),
         (
-            '[service.environment]\nDB = "{databse_url}"',
-            "tenfold.toml: service.environment.DB uses {databse_url}, which nothing fills in; "
-            "did you mean {database_url}?",
+            '[service.environment]\nDB = "{replica_urls}"\n[stack]\ndatabase = false',
+            "set stack.database = true or remove the variable",
         ),
         (
             '[service.environment]\n"A=B" = "1"',

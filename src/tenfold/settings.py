@@ -24,7 +24,7 @@ __all__ = ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSet
 FILE_NAME = "tenfold.toml"
 PREFIX = "TENFOLD_"
 
-# What may stand between braces in [service.environment], and the server that has to run for it.
+# What stands between braces in [service.environment], and the server that has to run for it.
 PLACEHOLDERS: Mapping[str, str] = {
     "database_url": "database",
     "database_host": "database",
@@ -153,20 +153,13 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _placeholders_can_be_filled(self) -> Self:
         for name, value in self.service.environment.items():
-            for found in _PLACEHOLDER.findall(value):
-                _require_placeholder(f"service.environment.{name}", found, self.stack)
+            for server in {PLACEHOLDERS.get(found, "") for found in _PLACEHOLDER.findall(value)} - {""}:
+                if not getattr(self.stack, server):
+                    raise ValueError(
+                        f"service.environment.{name} needs what stack.{server} = false leaves out; "
+                        f"set stack.{server} = true or remove the variable"
+                    )
         return self
-
-
-def _require_placeholder(key: str, found: str, stack: StackSettings) -> None:
-    """Braces that resemble no placeholder belong to the app and are left alone."""
-    if found not in PLACEHOLDERS:
-        near = difflib.get_close_matches(found, PLACEHOLDERS, n=1, cutoff=0.75)
-        if near:
-            raise ValueError(f"{key} uses {{{found}}}, which nothing fills in; did you mean {{{near[0]}}}?")
-    elif not getattr(stack, PLACEHOLDERS[found]):
-        server = PLACEHOLDERS[found]
-        raise ValueError(f"{key} uses {{{found}}} but stack.{server} is false; set stack.{server} = true")
 
 
 def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Settings:
