@@ -15,7 +15,7 @@ class Objective(BaseModel):
     reads "p95 < 200 ms and errors < 5 %", both at once.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     slow_ms: float = Field(200.0, gt=0, description="an arrival slower than this is bad, milliseconds")
     bad_share: float = Field(0.05, gt=0, lt=0.5, description="the share of arrivals that may be bad")
@@ -25,7 +25,7 @@ class Objective(BaseModel):
 class MeasureSettings(BaseModel):
     """Defaults of ``tenfold measure``; each has an option of the same name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     scenario: Path = Field(Path("locustfile.py"), description="the locustfile, relative to tenfold.toml")
     objective: Objective = Objective()

@@ -1,0 +1,97 @@
+"""The command line: ``tenfold init | doctor | up | measure | verify``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import tenfold
+from tenfold.errors import TenfoldError
+
+__all__ = ["main"]
+
+# One file a command; in each a function `command`, whose docstring is its help, and an EXAMPLE.
+# They import what they need when they run: `--help` has to be quick.
+COMMANDS = ("init", "doctor", "up", "measure", "verify")
+
+app = typer.Typer(
+    name="tenfold",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="Example: tenfold init && tenfold doctor && tenfold measure",
+)
+
+
+@app.callback()
+def tenfold_(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    with_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error was raised; so does TENFOLD_TRACEBACK=1.")
+    ] = False,
+) -> None:
+    """Take a Python web service from 100 users to a million, and prove every step."""
+    if version:
+        typer.echo(f"tenfold {tenfold.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _register() -> None:
+    for name in COMMANDS:
+        try:
+            module = import_module(f"tenfold.cli.{name}")
+        except ModuleNotFoundError as error:  # MERGE: remove this guard once up.py and measure.py are here
+            if error.name != f"tenfold.cli.{name}":
+                raise
+            continue
+        app.command(name, epilog=f"Example: {module.EXAMPLE}")(module.command)
+
+
+_register()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    0 is yes, 1 is no (a check failed, an objective does not hold), 2 is that nothing could be concluded, the
+    usage or the settings being wrong, 130 is Ctrl-C. An error is one sentence on stderr.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a ✔ must not fail on a terminal that has none
+            stream.reconfigure(errors="replace")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    with_traceback = "--traceback" in options or os.environ.get("TENFOLD_TRACEBACK") == "1"
+    if "--traceback" in options:  # accepted anywhere, not only before the command
+        words.remove("--traceback")
+    try:
+        result = typer.main.get_command(app)(words, prog_name="tenfold", standalone_mode=False)
+    except TenfoldError as error:
+        return _failed(str(error), with_traceback)
+    except TyperException as error:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return _failed(f"{message[:1].lower()}{message[1:]}; see --help", with_traceback)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return _failed("this is a mistake in tenfold itself, please report it with the lines above", False)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(sentence: str, with_traceback: bool) -> int:
+    if with_traceback:
+        traceback.print_exc()
+    print(f"tenfold: {sentence}", file=sys.stderr)
+    return 2

@@ -1,0 +1,229 @@
+"""tenfold init: finds the app without running it, and writes what load accepts."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenfold.cli import main
+from tenfold.cli.discovery import App, find_apps
+from tenfold.cli.starters import scenario_file, settings_file
+from tenfold.settings import Settings, load
+
+FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(**files: str) -> None:
+    for name, text in files.items():
+        path = Path(name.replace("__init__", "+").replace("__", "/").replace("+", "__init__") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+# ------------------------------------------------------------------ finding
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (FASTAPI, "main:app"),
+        ("import fastapi\napi: fastapi.FastAPI = fastapi.FastAPI(title='x')", "main:api"),
+        ("import fastapi as f\napp = f.FastAPI()", "main:app"),
+        ("from starlette.applications import Starlette as S\nweb = S(routes=[])", "main:web"),
+        ("from litestar import Litestar\napp = Litestar([])", "main:app"),
+        (
+            "from django.core.asgi import get_asgi_application\napplication = get_asgi_application()",
+            "main:application",
+        ),
+        ("import falcon.asgi\napp = falcon.asgi.App()", "main:app"),
+        (
+            "from fastapi import FastAPI\ndef create_app():\n    a = FastAPI()\n    return a",
+            "main:create_app",
+        ),
+        ("from fastapi import FastAPI\ndef web() -> FastAPI: ...", "main:web"),
+        ("from fastapi import FastAPI\ndef create_app(config):\n    return FastAPI()", None),
+        ("class FastAPI: ...\napp = FastAPI()", None),
+        ("from fastapi import FastAPI\ndef f():\n    app = FastAPI()", None),
+        ("from fastapi import FastAPI\napp = FastAPI(", None),
+        ("app = None", None),
+    ],
+)
+def test_an_app_is_known_by_what_it_is_made_from(source: str, expected: str | None) -> None:
+    write(main=source)
+    assert [app.app for app in find_apps(Path())] == ([expected] if expected else [])
+
+
+def test_nothing_is_run() -> None:
+    write(main=FASTAPI + "raise SystemExit('it was run')")
+    assert find_apps(Path())
+    assert "main" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("files", "app", "folder"),
+    [
+        ({"shop__app": FASTAPI}, "shop.app:app", "."),
+        ({"shop____init__": FASTAPI}, "shop:app", "."),
+        ({"src__shop__app": FASTAPI}, "shop.app:app", "src"),
+        ({"my-service__main": FASTAPI}, "main:app", "my-service"),
+        (
+            {"backend__main": "from models import Order\n" + FASTAPI, "backend__models": ""},
+            "main:app",
+            "backend",
+        ),
+    ],
+)
+def test_the_folder_from_which_it_is_imported(files: dict[str, str], app: str, folder: str) -> None:
+    write(**files)
+    assert [(found.app, str(found.folder)) for found in find_apps(Path())] == [(app, folder)]
+
+
+def test_tests_environments_and_other_peoples_code_are_left_out() -> None:
+    write(tests__main=FASTAPI, node_modules__x=FASTAPI, **{".venv__x": FASTAPI, "env__lib__x": FASTAPI})
+    Path("env/pyvenv.cfg").touch()
+    assert find_apps(Path()) == []
+
+
+def test_routes_that_need_nothing() -> None:
+    write(
+        main=FASTAPI
+        + """
+@app.get("/items")
+async def items(page: int = 1): ...
+@app.get("/me", tags=["x"])
+def me(request: Request): ...
+@app.get("/items/{item}")
+def item(item: int): ...
+@app.get("/search")
+def search(q: str): ...
+@app.get(PATH)
+def computed(): ...
+@app.post("/items")
+def create(): ...
+@other.get("/other")
+def elsewhere(): ...
+"""
+    )
+    assert find_apps(Path()) == [App("main:app", PurePosixPath(), routes=("/items", "/me"))]
+
+
+# ------------------------------------------------------------------ writing
+
+
+def test_what_is_written_loads() -> None:
+    write(src__shop__app="from fastapi import FastAPI\ndef create_app() -> FastAPI: ...")
+    assert main(["init"]) == 0
+    service = load(environ={}).service
+    assert (service.app, service.factory, service.folder) == ("shop.app:create_app", True, Path("src"))
+
+
+def test_every_key_is_there_with_its_default() -> None:
+    text = settings_file(Settings, {}).text
+    assert load_text(text) == Settings(root=Path.cwd())
+    written = load_text(uncommented(text))
+    shown = re.findall(r"for example\n# (\w+) =", text)
+    for table in ("stack", "measure"):
+        for name, value in getattr(written, table):
+            if name not in shown:
+                assert value == getattr(getattr(Settings(), table), name), name
+    assert set(shown) == {"app", "prepare", "environment", "postgresql_bin", "redis_server", "nginx_binary"}
+
+
+def uncommented(text: str) -> str:
+    return re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+
+
+def load_text(text: str) -> Settings:
+    Path("tenfold.toml").write_text(text)
+    return load(environ={})
+
+
+def test_the_control_every_key_of_the_models_is_named() -> None:
+    tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
+    assert tables.keys() == {"service", "stack", "measure"}
+    assert tables["stack"].keys() == set(Settings().stack.model_dump())
+    assert tables["measure"].keys() == set(Settings().measure.model_dump())
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_survives_the_file(value: str) -> None:
+    text = settings_file(Settings, {"service": {"prepare": value}}).text
+    assert tomllib.loads(text)["service"] == {"prepare": value}
+
+
+@given(st.lists(st.from_regex(r"/[ -~é]{0,12}", fullmatch=True)))
+def test_a_scenario_is_python_with_a_task_for_each_path(routes: list[str]) -> None:
+    tree = ast.parse(scenario_file(PurePosixPath("locustfile.py"), routes).text)
+    (visitor,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    names = [node.name for node in visitor.body if isinstance(node, ast.FunctionDef)]
+    assert len(names) == len(set(names)) == len({"/", *routes})
+    asked = [node.value for node in ast.walk(visitor) if isinstance(node, ast.Constant)]
+    assert {"/", *routes} <= set(asked)
+
+
+def test_locust_accepts_the_scenario() -> None:
+    text = scenario_file(PurePosixPath("locustfile.py"), ["/tasks", "/class", "/api/orders"]).text
+    Path("locustfile.py").write_text(text)
+    told = subprocess.run(
+        [sys.executable, "-m", "locust", "--list", "-f", "locustfile.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Visitor" in told.stdout
+
+
+def test_what_is_there_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    write(main=FASTAPI, locustfile="mine")
+    Path("tenfold.toml").write_text("# mine")
+    assert main(["init"]) == 2
+    assert capsys.readouterr().err == (
+        "tenfold: tenfold.toml is there already; replace it with: tenfold init --force\n"
+    )
+    assert Path("tenfold.toml").read_text() == "# mine"
+    assert main(["init", "--force"]) == 0
+    assert load(environ={}).service.app == "main:app"
+    assert Path("locustfile.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "sentence"),
+    [
+        ({}, [], "tenfold: no ASGI app was found below this folder; name it: tenfold init --app main:app\n"),
+        (
+            {"a": FASTAPI, "b": FASTAPI},
+            [],
+            "tenfold: 2 apps were found (a:app, b:app); name one: tenfold init --app a:app\n",
+        ),
+        ({}, ["--app", "main.py"], 'tenfold: --app main.py: it has to be "package.module:attribute"\n'),
+    ],
+)
+def test_where_it_is_not_obvious_nothing_is_written(
+    files: dict[str, str], arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(**files)
+    assert main(["init", *arguments]) == 2
+    assert capsys.readouterr().err == sentence
+    assert not Path("tenfold.toml").exists()
+
+
+def test_a_named_app_is_taken_as_it_is() -> None:
+    write(src__b=FASTAPI, a=FASTAPI)
+    assert main(["init", "--app", "b:app"]) == 0
+    assert load(environ={}).service.folder == Path("src")
+    assert main(["init", "--app", "not.found:yet", "--force"]) == 0
+    assert load(environ={}).service.app == "not.found:yet"

@@ -1,0 +1,33 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+Found = TypeVar("Found")
+
+
+@pytest.fixture(scope="session")
+def requires_server() -> Callable[[Found | None, str], Found]:
+    """``redis = requires_server(find_redis(settings), "Redis")``: skips without it, fails where CI=true."""
+
+    def requires(found: Found | None, name: str) -> Found:
+        if found is not None:
+            return found
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{name} is missing, and CI has to have it: run tenfold doctor")
+        pytest.skip(f"{name} is missing: run tenfold doctor")
+
+    return requires
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TENFOLD_STACK__… of whoever runs the tests is none of the tests' business."""
+    for name in os.environ:
+        if name.startswith("TENFOLD_") and "__" in name:
+            monkeypatch.delenv(name)
