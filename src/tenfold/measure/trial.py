@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Purpose = Literal["warm-up", "ramp", "search", "confirm", "overload"]
+Purpose = Literal["warm-up", "ramp", "search", "confirm", "overload", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,8 @@ class Trial:
     users: int = 0  # logged in at the end
     requests: int = 0  # requests that belong to arrivals
     errors: Mapping[str, int] = field(default_factory=dict)  # the commonest messages, bounded in number
+    # What else happened, how often: "arrivals without a request", "logins", "requests unanswered at the end".
+    notes: Mapping[str, int] = field(default_factory=dict)
     interrupted: bool = False
 
     @property
