@@ -101,7 +101,7 @@ class Trial:
     blocks: tuple[Block, ...]
     generator: GeneratorHealth
     endpoints: tuple[Endpoint, ...] = ()
-    corrected: str = ""  # all endpoints together
+    corrected: str = ""  # all endpoints together, and what was never sent with the time that it waited
     raw: str = ""
     users: int = 0  # logged in at the end
     requests: int = 0  # requests that belong to arrivals
