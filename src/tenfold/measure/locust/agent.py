@@ -13,6 +13,7 @@ set. Requests find their user through the client's own event object, since the a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import locust
@@ -244,7 +245,14 @@ def adopt(user: Any, crew: Crew, pool: Pool, hook: EventHook) -> Agent:
     client = getattr(user, "client", None)
     if client is not None:
         agent.follow(client, hook)
+    user.on_stop = partial(_stop, agent, user.on_stop)
     return agent
+
+
+def _stop(agent: Agent, on_stop: Callable[[], None]) -> None:
+    """``on_stop``: what it sends belongs to no arrival."""
+    agent.finish()
+    on_stop()
 
 
 def _start(user: Any, group: Any) -> Any:

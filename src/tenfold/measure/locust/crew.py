@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -28,20 +29,29 @@ HOPELESS_AFTER = 3
 
 
 class Pool:
-    """The users of one class, and the arrivals that fell to it and found none of them idle."""
+    """The users of one class, and the arrivals that fell to it and found none of them idle.
+
+    An arrival falls to any idle user with the same chance. In turn would be cheaper and wrong: users that
+    logged in together would walk through a sequence of tasks in step, and the load would come in waves of
+    one kind.
+    """
 
     def __init__(self, user_class: Any) -> None:
         self.user_class = user_class
         self.weight = float(user_class.weight)
         self.fixed = int(user_class.fixed_count)
         self.living = 0
-        self.idle: deque[Agent] = deque()
+        self.idle: list[Agent] = []
         self.queue: deque[tuple[Book, int]] = deque()
+        self._chance = random.Random(1).random  # noqa: S311 - a reproducible choice, not a secret
 
     def offer(self, book: Book, arrival: int) -> None:
-        """An arrival is due: the user who has been idle the longest takes it, or it waits for one."""
-        if self.idle:
-            agent = self.idle.popleft()
+        """An arrival is due: one of the idle users takes it, or it waits for one."""
+        idle = self.idle
+        if idle:
+            chosen = int(self._chance() * len(idle))
+            agent, idle[chosen] = idle[chosen], idle[-1]
+            idle.pop()
             get_hub().loop.run_callback(agent.greenlet.switch, (book, arrival, True))
         else:
             self.queue.append((book, arrival))
@@ -95,6 +105,7 @@ class Crew:
     ) -> None:
         self.pools = [Pool(user_class) for user_class in user_classes]
         self.closed: ClosedLoop | None = None
+        self.replacing = False  # whether a user that stops itself is followed by another at once
         self.logging_in = 0
         self.logins = 0  # users that got through on_start with every request answered well
         self.failed = 0  # users that did not get through, or had a request of on_start fail
@@ -143,6 +154,8 @@ class Crew:
                     raised_text(why, why.__traceback__) if why else "on_start stopped it"
                 )
             self._note_errors(agent)
+        elif self.replacing and agent.ready:
+            gevent.spawn(self._spawn, agent.pool)
         agent.finish()
 
     def fill(self, wanted: int, *, timeout_s: float) -> None:

@@ -56,6 +56,7 @@ class OpenLoop:
         classes = draws(len(due), shares=self._shares(), seed=request.seed)
         gc.collect()
         gc.freeze()
+        crew.replacing = True
         book.open()
         background = [
             gevent.spawn(self._tick, book),
@@ -66,7 +67,7 @@ class OpenLoop:
             book.unload()
             self._finish(book)
         finally:
-            self._going = self._open = False
+            self._going = self._open = crew.replacing = False
             gevent.killall(background)
             gc.unfreeze()
         return book.close(users=crew.users, logins=crew.logins + crew.failed - logins)
