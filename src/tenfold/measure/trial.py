@@ -101,11 +101,13 @@ class Trial:
     blocks: tuple[Block, ...]
     generator: GeneratorHealth
     endpoints: tuple[Endpoint, ...] = ()
-    corrected: str = ""  # all endpoints together
+    corrected: str = ""  # all endpoints together, and what was never sent with the time that it waited
     raw: str = ""
     users: int = 0  # logged in at the end
     requests: int = 0  # requests that belong to arrivals
     errors: Mapping[str, int] = field(default_factory=dict)  # the commonest messages, bounded in number
+    # What else happened, how often: "arrivals without a request", "logins", "requests unanswered at the end".
+    notes: Mapping[str, int] = field(default_factory=dict)
     interrupted: bool = False
 
     @property

@@ -1,0 +1,104 @@
+"""Load a locustfile the way ``locust -f`` does, and say in one sentence why it cannot be loaded."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import locust
+from locust import User
+from locust.argument_parser import get_parser
+from locust.env import Environment
+from locust.util.load_locustfile import load_locustfile
+
+from tenfold.errors import ScenarioError
+
+MAX_LOG_RECORDS = 200
+
+
+def load(path: Path, *, target: str) -> Any:
+    """An environment with the locustfile's user classes, its host replaced by ``target``, ``init`` fired.
+
+    Locust's own options come from ``locust.conf`` and ``LOCUST_`` variables as usual, so that tags and a
+    locustfile's custom options work.
+
+    Raises:
+        ScenarioError: it cannot be read, compiled or imported, or has no user class in it.
+    """
+    _compile(path)
+    environment = _environment(path, classes=_import(path), target=target)
+    environment._filter_tasks_by_tags()
+    for user_class in environment.user_classes:
+        user_class.host = target
+    runner = environment.create_local_runner()
+    locust.events.init.fire(environment=environment, runner=runner, web_ui=None)
+    return environment
+
+
+def _compile(path: Path) -> None:
+    try:
+        compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise ScenarioError(f"{path}:{error.lineno}: {error.msg}; correct the locustfile") from error
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"{path} cannot be read: {error}") from error
+
+
+def _import(path: Path) -> list[type[User]]:
+    try:
+        classes, _shapes = load_locustfile(str(path.resolve()))
+    except (Exception, SystemExit) as error:
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".py")
+        ]
+        mine = [frame for frame in frames if Path(frame.filename).name == path.name] or frames
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ScenarioError(
+            f"{path}:{mine[-1].lineno}: {reason}; the locustfile cannot be imported"
+        ) from error
+    if not classes:
+        raise ScenarioError(
+            f"{path} has no user class; add one, for instance class Visitor(FastHttpUser) with a @task"
+        )
+    return list(classes.values())
+
+
+def _environment(path: Path, *, classes: list[type[User]], target: str) -> Any:
+    try:
+        options = get_parser().parse_args([])
+        options.headless, options.host, options.locustfile = True, target, str(path)
+        return Environment(
+            user_classes=classes,
+            events=locust.events,
+            host=target,
+            locustfile=path.name,
+            parsed_locustfiles=[str(path)],
+            parsed_options=options,
+        )
+    except SystemExit as error:
+        raise ScenarioError(
+            "Locust does not accept its own options; look at locust.conf and the LOCUST_ variables"
+        ) from error
+    except ValueError as error:
+        raise ScenarioError(f"{path}: {error}") from error
+
+
+class FewRecords(logging.Filter):
+    """Lets the first records through: a service that fails a thousand times a second must not fill a disk."""
+
+    def __init__(self, most: int = MAX_LOG_RECORDS) -> None:
+        super().__init__()
+        self._left = most
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+
+def quiet_logging() -> None:
+    """Warnings and worse to stderr, bounded in number."""
+    handler = logging.StreamHandler()
+    handler.addFilter(FewRecords())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(name)s: %(message)s")

@@ -1,0 +1,92 @@
+"""May this service be loaded, and does it answer at all?"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from tenfold.errors import TargetError
+
+Resolve = Callable[[str, int], Sequence[Any]]
+FLAG = "--i-own-this-target"
+
+
+def require_loopback(url: str, *, owned: bool, resolve: Resolve | None = None) -> None:
+    """Refuse a target that is not on this machine, unless its owner says that it may be loaded.
+
+    Args:
+        url: ``http://`` or ``https://``, with a host.
+        owned: the user's word for it; then only the form of the URL is checked.
+        resolve: host and port to addresses, :func:`socket.getaddrinfo` by default.
+
+    Raises:
+        TargetError: for another scheme, no host, a host that does not resolve, or one address that is not
+            loopback. The name is resolved once more when requests are sent; what a name server answers then
+            is outside this check.
+    """
+    parts = _split(url)
+    if owned:
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = parts.hostname or ""
+    try:
+        found = (resolve or _getaddrinfo)(host, port)
+    except OSError as error:
+        raise TargetError(f"the host {host} of the target cannot be resolved; check the URL") from error
+    foreign = [str(entry[4][0]) for entry in found if not _is_loopback(str(entry[4][0]))]
+    if foreign or not found:
+        where = f" ({foreign[0]})" if foreign and foreign[0] != host else ""
+        raise TargetError(
+            f"{host}{where} is not this machine; add {FLAG} when the service is yours to put under load"
+        )
+
+
+def require_listening(url: str, *, timeout_s: float = 5.0) -> None:
+    """Connect once and hang up.
+
+    Raises:
+        TargetError: when nothing accepts the connection in time.
+    """
+    parts = _split(url)
+    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    try:
+        socket.create_connection(address, timeout=timeout_s).close()
+    except OSError as error:
+        why = (
+            "refuses connections"
+            if isinstance(error, ConnectionRefusedError)
+            else f"does not answer ({error})"
+        )
+        raise TargetError(
+            f"{shown(url)} {why}; start the service, or give the address where it listens"
+        ) from error
+
+
+def shown(url: str) -> str:
+    """The URL without user name and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        port_is_number = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_number = False
+    if not port_is_number or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise TargetError(f"{url.rpartition('@')[2]!r} is no URL of a service; write http://host:port")
+    return parts
+
+
+def _getaddrinfo(host: str, port: int) -> Sequence[Any]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
