@@ -195,6 +195,10 @@ class _Pool:
         for wait in state.waits_s:
             self.waits.record_value(_us(wait))
 
+    @property
+    def used(self) -> bool:
+        return self.checkouts + self.timeouts > 0 or self.full_s > 0
+
     def wait_ms(self, percentile: float) -> float:
         """Over all checkouts: those that found a connection at once waited for nothing."""
         at_once = 100 * (1 - self.waited / max(self.checkouts + self.timeouts, self.waited, 1))
@@ -262,13 +266,13 @@ class Tally:
             seen={
                 "requests": bool(self._routes),
                 "sqlalchemy": self._sqlalchemy,
-                "pool": bool(self._pools),
+                "pool": any(pool.used for pool in self._pools.values()),
                 "event loop": self._lags.total_count > 0,
                 "threads": self._threads[0] > 0,
             },
             routes=tuple(sorted((r.use() for r in self._routes.values()), key=lambda use: -use.total_s)),
             statements=tuple(sorted(statements, key=lambda use: -use.total_s)),
-            pools=tuple(pool.use(key) for key, pool in self._pools.items()),
+            pools=tuple(pool.use(key) for key, pool in self._pools.items() if pool.used),
             loop=self._loop(lines),
             threads=self._thread_use(),
             slowest=tuple(_slow(*entry[2:]) for entry in sorted(self._slowest, reverse=True)),
