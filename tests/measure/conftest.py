@@ -62,7 +62,9 @@ def postgres_url() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="tenfold-pg-"))
     user = None
     if os.getuid() == 0:
-        user = next(name for name in ("postgres", "nobody") if name in {entry.pw_name for entry in pwd.getpwall()})
+        user = next(
+            name for name in ("postgres", "nobody") if name in {entry.pw_name for entry in pwd.getpwall()}
+        )
         shutil.chown(folder, user)
     data, port = folder / "data", free_port()
     subprocess.run(

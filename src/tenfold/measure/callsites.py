@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 DEPTH = 200  # frames looked at before giving up; a deep recursion is not worth more
@@ -52,7 +52,7 @@ class CallSites:
         code = getattr(function, "__code__", None)
         path = self._path(code.co_filename) if code is not None else ""
         return (
-            CallSite(f"{path}:{code.co_firstlineno}", code.co_name) if code is not None and path else NOWHERE
+            CallSite(f"{path}:{code.co_firstlineno}", _name(code)) if code is not None and path else NOWHERE
         )
 
     def _walk(self, frame: FrameType | None) -> CallSite:
@@ -66,14 +66,14 @@ class CallSites:
                 path = self._path(code.co_filename)
             if path:
                 line = (path, frame.f_lineno)
-                return self._lines.get(line) or self._remember(line, code.co_name)
+                return self._lines.get(line) or self._remember(line, code)
             frame = frame.f_back
         return NOWHERE
 
-    def _remember(self, line: tuple[str, int], function: str) -> CallSite:
+    def _remember(self, line: tuple[str, int], code: CodeType) -> CallSite:
         if len(self._lines) >= FILES:
             self._lines.clear()
-        return self._lines.setdefault(line, CallSite(f"{line[0]}:{line[1]}", function))
+        return self._lines.setdefault(line, CallSite(f"{line[0]}:{line[1]}", _name(code)))
 
     def _path(self, filename: str) -> str:
         if len(self._files) >= FILES:
@@ -88,6 +88,12 @@ class CallSites:
         name = str(path)
         library = name.startswith(self._libraries) or "/site-packages/" in name or "/dist-packages/" in name
         return "" if library or not path.is_relative_to(self._root) else str(path.relative_to(self._root))
+
+
+def _name(code: CodeType) -> str:
+    """The function by its name; a comprehension or a lambda in it is still that function."""
+    names = code.co_qualname.split(".<locals>.")
+    return next((name for name in reversed(names) if not name.startswith("<")), code.co_name)
 
 
 def _starting_frame() -> FrameType | None:

@@ -1,4 +1,4 @@
-"""The service with the probe around it, as ``tenfold up`` puts it there."""
+"""The service with the probe around it: the probe first, so that it sees the engines being made."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,10 @@ from pathlib import Path
 from tenfold.measure.probe import Probe
 
 
-async def application(scope, receive, send):
-    await probe(scope, receive, send)
+async def later(scope, receive, send):
+    await app(scope, receive, send)
 
 
-def _app():
-    from app import app
+application = Probe(later, Path(os.environ["PROBE_ADDRESS"]), root=Path(__file__).parent, instance="app 1")
 
-    return app
-
-
-probe = Probe(_app(), Path(os.environ["PROBE_ADDRESS"]), root=Path(__file__).parent, instance="app 1")
+from app import app  # noqa: E402
