@@ -84,7 +84,10 @@ class CallSites:
     def _relative(self, filename: str) -> str:
         if filename.startswith("<"):
             return ""
-        path = Path(filename).resolve()
+        try:
+            path = Path(filename).resolve()
+        except (OSError, ValueError, RuntimeError):  # a name that is no path; the app must not notice
+            return ""
         name = str(path)
         library = name.startswith(self._libraries) or "/site-packages/" in name or "/dist-packages/" in name
         return "" if library or not path.is_relative_to(self._root) else str(path.relative_to(self._root))

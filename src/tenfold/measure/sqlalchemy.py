@@ -47,7 +47,8 @@ def install(recorder: Recorder) -> bool:
         _wrap(DefaultDialect, "do_commit", lambda do: _timed("COMMIT", do))
         _wrap(DefaultDialect, "do_rollback", lambda do: _timed("ROLLBACK", do))
         _wrap(Pool, "_create_connection", lambda do: _timed("CONNECT", do))
-        _wrap(QueuePool, "__init__", _making)
+        # create_engine() reads the arguments of __init__, which therefore stays as it is.
+        QueuePool.__new__ = staticmethod(_making)  # type: ignore[assignment]
         _wrap(QueuePool, "_do_get", _getting)
         _wrap(QueuePool, "_do_return_conn", _returning)
     return True
@@ -199,13 +200,11 @@ def _timed(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-def _making(init: Callable[..., None]) -> Callable[..., None]:
-    def making(pool: Any, *args: Any, **kwargs: Any) -> None:
-        init(pool, *args, **kwargs)
-        if _recorder is not None:
-            pool._tenfold_site = _recorder.sites.find(sys._getframe(1)).where
-
-    return making
+def _making(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+    pool = object.__new__(kind)
+    if _recorder is not None:
+        pool._tenfold_site = _recorder.sites.find(sys._getframe(1)).where
+    return pool
 
 
 def _getting(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
