@@ -30,7 +30,7 @@ from locust.user.task import (
 )
 
 from tenfold.measure.ledger import Fate, fate_of
-from tenfold.measure.tally import UNANSWERED
+from tenfold.measure.answers import UNANSWERED
 
 if TYPE_CHECKING:
     from tenfold.measure.locust.book import Book, Work

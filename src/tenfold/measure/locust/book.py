@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tenfold.measure import histogram
 from tenfold.measure.channel import TrialDone
 from tenfold.measure.ledger import Ledger
-from tenfold.measure.tally import Tallies
+from tenfold.measure.answers import Tallies
 from tenfold.measure.trial import GeneratorHealth
 
 if TYPE_CHECKING:

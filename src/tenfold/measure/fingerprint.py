@@ -1,0 +1,46 @@
+"""One statement, whatever its values: the normalised text under which executions are counted together.
+
+Not a parser: four substitutions, after the example of pg_stat_statements and Percona's ``pt-fingerprint``.
+Values in the text are replaced, so that a fingerprint may be shown in a report.
+"""
+
+from __future__ import annotations
+
+import re
+
+LIMIT = 1_000  # characters kept; longer statements are told apart by their beginning only
+
+_COMMENT = re.compile(r"/\*.*?\*/|--[^\n]*", re.DOTALL)
+_VALUE = re.compile(
+    r"""(?:\b[NEBX])?'(?:[^'\\]|''|\\.)*'      # 'text', with '' and \' inside
+      | \$(\w*)\$.*?\$\1\$                     # $tag$ text $tag$
+      | %\(\w+\)s | %s | \$\d+ | \?            # placeholders of psycopg, asyncpg, sqlite
+      | (?<![:\w]):\w+                         # :name, but not ::cast
+      | (?<![\w."])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?\b   # numbers that are not part of a name
+    """,
+    re.VERBOSE | re.DOTALL | re.IGNORECASE,
+)
+_CASTS = re.compile(r"\?(?:::[\w. ]+?(?:\(\?(?:, ?\?)*\))?(?:\[\])?(?=[\s,)\];]|$))+")
+_LIST = re.compile(r"\(\s*\?(?:\s*,\s*\?)*\s*\)")
+_ROWS = re.compile(r"(\(\?\+\))(?:\s*,\s*\(\?\+\))+")
+_SPACE = re.compile(r"\s+")
+
+
+def fingerprint(sql: str, *, limit: int = LIMIT) -> str:
+    """The statement with comments, values, casts of values, IN lists and VALUES lists taken out.
+
+    Args:
+        sql: the text as the driver gets it, placeholders of any style included.
+        limit: the longest result, in characters.
+
+    >>> fingerprint("SELECT a FROM t WHERE id IN (%(id_1)s::INTEGER, 7) AND name = 'x'")
+    'SELECT a FROM t WHERE id IN (?+) AND name = ?'
+    """
+    # A statement of megabytes (a bulk insert with its values in the text) is cut before the work, not after.
+    text = _COMMENT.sub(" ", sql[: limit * 4])
+    text = _VALUE.sub("?", text)
+    text = _SPACE.sub(" ", text).strip(" ;")
+    text = _CASTS.sub("?", text)
+    text = _LIST.sub("(?+)", text)
+    text = _ROWS.sub(r"\1", text)
+    return text[:limit]

@@ -1,0 +1,231 @@
+"""Hooks into SQLAlchemy: every statement of every engine, and how long connections were waited for.
+
+Statements come from class-level events of ``Engine``, which fire for sync and async engines alike, whenever
+the engine was made. SQLAlchemy has no event *before* a connection is handed out, nor around COMMIT, ROLLBACK
+and connecting: these methods are wrapped. They are private in part; the tests pin them to SQLAlchemy 2.1, and
+where one is missing that part is not seen.
+
+The time of a statement is the driver's ``execute``; rows that a server-side cursor fetches later are not in
+it. Under an async engine it includes the wait until the event loop came back to it.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from tenfold.measure import wire
+from tenfold.measure.recorder import Recorder
+
+WAITS = 500  # waits kept a pool between two frames
+
+# One process, one recorder: the hooks outlive whoever installed them, and the last one counts.
+_recorder: Recorder | None = None
+_pools: list[weakref.ref[Any]] = []
+_installed = False
+
+
+def install(recorder: Recorder) -> bool:
+    """Send what SQLAlchemy does to this recorder; False when SQLAlchemy is not installed."""
+    global _recorder, _installed  # noqa: PLW0603 - class-level hooks need a process-wide target
+    try:
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+        from sqlalchemy.engine.default import DefaultDialect
+        from sqlalchemy.pool import Pool, QueuePool
+    except ImportError:
+        return False
+    _recorder = recorder
+    if not _installed:
+        _installed = True
+        event.listen(Engine, "before_cursor_execute", _before, retval=True)
+        event.listen(Engine, "after_cursor_execute", _after)
+        event.listen(Engine, "handle_error", _failed)
+        _wrap(DefaultDialect, "do_commit", lambda do: _timed("COMMIT", do))
+        _wrap(DefaultDialect, "do_rollback", lambda do: _timed("ROLLBACK", do))
+        _wrap(Pool, "_create_connection", lambda do: _timed("CONNECT", do))
+        # create_engine() reads the arguments of __init__, which therefore stays as it is.
+        QueuePool.__new__ = staticmethod(_making)  # type: ignore[assignment]
+        _wrap(QueuePool, "_do_get", _getting)
+        _wrap(QueuePool, "_do_return_conn", _returning)
+    return True
+
+
+def pools() -> list[wire.PoolState]:
+    """What every pool that was used did since the last call."""
+    return [pool.__dict__["_tenfold"].drain() for pool in _alive()]
+
+
+def restart() -> None:
+    """Forget what the pools did before: a new collector listens."""
+    for pool in _alive():
+        pool.__dict__["_tenfold"] = PoolWatch(pool)
+
+
+def _alive() -> list[Any]:
+    _pools[:] = [reference for reference in _pools if reference() is not None]
+    return [pool for reference in _pools if (pool := reference()) is not None]
+
+
+class PoolWatch:
+    """One pool's use between two frames.
+
+    *Full* is exact, not sampled: from the moment in which the last connection that may exist is taken until
+    one comes back that nobody waits for.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = weakref.ref(pool)
+        self._capacity = pool.size() + pool._max_overflow if pool._max_overflow >= 0 else sys.maxsize
+        self._waiting = 0
+        self._full_since = perf_counter() if self.exhausted(pool) else 0.0
+        self._clear()
+
+    def exhausted(self, pool: Any) -> bool:
+        """Whether the next one has to wait."""
+        return bool(pool.checkedout() >= self._capacity)
+
+    def get(self, pool: Any, do_get: Callable[[Any], Any]) -> Any:
+        """Hand out a connection, timed only when it has to be waited for.
+
+        ``_do_get`` calls itself when two threads race for the last place; such a checkout counts twice.
+        """
+        if not self.exhausted(pool):
+            return self._took(pool, do_get(pool))
+        started = perf_counter()
+        self._waiting += 1
+        try:
+            return self._took(pool, do_get(pool))
+        except BaseException as error:
+            self.timeouts += type(error).__name__ == "TimeoutError"
+            raise
+        finally:
+            self._waiting -= 1
+            self._waited(perf_counter() - started)
+
+    def returning(self) -> None:
+        """A connection comes back."""
+        if self._full_since and not self._waiting:
+            self.full_s += perf_counter() - self._full_since
+            self._full_since = 0.0
+
+    def drain(self) -> wire.PoolState:
+        """The counts so far, as of now, and start again from nothing."""
+        pool = self._pool()
+        if self._full_since:
+            now = perf_counter()
+            self.full_s += now - self._full_since
+            self._full_since = now
+        dialect = getattr(getattr(pool, "_dialect", None), "name", "")
+        state = wire.PoolState(
+            number=id(self),
+            dialect=dialect,
+            site=getattr(pool, "_tenfold_site", ""),
+            size=pool.size() if pool is not None else 0,
+            max_overflow=getattr(pool, "_max_overflow", 0),
+            checked_out=self.most,
+            checkouts=self.checkouts,
+            timeouts=self.timeouts,
+            full_s=self.full_s,
+            waits_s=self.waits,
+            waited=self.waited,
+        )
+        self._clear()
+        return state
+
+    def _clear(self) -> None:
+        self.most = self.checkouts = self.timeouts = self.waited = 0
+        self.full_s = 0.0
+        self.waits: list[float] = []
+
+    def _took(self, pool: Any, connection: Any) -> Any:
+        self.checkouts += 1
+        taken = pool.checkedout()
+        self.most = max(self.most, taken)
+        if taken >= self._capacity and not self._full_since:
+            self._full_since = perf_counter()
+        return connection
+
+    def _waited(self, seconds: float) -> None:
+        self.waited += 1
+        if len(self.waits) < WAITS:
+            self.waits.append(seconds)
+        request = _recorder.current.get() if _recorder is not None else None
+        if request is not None:
+            request.pool_wait_s += seconds
+
+
+def _before(
+    conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    if _recorder is not None and _recorder.on and context is not None:
+        context._tenfold_started = perf_counter()
+    return statement, parameters
+
+
+def _after(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+    if _recorder is not None and _recorder.on:
+        # Some statements (a sequence's next value) come without a context: they are counted without a time.
+        started = getattr(context, "_tenfold_started", 0.0)
+        seconds = perf_counter() - started if started else 0.0
+        _recorder.executed(statement, sys._getframe(1), seconds, cursor.rowcount)
+
+
+def _failed(failure: Any) -> None:
+    context = failure.execution_context
+    started = getattr(context, "_tenfold_started", 0.0)
+    if _recorder is not None and _recorder.on and started and failure.statement:
+        _recorder.executed(failure.statement, sys._getframe(1), perf_counter() - started, -1)
+
+
+def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    original = owner.__dict__.get(name)
+    if original is not None:
+        setattr(owner, name, make(original))
+
+
+def _timed(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any) -> Any:
+        if _recorder is None or not _recorder.on:
+            return do(*args)
+        started = perf_counter()
+        try:
+            return do(*args)
+        finally:
+            _recorder.executed(name, sys._getframe(1), perf_counter() - started, -1)
+
+    return timed
+
+
+def _making(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+    pool = object.__new__(kind)
+    if _recorder is not None:
+        pool._tenfold_site = _recorder.sites.find(sys._getframe(1)).where
+    return pool
+
+
+def _getting(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def getting(pool: Any) -> Any:
+        if _recorder is None or not _recorder.on:
+            return do_get(pool)
+        watch = pool.__dict__.get("_tenfold")
+        if watch is None:
+            _recorder.sqlalchemy = True
+            watch = pool.__dict__["_tenfold"] = PoolWatch(pool)
+            _pools.append(weakref.ref(pool))
+        return watch.get(pool, do_get)
+
+    return getting
+
+
+def _returning(give_back: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def returning(pool: Any, record: Any) -> None:
+        watch = pool.__dict__.get("_tenfold")
+        if watch is not None:
+            watch.returning()
+        give_back(pool, record)
+
+    return returning
