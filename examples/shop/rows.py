@@ -2,7 +2,7 @@
 
 The skew is Zipf's: product k sells in proportion to 1 / (k + ½), user k orders in proportion to
 1 / (k + 100), so that product 1 is the best seller and user 1 the most faithful customer. Both are drawn by
-inverting the distribution function of the density 1 / (x + c): one uniform number and one power a draw, no tables.
+inverting the distribution function of the density 1 / (x + c): one uniform number and one power a draw.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _ROWS_A_CHUNK = 5_000
 
 # fmt: off
 _LOOKS = ("Amber", "Ash", "Blue", "Bright", "Bronze", "Classic", "Copper", "Dark", "Double", "Early",
-          "Field", "Garden", "Golden", "Green", "Grey", "Harbour", "Ivory", "Light", "Little", "Long", "Meadow",
-          "Nordic", "Plain", "River", "Round")
+          "Field", "Garden", "Golden", "Green", "Grey", "Harbour", "Ivory", "Light", "Little", "Long",
+          "Meadow", "Nordic", "Plain", "River", "Round")
 _MATERIALS = ("Bamboo", "Beech", "Brass", "Canvas", "Ceramic", "Clay", "Cork", "Cotton", "Felt", "Glass",
               "Hemp", "Iron", "Leather", "Linen", "Maple", "Oak", "Paper", "Steel", "Stone", "Wool")
 # fmt: on
@@ -111,6 +111,6 @@ def orders() -> Iterator[tuple[str, str]]:
                 items.append(f"{order_id}\t{product_id}\t{quantity}\t{unit}\n")
             user_id = 1 + int(_FAITHFUL * (growth ** uniform() - 1))
             status = "delivered" if order_id <= ORDERS - 2_000 else "paid"
-            created_at = (_OPENED + order_id * _BETWEEN_ORDERS).isoformat()
+            created_at = (_OPENED + (order_id - 1) * _BETWEEN_ORDERS).isoformat()
             placed.append(f"{order_id}\t{user_id}\t{status}\t{total_cents}\t{created_at}\n")
         yield "".join(placed), "".join(items)
