@@ -31,6 +31,8 @@ def load(engine: Engine, metadata: MetaData) -> None:
             connection.execute(CreateTable(table, include_foreign_key_constraints=[]))
         _fill(_driver(connection))
         _constrain(connection, metadata)
+        # Counted now, before the vacuum, and not as new rows that call for another one.
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM (ANALYZE)")
 
