@@ -21,7 +21,7 @@ def load(engine: Engine, metadata: MetaData) -> None:
     """Drop the tables of ``metadata``, create them again and fill them, all or nothing.
 
     Tables first, then rows, then indexes and foreign keys: a key that is checked row by row makes the load
-    five times as long. Rows arrive frozen and analysed, so that no vacuum begins while somebody measures.
+    five times as long. Rows end frozen and analysed, so that a vacuum while somebody measures finds only what is new.
 
     Raises sqlalchemy.exc.DBAPIError and psycopg.Error when the database refuses.
     """
@@ -31,8 +31,6 @@ def load(engine: Engine, metadata: MetaData) -> None:
             connection.execute(CreateTable(table, include_foreign_key_constraints=[]))
         _fill(_driver(connection))
         _constrain(connection, metadata)
-        # Counted now, before the vacuum, and not as new rows that call for another one.
-        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM (ANALYZE)")
 

@@ -125,8 +125,8 @@ def test_the_regulars_have_twenty_orders_and_more(untouched: str) -> None:
     assert scalar(untouched, query) >= 20
 
 
-def test_no_vacuum_is_due_after_the_load(untouched: str) -> None:
-    """Autovacuum has nothing to do while somebody measures: no page is unseen, no new row counted."""
+def test_the_load_leaves_no_vacuum_due(untouched: str) -> None:
+    """Autovacuum does not read the tables while somebody measures: no page unseen, no new row counted."""
     unseen = (
         "SELECT count(*) FROM pg_class JOIN pg_stat_user_tables ON relid = oid WHERE relallvisible < relpages"
     )
