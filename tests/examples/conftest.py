@@ -1,0 +1,93 @@
+"""One PostgreSQL, one filled database and one running service a variant, for the whole test session."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import shop_postgresql
+import shop_service
+from psycopg import sql
+from shop_service import EXAMPLES, VARIANTS, Variant
+
+sys.path.insert(0, str(EXAMPLES))
+
+SignIn = Callable[[int], httpx.Client]
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a server's maintenance database."""
+    programs = shop_postgresql.programs()
+    if programs is None:
+        reason = "PostgreSQL's programs are missing: pip install 'tenfold[stack]'"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    with shop_postgresql.running(programs) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def create_database(postgresql: str) -> Callable[[], str]:
+    """Creates an empty database and returns its URL."""
+    numbers = count(1)
+
+    def create() -> str:
+        name = f"shop_{next(numbers)}"
+        with psycopg.connect(postgresql, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return postgresql.rpartition("/")[0] + f"/{name}"
+
+    return create
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="session")
+def database_url(variant: Variant, create_database: Callable[[], str]) -> str:
+    """The variant's database, filled."""
+    url = create_database()
+    shop_service.prepare(variant, url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def service_url(
+    variant: Variant, database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    log: Path = tmp_path_factory.mktemp("shop") / "log"
+    with shop_service.serving(variant, database_url, log) as url:
+        yield url
+
+
+@pytest.fixture
+def client(service_url: str) -> Iterator[httpx.Client]:
+    """A visitor who has not signed in."""
+    with httpx.Client(base_url=service_url, timeout=30) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def sign_in(service_url: str) -> Iterator[SignIn]:
+    """Signs a user in, by number, and returns their client."""
+    clients: list[httpx.Client] = []
+
+    def sign_in(user_id: int) -> httpx.Client:
+        client = httpx.Client(base_url=service_url, timeout=30)
+        clients.append(client)
+        credentials = {"email": f"user{user_id}@shop.example", "password": "correct horse battery staple"}
+        token = client.post("/login", json=credentials).raise_for_status().json()["token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        return client
+
+    yield sign_in
+    for client in clients:
+        client.close()
