@@ -1,0 +1,1 @@
+"""One file a target that several patterns share: values in, files out, neither disk nor network."""

@@ -1,0 +1,62 @@
+"""What granian serves in an instance: the user's app, with tenfold's probe around it.
+
+The stack says through variables what to load. They are taken out of the environment first, so that an app
+which reads ``TENFOLD_…`` for itself does not meet them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from tenfold.stack.targets import leave, load
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Later:
+    """An ASGI app that is known later: the probe has to be in place before the user's code is imported."""
+
+    app: Application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand over to the app."""
+        await self.app(scope, receive, send)
+
+
+def make() -> Application:
+    """Build the app that this instance serves."""
+    target = os.environ.pop("_TENFOLD_APP")
+    folder = Path(os.environ.pop("_TENFOLD_FOLDER"))
+    later = Later()
+    probed = _probe(later, folder)
+    later.app = _application(target, folder, factory=os.environ.pop("_TENFOLD_FACTORY") == "1")
+    return probed
+
+
+def _probe(app: Application, folder: Path) -> Application:
+    address = Path(os.environ.pop("_TENFOLD_PROBE"))
+    instance = os.environ.pop("_TENFOLD_INSTANCE")
+    try:
+        from tenfold.measure.probe import Probe
+    except ImportError:  # UNTIL-MERGE: the probe comes from another branch; delete try and except then
+        return app
+    probe: Application = Probe(app, address, root=folder, instance=instance)
+    return probe
+
+
+def _application(target: str, folder: Path, *, factory: bool) -> Application:
+    app = load(target, folder)
+    if factory:
+        app = app()
+    if not callable(app):
+        leave(
+            f"{target} is a {type(app).__name__} and no ASGI app: name the app, or set [service] factory = true"
+        )
+    served: Application = app
+    return served

