@@ -49,12 +49,7 @@ def tenfold_(
 
 def _register() -> None:
     for name in COMMANDS:
-        try:
-            module = import_module(f"tenfold.cli.{name}")
-        except ModuleNotFoundError as error:  # MERGE: remove this guard once up.py and measure.py are here
-            if error.name != f"tenfold.cli.{name}":
-                raise
-            continue
+        module = import_module(f"tenfold.cli.{name}")
         app.command(name, epilog=f"Example: {module.EXAMPLE}")(module.command)
 
 
