@@ -9,7 +9,7 @@ from sqlalchemy.orm import sessionmaker
 
 engine = create_engine(
     make_url(os.environ["DATABASE_URL"]).set(drivername="postgresql+psycopg"),
-    pool_size=3,  # the smallest database plan allows 15 connections, for four instances
+    pool_size=2,  # the smallest database plan allows ten connections, for four instances
     max_overflow=0,
     pool_timeout=10,
     # A report must not take every core of the database.
