@@ -71,6 +71,12 @@ class Bar:
         self._stream.write(f"{text}\n" if not self._live else text)
         self._stream.flush()
 
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.clear()
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
     def done(self, label: str, text: str, seconds: float | None = None) -> None:
         """Say that something is done, and how long it took."""
         self.clear()

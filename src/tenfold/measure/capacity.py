@@ -33,6 +33,9 @@ class Rule:
 @dataclass
 class Capacity:
     low: float; high: float; outcome: str; why: str; seconds: float; trials: int; inflation: float=0; conf:int=0
+    confidence: float=0.95
+    @property
+    def reason(self): return self.why
 
 class CapacitySearch:
     def __init__(self, settings, **kw):
@@ -100,3 +103,6 @@ class CapacitySearch:
     def result(self):
         e = self.est
         return Capacity(e.low, e.high, "found", self.why, self.spent, len(self.trials), e.inflation, self.conf)
+
+    def verdicts(self):
+        return [(t.request.rate, self.verdict(t)) for t in self.trials if t.blocks]

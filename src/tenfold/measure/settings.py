@@ -33,6 +33,8 @@ class MeasureSettings(BaseModel):
     width: float = Field(
         0.10, gt=0, lt=1, description="stop when the interval is this narrow, (high-low)/mid"
     )
+    users: int = Field(10, ge=1, le=20_000, description="users logged in before the first trial")
+    spawn_rate: float = Field(100.0, gt=0, le=1000, description="most logins per second")
     max_users: int = Field(1000, ge=1, le=20_000, description="most users logged in at once")
     seed: int = Field(1, ge=0, description="seed of the arrival times")
     overload_s: float = Field(10.0, ge=0, le=120, description="length of the overload probe; 0 leaves it out")
