@@ -1,0 +1,127 @@
+"""``tenfold verify``: the checklist, run against the stack of tenfold.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tenfold.cli.console import GLYPHS, STYLES, as_json, console
+from tenfold.errors import DependencyError
+from tenfold.types import Verdict
+
+if TYPE_CHECKING:
+    from tenfold.settings import Settings
+    from tenfold.types import Stack
+    from tenfold.verify import Check, Outcome
+
+EXAMPLE = 'tenfold verify --only measure --only "slow queries found"'
+
+
+def command(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A check or a pattern; may be given several times.", show_default=False
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="In place of ./tenfold.toml.", show_default=False)
+    ] = None,
+    as_json_: Annotated[
+        bool, typer.Option("--json", help="The same facts as JSON, and nothing else.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Name the checks and run none.")] = False,
+) -> int:
+    """Run the checks of every pattern against the stack.
+
+    Exits with 0 when none failed and with 1 when one did. A skipped check says what it needs.
+    """
+    from tenfold.settings import load
+    from tenfold.verify import CHECKS, select
+
+    checks = select(CHECKS, only or ())
+    if list_:
+        for check in checks:
+            typer.echo(f"{check.pattern:12} {check.name}")
+        return 0
+    declared = load(settings)
+    with _started(declared) as stack:
+        outcomes = _run(checks, stack, declared, quiet=as_json_)
+    if as_json_:
+        typer.echo(as_json(facts(outcomes)))
+    return 1 if any(outcome.finding.verdict is Verdict.FAIL for outcome in outcomes) else 0
+
+
+@contextmanager
+def _started(settings: Settings) -> Iterator[Stack]:
+    try:  # MERGE: a plain import once tenfold.stack is here
+        make: Callable[[Settings], AbstractContextManager[Any]] = import_module("tenfold.stack").Stack
+    except ModuleNotFoundError as error:
+        if error.name != "tenfold.stack":
+            raise
+        raise DependencyError("this build of tenfold has no stack to verify against") from None
+    with make(settings) as stack:
+        yield stack
+
+
+def _run(checks: Sequence[Check], stack: Stack, settings: Settings, *, quiet: bool) -> list[Outcome]:
+    from tenfold.verify import run
+
+    outcomes = []
+    screen = console()
+    widest = max((len(check.name) for check in checks), default=0)
+    for outcome in run(checks, stack, settings):
+        outcomes.append(outcome)
+        if not quiet:
+            _show(screen, outcome, widest)
+    if not quiet:
+        screen.print(_summary(outcomes))
+    return outcomes
+
+
+def _show(screen: Any, outcome: Outcome, widest: int) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    finding = outcome.finding
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=1)
+    row.add_column(width=widest)
+    row.add_column(width=9)
+    row.add_column()
+    mark = Text(GLYPHS[finding.verdict], style=STYLES[finding.verdict])
+    row.add_row(mark, outcome.check.name, outcome.check.pattern[:9], Text(finding.claim))
+    screen.print(row)
+    if finding.remedy and finding.verdict is not Verdict.PASS:
+        screen.print(Padding(Text(f"→ {finding.remedy}"), (0, 0, 0, widest + 13)))
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    verdicts = [outcome.finding.verdict for outcome in outcomes]
+    counts = (f"{verdicts.count(verdict)} {GLYPHS[verdict]}" for verdict in Verdict if verdict in verdicts)
+    return f"{len(outcomes)} {'check' if len(outcomes) == 1 else 'checks'}: {'  '.join(counts)}"
+
+
+def facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "ok": all(outcome.finding.verdict is not Verdict.FAIL for outcome in outcomes),
+        "checks": [
+            {
+                "check": outcome.check.name,
+                "pattern": outcome.check.pattern,
+                "verdict": outcome.finding.verdict.value,
+                "claim": outcome.finding.claim,
+                "numbers": dict(outcome.finding.numbers),
+                "remedy": outcome.finding.remedy,
+                "seconds": round(outcome.seconds, 3),
+            }
+            for outcome in outcomes
+        ],
+    }
