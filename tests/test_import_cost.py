@@ -43,10 +43,14 @@ HEAVY = {
 # What a module may load of it: the entry with the longest name that fits. A new folder may load nothing until
 # it has a line here.
 IN_THE_APP = {"msgspec"}  # what tenfold puts into somebody else's process
+IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
     "tenfold.__main__": {"pydantic", "typer"},
     "tenfold.cli": {"pydantic", "typer"},
+    "tenfold.cli.following": IN_A_COMMAND,
+    "tenfold.cli.measure": IN_A_COMMAND,
+    "tenfold.cli.up": IN_A_COMMAND,
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
     "tenfold.measure.check": {"pydantic"},
     "tenfold.measure.emitter": IN_THE_APP,

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from tenfold.cli.discovery import App
     from tenfold.types import File
 
-EXAMPLE = "tenfold init --app shop.app:app"
 
-
-def command(
+def init(
     app: Annotated[
         str, typer.Option(metavar="MODULE:ATTRIBUTE", help="The ASGI app, when it is not obvious.")
     ] = "",

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from tenfold.types import Stack
     from tenfold.verify import Check, Outcome
 
-EXAMPLE = 'tenfold verify --only measure --only "slow queries found"'
 
-
-def command(
+def verify(
     only: Annotated[
         list[str] | None,
         typer.Option(
