@@ -162,7 +162,7 @@ def test_json_is_the_same_and_nothing_else(
     assert facts["tools"][0] == {
         "name": "PostgreSQL",
         "group": "server",
-        "purpose": "the stack's primary and replicas",
+        "purpose": "primary and replicas",
         "found": True,
         "required": True,
         "version": "18.4",

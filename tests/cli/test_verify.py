@@ -38,7 +38,7 @@ def lifetime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lifetime:
     times = Lifetime()
 
     @contextmanager
-    def started(settings: Settings) -> Iterator[object]:
+    def started(settings: Settings, *, quiet: bool) -> Iterator[object]:
         times.started += 1
         try:
             yield times
