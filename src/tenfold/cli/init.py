@@ -76,5 +76,9 @@ def _is_obvious(apps: list[App]) -> bool:
 
 
 def _write(root: Path, file: File) -> None:
-    (root / file.path).write_text(file.text, encoding="utf-8")
+    try:
+        (root / file.path).write_text(file.text, encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise SettingsError(f"{file.path} cannot be written: {reason}") from None
     typer.echo(f"Wrote  {file.path}")
