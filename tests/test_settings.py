@@ -187,6 +187,7 @@ def test_variables_are_held_to_the_same(write: Write, variable: str, value: str,
         "[service]\nenvironment = 5318008",
         "[stack]\napi_token = 5318008",
         "[stack]\ndatabase_url = 5318008",
+        '[stack]\nredis_server = ["redis://:53/18008@localhost/5318008"]',
         '[stack]\nredis_server = ["postgresql://shop:5318008@localhost/shop"]',
     ],
 )

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 KeyPath = tuple[str, ...]
 
 _SECRET = re.compile(r"password|passwd|secret|token|url|credential|_key|apikey", re.IGNORECASE)
-_URL_WITH_PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
+_URL_WITH_PASSWORD = re.compile(r"://\S*:\S*@")
 
 
 def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:

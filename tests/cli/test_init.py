@@ -221,6 +221,13 @@ def test_where_it_is_not_obvious_nothing_is_written(
     assert not Path("tenfold.toml").exists()
 
 
+def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    write(main=FASTAPI)
+    Path("tenfold.toml").mkdir()
+    assert main(["init", "--force"]) == 2
+    assert capsys.readouterr().err == "tenfold: tenfold.toml cannot be written: is a directory\n"
+
+
 def test_a_named_app_is_taken_as_it_is() -> None:
     write(src__b=FASTAPI, a=FASTAPI)
     assert main(["init", "--app", "b:app"]) == 0

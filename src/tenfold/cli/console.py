@@ -17,11 +17,11 @@ GLYPHS = {Verdict.PASS: "✔", Verdict.FAIL: "✘", Verdict.SKIP: "–"}
 STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Plain text for plain text: no markup, no emoji, no colours of its own choice."""
     from rich.console import Console
 
-    screen = Console(highlight=False, markup=False, emoji=False)
+    screen = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     screen.width = min(screen.width, 100)
     return screen
 

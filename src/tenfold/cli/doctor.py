@@ -20,7 +20,6 @@ from tenfold.types import Verdict
 if TYPE_CHECKING:
     from tenfold.settings import Settings
 
-EXAMPLE = "tenfold doctor --json | jq .ok"
 
 _TITLES = {
     "server": "Servers of the stack",
@@ -33,7 +32,7 @@ _TITLES = {
 }
 
 
-def command(
+def doctor(
     settings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="In place of ./tenfold.toml.", show_default=False)
     ] = None,

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from tenfold.cli.discovery import App
     from tenfold.types import File
 
-EXAMPLE = "tenfold init --app shop.app:app"
 
-
-def command(
+def init(
     app: Annotated[
         str, typer.Option(metavar="MODULE:ATTRIBUTE", help="The ASGI app, when it is not obvious.")
     ] = "",
@@ -78,5 +76,9 @@ def _is_obvious(apps: list[App]) -> bool:
 
 
 def _write(root: Path, file: File) -> None:
-    (root / file.path).write_text(file.text, encoding="utf-8")
+    try:
+        (root / file.path).write_text(file.text, encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or "unknown error").lower()
+        raise SettingsError(f"{file.path} cannot be written: {reason}") from None
     typer.echo(f"Wrote  {file.path}")

@@ -49,18 +49,16 @@ class Sighting:
 POSTGRESQL = Tool(
     "PostgreSQL",
     "server",
-    "the stack's primary and replicas",
+    "primary and replicas",
     {"apt": "postgresql", "dnf": "postgresql-server", "brew": "postgresql@18"},
 )
 REDIS = Tool(
     "Redis",
     "server",
-    "the stack's Redis; Valkey will do",
+    "Redis or Valkey",
     {"apt": "redis-server", "dnf": "valkey", "brew": "valkey"},
 )
-NGINX = Tool(
-    "nginx", "server", "the stack's front door", {"apt": "nginx-light", "dnf": "nginx", "brew": "nginx"}
-)
+NGINX = Tool("nginx", "server", "front door", {"apt": "nginx-light", "dnf": "nginx", "brew": "nginx"})
 
 LIBRARIES = (
     Tool("granian", "library", "runs the app's instances", instead="pip install 'tenfold[stack]'"),

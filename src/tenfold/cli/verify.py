@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from tenfold.types import Stack
     from tenfold.verify import Check, Outcome
 
-EXAMPLE = 'tenfold verify --only measure --only "slow queries found"'
 
-
-def command(
+def verify(
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,7 +48,7 @@ def command(
             typer.echo(f"{check.pattern:12} {check.name}")
         return 0
     declared = load(settings)
-    with _started(declared) as stack:
+    with _started(declared, quiet=as_json_) as stack:
         outcomes = _run(checks, stack, declared, quiet=as_json_)
     if as_json_:
         typer.echo(as_json(facts(outcomes)))
@@ -58,14 +56,16 @@ def command(
 
 
 @contextmanager
-def _started(settings: Settings) -> Iterator[Stack]:
+def _started(settings: Settings, *, quiet: bool) -> Iterator[Stack]:
     try:  # MERGE: a plain import once tenfold.stack is here
         make: Callable[[Settings], AbstractContextManager[Any]] = import_module("tenfold.stack").Stack
     except ModuleNotFoundError as error:
         if error.name != "tenfold.stack":
             raise
         raise DependencyError("this build of tenfold has no stack to verify against") from None
-    with make(settings) as stack:
+    with ExitStack() as running:
+        with nullcontext() if quiet else console(stderr=True).status("Starting the stack"):
+            stack = running.enter_context(make(settings))
         yield stack
 
 

