@@ -64,8 +64,8 @@ def remove(folder: Path) -> None:
 def clean(parent: Path) -> list[Path]:
     """End and remove every stack below ``parent`` whose owner is gone. Call it under the parent's lock.
 
-    A folder without a ledger was made by an owner that was killed before it started anything: the lock is held
-    from the making of the folder until its ledger is written.
+    A folder without a ledger was made by an owner that was killed before it started anything: the lock is
+    held from the making of the folder until its ledger is written.
     """
     cleaned = []
     for folder in [entry for entry in parent.iterdir() if entry.is_dir() and not entry.is_symlink()]:

@@ -1,7 +1,7 @@
 """PostgreSQL: a primary and streaming replicas, with the durability that PostgreSQL has by default.
 
-``initdb`` and ``pg_basebackup`` do not wait for the disk (``--no-sync``): the cluster dies with the stack. The
-servers do (``fsync``, ``synchronous_commit`` and ``full_page_writes`` are on), because a real service's are measured.
+``initdb`` and ``pg_basebackup`` do not wait for the disk (``--no-sync``): the cluster dies with the stack.
+The servers do (``fsync``, ``synchronous_commit``, ``full_page_writes``): what is measured is a real service.
 """
 
 from __future__ import annotations
@@ -109,7 +109,15 @@ class _PostgreSQL(LocalServer):
         name = self.slug.replace("-", "_")
         return self.place.launch(
             self.name,
-            [str(self.program.path), "-D", str(self.data), "-p", str(self.port), "-c", f"cluster_name={name}"],
+            [
+                str(self.program.path),
+                "-D",
+                str(self.data),
+                "-p",
+                str(self.port),
+                "-c",
+                f"cluster_name={name}",
+            ],
             cwd=self.data.parent,
             environment=PLAIN_ENVIRONMENT,
             account=self.place.account,
@@ -130,8 +138,15 @@ class _PostgreSQL(LocalServer):
         import psycopg
 
         try:
-            return bool(self.ask(query)[0][0])
+            return self._open() and bool(self.ask(query)[0][0])
         except psycopg.Error:
+            return False
+
+    def _open(self) -> bool:
+        """Whether its pid file says that it takes connections; asking it earlier fills its log with FATAL."""
+        try:
+            return (self.data / "postmaster.pid").read_text().split()[-1] in ("ready", "standby")
+        except (OSError, IndexError):
             return False
 
 
@@ -282,4 +297,4 @@ class Replica(_PostgreSQL):
     def settled(self) -> bool:
         """Whether it has replayed what the primary had written when this was asked first."""
         self._goal = self._goal or str(self.primary.ask("select pg_current_wal_lsn()")[0][0])
-        return self._says(f"select pg_last_wal_replay_lsn() >= '{self._goal}'")  # noqa: S608 - a log position
+        return self._says(f"select pg_last_wal_replay_lsn() >= '{self._goal}'")
