@@ -78,8 +78,8 @@ class _PostgreSQL(LocalServer):
 
     @property
     def admin_url(self) -> str:
-        """The database ``postgres``, as the superuser."""
-        return self._url(_ADMIN, self.admin_password, "postgres")
+        """The same database, as the superuser."""
+        return self._url(_ADMIN, self.admin_password, self.database)
 
     def _url(self, user: str, password: str, database: str) -> str:
         return f"postgresql://{user}:{password}@{self.address}/{database}"
@@ -173,6 +173,7 @@ class Primary(_PostgreSQL):
         self.database = self.user = name
         self.password, self.admin_password = secrets.token_hex(16), secrets.token_hex(16)
         self.max_connections = max_connections
+        self._owned = False
         self.replicas = replicas
 
     def offers(self) -> Mapping[str, str]:
@@ -233,16 +234,25 @@ class Primary(_PostgreSQL):
         }
 
     def ready(self) -> bool:
-        """Whether it answers this password; the first time, the app's role and database are made."""
-        return self._says("select true") and self._owned()
+        """Whether it answers; the first time, the app's role is made and gets its database."""
+        return self._open() and (self._owned or self._hand_over())
 
-    def _owned(self) -> bool:
-        with _connect(self.admin_url) as connection:
-            if not connection.execute("select from pg_roles where rolname = %s", [self.user]).fetchone():
-                # Both are ours: the name is an identifier by its pattern, the password hexadecimal.
-                role = f"create role {self.user} login password '{self.password}' in role pg_monitor"
+    def _hand_over(self) -> bool:
+        """The database is the one that initdb makes, renamed: a second one is 300 files more a server.
+
+        The name is an identifier by its pattern, the password is hexadecimal: neither needs quoting.
+        """
+        import psycopg
+
+        role = f"create role {self.user} login password '{self.password}' in role pg_monitor"
+        try:
+            with _connect(self._url(_ADMIN, self.admin_password, "template1")) as connection:
                 connection.execute(role.encode())
-                connection.execute(f"create database {self.database} owner {self.user}".encode())
+                connection.execute(f"alter database postgres rename to {self.database}".encode())
+                connection.execute(f"alter database {self.database} owner to {self.user}".encode())
+        except psycopg.OperationalError:
+            return False
+        self._owned = True
         return True
 
     def behind(self) -> dict[str, int]:
