@@ -28,12 +28,11 @@ from tenfold.stack.logs import ending, failure
 from tenfold.stack.ports import is_free
 from tenfold.stack.server import LocalServer
 
-EXAMPLE = "tenfold up shop.app:app --instances 2 --replicas 2"
 USUAL_PORT = 8080
 _TICK_S = 0.2
 
 
-def command(
+def up(
     app: Annotated[str | None, typer.Argument(help='the ASGI app, "package.module:attribute"')] = None,
     *,
     config: Annotated[Path | None, typer.Option(help="the tenfold.toml to use")] = None,
@@ -84,12 +83,19 @@ def _changed(
 
 @contextmanager
 def _ending_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the stack as Ctrl-C does."""
+    """Let SIGTERM and a closed terminal end the stack as Ctrl-C does.
+
+    A shell script starts what it puts into the background with SIGINT ignored; that one is heard all the same.
+    ``nohup`` ignores SIGHUP, and that is respected.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

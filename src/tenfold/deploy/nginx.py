@@ -98,7 +98,8 @@ def _main(door: FrontDoor) -> str:
 
 def _http(door: FrontDoor) -> str:
     temporary = "".join(
-        f"    {kind}_temp_path temp_{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"    {kind}_temp_path temp_{kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     fields = ",".join(f'"{name}":{value}' for name, value in ACCESS_LOG.items())
     servers = "".join(f"        server {address};\n" for address in door.upstreams)

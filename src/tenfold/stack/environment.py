@@ -11,7 +11,7 @@ from tenfold.errors import SettingsError
 # Other braces are none of our business: a variable may hold JSON.
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _DATABASE = {f"database_{part}" for part in ("url", "host", "port", "user", "password", "name")}
-_TABLE = {name: "database" for name in (*_DATABASE, "replica_urls")} | {"redis_url": "redis"}
+_TABLE = dict.fromkeys((*_DATABASE, "replica_urls"), "database") | {"redis_url": "redis"}
 _VARIABLES = {
     "database_url": "DATABASE_URL",
     "replica_urls": "DATABASE_REPLICA_URLS",

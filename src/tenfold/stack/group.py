@@ -69,4 +69,3 @@ class ProcessGroup:
             if process not in known:
                 known.append(process)
         return [process for process in known if lives(process)]
-

@@ -30,7 +30,7 @@ def sentence_of(log: Path) -> str | None:
 
 
 def failure(what: str, log: Path) -> str:
-    """One sentence about a failed server or command, then its last lines; its own sentence if it wrote one."""
+    """One sentence about a failed server or command and its last lines; its own sentence if it wrote one."""
     if sentence := sentence_of(log):
         return sentence
     quoted = "\n".join(f"  {line}" for line in last_lines(log))

@@ -2,7 +2,7 @@
 
 ``<temporary folder>/tenfold-<uid>/<id>/`` holds data, logs and configurations. It is short, because a Unix
 socket's path may have 107 characters (103 on macOS). Every start is written into the folder's ledger, and
-every process carries the folder's path as its mark: see :mod:`tenfold.stack.remains` for what that is good for.
+every process carries the folder's path as its mark; :mod:`tenfold.stack.remains` says what that is good for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CancelledError(StackError):
 
 
 class Place:
-    """One stack's folder, ledger and processes. Thread-safe; made by :func:`tenfold.stack.premises.create`."""
+    """One stack's folder, ledger and processes; :mod:`tenfold.stack.premises` makes it. Thread-safe."""
 
     def __init__(self, folder: Path, account: Account | None) -> None:
         self.folder = folder

@@ -44,7 +44,7 @@ def _probe(app: Application, folder: Path) -> Application:
     instance = os.environ.pop("_TENFOLD_INSTANCE")
     try:
         from tenfold.measure.probe import Probe
-    except ImportError:  # UNTIL-MERGE: the probe comes from another branch; delete try and except then
+    except ImportError:  # UNTIL-MERGE: delete the try and the except
         return app
     probe: Application = Probe(app, address, root=folder, instance=instance)
     return probe
@@ -55,8 +55,6 @@ def _application(target: str, folder: Path, *, factory: bool) -> Application:
     if factory:
         app = app()
     if not callable(app):
-        leave(
-            f"{target} is a {type(app).__name__} and no ASGI app: name the app, or set [service] factory = true"
-        )
+        leave(f"{target} is a {type(app).__name__}, not an ASGI app: name the app, or set [service] factory")
     served: Application = app
     return served

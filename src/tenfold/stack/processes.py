@@ -95,8 +95,8 @@ def members(leader: Leader, folder: Path) -> list[psutil.Process]:
 def is_marked(process: psutil.Process, folder: Path, *, programs: Collection[str] | None = None) -> bool:
     """Whether ``process`` belongs to the stack of ``folder``.
 
-    The mark in its environment is the proof. PostgreSQL and nginx overwrite that memory with their title: they
-    are known by working inside the private folder, given ``programs`` only when they run one of these.
+    The mark in its environment is the proof. PostgreSQL and nginx overwrite that memory with their title:
+    they are known by working inside the private folder, given ``programs`` only when they run one of these.
     """
     with suppress(psutil.Error, OSError):
         if process.environ().get(MARK) == str(folder):
@@ -123,7 +123,9 @@ def signal_all(processes: Iterable[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def gone(look: Callable[[], Collection[psutil.Process]], *, within_s: float, hurry: Callable[[], bool]) -> bool:
+def gone(
+    look: Callable[[], Collection[psutil.Process]], *, within_s: float, hurry: Callable[[], bool]
+) -> bool:
     """Wait until ``look`` finds no process; False when the time is over or ``hurry`` says so."""
     deadline = time.monotonic() + within_s
     while look():

@@ -90,11 +90,15 @@ def required(find: Callable[[Settings], Program | None], wanted: Wanted, setting
     return program
 
 
-def _find(settings: Settings, key: str, named: Path | None, *places: Iterator[tuple[Path, str]]) -> Program | None:
+def _find(
+    settings: Settings, key: str, named: Path | None, *places: Iterator[tuple[Path, str]]
+) -> Program | None:
     if named is not None:
         path = (settings.root / named.expanduser()).absolute()
         if not _is_program(path):
-            raise SettingsError(f"[stack] {key}: there is no program {path}; name another or leave the key out")
+            raise SettingsError(
+                f"[stack] {key}: there is no program {path}; name another or leave the key out"
+            )
         return Program(path, _version(path), "tenfold.toml")
     for place in places:
         for path, source in place:
@@ -151,7 +155,9 @@ def _postgresql_system() -> Iterator[tuple[Path, str]]:
         real = path.resolve()
         if _is_program(real.with_name("initdb")):
             yield real, source
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: _number(path.parts[-3]))
+    debian = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: _number(path.parts[-3])
+    )
     yield from ((path, str(path.parent)) for path in reversed(debian))
 
 

@@ -7,13 +7,14 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tenfold.errors import StackError, TenfoldError
 from tenfold.settings import Settings
-from tenfold.stack import environment, prepare, premises
+from tenfold.stack import environment, premises, prepare
 from tenfold.stack.interrupts import deferred
 from tenfold.stack.place import CancelledError, Place
 from tenfold.stack.server import LocalServer
@@ -131,8 +132,8 @@ class Stack:
         return next((server.behind() for server in self._servers if isinstance(server, Primary)), {})
 
     def ended(self) -> list[LocalServer]:
-        """The servers that have ended since they were started."""
-        return [server for server in self._servers if not server.pids()]
+        """The servers that have ended since they were started. Cheap enough to ask several times a second."""
+        return [server for server in self._servers if server.exit_status is not None and not server.pids()]
 
     def redacted(self, text: str) -> str:
         """``text`` without any of the stack's passwords."""
@@ -160,7 +161,8 @@ class Stack:
             raise StackError("the stack is already running")
         try:
             self._place = place = premises.create()
-            self._servers = wanted(self._settings, place)
+            made = wanted(self._settings, place)
+            self._servers = sorted(made, key=lambda server: PREPARED in server.needs)
             self._set_environment(place)
             self._start_all()
         except TenfoldError as error:
@@ -230,7 +232,7 @@ class Stack:
             timeout_s=_PREPARE_TIMEOUTS * timeout_s,
         )
         for server in self._servers:
-            if server.offers() and not place.wait(lambda s=server: s.settled() or None, timeout_s=timeout_s):
+            if server.offers() and not place.wait(partial(_settled, server), timeout_s=timeout_s):
                 raise StackError(f"{server.name} has not taken in what prepare did within {timeout_s:g} s")
         self._log(f"prepared after {time.monotonic() - begun:.1f} s")
 
@@ -270,6 +272,10 @@ def _inherited() -> dict[str, str]:
         entries = [os.path.abspath(entry) for entry in path.split(os.pathsep)]  # noqa: PTH100 - "" is "." here
         inherited["PYTHONPATH"] = os.pathsep.join(entries)
     return inherited
+
+
+def _settled(server: LocalServer) -> bool | None:
+    return server.settled() or None
 
 
 def _await(needed: Sequence[Future[None]]) -> None:

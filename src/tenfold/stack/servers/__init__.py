@@ -1,4 +1,4 @@
-"""One file a kind of server. Each has ``servers(settings, place) -> list[LocalServer]``: those that are wanted."""
+"""One file a kind of server, each with a function ``servers(settings, place)`` that makes those wanted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""App instances: granian with one worker process each, which serves the user's app with the probe around it."""
+"""App instances: granian, one worker process each, serving the user's app with the probe around it."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def app_folder(settings: Settings) -> Path:
 class Instance(LocalServer):
     """One app instance.
 
-    granian's main process ends when its worker does; the worker lives on when only the main process is killed,
-    which is why :meth:`pids` goes by sessions.
+    granian's main process ends when its worker does; the worker lives on when only the main process is
+    killed, which is why :meth:`pids` goes by sessions.
     """
 
     kind = "app"

@@ -27,6 +27,7 @@ class Nginx(LocalServer):
     """The front door. As root, its master stays root and its workers do not."""
 
     kind = "nginx"
+    needs = frozenset({"prepare", "app"})  # nobody meets a 502 because the stack is still starting
 
     def __init__(self, place: Place, program: Program, *, port: int, timeout_s: float) -> None:
         super().__init__(place, name="nginx", timeout_s=timeout_s, port=port)

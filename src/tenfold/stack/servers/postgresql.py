@@ -1,7 +1,7 @@
 """PostgreSQL: a primary and streaming replicas, with the durability that PostgreSQL has by default.
 
-``initdb`` and ``pg_basebackup`` do not wait for the disk (``--no-sync``): the cluster dies with the stack. The
-servers do (``fsync``, ``synchronous_commit`` and ``full_page_writes`` are on), because a real service's are measured.
+``initdb`` and ``pg_basebackup`` do not wait for the disk (``--no-sync``): the cluster dies with the stack.
+The servers do (``fsync``, ``synchronous_commit``, ``full_page_writes``): what is measured is a real service.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class _PostgreSQL(LocalServer):
 
     @property
     def admin_url(self) -> str:
-        """The database ``postgres``, as the superuser."""
-        return self._url(_ADMIN, self.admin_password, "postgres")
+        """The same database, as the superuser."""
+        return self._url(_ADMIN, self.admin_password, self.database)
 
     def _url(self, user: str, password: str, database: str) -> str:
         return f"postgresql://{user}:{password}@{self.address}/{database}"
@@ -109,7 +109,15 @@ class _PostgreSQL(LocalServer):
         name = self.slug.replace("-", "_")
         return self.place.launch(
             self.name,
-            [str(self.program.path), "-D", str(self.data), "-p", str(self.port), "-c", f"cluster_name={name}"],
+            [
+                str(self.program.path),
+                "-D",
+                str(self.data),
+                "-p",
+                str(self.port),
+                "-c",
+                f"cluster_name={name}",
+            ],
             cwd=self.data.parent,
             environment=PLAIN_ENVIRONMENT,
             account=self.place.account,
@@ -130,8 +138,15 @@ class _PostgreSQL(LocalServer):
         import psycopg
 
         try:
-            return bool(self.ask(query)[0][0])
+            return self._open() and bool(self.ask(query)[0][0])
         except psycopg.Error:
+            return False
+
+    def _open(self) -> bool:
+        """Whether its pid file says that it takes connections; asking it earlier fills its log with FATAL."""
+        try:
+            return (self.data / "postmaster.pid").read_text().split()[-1] in ("ready", "standby")
+        except (OSError, IndexError):
             return False
 
 
@@ -158,6 +173,7 @@ class Primary(_PostgreSQL):
         self.database = self.user = name
         self.password, self.admin_password = secrets.token_hex(16), secrets.token_hex(16)
         self.max_connections = max_connections
+        self._owned = False
         self.replicas = replicas
 
     def offers(self) -> Mapping[str, str]:
@@ -218,16 +234,25 @@ class Primary(_PostgreSQL):
         }
 
     def ready(self) -> bool:
-        """Whether it answers this password; the first time, the app's role and database are made."""
-        return self._says("select true") and self._owned()
+        """Whether it answers; the first time, the app's role is made and gets its database."""
+        return self._open() and (self._owned or self._hand_over())
 
-    def _owned(self) -> bool:
-        with _connect(self.admin_url) as connection:
-            if not connection.execute("select from pg_roles where rolname = %s", [self.user]).fetchone():
-                # Both are ours: the name is an identifier by its pattern, the password hexadecimal.
-                role = f"create role {self.user} login password '{self.password}' in role pg_monitor"
+    def _hand_over(self) -> bool:
+        """The database is the one that initdb makes, renamed: a second one is 300 files more a server.
+
+        The name is an identifier by its pattern, the password is hexadecimal: neither needs quoting.
+        """
+        import psycopg
+
+        role = f"create role {self.user} login password '{self.password}' in role pg_monitor"
+        try:
+            with _connect(self._url(_ADMIN, self.admin_password, "template1")) as connection:
                 connection.execute(role.encode())
-                connection.execute(f"create database {self.database} owner {self.user}".encode())
+                connection.execute(f"alter database postgres rename to {self.database}".encode())
+                connection.execute(f"alter database {self.database} owner to {self.user}".encode())
+        except psycopg.OperationalError:
+            return False
+        self._owned = True
         return True
 
     def behind(self) -> dict[str, int]:
@@ -282,4 +307,4 @@ class Replica(_PostgreSQL):
     def settled(self) -> bool:
         """Whether it has replayed what the primary had written when this was asked first."""
         self._goal = self._goal or str(self.primary.ask("select pg_current_wal_lsn()")[0][0])
-        return self._says(f"select pg_last_wal_replay_lsn() >= '{self._goal}'")  # noqa: S608 - a log position
+        return self._says(f"select pg_last_wal_replay_lsn() >= '{self._goal}'")
