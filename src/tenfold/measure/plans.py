@@ -1,0 +1,100 @@
+"""Reads PostgreSQL's plans: which table is read whole for a few rows, and by which column. Pure.
+
+A plan is what ``EXPLAIN (FORMAT JSON)`` gives; rows are the planner's estimates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TABLE_ROWS = 10_000  # a smaller table is read whole in a millisecond
+SHARE = 0.05  # of the table's rows; when more are wanted, reading it whole may well be right
+
+_NAME = r'(?:(?P<alias>\w+|"[^"]+")\.)?(?P<column>[a-z_]\w*|"[^"]+")'
+_CAST = r"(?:::[a-z_][\w ]*(?:\[\])?)?"
+_EQUAL = re.compile(rf"\(\(?{_NAME}\)?{_CAST} = (?:ANY \()?\(?(?P<value>\$\d+|'|-?\d|\(?InitPlan|true|false)")
+_JOIN = re.compile(r'\(?((?:\w+|"[^"]+")\.(?:\w+|"[^"]+")) = ((?:\w+|"[^"]+")\.(?:\w+|"[^"]+"))\)?')
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A table read whole although few of its rows are wanted."""
+
+    schema: str
+    table: str
+    columns: tuple[str, ...]  # any of them, compared for equality, would have found the rows
+    rows: float  # wanted, as the planner estimates
+
+
+def scans(plan: Mapping[str, Any]) -> tuple[Scan, ...]:
+    """Scans of whole tables that an index on one column could replace, with its candidate columns."""
+    return tuple(_filtered(plan)) + tuple(_joined(plan))
+
+
+def outline(plan: Mapping[str, Any], *, depth: int = 0) -> Iterator[str]:
+    """The plan as indented lines, without any value that was written into the statement."""
+    table = f" on {plan['Relation Name']}" if "Relation Name" in plan else ""
+    index = f" using {plan['Index Name']}" if "Index Name" in plan else ""
+    condition = plan.get("Filter") or plan.get("Index Cond") or plan.get("Hash Cond") or ""
+    shown = f"  {_LITERAL.sub('?', str(condition))}" if condition else ""
+    yield f"{'  ' * depth}{plan['Node Type']}{index}{table}  (rows {plan['Plan Rows']:,}){shown}"
+    for child in plan.get("Plans", ()):
+        yield from outline(child, depth=depth + 1)
+
+
+def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _filtered(plan: Mapping[str, Any]) -> Iterator[Scan]:
+    for node in _nodes(plan):
+        if _whole(node) and "Filter" in node and " OR " not in node["Filter"]:
+            columns = tuple(
+                dict.fromkeys(_bare(found["column"]) for found in _EQUAL.finditer(node["Filter"]))
+            )
+            if columns:
+                yield _scan(node, columns, float(node["Plan Rows"]) * _workers(node))
+
+
+def _whole(node: Mapping[str, Any]) -> bool:
+    """Reads every row: in the table's order, or, for an ORDER BY, in that of an index on something else."""
+    kind = node["Node Type"]
+    return kind == "Seq Scan" or (kind == "Index Scan" and "Index Cond" not in node)
+
+
+def _joined(plan: Mapping[str, Any]) -> Iterator[Scan]:
+    """A hash join that reads a table whole to keep few of its rows: the join's column has no index."""
+    for node in _nodes(plan):
+        found = _JOIN.search(node.get("Hash Cond", ""))
+        if node["Node Type"] != "Hash Join" or found is None:
+            continue
+        by_alias = dict(side.rsplit(".", 1) for side in found.groups())
+        for child in _below_hash(node):
+            alias = child.get("Alias", "")
+            column = by_alias.get(alias) or by_alias.get(f'"{alias}"')
+            if child["Node Type"] == "Seq Scan" and "Filter" not in child and column is not None:
+                yield _scan(child, (_bare(column),), float(node["Plan Rows"]))
+
+
+def _below_hash(join: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for child in join.get("Plans", ()):
+        yield child["Plans"][0] if child["Node Type"] == "Hash" else child
+
+
+def _scan(node: Mapping[str, Any], columns: tuple[str, ...], rows: float) -> Scan:
+    return Scan(node.get("Schema", "public"), node["Relation Name"], columns, rows)
+
+
+def _workers(node: Mapping[str, Any]) -> int:
+    # A parallel scan's rows are those of one process; two workers and the leader are PostgreSQL's default.
+    return 3 if node.get("Parallel Aware") else 1
+
+
+def _bare(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
