@@ -15,7 +15,9 @@ SHARE = 0.05  # of the table's rows; when more are wanted, reading it whole may 
 
 _NAME = r'(?:(?P<alias>\w+|"[^"]+")\.)?(?P<column>[a-z_]\w*|"[^"]+")'
 _CAST = r"(?:::[a-z_][\w ]*(?:\[\])?)?"
-_EQUAL = re.compile(rf"\(\(?{_NAME}\)?{_CAST} = (?:ANY \()?\(?(?P<value>\$\d+|'|-?\d|\(?InitPlan|true|false)")
+_EQUAL = re.compile(
+    rf"\(\(?{_NAME}\)?{_CAST} = (?:ANY \()?\(?(?P<value>\$\d+|ARRAY\[|'|-?\d|\(?InitPlan|true|false)"
+)
 _JOIN = re.compile(r'\(?((?:\w+|"[^"]+")\.(?:\w+|"[^"]+")) = ((?:\w+|"[^"]+")\.(?:\w+|"[^"]+"))\)?')
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 

@@ -1,8 +1,8 @@
 """Ranks what a measurement saw: each rule looks for one kind of bottleneck and says what it saw.
 
 A share is of the slow requests' time: of all requests slower than the median of their own route, how much of
-their time went there. Rules of the database come first in doubt, because a full pool and a busy processor often
-only follow from them.
+their time went there. Pools, threads and processors often only follow from what the database is asked; where
+both were found, that is said.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def missing_indexes(case: Case) -> Iterator[Bottleneck]:
         seen = [f"{missing.table_rows:,} rows read for {max(missing.rows, 1):,.0f}", _time(*uses)]
         if proof is not None:
             seen.append(
-                f"with the index one look-up takes {proof.after_ms:.2f} ms in place of {proof.before_ms:.1f} ms"
+                f"one look-up takes {proof.after_ms:.2f} ms with the index, {proof.before_ms:.1f} ms without"
             )
         yield Bottleneck(
             kind="Database",
@@ -156,7 +156,7 @@ def connecting(case: Case) -> Iterator[Bottleneck]:
             severity="high",
             share=share,
             evidence=(f"{made:,} made in {case.evidence.requests:,} requests", _time(*uses)),
-            remedy="keep as many connections in the pool as are used at once: pool_size in place of max_overflow",
+            remedy="keep as many connections as are used at once: pool_size in place of max_overflow",
         )
 
 
