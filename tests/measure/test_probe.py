@@ -103,9 +103,9 @@ def test_waits_for_the_pool_are_seen(service: Service, collector: Collector) -> 
 
 
 def test_a_pool_with_room_is_not_waited_for(service: Service, collector: Collector) -> None:
-    service.get("/hold", 3)
-    until(lambda: collector.evidence().pools)
-    (pool,) = seen(collector, 3).pools
+    # What a worker sends first after a reset tells of the time before, too, and is left out.
+    until(lambda: service.get("/hold") or collector.evidence().pools)
+    (pool,) = collector.evidence().pools
     assert (pool.waited, pool.wait_p95_ms, pool.full_share) == (0, 0, 0)
 
 

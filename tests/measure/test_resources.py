@@ -129,5 +129,7 @@ def test_cpu_between(before: list[Process], after: list[Process], known: set[int
 
 
 def test_a_tree_holds_descendants_only() -> None:
-    everything = {pid: Process(pid, parent, 0, 0, 0, 0, 0) for pid, parent in [(1, 0), (2, 1), (3, 2), (4, 1)]}
+    everything = {
+        pid: Process(pid, parent, 0, 0, 0, 0, 0) for pid, parent in [(1, 0), (2, 1), (3, 2), (4, 1)]
+    }
     assert set(processes.tree(everything, [2, 99])) == {2, 3}

@@ -1,7 +1,8 @@
 """One statement, whatever its values: the normalised text under which executions are counted together.
 
-Not a parser: four substitutions, after the example of pg_stat_statements and Percona's ``pt-fingerprint``.
-Values in the text are replaced, so that a fingerprint may be shown in a report.
+Not a parser: a few substitutions, after the example of pg_stat_statements and Percona's ``pt-fingerprint``.
+Values in the text are replaced, so that a fingerprint may be shown in a report. Strings are read as
+PostgreSQL reads them: a backslash escapes in ``E'…'`` only.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import re
 
 LIMIT = 1_000  # characters kept; longer statements are told apart by their beginning only
 
-_COMMENT = re.compile(r"/\*.*?\*/|--[^\n]*", re.DOTALL)
-_VALUE = re.compile(
-    r"""(?:\b[NEBX])?'(?:[^'\\]|''|\\.)*'      # 'text', with '' and \' inside
-      | \$(\w*)\$.*?\$\1\$                     # $tag$ text $tag$
-      | %\(\w+\)s | %s | \$\d+ | \?            # placeholders of psycopg, asyncpg, sqlite
-      | (?<![:\w]):\w+                         # :name, but not ::cast
+# Whichever begins first wins: a comment in a string is a string, a quote in a comment is a comment.
+_TOKEN = re.compile(
+    r"""(?P<comment>/\*.*?(?:\*/|\Z) | --[^\n]*)
+      | \bE'(?:[^'\\]|''|\\.)*(?:'|\Z)         # E'it\'s'
+      | (?:\b[NBXU]&?)?'(?:[^']|'')*(?:'|\Z)     # 'it''s', and what is cut off in the middle
+      | \$(\w*)\$.*?(?:\$\2\$|\Z)               # $tag$ text $tag$
+      | %\(\w+\)s | %s | \$\d+ | \?             # placeholders of psycopg, asyncpg, sqlite
+      | (?<![:\w]):\w+                          # :name, but not ::cast
       | (?<![\w."])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?\b   # numbers that are not part of a name
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
@@ -37,8 +40,7 @@ def fingerprint(sql: str, *, limit: int = LIMIT) -> str:
     'SELECT a FROM t WHERE id IN (?+) AND name = ?'
     """
     # A statement of megabytes (a bulk insert with its values in the text) is cut before the work, not after.
-    text = _COMMENT.sub(" ", sql[: limit * 4])
-    text = _VALUE.sub("?", text)
+    text = _TOKEN.sub(lambda token: " " if token["comment"] else "?", sql[: limit * 4])
     text = _SPACE.sub(" ", text).strip(" ;")
     text = _CASTS.sub("?", text)
     text = _LIST.sub("(?+)", text)
