@@ -284,7 +284,8 @@ def _wait(tasks: Any) -> None:
 
 
 def _user_error(user_instance: Any, exception: BaseException, tb: Any, **_: Any) -> None:
-    agent = agent_of(user_instance)
+    # Locust hands over the task set that the exception passed through, whatever the argument is called.
+    agent = agent_of(getattr(user_instance, "user", user_instance))
     if agent is not None:
         agent.raised(raised_text(exception, tb))
 

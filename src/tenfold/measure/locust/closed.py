@@ -42,6 +42,7 @@ class ClosedLoop:
             arrival = ledger.add(now)
             ledger.release(arrival)
             agent.begin(self._book, arrival, True)
+            agent.waited_ms = 0.0  # due when it is sent, not a microsecond earlier
 
     def stop(self, *, settle: bool) -> None:
         """End the trial now."""
