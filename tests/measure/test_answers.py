@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from tenfold.measure import histogram
-from tenfold.measure.ledger import Fate
 from tenfold.measure.answers import MAX_ENDPOINTS, MAX_MESSAGES, OTHER, Tallies
+from tenfold.measure.ledger import Fate
 
 
 def test_an_endpoint_keeps_both_latencies_and_its_statuses() -> None:

@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -44,8 +43,6 @@ def _application(asked: str) -> typer.Typer:
         callback=_tenfold,
     )
     for name, (short_help, example) in COMMANDS.items():
-        if find_spec(f"tenfold.cli.{name}") is None:  # MERGE: remove, once up.py and measure.py are here
-            continue
         function = getattr(import_module(f"tenfold.cli.{name}"), name) if name == asked else _not_asked_for
         app.command(name, short_help=short_help, epilog=f"Example: {example}")(function)
     return app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,12 +64,8 @@ def examine(settings: Settings) -> list[Sighting]:
 
 
 def _servers(settings: Settings) -> list[Sighting]:
-    try:  # MERGE: a plain import once tenfold.stack is here
-        programs: Any = import_module("tenfold.stack.programs")
-    except ModuleNotFoundError as error:
-        if error.name not in {"tenfold.stack", "tenfold.stack.programs"}:
-            raise
-        return []
+    from tenfold.stack import programs
+
     stack = settings.stack
     return [
         _server(tools.POSTGRESQL, programs.find_postgresql, settings, stack.database),

@@ -24,7 +24,7 @@ EXAMPLE = "tenfold measure http://127.0.0.1:8000 --scenario locustfile.py --min-
 HOLDS, FAILS, UNDECIDED = 0, 1, 2
 
 
-def measure(  # noqa: PLR0913 - each is an option of the command
+def measure(
     target: Annotated[
         str | None, typer.Argument(metavar="[URL]", help="Without it: the stack of tenfold.toml.")
     ] = None,

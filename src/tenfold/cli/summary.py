@@ -1,4 +1,4 @@
-"""A report as text: what ``tenfold measure`` prints. Pure: at most ``WIDTH`` columns, readable without colour."""
+"""A report as text: what ``tenfold measure`` prints. Pure: ``WIDTH`` columns, readable without colour."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _capacity(report: Report) -> Iterator[str]:
         yield from _wrapped("", "interrupted: this is what was known by then")
     if report.latency_ms is not None:
         yield f"{'':<{LABEL}}{_latency(report.latency_ms)}   errors {share(report.error_share)}"
-        yield f"{'':<{LABEL}}measured at {number(report.achieved_rps)} requests/s, {report.samples:,} requests"
+        measured = f"measured at {number(report.achieved_rps)} requests/s, {report.samples:,} requests"
+        yield f"{'':<{LABEL}}{measured}"
     if report.refused_share:
         yield f"{'':<{LABEL}}refused {share(report.refused_share)} (429, 503)"
     for message, count in list(report.errors.items())[:3]:
@@ -55,10 +56,8 @@ def _overload(report: Report) -> Iterator[str]:
         return
     back = recovery(report)
     recovers = f"recovers in {back}" if overload.recovered_s is not None else f"recovers {back}"
-    yield (
-        f"{'Overload':<{LABEL}}at {number(overload.rate)} arrivals/s keeps {100 * overload.kept:.0f} % of it, "
-        f"{recovers}"
-    )
+    kept = f"at {number(overload.rate)} arrivals/s keeps {100 * overload.kept:.0f} % of it"
+    yield f"{'Overload':<{LABEL}}{kept}, {recovers}"
 
 
 def _generator(report: Report) -> Iterator[str]:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from tenfold.cli.following import Follower
 from tenfold.errors import SettingsError, StackError
-from tenfold.settings import Settings
+from tenfold.settings import Settings, load
 from tenfold.stack import Stack
 from tenfold.stack.logs import ending, failure
 from tenfold.stack.ports import is_free
@@ -35,7 +35,10 @@ _TICK_S = 0.2
 def up(
     app: Annotated[str | None, typer.Argument(help='the ASGI app, "package.module:attribute"')] = None,
     *,
-    config: Annotated[Path | None, typer.Option(help="the tenfold.toml to use")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--settings", metavar="FILE", help="In place of ./tenfold.toml.", show_default=False),
+    ] = None,
     instances: Annotated[int | None, typer.Option(min=1, max=64, help="app instances")] = None,
     replicas: Annotated[int | None, typer.Option(min=0, max=16, help="replicas of the primary")] = None,
     port: Annotated[
@@ -44,7 +47,7 @@ def up(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object when all is ready")] = False,
 ) -> None:
     """Start the whole stack on this machine, and stop it with Ctrl-C."""
-    settings = _changed(_loaded(config), app=app, instances=instances, replicas=replicas, port=port)
+    settings = _changed(load(config), app=app, instances=instances, replicas=replicas, port=port)
     if not settings.service.app:
         raise SettingsError("which app? tenfold up package.module:app, or app in [service] of tenfold.toml")
     try:
@@ -55,16 +58,6 @@ def up(
     except KeyboardInterrupt:
         if not as_json:
             typer.echo("Stopped: nothing is left running.")
-
-
-def _loaded(config: Path | None) -> Settings:
-    from tenfold import settings
-
-    load = getattr(settings, "load", None)  # UNTIL-MERGE: call settings.load(config) when it is there
-    if load is None:
-        return Settings(root=Path.cwd())
-    loaded: Settings = load(config)
-    return loaded
 
 
 def _changed(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from importlib import import_module
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tenfold.cli.console import GLYPHS, STYLES, as_json, console
-from tenfold.errors import DependencyError
 from tenfold.types import Verdict
 
 if TYPE_CHECKING:
@@ -57,15 +55,11 @@ def verify(
 
 @contextmanager
 def _started(settings: Settings, *, quiet: bool) -> Iterator[Stack]:
-    try:  # MERGE: a plain import once tenfold.stack is here
-        make: Callable[[Settings], AbstractContextManager[Any]] = import_module("tenfold.stack").Stack
-    except ModuleNotFoundError as error:
-        if error.name != "tenfold.stack":
-            raise
-        raise DependencyError("this build of tenfold has no stack to verify against") from None
+    from tenfold.stack import Stack as LocalStack
+
     with ExitStack() as running:
         with nullcontext() if quiet else console(stderr=True).status("Starting the stack"):
-            stack = running.enter_context(make(settings))
+            stack = running.enter_context(LocalStack(settings))
         yield stack
 
 

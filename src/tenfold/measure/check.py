@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tenfold.measure.settings import MeasureSettings, Objective
+from tenfold.measure.trial import TrialRequest
 from tenfold.types import Finding, Stack, Verdict
 
 BASELINE = "baseline established"
@@ -21,6 +22,8 @@ SLOW_QUERIES = "slow queries found"
 _SAVE = "tenfold measure --save main"
 # 10 arrivals beyond p99: the 95 % interval of that percentile then reaches from p98.3 to p99.7 (binomial).
 _BEYOND_P99 = 10
+# A load that no service notices, long enough for every task of a scenario to come.
+_LIGHT_RATE, _LIGHT_S = 10.0, 4.0
 _PERCENTILES = ("p50", "p95", "p99")
 
 
@@ -97,7 +100,8 @@ def _same_objective(report: Mapping[str, Any], objective: Objective) -> None:
 
 def _percentiles(report: Mapping[str, Any]) -> dict[str, float]:
     latency = report.get("latency_ms")
-    numbers = {key: _number(latency, key) for key in (*_PERCENTILES, "samples")}
+    numbers = {key: _number(latency, key) for key in _PERCENTILES}
+    numbers["samples"] = _number(report, "samples")
     if sorted(numbers[key] for key in _PERCENTILES) != [numbers[key] for key in _PERCENTILES]:
         raise _Unusable("the newest baseline has percentiles that fall: its histogram is broken")
     needed = round(_BEYOND_P99 / 0.01)
@@ -133,6 +137,23 @@ class Evidence(Protocol):
     def seen(self) -> Mapping[str, bool]: ...
     @property
     def statements(self) -> Sequence[StatementUse]: ...
+
+
+def slow_queries(stack: Stack, settings: MeasureSettings, *, root: Path) -> Finding:
+    """Drive the scenario (relative to ``root``) for a few seconds and look for slow statements."""
+    from tenfold.measure.collector import Collector
+    from tenfold.measure.generator import Generator
+
+    request = TrialRequest(_LIGHT_RATE, _LIGHT_S, "warm-up", settings.seed)
+    with (
+        Collector(stack.probe_address) as collector,
+        Generator(root / settings.scenario, stack.url, settings=settings, cwd=root) as generator,
+    ):
+        generator.start_users(settings.users)
+        generator.run(request)  # the probes connect meanwhile
+        collector.reset()
+        generator.run(request)
+        return slow_queries_found(collector.evidence())
 
 
 def slow_queries_found(evidence: Evidence, *, slow_ms: float = 100.0) -> Finding:

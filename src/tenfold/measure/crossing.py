@@ -16,7 +16,6 @@ is estimated from the trials themselves and, being estimated, turns the normal p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +60,31 @@ class Crossing:
 
 CAP = 0.95
 SLOW = 0.2
-CFG = dict(qq=0.2, prior_df=4.0, prior_s=1.0, nu=30.0, floors=5, kappa=1.6, shape=0.5, h0=0.1, h1=4.0, hn=9, es=(0,.04,.12), ew=(.6,.25,.15), esc=1.0, fail=0.3, passes=3, relax=0.45, hm=0.8, hs=1.0)
+CFG = dict(
+    qq=0.2,
+    prior_df=4.0,
+    prior_s=1.0,
+    nu=30.0,
+    floors=5,
+    kappa=1.6,
+    shape=0.5,
+    h0=0.1,
+    h1=4.0,
+    hn=9,
+    es=(0, 0.04, 0.12),
+    ew=(0.6, 0.25, 0.15),
+    esc=1.0,
+    fail=0.3,
+    passes=3,
+    relax=0.45,
+    hm=0.8,
+    hs=1.0,
+)
 
 
 def crossing(samples, *, limit, confidence=0.95, correlated=True):
     import numpy as np
+
     rates = np.array([s.rate for s in samples])
     offered = np.array([s.offered for s in samples], float)
     share = np.minimum(np.array([s.bad for s in samples]) / offered, CAP)
@@ -100,7 +118,9 @@ def crossing(samples, *, limit, confidence=0.95, correlated=True):
 def _floors(clean, limit):
     import numpy as np
     from scipy.special import betaincinv
-    n = sum(s.offered for s in clean); k = sum(s.bad for s in clean)
+
+    n = sum(s.offered for s in clean)
+    k = sum(s.bad for s in clean)
     q = (np.arange(CFG["floors"]) + 0.5) / CFG["floors"]
     return np.minimum(betaincinv(k + 0.3, n - k + 3, q), 0.9 * limit)
 
@@ -113,12 +133,23 @@ def cluster(samples, *, limit, floor):
         num = den = df = 0.0
         for s in samples:
             share = s.bad / s.offered
-            if not 0 < share < CFG["fail"]: continue
-            cs = s.counts; n = len(cs) // join
-            if n < 2: continue
-            cs = [Count(sum(c.offered for c in cs[i*join:(i+1)*join]), sum(c.bad for c in cs[i*join:(i+1)*join])) for i in range(n)]
-            x2 = sum((c.bad - c.offered * share) ** 2 / c.offered for c in cs if c.offered) / (share * (1 - share))
-            g = (max(share - floor, 0.02*limit) / limit) ** sh
+            if not 0 < share < CFG["fail"]:
+                continue
+            cs = s.counts
+            n = len(cs) // join
+            if n < 2:
+                continue
+            cs = [
+                Count(
+                    sum(c.offered for c in cs[i * join : (i + 1) * join]),
+                    sum(c.bad for c in cs[i * join : (i + 1) * join]),
+                )
+                for i in range(n)
+            ]
+            x2 = sum((c.bad - c.offered * share) ** 2 / c.offered for c in cs if c.offered) / (
+                share * (1 - share)
+            )
+            g = (max(share - floor, 0.02 * limit) / limit) ** sh
             num += (x2 - (n - 1)) / s.rate
             den += (n - 1) * g
             df += (n - 1) * min(g, 1)
@@ -132,6 +163,7 @@ def cluster(samples, *, limit, floor):
 
 def posterior(samples, share, offered, phi_d, grid, limit, floors, df):
     import numpy as np
+
     rates = np.array([s.rate for s in samples])
     long = np.array([s.seconds for s in samples])
     best = np.where(share > 0, share * np.log(np.maximum(share, 1e-12)), 0) + (1 - share) * np.log(1 - share)
@@ -160,7 +192,11 @@ def posterior(samples, share, offered, phi_d, grid, limit, floors, df):
         devs.append(2 * ((best - like) * w).sum(axis=-1))
     d = np.array(devs)
     d -= d.min()
-    p = np.exp(-(df + 1) / 2 * np.log1p(d / df)).sum(axis=0) * np.exp(-0.5 * (np.log(hs / CFG["hm"]) / CFG["hs"])[:, None] ** 2) * np.array(CFG["ew"])[:, None, None]
+    p = (
+        np.exp(-(df + 1) / 2 * np.log1p(d / df)).sum(axis=0)
+        * np.exp(-0.5 * (np.log(hs / CFG["hm"]) / CFG["hs"])[:, None] ** 2)
+        * np.array(CFG["ew"])[:, None, None]
+    )
     mean = float(np.exp((p * np.log(steep[..., 0])).sum() / p.sum()))
     p = p.sum(axis=(0, 1))
     return p / p.sum(), mean

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tenfold.errors import TenfoldError
-from tenfold.measure.bottlenecks import Analysis, Bottleneck, BottleneckDetector
+from tenfold.measure.bottlenecks import Bottleneck, BottleneckDetector
 from tenfold.measure.collector import Collector
 from tenfold.measure.evidence import Evidence
 from tenfold.measure.explain import Plan, explain

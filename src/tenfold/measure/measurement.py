@@ -108,7 +108,9 @@ class Measurement:
         trial = self._generator.run(request, on_block=lambda block: self._show(request))
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
-        self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial, self._settings)))
+        self._reports.append(
+            summary.trial(trial, started_s=started_s, verdict=_verdict(trial, self._settings))
+        )
         return trial
 
     def _show(self, request: TrialRequest) -> None:
@@ -207,7 +209,9 @@ def notices(trials: Sequence[Trial]) -> tuple[str, ...]:
     found = list(summary.changed_answers(trials))
     steal = max((t.generator.steal_share for t in trials), default=0.0)
     if steal > STEAL_NOTICED:
-        found.append(f"other machines took up to {100 * steal:.0f} % of this one's CPU; the interval is wider")
+        found.append(
+            f"other machines took up to {100 * steal:.0f} % of this one's CPU; the interval is wider"
+        )
     if sum(b.refused for t in trials for b in t.blocks):
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")
     asked = [t for t in trials if t.request.purpose != "overload"]

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from tenfold.measure.probe import Probe
 from tenfold.stack.targets import leave, load
 
 Scope = MutableMapping[str, Any]
@@ -42,12 +43,7 @@ def make() -> Application:
 def _probe(app: Application, folder: Path) -> Application:
     address = Path(os.environ.pop("_TENFOLD_PROBE"))
     instance = os.environ.pop("_TENFOLD_INSTANCE")
-    try:
-        from tenfold.measure.probe import Probe
-    except ImportError:  # UNTIL-MERGE: delete the try and the except
-        return app
-    probe: Application = Probe(app, address, root=folder, instance=instance)
-    return probe
+    return Probe(app, address, root=folder, instance=instance)
 
 
 def _application(target: str, folder: Path, *, factory: bool) -> Application:

@@ -33,6 +33,10 @@ CHECKS: tuple[Check, ...] = (
             stack, settings.measure, folder=_baselines(settings)
         ),
     ),
-    # MERGE: measure.SLOW_QUERIES (needs app and database): drive the scenario briefly under a Collector
-    # and hand its evidence to measure.slow_queries_found.
+    Check(
+        measure.SLOW_QUERIES,
+        "measure",
+        lambda stack, settings: measure.slow_queries(stack, settings.measure, root=settings.root),
+        needs=frozenset({"app", "database"}),
+    ),
 )

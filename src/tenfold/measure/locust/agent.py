@@ -29,8 +29,8 @@ from locust.user.task import (
     TaskSet,
 )
 
-from tenfold.measure.ledger import Fate, fate_of
 from tenfold.measure.answers import UNANSWERED
+from tenfold.measure.ledger import Fate, fate_of
 
 if TYPE_CHECKING:
     from tenfold.measure.locust.book import Book, Work

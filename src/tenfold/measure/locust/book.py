@@ -9,9 +9,9 @@ from time import perf_counter, process_time
 from typing import TYPE_CHECKING
 
 from tenfold.measure import histogram
+from tenfold.measure.answers import Tallies
 from tenfold.measure.channel import TrialDone
 from tenfold.measure.ledger import Ledger
-from tenfold.measure.answers import Tallies
 from tenfold.measure.trial import GeneratorHealth
 
 if TYPE_CHECKING:
