@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,10 +151,46 @@ def without_baseline(folder: Path) -> tuple[Any, Settings]:
     return STACK, Settings(root=folder)
 
 
+LOCUSTFILE = """
+from locust import FastHttpUser, task
+
+class Visitor(FastHttpUser):
+    @task
+    def visit(self):
+        self.client.get("/")
+"""
+
+
+class Unwatched(http.server.BaseHTTPRequestHandler):
+    """A service that answers and carries no probe."""
+
+    def do_GET(self) -> None:
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+def without_a_probe(folder: Path) -> tuple[Any, Settings]:
+    (folder / "locustfile.py").write_text(LOCUSTFILE)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unwatched)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    stack = SimpleNamespace(
+        url=f"http://127.0.0.1:{server.server_port}", probe_address=Path(tempfile.mkdtemp()) / "probe"
+    )
+    declared = Settings(
+        root=folder,
+        service=ServiceSettings(app="a:b"),
+    )
+    return stack, declared
+
+
 # How to make each check fail, by its name: a check that cannot fail is none.
 FAILING: dict[str, Callable[[Path], tuple[Any, Settings]]] = {
     "baseline established": without_baseline,
     "percentiles known": without_baseline,
+    "slow queries found": without_a_probe,
 }
 
 

@@ -1,0 +1,7 @@
+from locust import FastHttpUser, task
+
+
+class Visitor(FastHttpUser):
+    @task
+    def visit(self) -> None:
+        self.client.get("/slow")
