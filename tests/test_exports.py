@@ -12,6 +12,8 @@ import tenfold
 # A package that is not here exports nothing.
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
+    "tenfold.measure": ["BottleneckDetector", "Probe", "profile_function"],
+    "tenfold.stack": ["Stack"],
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
