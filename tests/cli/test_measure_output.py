@@ -1,0 +1,126 @@
+"""What `tenfold measure` shows fits 80 columns, and its exit code says what the interval carries."""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenfold.cli.bar import Bar, bar_line
+from tenfold.cli.measure import _baseline, verdict
+from tenfold.cli.summary import lines
+from tenfold.errors import SettingsError
+from tenfold.measure.measurement import Progress
+from tenfold.settings import Settings
+
+sys.path.append(str(Path(__file__).parents[1] / "measure"))
+from report_examples import capacity, report
+
+
+@pytest.mark.parametrize(
+    ("changes", "min_rps", "code"),
+    [
+        ({}, None, 0),
+        ({}, 50, 0),
+        ({}, 56, 0),
+        ({}, 58, 2),
+        ({}, 61, 2),
+        ({}, 62, 1),
+        ({"low": 56.0, "high": None, "outcome": "at_least"}, 50, 0),
+        ({"low": 56.0, "high": None, "outcome": "at_least"}, 80, 2),
+        ({"low": None, "high": None, "outcome": "undecided"}, None, 2),
+        ({"low": None, "high": None, "outcome": "below"}, None, 1),
+        ({"requests_per_arrival": 2.0}, 110, 0),
+        ({"requests_per_arrival": 2.0}, 130, 1),
+    ],
+)
+def test_the_exit_code_claims_what_the_interval_carries(
+    changes: dict[str, Any], min_rps: float | None, code: int
+) -> None:
+    assert verdict(report(capacity=capacity(**changes)), min_rps) == code
+
+
+def test_a_closed_loop_proves_no_rate() -> None:
+    closed = report(mode="closed", capacity=None)
+    assert verdict(closed, None) == 0 and verdict(closed, 10) == 2
+
+
+def test_an_interrupted_measurement_is_not_concluded() -> None:
+    assert verdict(report(interrupted=True), None) == 2
+
+
+def test_the_summary_names_what_matters_within_80_columns() -> None:
+    text = list(lines(report()))
+    assert all(len(line) <= 80 for line in text)
+    whole = "\n".join(text)
+    for part in ("56.0 – 61.0 requests/s", "95% interval, 88 s", "p95 176 ms", "recovers in 7.0 s"):
+        assert part in whole
+    for part in (
+        "shop/naive/orders.py:48",
+        "[critical, suspected]",
+        "→ load the items",
+        "Not measured: Disk",
+    ):
+        assert part in whole
+
+
+@pytest.mark.parametrize("outcome", ["at_least", "below", "undecided"])
+def test_a_result_without_an_interval_says_why(outcome: str) -> None:
+    one = report(capacity=capacity(outcome=outcome, low=9.0, high=None, reason="limited by the generator"))
+    assert "limited by the generator" in "\n".join(lines(one))
+
+
+def test_long_texts_are_wrapped_and_statements_stay_whole() -> None:
+    statement = "CREATE INDEX CONCURRENTLY ON order_items (order_id)"
+    one = report(
+        notices=("many words " * 30,),
+        errors={"an error that goes on and on " * 9: 3},
+        bottlenecks=(replace(report().bottlenecks[0], remedy=statement, evidence=("e " * 90,)),),
+    )
+    text = list(lines(one))
+    assert all(len(line) <= 80 for line in text)
+    assert any(statement in line for line in text)
+
+
+RATES = st.floats(0.5, 50_000)
+
+
+@given(
+    st.sampled_from(["warm-up", "ramp", "search", "confirm", "overload", "recovery", "diagnosing"]),
+    RATES,
+    st.floats(0, 400),
+    st.floats(10, 3600),
+    st.lists(st.tuples(RATES, st.sampled_from(["passed", "failed", "undecided"])), max_size=40),
+)
+def test_the_bar_never_leaves_its_line(
+    phase: str, rate: float, elapsed_s: float, budget_s: float, verdicts: list[tuple[float, str]]
+) -> None:
+    line = bar_line(Progress(phase, rate, elapsed_s, budget_s, tuple(verdicts)))
+    assert len(line) <= 80 and "\n" not in line
+
+
+def test_without_a_terminal_the_bar_is_one_plain_line_a_trial() -> None:
+    stream = io.StringIO()
+    with Bar(stream) as bar:
+        for elapsed in (1.0, 1.5, 2.0):
+            bar.show(Progress("search", 40.0, elapsed, 90.0, ((20.0, "passed"),)))
+        bar.show(Progress("search", 57.0, 4.0, 90.0, ((20.0, "passed"), (40.0, "passed"))))
+    text = stream.getvalue()
+    assert text.count("\n") == 2 and "\x1b" not in text and "40 …" in text
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x;y"])
+def test_a_baseline_cannot_leave_its_folder(name: str) -> None:
+    with pytest.raises(SettingsError, match="cannot name a baseline"):
+        _baseline(Settings(), name)
+
+
+def test_a_baseline_lies_beside_the_settings(tmp_path: Path) -> None:
+    path = _baseline(Settings(root=tmp_path), "before-index_1.2")
+    assert path == tmp_path / ".tenfold" / "baselines" / "before-index_1.2.json"
