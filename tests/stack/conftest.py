@@ -22,7 +22,8 @@ SOURCES = HERE.parents[1] / "src"
 
 
 @pytest.fixture(scope="package", autouse=True)
-def temporary() -> Iterator[Path]:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it is
     folder = Path(tempfile.mkdtemp(prefix="tenfold-t-", dir="/tmp"))
     folder.chmod(0o755)  # the tests may run as root, PostgreSQL does not
     before = tempfile.tempdir, os.environ.get("TMPDIR")

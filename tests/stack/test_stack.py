@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from tests.stack.conftest import eventually, lives, settings_for, small, stacks
 
 from tenfold import types
 from tenfold.errors import DependencyError, SettingsError, StackError
 from tenfold.stack import Stack
 from tenfold.stack.ports import free_port, is_free
-from tests.stack.conftest import eventually, lives, settings_for, small, stacks
 
 
 def get(url: str, **headers: str) -> dict:
@@ -58,14 +58,17 @@ def test_the_app_is_told_where_everything_is(running: Stack) -> None:
             assert connection.execute("select current_setting(%s)", [name]).fetchone() == ("on",)
 
 
+def arrived(replica: psycopg.Connection) -> bool:
+    return replica.execute("select to_regclass('streamed') is not null").fetchone()[0]
+
+
 def test_replicas_stream_and_take_no_writes(running: Stack) -> None:
     replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
     with psycopg.connect(running.database_url, autocommit=True) as primary:
         primary.execute("create table streamed as select 7 as n")
         for url in replicas:
             with psycopg.connect(url, autocommit=True) as replica:
-                there = "select to_regclass('streamed') is not null"
-                eventually(lambda connection=replica: connection.execute(there).fetchone()[0])
+                eventually(lambda connection=replica: arrived(connection))
                 assert replica.execute("select n from streamed").fetchone() == (7,)
                 with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
                     replica.execute("delete from streamed")
@@ -74,7 +77,8 @@ def test_replicas_stream_and_take_no_writes(running: Stack) -> None:
 
 
 def test_passwords_are_asked_for(running: Stack) -> None:
-    for url in get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",") + [running.database_url]:
+    replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
+    for url in [running.database_url, *replicas]:
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(url.replace("plain:", "plain:x", 1))
     redis = next(server for server in running.servers if server.kind == "redis")
@@ -164,7 +168,9 @@ def test_a_server_that_fails_ends_the_others_and_is_quoted(tmp_path: Path) -> No
     pids = set(psutil.pids())
     with pytest.raises((StackError, DependencyError)) as caught:
         Stack(settings_for(redis_server=_open(broken))).start()
-    assert "redis ended before it was ready (exit status 7); its last lines:\n  bad luck today" in str(caught.value)
+    assert "redis ended before it was ready (exit status 7); its last lines:\n  bad luck today" in str(
+        caught.value
+    )
     assert stacks() == before
     ours = [process for process in psutil.process_iter() if process.pid not in pids and lives(process.pid)]
     assert not [process for process in ours if process.name() in ("postgres", "initdb", "nginx")]
@@ -188,10 +194,18 @@ def test_a_ready_path_that_says_no_is_named() -> None:
 @pytest.mark.parametrize(
     ("app", "error", "said"),
     [
-        ("shop.app:app", SettingsError, "cannot import shop.app: No module named 'shop'; it was looked for in"),
+        (
+            "shop.app:app",
+            SettingsError,
+            "cannot import shop.app: No module named 'shop'; it was looked for in",
+        ),
         ("plain", SettingsError, 'should look like "package.module:attribute"'),
         ("plain:ap", StackError, "cannot import plain: module 'plain' has no attribute 'ap'"),
-        ("lacking:app", StackError, "cannot import lacking: No module named 'no_such_library' (lacking.py:3)"),
+        (
+            "lacking:app",
+            StackError,
+            "cannot import lacking: No module named 'no_such_library' (lacking.py:3)",
+        ),
         ("crooked:app", StackError, "cannot import crooked: SyntaxError"),
         ("plain:not_an_app", StackError, "plain:not_an_app is a str, not an ASGI app"),
     ],
