@@ -149,6 +149,7 @@ def test_an_instance_that_dies_is_reported_and_a_lost_front_door_is_the_end() ->
     ("arguments", "said"),
     [
         ((), "tenfold: which app? tenfold up package.module:app"),
+        (("plain",), "tenfold: service.app: 'plain' should look like"),
         (("shop.app:app",), "tenfold: cannot import shop.app: No module named 'shop'"),
         (("lacking:app",), "tenfold: cannot import lacking: No module named 'no_such_library'"),
     ],
