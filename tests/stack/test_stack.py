@@ -230,9 +230,9 @@ def test_an_app_can_be_made_by_a_factory() -> None:
         assert get(stack.url)["pid"]
 
 
-def test_without_nginx_the_first_instance_is_the_front_door() -> None:
+def test_without_nginx_the_instance_is_the_front_door() -> None:
     port = free_port()
-    with Stack(small(nginx=False, port=port, instances=2)) as stack:
+    with Stack(small(nginx=False, port=port)) as stack:
         assert stack.url == f"http://127.0.0.1:{port}"
         assert stack.access_log is None
         assert get(stack.url)["pid"]
@@ -253,12 +253,6 @@ def test_a_taken_port_is_named(nginx: bool) -> None:
         port = other.getsockname()[1]
         with pytest.raises(StackError, match=f"port {port} is taken .* \\(--port 0"):
             Stack(small(port=port, nginx=nginx)).start()
-
-
-def test_what_cannot_be_filled_in_stops_the_start_before_it_begins() -> None:
-    service = {"environment": {"DSN": "{database_url}"}}
-    with pytest.raises(SettingsError, match=r"service.environment.DSN: .* needs \[stack\] database = true"):
-        Stack(small(service=service)).start()
 
 
 def test_prepare_runs_once_before_the_app_and_reaches_the_replicas() -> None:
