@@ -78,12 +78,16 @@ def _changed(
 def _ending_signals() -> Iterator[None]:
     """Let SIGTERM and a closed terminal end the stack as Ctrl-C does.
 
-    A shell script starts what it puts into the background with SIGINT ignored; that one is heard all the same.
-    ``nohup`` ignores SIGHUP, and that is respected.
+    A shell script starts what it puts into the background with SIGINT ignored; it is heard all the same.
+    ``nohup`` ignores SIGHUP, and that is respected. Only the first signal interrupts: a second one must not
+    break into the clean-up that the first has begun.
     """
+    came: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
 
     heard = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

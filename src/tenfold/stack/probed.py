@@ -1,4 +1,8 @@
-"""What granian serves in an instance: the user's app, with tenfold's probe around it.
+"""One app instance: granian serving the user's app, with tenfold's probe around it.
+
+    python -P -m tenfold.stack.probed 127.0.0.1 8000
+
+granian's own command would put its idea of a root folder first on the path, before the standard library.
 
 The stack says through variables what to load. They are taken out of the environment first, so that an app
 which reads ``TENFOLD_…`` for itself does not meet them.
@@ -7,6 +11,7 @@ which reads ``TENFOLD_…`` for itself does not meet them.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -54,3 +59,28 @@ def _application(target: str, folder: Path, *, factory: bool) -> Application:
         leave(f"{target} is a {type(app).__name__}, not an ASGI app: name the app, or set [service] factory")
     served: Application = app
     return served
+
+
+def _load(target: str) -> Application:
+    """Called by granian in its worker."""
+    return make()
+
+
+def main(host: str, port: str) -> None:
+    """Serve until a signal comes; one worker, which is not started again when it ends."""
+    from granian.constants import Interfaces
+    from granian.server import Server
+
+    server = Server(
+        os.environ["_TENFOLD_APP"],
+        address=host,
+        port=int(port),
+        interface=Interfaces.ASGI,
+        workers=1,
+        respawn_failed_workers=False,
+    )
+    server.serve(target_loader=_load)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -35,7 +35,8 @@ class Stack:
     next start of any stack by the same user cleans up after it. Satisfies :class:`tenfold.types.Stack`.
 
     An app is optional: without one there are the data servers alone, and no :attr:`url`.
-    A server that ends later is neither restarted nor does it end the stack: see :meth:`ended`.
+    A server that ends later is neither restarted nor does it end the stack: see :meth:`ended`. Logs are not
+    rotated: they grow until the stack stops.
 
     Args:
         settings: what to run; ``[service]`` and ``[stack]`` matter here.

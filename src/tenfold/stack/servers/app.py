@@ -83,11 +83,7 @@ class Instance(LocalServer):
         """Start granian in the app's folder."""
         return self.place.launch(
             self.name,
-            [
-                *(sys.executable, "-P", "-m", "granian", "tenfold.stack.probed:make", "--factory"),
-                *("--interface", "asgi", "--host", HOST, "--port", str(self.port), "--workers", "1"),
-                "--no-respawn-failed-workers",
-            ],
+            [sys.executable, "-P", "-m", "tenfold.stack.probed", HOST, str(self.port)],
             cwd=self._folder,
             environment={**self.app_environment, **self._orders()},
             number=self.stop_signal,

@@ -1,0 +1,16 @@
+"""A process that owns a stack: says what it started, then waits to be killed."""
+
+import json
+import sys
+import time
+
+from tests.stack.conftest import settings_for
+
+from tenfold.stack import Stack
+
+if __name__ == "__main__":
+    with Stack(settings_for(database="database" in sys.argv)) as stack:
+        pids = [pid for server in stack.servers for pid in server.pids()]
+        told = {"folder": str(stack.probe_address.parent), "pids": pids, "url": stack.url}
+        print(json.dumps(told), flush=True)
+        time.sleep(120)

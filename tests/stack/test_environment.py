@@ -1,0 +1,52 @@
+"""Variables for the app."""
+
+from __future__ import annotations
+
+import pytest
+
+from tenfold.errors import SettingsError
+from tenfold.stack.environment import filled, merged, standard
+
+DATABASE = {"database_url": "postgresql://u:p@h:1/n", "database_user": "u"}
+
+
+def test_addresses_get_their_usual_names() -> None:
+    offers = merged([DATABASE, {"redis_url": "redis://r"}, {"replica_urls": "a"}, {"replica_urls": "b"}])
+    assert standard(offers) == {
+        "DATABASE_URL": "postgresql://u:p@h:1/n",
+        "DATABASE_REPLICA_URLS": "a,b",
+        "REDIS_URL": "redis://r",
+    }
+
+
+def test_without_replicas_the_list_is_empty() -> None:
+    assert standard(merged([DATABASE]))["DATABASE_REPLICA_URLS"] == ""
+    assert "DATABASE_REPLICA_URLS" not in standard(merged([{"redis_url": "redis://r"}]))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain", "plain"),
+        ("{database_user}", "u"),
+        ("a {database_user} b {database_user}", "a u b u"),
+        ('{"a": 1, "b": {}}', '{"a": 1, "b": {}}'),
+        ("{0} {} { database_user } {Name}", "{0} {} { database_user } {Name}"),
+    ],
+)
+def test_only_placeholders_are_filled_in(text: str, value: str) -> None:
+    assert filled({"KEY": text}, DATABASE) == {"KEY": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{database_usr}", "there is no {database_usr}; did you mean {database_user}?"),
+        ("{weather}", "there is no {weather}; known: {database_url}, {database_user}"),
+        ("{redis_url}", "{redis_url} needs [stack] redis = true"),
+    ],
+)
+def test_an_unknown_placeholder_is_refused(text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        filled({"KEY": text}, DATABASE)
+    assert str(caught.value) == f"service.environment.KEY: {said}"

@@ -1,0 +1,304 @@
+"""The whole stack: what it gives, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+from tests.stack.conftest import eventually, lives, settings_for, small, stacks
+
+from tenfold import types
+from tenfold.errors import DependencyError, SettingsError, StackError
+from tenfold.stack import Stack
+from tenfold.stack.ports import free_port, is_free
+
+
+def get(url: str, **headers: str) -> dict:
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def kinds(stack: Stack) -> list[str]:
+    return [server.kind for server in stack.servers]
+
+
+def test_the_stack_is_what_the_instrument_expects(running: Stack) -> None:
+    expected: types.Stack = running
+    assert expected.app_folder == Path(__file__).parent
+    assert kinds(running).index("primary") < kinds(running).index("replica") < kinds(running).index("app")
+    assert kinds(running)[-1] == "nginx"
+    for server in running.servers:
+        assert server.pids(), server.name
+        assert server.log.is_file()
+        assert running.probe_address.parent in server.log.parents
+    assert len(str(running.probe_address)) < 100
+
+
+def test_the_app_is_told_where_everything_is(running: Stack) -> None:
+    told = get(f"{running.url}/environment")
+    assert told["DATABASE_URL"] == running.database_url
+    assert len(told["DATABASE_REPLICA_URLS"].split(",")) == 2
+    assert told["REDIS_URL"].startswith("redis://:")
+    assert told["GREETING"] == "to plain at 127.0.0.1"
+    with psycopg.connect(told["DATABASE_URL"]) as connection:
+        assert connection.execute("select current_user, current_database()").fetchone() == ("plain", "plain")
+        connection.execute("create table owned (id int)")  # the public schema is the owner's
+        connection.rollback()
+        assert connection.execute("select rolsuper from pg_roles where rolname = user").fetchone() == (False,)
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert connection.execute("select current_setting(%s)", [name]).fetchone() == ("on",)
+
+
+def arrived(replica: psycopg.Connection) -> bool:
+    return replica.execute("select to_regclass('streamed') is not null").fetchone()[0]
+
+
+def test_replicas_stream_and_take_no_writes(running: Stack) -> None:
+    replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
+    with psycopg.connect(running.database_url, autocommit=True) as primary:
+        primary.execute("create table streamed as select 7 as n")
+        for url in replicas:
+            with psycopg.connect(url, autocommit=True) as replica:
+                eventually(lambda connection=replica: arrived(connection))
+                assert replica.execute("select n from streamed").fetchone() == (7,)
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                    replica.execute("delete from streamed")
+        primary.execute("drop table streamed")
+    eventually(lambda: running.behind() == {"replica_1": 0, "replica_2": 0})
+
+
+def test_passwords_are_asked_for(running: Stack) -> None:
+    replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
+    for url in [running.database_url, *replicas]:
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(url.replace("plain:", "plain:x", 1))
+    redis = next(server for server in running.servers if server.kind == "redis")
+    with socket.create_connection(("127.0.0.1", redis.port)) as connection:
+        connection.sendall(b"PING\r\n")
+        assert connection.recv(100).startswith(b"-NOAUTH")
+
+
+def test_nothing_listens_beyond_loopback(running: Stack) -> None:
+    seen = set()
+    for server in running.servers:
+        for pid in server.pids():
+            for used in psutil.Process(pid).net_connections("inet"):
+                if used.status == psutil.CONN_LISTEN:
+                    assert used.laddr.ip == "127.0.0.1", server.name
+                    seen.add(used.laddr.port)
+    assert {server.port for server in running.servers} <= seen
+
+
+def test_nginx_logs_json_and_forwards_what_it_knows(running: Stack) -> None:
+    headers = get(f"{running.url}/headers?secret=1", **{"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6"})
+    assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
+    lines = eventually(lambda: running.access_log.read_text().splitlines())
+    entry = next(line for line in map(json.loads, lines) if line["id"] == headers["x-request-id"])
+    assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/headers", 200)
+    assert entry["upstream_addr"] in {server.address for server in running.servers if server.kind == "app"}
+    assert float(entry["upstream_response_time"]) >= 0
+    assert "secret" not in "".join(lines)
+
+
+def test_both_instances_get_requests(running: Stack) -> None:
+    assert len({get(running.url)["pid"] for _ in range(20)}) == 2
+
+
+def test_down_leaves_neither_process_nor_port_nor_folder() -> None:
+    stack = Stack(settings_for(replicas=1))
+    with stack:
+        pids = [pid for server in stack.servers for pid in server.pids()]
+        ports = [server.port for server in stack.servers]
+        folder = stack.probe_address.parent
+        assert len(pids) > 8
+        assert not any(is_free(port) for port in ports)
+        assert folder in stacks()
+        passwords = [secret for server in stack.servers for secret in server.secrets()]
+    assert not [pid for pid in pids if lives(pid)]
+    assert all(is_free(port) for port in ports)
+    assert folder not in stacks()
+    assert len(set(passwords)) == 3
+    stack.stop()  # twice is once
+
+
+def test_each_start_has_passwords_of_its_own() -> None:
+    secrets = []
+    stack = Stack(small())
+    for _ in range(2):
+        with stack:
+            secrets += [secret for server in stack.servers for secret in server.secrets()]
+    assert len(set(secrets)) == len(secrets) == 2
+
+
+def test_a_worker_that_outlives_granian_is_still_ours() -> None:
+    with Stack(small()) as stack:
+        app = next(server for server in stack.servers if server.kind == "app")
+        main, worker = app.pids()
+        psutil.Process(main).kill()
+        eventually(lambda: app.pids() == (worker,))
+        assert get(app.url)["pid"] == worker  # it goes on serving: a stack that went by pids would lose it
+        assert stack.ended() == []
+    assert not lives(worker)
+
+
+def test_without_its_worker_the_instance_ends_and_is_reported() -> None:
+    with Stack(small()) as stack:
+        app = next(server for server in stack.servers if server.kind == "app")
+        psutil.Process(app.pids()[-1]).kill()
+        eventually(lambda: stack.ended() == [app])
+        with pytest.raises(urllib.error.HTTPError, match="502"):
+            get(stack.url)
+
+
+def test_a_server_that_fails_ends_the_others_and_is_quoted(tmp_path: Path) -> None:
+    broken = tmp_path / "redis-server"
+    broken.write_text("#!/bin/sh\necho 'bad luck today'\nexit 7\n")
+    broken.chmod(0o755)
+    tmp_path.chmod(0o755)
+    before = stacks()
+    pids = set(psutil.pids())
+    with pytest.raises((StackError, DependencyError)) as caught:
+        Stack(settings_for(redis_server=_open(broken))).start()
+    assert "redis ended before it was ready (exit status 7); its last lines:\n  bad luck today" in str(
+        caught.value
+    )
+    assert stacks() == before
+    ours = [process for process in psutil.process_iter() if process.pid not in pids and lives(process.pid)]
+    assert not [process for process in ours if process.name() in ("postgres", "initdb", "nginx")]
+
+
+def _open(program: Path) -> Path:
+    """A copy where another user can run it: pytest's folders are closed."""
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="p-"))
+    folder.chmod(0o755)
+    return Path(shutil.copy(program, folder))
+
+
+def test_a_ready_path_that_says_no_is_named() -> None:
+    with pytest.raises(StackError, match=r"app was not ready within 1.5 s: GET /broken answers 503"):
+        Stack(small(service={"ready_path": "/broken"}, start_timeout_s=1.5)).start()
+
+
+@pytest.mark.parametrize(
+    ("app", "error", "said"),
+    [
+        (
+            "shop.app:app",
+            SettingsError,
+            "cannot import shop.app: No module named 'shop'; it was looked for in",
+        ),
+        ("plain:ap", StackError, "cannot import plain: module 'plain' has no attribute 'ap'"),
+        (
+            "lacking:app",
+            StackError,
+            "cannot import lacking: No module named 'no_such_library' (lacking.py:3)",
+        ),
+        ("crooked:app", StackError, "cannot import crooked: SyntaxError"),
+        ("plain:not_an_app", StackError, "plain:not_an_app is a str, not an ASGI app"),
+    ],
+)
+def test_an_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str, crooked: None) -> None:
+    with pytest.raises(error) as caught:
+        Stack(small(app)).start()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def crooked() -> Iterator[None]:
+    """A file that no formatter has to read."""
+    file = Path(__file__).with_name("crooked.py")
+    file.write_text("def app(:\n")
+    yield
+    file.unlink()
+
+
+def test_an_app_can_be_made_by_a_factory() -> None:
+    with Stack(small("plain:make", service={"factory": True})) as stack:
+        assert get(stack.url)["pid"]
+
+
+def test_without_nginx_the_instance_is_the_front_door() -> None:
+    port = free_port()
+    with Stack(small(nginx=False, port=port)) as stack:
+        assert stack.url == f"http://127.0.0.1:{port}"
+        assert stack.access_log is None
+        assert get(stack.url)["pid"]
+
+
+def test_without_an_app_there_are_the_data_servers() -> None:
+    with Stack(small("")) as stack:
+        assert kinds(stack) == ["redis"]
+        with pytest.raises(StackError, match="no app"):
+            _ = stack.url
+
+
+@pytest.mark.parametrize("nginx", [True, False])
+def test_a_taken_port_is_named(nginx: bool) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {port} is taken .* \\(--port 0"):
+            Stack(small(port=port, nginx=nginx)).start()
+
+
+def test_prepare_runs_once_before_the_app_and_reaches_the_replicas() -> None:
+    service = {"prepare": "preparing:fill"}
+    with Stack(settings_for(service=service, replicas=1)) as stack:
+        url = stack.environment["DATABASE_REPLICA_URLS"]
+        with psycopg.connect(url) as replica:
+            assert replica.execute("select count(*), max(n) from filled").fetchone() == (1000, 1000)
+
+
+def test_prepare_may_be_a_command(tmp_path: Path) -> None:
+    command = f"sh -c 'printf %s \"$REDIS_URL\" > {tmp_path}/told'"
+    with Stack(small(service={"prepare": command})) as stack:
+        assert (tmp_path / "told").read_text() == stack.environment["REDIS_URL"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        ("preparing:fail", "service.prepare: preparing:fail failed with ValueError: no data today"),
+        ("preparing:nothing", "cannot import preparing: module 'preparing' has no attribute 'nothing'"),
+        ("sh -c 'echo $REDIS_URL; exit 3'", "prepare failed (exit status 3); its last lines:\n  redis://:…@"),
+    ],
+)
+def test_a_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> None:
+    with pytest.raises(StackError) as caught:
+        Stack(small(service={"prepare": prepare})).start()
+    assert said in str(caught.value)
+
+
+def test_an_interrupted_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(line: str) -> None:
+        if line.startswith("redis"):
+            signal.raise_signal(signal.SIGINT)
+
+    before = stacks()
+    with pytest.raises(KeyboardInterrupt):
+        Stack(settings_for(), log=press).start()
+    assert stacks() == before
+
+
+def test_the_stack_of_a_parent_process_is_not_stopped_by_its_child(running: Stack) -> None:
+    import os
+
+    if (child := os.fork()) == 0:
+        running.stop()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert get(running.url)["pid"]
