@@ -81,6 +81,7 @@ class PoolWatch:
         self._capacity = pool.size() + pool._max_overflow if pool._max_overflow >= 0 else sys.maxsize
         self._waiting = 0
         self._full_since = perf_counter() if self.exhausted(pool) else 0.0
+        self._taken, self._counted = pool.checkedout(), perf_counter()
         self._clear()
 
     def exhausted(self, pool: Any) -> bool:
@@ -107,6 +108,7 @@ class PoolWatch:
 
     def returning(self) -> None:
         """A connection comes back."""
+        self._hold(self._taken - 1)
         if self._full_since and not self._waiting:
             self.full_s += perf_counter() - self._full_since
             self._full_since = 0.0
@@ -114,6 +116,7 @@ class PoolWatch:
     def drain(self) -> wire.PoolState:
         """The counts so far, as of now, and start again from nothing."""
         pool = self._pool()
+        self._hold(self._taken)
         if self._full_since:
             now = perf_counter()
             self.full_s += now - self._full_since
@@ -129,6 +132,7 @@ class PoolWatch:
             checkouts=self.checkouts,
             timeouts=self.timeouts,
             full_s=self.full_s,
+            held_s=self.held_s,
             waits_s=self.waits,
             waited=self.waited,
         )
@@ -137,16 +141,22 @@ class PoolWatch:
 
     def _clear(self) -> None:
         self.most = self.checkouts = self.timeouts = self.waited = 0
-        self.full_s = 0.0
+        self.full_s = self.held_s = 0.0
         self.waits: list[float] = []
 
     def _took(self, pool: Any, connection: Any) -> Any:
         self.checkouts += 1
         taken = pool.checkedout()
         self.most = max(self.most, taken)
+        self._hold(taken)
         if taken >= self._capacity and not self._full_since:
             self._full_since = perf_counter()
         return connection
+
+    def _hold(self, taken: int) -> None:
+        now = perf_counter()
+        self.held_s += self._taken * (now - self._counted)
+        self._taken, self._counted = max(taken, 0), now
 
     def _waited(self, seconds: float) -> None:
         self.waited += 1
