@@ -55,6 +55,7 @@ def plan(database: str, sql: str, **options: bool) -> Plan:
         # Two columns, and the one that tells more rows apart is named.
         ('SELECT id FROM "Sale" WHERE state = %s AND buyer = %s', "buyer"),
         ('UPDATE "Sale" SET state = %s WHERE buyer = %s', "buyer"),
+        ('SELECT * FROM "Sale" ORDER BY buyer DESC, id LIMIT %s OFFSET %s', "buyer DESC, id"),
         ('SELECT s.id FROM few JOIN "Sale" s ON s.buyer = few.id WHERE few.id = %s', "buyer"),
     ],
 )
@@ -74,6 +75,8 @@ def test_a_missing_index_is_named(database: str, sql: str, column: str) -> None:
         'SELECT id FROM "Sale" WHERE state = %s',  # half of the table
         'SELECT count(*) FROM "Sale"',
         "SELECT id FROM few WHERE buyer = %s",  # small
+        'SELECT * FROM "Sale" ORDER BY indexed LIMIT %s',
+        'SELECT * FROM "Sale" ORDER BY buyer',
     ],
 )
 def test_no_index_is_missed_where_none_would_help(database: str, sql: str) -> None:
@@ -87,9 +90,11 @@ def test_a_table_of_another_schema_is_named_in_full(database: str) -> None:
     assert missing.create == "CREATE INDEX CONCURRENTLY ON sales.other (buyer)"
 
 
-@pytest.mark.parametrize("table", ['"Sale"', "sales.other"])
-def test_a_proof_leaves_nothing_behind(database: str, table: str) -> None:
-    (missing,) = plan(database, f"SELECT id FROM {table} WHERE buyer = %s", may_create_index=True).missing
+@pytest.mark.parametrize(
+    "rest", ['"Sale" WHERE buyer = %s', "sales.other WHERE buyer = %s", '"Sale" ORDER BY buyer DESC LIMIT 20']
+)
+def test_a_proof_leaves_nothing_behind(database: str, rest: str) -> None:
+    (missing,) = plan(database, f"SELECT id FROM {rest}", may_create_index=True).missing
     assert missing.proof is not None
     assert missing.proof.cost_after < missing.proof.cost_before / 2
     with psycopg.connect(database) as connection:
@@ -106,6 +111,11 @@ def test_values_in_the_text_are_not_shown(database: str) -> None:
     found = plan(database, """SELECT id FROM "Sale" WHERE state = 'secret' AND buyer = 7""")
     assert "Seq Scan on Sale" in found.lines[0]
     assert "secret" not in "".join(found.lines)
+
+
+def test_a_value_does_not_get_out_with_an_error(database: str) -> None:
+    found = plan(database, """SELECT id FROM "Sale" WHERE buyer = 'secret'""")
+    assert found.reason == "a value in its text does not fit (22P02)"
 
 
 def test_statements_are_not_run(database: str) -> None:

@@ -99,6 +99,7 @@ def test_waits_for_the_pool_are_seen(service: Service, collector: Collector) -> 
     assert pool.site == mark("pool")
     assert pool.full_share > 0.3
     assert pool.wait_p95_ms > 50
+    assert pool.held_s > 36 * 0.1 * 0.6
     assert route(evidence, "GET /hold").pool_wait_share > 0.3
 
 
@@ -202,6 +203,40 @@ def _ask(probe, requests: int) -> float:
     started = time.perf_counter()
     asyncio.run(run())
     return time.perf_counter() - started
+
+
+FORKING = """
+import asyncio, os, sys, time
+from pathlib import Path
+from tenfold.measure.probe import Probe
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+async def silent(message): pass
+
+probe = Probe(app, Path(sys.argv[1]), root=Path.cwd())
+scope = {"type": "http", "method": "GET", "path": "/", "root_path": ""}
+asyncio.run(probe(scope, None, silent))
+os.fork()
+deadline = time.monotonic() + 20
+while time.monotonic() < deadline:
+    asyncio.run(probe(scope, None, silent))
+    time.sleep(0.02)
+"""
+
+
+def test_a_forked_worker_is_seen_as_well(address: Path) -> None:
+    with Collector(address) as collector:
+        forking = subprocess.Popen([sys.executable, "-c", FORKING, str(address)], start_new_session=True)
+        try:
+            until(lambda: collector.workers == 2)
+            until(lambda: collector.evidence().workers == 2)
+        finally:
+            os.killpg(forking.pid, signal.SIGKILL)
+            forking.wait()
+        until(lambda: collector.workers == 0)
 
 
 def test_without_a_collector_nothing_is_kept(address: Path) -> None:

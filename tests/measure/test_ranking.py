@@ -23,6 +23,7 @@ def route(**changes: Any) -> RouteUse:
             "route": "GET /orders", "endpoint": "app.py:10", "requests": 100, "errors": 0, "total_s": 10.0,
             "p50_ms": 80.0, "p95_ms": 200.0, "p99_ms": 300.0, "database_share": 0.8, "pool_wait_share": 0.0,
             "pool_wait_max_ms": 0.0, "statements_mean": 2.0, "statements_max": 2, "slow_s": 8.0,
+            "slow_wait_s": 0.0,
         } | changes
     )  # fmt: skip
 
@@ -42,8 +43,8 @@ def pool(**changes: Any) -> PoolUse:
     return PoolUse(
         **{
             "dialect": "postgresql", "site": "db.py:3", "size": 5, "max_overflow": 0, "pools": 1,
-            "checked_out_max": 3, "checkouts": 100, "waited": 0, "timeouts": 0, "full_share": 0.0,
-            "wait_p50_ms": 0.0, "wait_p95_ms": 0.0, "wait_max_ms": 0.0,
+            "checked_out_max": 3, "checkouts": 100, "waited": 0, "timeouts": 0, "held_s": 8.0,
+            "full_share": 0.0, "wait_p50_ms": 0.0, "wait_p95_ms": 0.0, "wait_max_ms": 0.0,
         } | changes
     )  # fmt: skip
 
@@ -100,7 +101,7 @@ def test_repetition_is_named_with_line_route_and_share() -> None:
     assert (found.kind, found.title, found.where) == ("Database", "N+1 in GET /orders", "app.py:12")
     assert found.share == pytest.approx(5.7 / 8)
     assert "51 times one statement" in found.evidence[0]
-    assert found.proof == "proven"
+    assert found.proof == "suspected"
 
 
 def test_repetition_without_a_line_points_at_the_endpoint() -> None:
@@ -119,7 +120,7 @@ def test_a_missing_index_is_named_once_for_all_its_statements() -> None:
 
 def test_a_proof_decides() -> None:
     (found,) = ranked(evidence(statements=(SLOW,)), plans=(proven(after_ms=0.1),))
-    assert (found.proof, found.title) == ("proven", "missing index on orders.user_id")
+    assert (found.proof, found.title) == ("proven", "missing index on orders (user_id)")
     assert not ranked(evidence(statements=(SLOW,)), plans=(proven(after_ms=19),))
 
 
@@ -136,13 +137,13 @@ def test_a_proof_decides() -> None:
         (
             {
                 "pools": (pool(full_share=0.83, wait_p95_ms=44, waited=60),),
-                "routes": (route(pool_wait_share=0.3),),
+                "routes": (route(slow_wait_s=2.4),),
             },
             {},
             "full 83% of the time",
         ),
         ({}, {"app": 0.97}, "the app's processes are at one core each"),
-        ({}, {"cpu": 0.95}, "the machine has no free core"),
+        ({}, {"cpu": 0.95, "app": 0.8, "database": 0.9}, "the machine has no free core"),
         ({}, {"database": 1.6}, "the database works at its limit"),
         ({}, {"memory": 0.86}, "memory runs out"),
         ({}, {"iowait": 0.21}, "processors wait for the disk"),
@@ -182,13 +183,30 @@ def test_nothing_is_found_at_the_boundary(seen: dict[str, Any], used: dict[str, 
 def test_a_pool_follows_from_the_database() -> None:
     full = {
         "pools": (pool(full_share=0.83, wait_p95_ms=44, waited=60),),
-        "routes": (route(pool_wait_share=0.3),),
+        "routes": (route(slow_wait_s=2.4),),
     }
     first, second = ranked(evidence(statements=(REPEATED,), **full))
     assert (first.kind, second.kind) == ("Database", "Connection Pool")
     assert second.follows_from == (1,)
     assert second.remedy == "follows from 1: measure again before you enlarge it"
+    # Most of the waiting is for the repeated statement: 6 of the 8 seconds for which connections were taken.
+    assert first.share == pytest.approx((5.7 + 2.4 * 6 / 8) / 8)
     assert second.evidence[1].startswith("waits 44 ms at p95")
+
+
+def test_a_pool_that_others_fill_does_not_follow_from_the_database() -> None:
+    """Connections are kept while something else is done: fewer statements would change little."""
+    full = pool(full_share=0.83, wait_p95_ms=44, waited=60, held_s=100.0)
+    analysis = ranked(evidence(statements=(REPEATED,), pools=(full,), routes=(route(slow_wait_s=7.0),)))
+    first = analysis[0]
+    assert (first.kind, first.follows_from) == ("Connection Pool", ())
+    assert first.remedy.startswith("take a connection later")
+    assert "statements run in 6% of the time they are taken" in first.evidence
+
+
+def test_a_full_machine_is_not_blamed_on_the_service() -> None:
+    (found,) = ranked(evidence(), resources(app=0.3, database=0.2, cpu=1.0))
+    assert (found.kind, found.title) == ("Machine", "other programs take its cores")
 
 
 def test_a_late_loop_follows_from_a_busy_core() -> None:
@@ -211,7 +229,7 @@ def test_what_was_not_seen_is_never_healthy() -> None:
 
 def test_the_pool_is_judged_by_the_objective() -> None:
     waiting = evidence(
-        pools=(pool(full_share=0.5, wait_p95_ms=44, waited=60),), routes=(route(pool_wait_share=0.3),)
+        pools=(pool(full_share=0.5, wait_p95_ms=44, waited=60),), routes=(route(slow_wait_s=2.4),)
     )
     assert len(ranked(waiting, objective=Objective(slow_ms=200))) == 1
     assert len(ranked(waiting, objective=Objective(slow_ms=1000))) == 0

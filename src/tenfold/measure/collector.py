@@ -47,7 +47,7 @@ class Collector:
         self._lock = threading.Lock()
         self._tally = Tally(time.perf_counter())
         self._examples: dict[str, str] = {}
-        self._connected = 0
+        self._recording = 0
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -67,8 +67,8 @@ class Collector:
 
     @property
     def workers(self) -> int:
-        """Workers connected now."""
-        return self._connected
+        """Workers that are connected now and record: each said so after it had begun."""
+        return self._recording
 
     def reset(self) -> None:
         """Start from nothing; requests that are under way belong to what was before."""
@@ -106,7 +106,7 @@ class Collector:
                         selector.unregister(link)
                         del connections[link]
                         link.close()
-                    self._connected = len(connections)
+                    self._recording = sum(connection.worker > 0 for connection in connections.values())
 
     def _accept(
         self, selector: selectors.BaseSelector, connections: dict[socket.socket, _Connection]

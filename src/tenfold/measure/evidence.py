@@ -33,6 +33,7 @@ class RouteUse(msgspec.Struct, frozen=True, kw_only=True):
     statements_mean: float  # a request, without COMMIT, ROLLBACK and connecting
     statements_max: int
     slow_s: float  # time of the slow requests
+    slow_wait_s: float  # of it, waiting for a connection
 
 
 class StatementUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,7 @@ class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
     checkouts: int
     waited: int  # checkouts that had to wait
     timeouts: int
+    held_s: float  # connections taken, added up: two for three seconds are six
     full_share: float  # of the time, mean over the pools
     wait_p50_ms: float  # over all checkouts, those without a wait included
     wait_p95_ms: float

@@ -19,6 +19,7 @@ _EQUAL = re.compile(
     rf"\(\(?{_NAME}\)?{_CAST} = (?:ANY \()?\(?(?P<value>\$\d+|ARRAY\[|'|-?\d|\(?InitPlan|true|false)"
 )
 _JOIN = re.compile(r'\(?((?:\w+|"[^"]+")\.(?:\w+|"[^"]+")) = ((?:\w+|"[^"]+")\.(?:\w+|"[^"]+"))\)?')
+_KEY = re.compile(rf"{_NAME}(?: (?P<order>DESC))?")
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 
@@ -30,11 +31,12 @@ class Scan:
     table: str
     columns: tuple[str, ...]  # any of them, compared for equality, would have found the rows
     rows: float  # wanted, as the planner estimates
+    order: tuple[str, ...] = ()  # "DESC" or "" for each column, when all of them are an ORDER BY with a LIMIT
 
 
 def scans(plan: Mapping[str, Any]) -> tuple[Scan, ...]:
     """Scans of whole tables that an index on one column could replace, with its candidate columns."""
-    return tuple(_filtered(plan)) + tuple(_joined(plan))
+    return (*_filtered(plan), *_joined(plan), *_sorted(plan))
 
 
 def outline(plan: Mapping[str, Any], *, depth: int = 0) -> Iterator[str]:
@@ -82,6 +84,28 @@ def _joined(plan: Mapping[str, Any]) -> Iterator[Scan]:
             column = by_alias.get(alias) or by_alias.get(f'"{alias}"')
             if child["Node Type"] == "Seq Scan" and "Filter" not in child and column is not None:
                 yield _scan(child, (_bare(column),), float(node["Plan Rows"]))
+
+
+def _sorted(plan: Mapping[str, Any]) -> Iterator[Scan]:
+    """A table that is read and sorted whole, although a LIMIT wants its first rows only."""
+    for node in _nodes(plan):
+        below = node.get("Plans", ())
+        while below and below[0]["Node Type"] in ("Gather Merge", "Result"):
+            below = below[0]["Plans"]
+        if node["Node Type"] != "Limit" or not below or below[0]["Node Type"] != "Sort":
+            continue
+        source = below[0]["Plans"][0]
+        keys = [_KEY.fullmatch(key) for key in below[0]["Sort Key"]]
+        if source["Node Type"] == "Seq Scan" and "Filter" not in source and all(keys):
+            found = [key for key in keys if key is not None]
+            columns, order = (tuple(key[name] or "" for key in found) for name in ("column", "order"))
+            yield Scan(
+                source.get("Schema", "public"),
+                source["Relation Name"],
+                tuple(map(_bare, columns)),
+                0.0,
+                order,
+            )
 
 
 def _below_hash(join: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -1,53 +1,23 @@
-"""Ranks what a measurement saw: each rule looks for one kind of bottleneck and says what it saw.
+"""Ranks what the rules found: by the share of the slow requests' time, causes before what follows from them.
 
-A share is of the slow requests' time: of all requests slower than the median of their own route, how much of
-their time went there. Pools, threads and processors often only follow from what the database is asked; where
-both were found, that is said.
+Everything is suspected, but for an index that was created and measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from tenfold.measure.bottlenecks import Analysis, Bottleneck
-from tenfold.measure.evidence import ROUND_TRIPS, Evidence, PoolUse, StatementUse
-from tenfold.measure.explain import MissingIndex, Plan
+from tenfold.measure.evidence import Evidence
+from tenfold.measure.explain import Plan
 from tenfold.measure.resources import Resources
+from tenfold.measure.rules import IN_USE, RULES, SMALL, Case, shown
 from tenfold.measure.settings import Objective
 
 MOST = 12  # bottlenecks named
-SMALL = 0.02  # a smaller share of the slow requests' time is not worth a line
-FREQUENT = 0.15  # a statement that takes this much of it is named although each execution is quick
-POOL_FULL = 0.8
-POOL_WAIT = 0.1  # of the objective, at p95: longer waits for a connection are named
-ONE_CORE = 0.9  # a Python process runs bytecode on one core at a time
-MACHINE_FULL = 0.9
-LOOP_LAG_MS = 50.0
-STATEMENT_SHOWN = 120
-
+CAUSE = 0.1  # of the slow requests' time in the database: a full pool or a busy core may follow from it
 _SEVERITY = {"critical": 0, "high": 1, "medium": 2, "low": 3}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Everything that the rules look at."""
-
-    evidence: Evidence
-    resources: Resources | None
-    plans: Mapping[str, Plan]
-    slow_ms: float
-    limits: Mapping[str, float]
-
-    def share(self, seconds: float) -> float | None:
-        """Of the slow requests' time."""
-        return min(seconds / self.evidence.slow_s, 1.0) if self.evidence.slow_s else None
-
-    @property
-    def app_cores(self) -> float:
-        """Cores that the app's workers used, each on average."""
-        app = self.resources.groups.get("app") if self.resources is not None else None
-        return app.mean.cpu_cores / max(self.evidence.workers, 1) if app is not None else 0.0
 
 
 def rank(
@@ -62,8 +32,9 @@ def rank(
     slow_ms = (objective or Objective()).slow_ms
     case = Case(evidence, resources, {plan.fingerprint: plan for plan in plans}, slow_ms, limits)
     found = [one for rule in RULES for one in rule(case) if one.share is None or one.share >= SMALL]
-    found.sort(key=lambda one: (-_weight(one), _SEVERITY[one.severity]))
-    return Analysis(tuple(_with_causes(found[:MOST])), tuple(_not_measured(case)))
+    later = _consequences(case, found)
+    found.sort(key=lambda one: (one.kind in later, -_weight(one), _SEVERITY[one.severity]))
+    return Analysis(tuple(_with_causes(found[:MOST], later)), tuple(_not_measured(case)))
 
 
 def _weight(one: Bottleneck) -> float:
@@ -71,237 +42,21 @@ def _weight(one: Bottleneck) -> float:
     return 0.1 if one.share is None else one.share
 
 
-def repetitions(case: Case) -> Iterator[Bottleneck]:
-    """N+1: a statement from one line, again and again in one request."""
-    for use in case.evidence.statements:
-        if not use.repeating or use.fingerprint in ROUND_TRIPS:
-            continue
-        yield Bottleneck(
-            kind="Database",
-            title=f"N+1 in {use.route}",
-            severity="critical",
-            proof="proven" if use.repeating >= 3 else "suspected",
-            where=use.site or _endpoint(case, use.route),
-            share=case.share(use.slow_s),
-            evidence=(
-                f"{use.repeats_mean:.0f} times one statement in a request, at most {use.request_max}, "
-                f"in {use.repeating} of {use.requests} requests",
-                _time(use),
-                _shown(use.fingerprint),
-            ),
-            remedy="load the related rows with the first statement (selectinload or joinedload), "
-            "or ask for all keys at once (IN)",
-        )
+def _consequences(case: Case, found: Sequence[Bottleneck]) -> set[str]:
+    """The kinds that follow from what the database is asked, when much of the time goes there."""
+    if sum(one.share or 0 for one in found if one.kind == "Database") < CAUSE:
+        return set()
+    return {"Threads", "CPU"} | ({"Connection Pool"} if case.used_share >= IN_USE else set())
 
 
-def missing_indexes(case: Case) -> Iterator[Bottleneck]:
-    """Rows looked for by a column without an index; one index is named once, with all its statements."""
-    named: dict[str, tuple[MissingIndex, list[StatementUse]]] = {}
-    for use in case.evidence.statements:
-        for missing in case.plans[use.fingerprint].missing if use.fingerprint in case.plans else ():
-            named.setdefault(missing.create, (missing, []))[1].append(use)
-    for missing, uses in named.values():
-        proof = missing.proof
-        if proof is not None and not proof.helps:
-            continue
-        seen = [f"{missing.table_rows:,} rows read for {max(missing.rows, 1):,.0f}", _time(*uses)]
-        if proof is not None:
-            seen.append(
-                f"one look-up takes {proof.after_ms:.2f} ms with the index, {proof.before_ms:.1f} ms without"
-            )
-        yield Bottleneck(
-            kind="Database",
-            title=f"missing index on {missing.table}.{missing.column}",
-            severity="critical",
-            proof="proven" if proof is not None else "suspected",
-            where=uses[0].site or None,
-            share=case.share(sum(use.slow_s for use in uses)),
-            evidence=tuple(seen),
-            remedy=missing.create,
-        )
-
-
-def slow_statements(case: Case) -> Iterator[Bottleneck]:
-    """Statements that are slow on average, and quick ones that take much of the time together."""
-    for use in case.evidence.statements:
-        plan = case.plans.get(use.fingerprint)
-        if use.fingerprint in ROUND_TRIPS or use.repeating or (plan is not None and plan.missing):
-            continue  # another rule's
-        slow = use.mean_ms > case.limits["db_query_time_avg"]
-        share = case.share(use.slow_s)
-        if not use.route or not (slow or (share is not None and share >= FREQUENT)):
-            continue
-        yield Bottleneck(
-            kind="Database",
-            title=f"{'slow' if slow else 'frequent'} statement in {use.route}",
-            severity="critical" if slow else "high",
-            where=use.site or _endpoint(case, use.route),
-            share=share,
-            evidence=(_time(use), _shown(use.fingerprint), *(plan.lines[:6] if plan is not None else ())),
-            remedy="read its plan, ask for fewer rows, or keep the result in a cache"
-            if slow
-            else "keep the result in a cache, or ask less often",
-        )
-
-
-def connecting(case: Case) -> Iterator[Bottleneck]:
-    """Connections made within requests: no pool, or one that overflows all the time."""
-    uses = [use for use in case.evidence.statements if use.fingerprint == "CONNECT" and use.route]
-    share = case.share(sum(use.slow_s for use in uses))
-    made = sum(use.executions for use in uses)
-    if share is not None and share >= SMALL and made > 0.05 * case.evidence.requests:
-        yield Bottleneck(
-            kind="Connection Pool",
-            title="connections are made again and again",
-            severity="high",
-            share=share,
-            evidence=(f"{made:,} made in {case.evidence.requests:,} requests", _time(*uses)),
-            remedy="keep as many connections as are used at once: pool_size in place of max_overflow",
-        )
-
-
-def small_pools(case: Case) -> Iterator[Bottleneck]:
-    """Pools in which nearly everything is taken, or waited for."""
-    waited = sum(route.pool_wait_share * route.total_s for route in case.evidence.routes)
-    for pool in case.evidence.pools:
-        limit = case.limits["db_connection_pool_usage"] / 100
-        if pool.wait_p95_ms <= POOL_WAIT * case.slow_ms and not (pool.timeouts or pool.full_share > limit):
-            continue
-        yield Bottleneck(
-            kind="Connection Pool",
-            title=f"full {pool.full_share:.0%} of the time",
-            severity="high",
-            proof="proven" if pool.waited and pool.full_share > POOL_FULL else "suspected",
-            where=pool.site or None,
-            share=min(waited / case.evidence.total_s, 1.0) if case.evidence.total_s else None,
-            evidence=_pool_lines(pool),
-            remedy="hold connections for a shorter time; enlarge the pool when it is still full after that",
-        )
-
-
-def processors(case: Case) -> Iterator[Bottleneck]:
-    """The app on its one core, the database, the machine."""
-    resources = case.resources
-    if resources is None or resources.machine is None:
-        return
-    machine, groups = resources.machine.mean, resources.groups
-    if case.app_cores >= ONE_CORE:
-        costliest = case.evidence.routes[0].route if case.evidence.routes else "the costliest route"
-        yield Bottleneck(
-            kind="CPU",
-            title="the app's processes are at one core each",
-            severity="high",
-            proof="proven",
-            evidence=(
-                f"{case.app_cores:.2f} cores a worker, {case.evidence.workers} workers; "
-                "Python runs on one core a process",
-            ),
-            remedy=f"profile {costliest} (profile_function), or run more instances where cores are free",
-        )
-    if machine.cpu >= min(MACHINE_FULL, case.limits["cpu_usage"] / 100 + 0.1):
-        used = ", ".join(f"{name} {use.mean.cpu_cores:.2f}" for name, use in groups.items())
-        yield Bottleneck(
-            kind="CPU",
-            title="the machine has no free core",
-            severity="high",
-            proof="proven",
-            evidence=(
-                f"{machine.cpu:.0%} of {resources.cores} cores used: {used}",
-                *_pressure(machine.cpu_pressure),
-            ),
-            remedy="do less work per request, or give the busiest of them a machine of its own",
-        )
-    database = groups.get("database")
-    if database is not None and database.mean.cpu_cores >= 0.7 * resources.cores:
-        yield Bottleneck(
-            kind="CPU",
-            title="the database works at its limit",
-            severity="high",
-            evidence=(f"{database.mean.cpu_cores:.2f} of {resources.cores} cores",),
-            remedy="make its costliest statements cheaper, cache their results, or read from replicas",
-        )
-
-
-def machine_limits(case: Case) -> Iterator[Bottleneck]:
-    """Memory and disk of the machine."""
-    if case.resources is None or case.resources.machine is None:
-        return
-    mean, most = case.resources.machine.mean, case.resources.machine.max
-    if most.memory * 100 > case.limits["memory_usage"]:
-        yield Bottleneck(
-            kind="Memory",
-            title="memory runs out",
-            severity="high",
-            evidence=(
-                f"{most.memory:.0%} in use",
-                f"{mean.memory_pressure:.0%} of the time waited for memory",
-            ),
-            remedy="find the group that grows, bound caches and result sets, or add memory",
-        )
-    if mean.iowait * 100 > case.limits["disk_io_wait"]:
-        yield Bottleneck(
-            kind="Disk I/O",
-            title="processors wait for the disk",
-            severity="medium",
-            evidence=(f"{mean.iowait:.0%} of the processors' time", f"{mean.io_pressure:.0%} under pressure"),
-            remedy="give the database memory for its working set, or faster disks",
-        )
-
-
-def blocked_loops(case: Case) -> Iterator[Bottleneck]:
-    """The event loop stood still; not when the processor alone explains it."""
-    loop = case.evidence.loop
-    if loop is None or loop.p95_ms <= LOOP_LAG_MS or (case.app_cores >= ONE_CORE and not loop.blockers):
-        return
-    lines = tuple(f"{times}× at {line}" for line, times in loop.blockers[:3])
-    yield Bottleneck(
-        kind="Event loop",
-        title=f"{loop.p95_ms:.0f} ms late at p95",
-        severity="high" if case.app_cores < ONE_CORE else "medium",
-        where=loop.blockers[0][0] if loop.blockers else None,
-        evidence=(f"p50 {loop.p50_ms:.0f} ms, longest {loop.max_ms:.0f} ms", *lines),
-        remedy="call what blocks in a thread (asyncio.to_thread), or write that endpoint with def",
-    )
-
-
-def threads(case: Case) -> Iterator[Bottleneck]:
-    """Sync endpoints waited for a thread."""
-    use = case.evidence.threads
-    if use is not None and use.busy_max >= use.total and use.waiting_share > 0.1:
-        yield Bottleneck(
-            kind="Threads",
-            title=f"all {use.total} threads for sync endpoints are taken",
-            severity="high",
-            evidence=(f"up to {use.waiting_max} requests waited, {use.waiting_share:.0%} of the time",),
-            remedy="shorten what they wait for; more threads help only while processor and pool have room",
-        )
-
-
-RULES: tuple[Callable[[Case], Iterator[Bottleneck]], ...] = (
-    repetitions,
-    missing_indexes,
-    slow_statements,
-    connecting,
-    small_pools,
-    processors,
-    machine_limits,
-    blocked_loops,
-    threads,
-)
-
-_CONSEQUENCES = ("Connection Pool", "Threads", "CPU")
-
-
-def _with_causes(found: Sequence[Bottleneck]) -> Iterator[Bottleneck]:
-    """Pools, threads and processors follow from what the database is asked: that comes first."""
-    causes = tuple(
-        rank for rank, one in enumerate(found, 1) if one.kind == "Database" and (one.share or 0) >= 0.1
-    )
-    shown = " and ".join(map(str, causes))
+def _with_causes(found: Sequence[Bottleneck], later: set[str]) -> Iterator[Bottleneck]:
+    """Say of each consequence what it follows from, and that this has to be measured without it first."""
+    causes = tuple(rank for rank, one in enumerate(found, 1) if one.kind == "Database")[:3]
+    ranks = " and ".join(filter(None, (", ".join(map(str, causes[:-1])), "".join(map(str, causes[-1:])))))
     for one in found:
-        if one.kind in _CONSEQUENCES and causes:
-            later = "enlarge it" if one.kind == "Connection Pool" else "add more"
-            remedy = f"follows from {shown}: measure again before you {later}"
+        if one.kind in later and causes:
+            what = "enlarge it" if one.kind == "Connection Pool" else "add more"
+            remedy = f"follows from {ranks}: measure again before you {what}"
             yield replace(one, follows_from=causes, remedy=remedy)
         else:
             yield one
@@ -323,7 +78,7 @@ def _not_measured(case: Case) -> Iterator[str]:
     if case.evidence.dropped:
         yield f"{case.evidence.dropped:,} requests: dropped by the probes for want of room"
     yield from (
-        f"plan of {_shown(plan.fingerprint)}: {plan.reason}" for plan in case.plans.values() if plan.reason
+        f"plan of {shown(plan.fingerprint)}: {plan.reason}" for plan in case.plans.values() if plan.reason
     )
     if seen.get("sqlalchemy") and not case.plans:
         yield "plans: the database was not asked"
@@ -331,29 +86,3 @@ def _not_measured(case: Case) -> Iterator[str]:
         yield "processors, memory and disk: not sampled"
     else:
         yield from case.resources.not_measured
-
-
-def _endpoint(case: Case, route: str) -> str | None:
-    return next((use.endpoint for use in case.evidence.routes if use.route == route), None) or None
-
-
-def _time(*uses: StatementUse) -> str:
-    total, executions = sum(use.total_s for use in uses), sum(use.executions for use in uses)
-    return f"{executions:,} executions, {total * 1000 / max(executions, 1):.1f} ms each"
-
-
-def _shown(statement: str) -> str:
-    return statement if len(statement) <= STATEMENT_SHOWN else f"{statement[: STATEMENT_SHOWN - 1]}…"
-
-
-def _pool_lines(pool: PoolUse) -> tuple[str, ...]:
-    overflow = f" + {pool.max_overflow}" if pool.max_overflow else ""
-    lines = [
-        f"{pool.size}{overflow} connections a worker, full {pool.full_share:.0%} of the time",
-        f"waits {pool.wait_p95_ms:.0f} ms at p95, {pool.waited:,} of {pool.checkouts:,} checkouts waited",
-    ]
-    return (*lines, f"{pool.timeouts:,} gave up waiting") if pool.timeouts else tuple(lines)
-
-
-def _pressure(share: float) -> tuple[str, ...]:
-    return (f"something waited for a core {share:.0%} of the time",) if share else ()

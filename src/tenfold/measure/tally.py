@@ -82,6 +82,7 @@ class _Route:
     errors: int = 0
     total_s: float = 0.0
     slow_s: float = 0.0
+    slow_wait_s: float = 0.0
     database_s: float = 0.0
     wait_s: float = 0.0
     wait_max_s: float = 0.0
@@ -104,7 +105,9 @@ class _Route:
         if self.requests % MEDIAN_EVERY == 0 or self.requests == 10:
             self.median_s = _ms(self.histogram, 50) / 1000
         slow = request.duration_s > self.median_s
-        self.slow_s += request.duration_s if slow else 0.0
+        if slow:
+            self.slow_s += request.duration_s
+            self.slow_wait_s += min(request.pool_wait_s, request.duration_s)
         return slow
 
     def use(self) -> RouteUse:
@@ -124,6 +127,7 @@ class _Route:
             statements_mean=self.statements / max(self.requests, 1),
             statements_max=self.statements_max,
             slow_s=self.slow_s,
+            slow_wait_s=self.slow_wait_s,
         )
 
 
@@ -177,6 +181,7 @@ class _Pool:
     owners: set[tuple[int, int]] = field(default_factory=set)
     seconds: float = 0.0
     full_s: float = 0.0
+    held_s: float = 0.0
     checked_out: int = 0
     checkouts: int = 0
     waited: int = 0
@@ -188,6 +193,7 @@ class _Pool:
             self.owners.add((owner, state.number))
         self.seconds += seconds
         self.full_s += min(state.full_s, seconds)
+        self.held_s += state.held_s
         self.checked_out = max(self.checked_out, state.checked_out)
         self.checkouts += state.checkouts
         self.waited += state.waited
@@ -217,6 +223,7 @@ class _Pool:
             checkouts=self.checkouts,
             waited=self.waited,
             timeouts=self.timeouts,
+            held_s=self.held_s,
             full_share=self.full_s / self.seconds if self.seconds else 0.0,
             wait_p50_ms=self.wait_ms(50),
             wait_p95_ms=self.wait_ms(95),

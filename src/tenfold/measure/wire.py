@@ -61,6 +61,7 @@ class PoolState(msgspec.Struct, array_like=True):
     checkouts: int
     timeouts: int
     full_s: float  # every connection taken, or promised to someone who waits
+    held_s: float  # connections taken, added up: two for three seconds are six
     waits_s: list[float] = msgspec.field(default_factory=list)  # checkouts that had to wait, a sample
     waited: int = 0  # checkouts that had to wait, all of them
 

@@ -1,0 +1,196 @@
+"""What the probe costs: CPU time of the app's worker per request, without, with it idle, with it recording.
+
+    python -m benchmarks.probe [--rounds 40] [--requests 25]
+
+Three granian workers serve one app, FastAPI and SQLAlchemy over SQLite, and take turns of a few requests
+each, so that whatever else the machine does hits all three alike. SQLite answers within the process in
+microseconds: a statement costs less here than over a network driver, and the probe's share is at its largest.
+The ratio is the median of the rounds' ratios; its quartiles are printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from tenfold.measure.collector import Collector
+from tenfold.measure.processes import snapshot, tree
+
+PATHS = {"4 statements": "/four", "21 statements, N+1": "/many"}
+VARIANTS = ("without", "idle", "recording")  # and the names of the apps
+
+APP = """
+import os
+from pathlib import Path
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sqlalchemy import ForeignKey, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+class Base(DeclarativeBase): pass
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer: Mapped[int]
+    items: Mapped[list["Item"]] = relationship()
+
+class Item(Base):
+    __tablename__ = "items"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"), index=True)
+    name: Mapped[str]
+
+class Answer(BaseModel):
+    id: int
+    names: list[str]
+
+engine = create_engine("sqlite:///shop.db")
+service = FastAPI()
+
+def prepare():
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        items = lambda: [Item(name="x"), Item(name="y")]
+        session.add_all(Order(id=n, customer=n % 50, items=items()) for n in range(1000))
+        session.commit()
+
+@service.get("/four")
+def four() -> list[Answer]:
+    return answers(3)
+
+@service.get("/many")
+def many() -> list[Answer]:
+    return answers(20)
+
+def answers(limit):
+    with Session(engine) as session:
+        orders = session.scalars(select(Order).where(Order.customer == 7).limit(limit))
+        return [Answer(id=order.id, names=[item.name for item in order.items]) for order in orders]
+
+def probed(name):
+    return Probe(service, Path(name).absolute(), root=Path.cwd())
+
+without = service
+if os.environ["VARIANT"] != "without":
+    from tenfold.measure.probe import Probe
+    idle = recording = probed(os.environ["VARIANT"] + ".sock")
+"""
+
+
+@contextmanager
+def served(folder: Path, variant: str) -> Iterator[tuple[httpx.Client, int]]:
+    """The app in one granian worker; its client and the pid of granian's leader."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "granian", f"shop:{variant}", "--interface", "asgi", "--loop", "asyncio",
+         "--port", str(port), "--host", "127.0.0.1"],
+        cwd=folder, env=os.environ | {"VARIANT": variant}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            _ready(client)
+            yield client, server.pid
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(10)
+
+
+def _ready(client: httpx.Client) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client.get("/four").raise_for_status()
+            return
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process tree; the scheduler's own count has nanoseconds where stat has hundredths."""
+    found = 0
+    for member in tree(snapshot(), [pid]):
+        for thread in Path(f"/proc/{member}/task").iterdir():
+            found += int((thread / "schedstat").read_text().split()[0])
+    return found
+
+
+def cost_ms(client: httpx.Client, pid: int, path: str, requests: int) -> float:
+    """CPU milliseconds of the worker per request."""
+    before = cpu_ns(pid)
+    for _ in range(requests):
+        client.get(path).raise_for_status()
+    return (cpu_ns(pid) - before) / 1e6 / requests
+
+
+def measure(folder: Path, *, rounds: int, requests: int) -> dict[str, dict[str, list[float]]]:
+    """Path → variant → CPU milliseconds per request, one a round."""
+    found: dict[str, dict[str, list[float]]] = {path: {v: [] for v in VARIANTS} for path in PATHS.values()}
+    with ExitStack() as stack:
+        collector = stack.enter_context(Collector(folder / "recording.sock"))
+        servers = {variant: stack.enter_context(served(folder, variant)) for variant in VARIANTS}
+        for client, _ in servers.values():
+            for path in PATHS.values():
+                for _ in range(100):
+                    client.get(path).raise_for_status()
+        time.sleep(1.5)
+        collector.reset()
+        for number in range(rounds):
+            for path in PATHS.values():
+                # The order turns as well: what comes first in a round has no advantage.
+                for variant in VARIANTS[number % 3 :] + VARIANTS[: number % 3]:
+                    found[path][variant].append(cost_ms(*servers[variant], path, requests))
+        time.sleep(0.6)
+        if (seen := collector.evidence().requests) != rounds * requests * len(PATHS):
+            raise SystemExit(f"{seen} requests were recorded, which is not every one: nothing to compare")
+    return found
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=25)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tenfold-") as name:
+        folder = Path(name)
+        (folder / "shop.py").write_text(APP)
+        subprocess.run(
+            [sys.executable, "-c", "import shop; shop.prepare()"],
+            cwd=folder,
+            env=os.environ | {"VARIANT": "without"},
+            check=True,
+        )
+        found = measure(folder, rounds=options.rounds, requests=options.requests)
+    print("CPU ms of the worker per request; ratio to 'without', its median and quartiles over the rounds")
+    for label, path in PATHS.items():
+        base = found[path]["without"]
+        for variant in VARIANTS:
+            costs = found[path][variant]
+            ratios = [cost / other for cost, other in zip(costs, base, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            print(
+                f"{label:<20}{variant:<11}{statistics.median(costs):7.3f} ms   "
+                f"{middle:.3f}  ({low:.3f} – {high:.3f})"
+            )
+
+
+if __name__ == "__main__":
+    main()
