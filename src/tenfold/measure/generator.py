@@ -53,6 +53,10 @@ Answer = TypeVar("Answer", Started, Ceiling)
 class Generator:
     """The load generator for one scenario and one target, as a context manager.
 
+    In an open-loop trial the locustfile's ``wait_time`` is ignored: a user acts when an arrival falls to
+    it. ``environment.stats`` stays empty then; ``run_closed`` honours both. Nothing keeps a locustfile from
+    sending to other hosts by absolute URLs.
+
     Args:
         scenario: a locustfile; it runs unmodified, its ``host`` replaced by ``target``.
         target: where the service listens, ``http://127.0.0.1:8000``.

@@ -50,7 +50,7 @@ class GeneratorProcess:
         self._log = _log_file()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-P", "-m", "tenfold.measure.locust", "--fd", str(theirs.fileno())],
+                [sys.executable, "-P", "-u", "-m", "tenfold.measure.locust", "--fd", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

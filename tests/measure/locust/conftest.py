@@ -125,7 +125,7 @@ def generator(service: Service, scenario: Callable[[str], Path]) -> Iterator[Cal
 
 @pytest.fixture
 def request_for() -> Callable[..., TrialRequest]:
-    def make(rate: float = 90.0, duration_s: float = 0.6, **options: Any) -> TrialRequest:
+    def make(rate: float = 120.0, duration_s: float = 0.4, **options: Any) -> TrialRequest:
         return TrialRequest(
             **({"rate": rate, "duration_s": duration_s, "purpose": "search", "seed": 1} | options)
         )

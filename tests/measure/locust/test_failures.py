@@ -128,6 +128,19 @@ def test_a_login_that_fails_for_everyone(generator: Make, service: Any, text: st
     assert service.seen["/login"] <= 20, "it goes on asking although nobody gets in"
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_trial_without_anybody_logged_in_is_no_trial(
+    generator: Make, request_for: Ask, service: Any, closed: bool
+) -> None:
+    service.login_status = 403
+    one = generator(LOGIN)
+    with pytest.raises(ScenarioError, match="POST /login answered 403"):
+        if closed:
+            one.run_closed(users=3, spawn_rate=10, duration_s=0.5)
+        else:
+            one.run(request_for())
+
+
 def test_a_login_that_fails_for_some_is_no_error(generator: Make, request_for: Ask) -> None:
     one = generator(
         """

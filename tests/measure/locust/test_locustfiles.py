@@ -159,7 +159,7 @@ def test_it_runs_unmodified(case: str, generator: Make, request_for: Ask) -> Non
     one = generator(text, slow_ms=2000.0, max_users=8)
     one.start_users(5)
     trial = one.run(request_for())
-    assert trial.offered == len(poisson(rate=90.0, duration_s=0.6, seed=1))
+    assert trial.offered == len(poisson(rate=120.0, duration_s=0.4, seed=1))
     assert trial.good == trial.offered, (trial.errors, trial.blocks)
     assert names(trial) == endpoints
     assert trial.requests >= trial.offered

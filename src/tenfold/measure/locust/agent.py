@@ -163,10 +163,9 @@ class Agent:
 
     def follow(self, client: Any, hook: EventHook) -> None:
         """Give the client its own event, and know when it is asking."""
-        if isinstance(getattr(client, "request_event", None), EventHook):
-            client.request_event = UserHook(self, hook)
         ask = getattr(client, "request", None)
-        if callable(ask) and hasattr(client, "request_event"):
+        if callable(ask) and isinstance(getattr(client, "request_event", None), EventHook):
+            client.request_event = UserHook(self, hook)
             client.request = self._asking(client, ask)
 
     def _asking(self, client: Any, ask: Callable[..., Any]) -> Callable[..., Any]:
@@ -242,7 +241,7 @@ def adopt(user: Any, crew: Crew, pool: Pool, hook: EventHook) -> Agent:
     """Put a new user under direction, before it is started."""
     agent = Agent(user, crew, pool)
     setattr(user, _MARK, agent)
-    client = getattr(user, "client", None)
+    client = vars(user).get("client")  # one that all users of a class share cannot tell them apart
     if client is not None:
         agent.follow(client, hook)
     user.on_stop = partial(_stop, agent, user.on_stop)

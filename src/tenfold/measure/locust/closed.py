@@ -59,6 +59,7 @@ class ClosedLoop:
             self._runner.start(self._request.users, self._request.spawn_rate)
             self._load(book)
             book.unload()
+            crew.require_users()
             while not book.ledger.complete:
                 self._tick(book)
             users = crew.users

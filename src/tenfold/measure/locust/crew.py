@@ -12,6 +12,7 @@ import gevent
 from gevent import get_hub
 from locust.event import EventHook
 
+from tenfold.errors import ScenarioError
 from tenfold.measure.locust.agent import Agent, adopt, raised_text
 from tenfold.measure.schedule import apportion
 
@@ -25,6 +26,7 @@ LOGINS_AT_ONCE = 8
 # In a trial they must not become the load: one login for ten arrivals, but not fewer than this a second.
 LOGIN_SHARE = 0.1
 LEAST_LOGINS_PER_S = 10.0
+REINFORCE_EVERY_S = 0.05
 HOPELESS_AFTER = 3
 
 
@@ -158,17 +160,25 @@ class Crew:
             gevent.spawn(self._spawn, agent.pool)
         agent.finish()
 
-    def fill(self, wanted: int, *, timeout_s: float) -> None:
-        """Log users in until ``wanted`` are there, all logins seem to fail, or the time is over."""
+    def fill(self, wanted: int, *, timeout_s: float, going: Callable[[], bool] = lambda: True) -> None:
+        """Log users in until ``wanted`` are there, or all logins seem to fail, or the time is over.
+
+        Raises:
+            ScenarioError: nobody has ever got through ``on_start``, or a user cannot even be made.
+        """
+        self._fill(wanted, deadline=monotonic() + timeout_s, going=going)
+        if not self.logins and going():
+            raise ScenarioError(self._why_nobody(timeout_s))
+
+    def _fill(self, wanted: int, *, deadline: float, going: Callable[[], bool]) -> None:
         wanted = min(wanted, self.max_users)
-        deadline = monotonic() + timeout_s
         attempts = 2 * max(0, wanted - self._living) + HOPELESS_AFTER
         counts = apportion(
             wanted,
             weights=[pool.weight for pool in self.pools],
             fixed=[pool.fixed for pool in self.pools],
         )
-        while monotonic() < deadline and not self.hopeless:
+        while monotonic() < deadline and going() and not self._hopeless:
             missing, pool = max(
                 ((count - pool.living, pool) for count, pool in zip(counts, self.pools, strict=True)),
                 key=lambda pair: pair[0],
@@ -180,29 +190,51 @@ class Crew:
                 return
             gevent.sleep(1 / LOGINS_PER_S)
 
+    def require_users(self) -> None:
+        """Raise ScenarioError when users tried to log in and none of them ever got through."""
+        if self.failed and not self.logins:
+            raise ScenarioError(self._why_nobody(0.0))
+
     @property
-    def hopeless(self) -> bool:
-        """Whether nobody has logged in yet, in several attempts."""
+    def _hopeless(self) -> bool:
         return not self.logins and self.failed >= HOPELESS_AFTER
 
     def reinforce(self, *, rate: float, going: Callable[[], bool]) -> None:
         """While a trial runs, log another user in where too few are idle, slowly enough to be no load."""
-        per_s = max(LEAST_LOGINS_PER_S, rate * LOGIN_SHARE)
+        per_tick = max(LEAST_LOGINS_PER_S, rate * LOGIN_SHARE) * REINFORCE_EVERY_S
+        allowed = 0.0
         while going():
-            gevent.sleep(1 / per_s)
-            if self._living >= self.max_users or self.logging_in >= LOGINS_AT_ONCE:
-                continue
-            short = max((pool for pool in self.pools if pool.short), key=lambda p: len(p.queue), default=None)
-            if short is not None:
-                self._spawn(short)
+            gevent.sleep(REINFORCE_EVERY_S)
+            allowed = min(allowed + per_tick, LOGINS_AT_ONCE)
+            while allowed >= 1 and (pool := self._shortest()) is not None:
+                allowed -= 1
+                self._spawn(pool)
+
+    def _shortest(self) -> Pool | None:
+        """The pool that needs another user the most, if there may be one."""
+        if self._living >= self.max_users or self.logging_in >= LOGINS_AT_ONCE:
+            return None
+        return max((pool for pool in self.pools if pool.short), key=lambda p: len(p.queue), default=None)
 
     def shed(self) -> None:
         """Drop the arrivals that have waited too long for a user."""
         for pool in self.pools:
             pool.shed()
 
+    def _why_nobody(self, within_s: float) -> str:
+        if not self.failed:
+            return f"no user got through on_start within {within_s:g} s; look at the service's log"
+        return (
+            f"none of {self.failed} users got through on_start: {self.login_errors[-1]}; "
+            "check the login in the locustfile"
+        )
+
     def _spawn(self, pool: Pool) -> None:
-        user = pool.user_class(self._environment)
+        try:
+            user = pool.user_class(self._environment)
+        except Exception as error:
+            why = raised_text(error, error.__traceback__)
+            raise ScenarioError(f"no user could be made: {why}; correct the locustfile") from error
         self.enlist(user)
         user.start(self._group)
 

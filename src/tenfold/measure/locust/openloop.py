@@ -49,7 +49,7 @@ class OpenLoop:
     def run(self) -> TrialDone:
         """Carry the trial out. Blocks the calling greenlet until it is over."""
         request, crew = self._request, self._crew
-        crew.fill(self._users_needed(), timeout_s=FILL_TIMEOUT_S)
+        crew.fill(self._users_needed(), timeout_s=FILL_TIMEOUT_S, going=lambda: self._going)
         logins = crew.logins + crew.failed
         due = poisson(rate=request.rate, duration_s=request.duration_s, seed=request.seed)
         book = Book(Ledger(due, duration_s=request.duration_s, slow_s=self._slow_s))
