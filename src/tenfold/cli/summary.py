@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from tenfold.measure.report import BottleneckReport, Latency, Report
-from tenfold.measure.wording import headline, milliseconds, number, recovery, share
+from tenfold.measure.wording import headline, milliseconds, number, recovery, share, where
 
 WIDTH = 80
 LABEL = 12
@@ -97,8 +97,8 @@ def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
         initial_indent=f"  {rank}  ",
         subsequent_indent=" " * 5,
     )
-    if one.where:
-        yield f"     {one.where}"
+    if place := where(one):
+        yield f"     {place}"
     for line in one.evidence:
         yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7)
     # A statement to be copied stays on one line, however long it is.

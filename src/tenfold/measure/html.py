@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tenfold.errors import DependencyError
 from tenfold.measure.chart import Axis, Series, chart
 from tenfold.measure.report import Report, TrialReport
-from tenfold.measure.wording import facts, headline, number, objective
+from tenfold.measure.wording import facts, headline, number, objective, where
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -39,6 +39,7 @@ def render(report: Report) -> str:
         loader=jinja2.PackageLoader("tenfold.measure", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["number"] = number
+    environment.filters["place"] = where
     return environment.get_template("report.html").render(
         report=report,
         headline=headline(report),

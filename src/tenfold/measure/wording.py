@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tenfold.measure.report import Report
+from tenfold.measure.report import BottleneckReport, Report
 
 
 def number(value: float | None) -> str:
@@ -26,6 +26,15 @@ def share(value: float | None) -> str:
 def milliseconds(value: float | None) -> str:
     """A latency with its unit."""
     return "–" if value is None else f"{number(value)} ms"
+
+
+def where(one: BottleneckReport) -> str:
+    """Place and weight: ``shop/orders.py:48, 71 % of the time beyond p50``; empty when neither is known.
+
+    "Beyond p50" are the requests slower than the median of their own route.
+    """
+    weight = "" if one.share is None else f"{100 * one.share:.0f} % of the time beyond p50"
+    return ", ".join(part for part in (one.where, weight) if part)
 
 
 def headline(report: Report) -> str:
