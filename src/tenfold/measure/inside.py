@@ -97,7 +97,12 @@ class Inside:
         if url is None:
             return (), ("statements' plans: the stack has no database",)
         try:
-            return explain(url, evidence.statements, may_create_index=self._may_create_index), ()
+            return explain(
+                url,
+                evidence.statements,
+                texts=self._collector.examples(),
+                may_create_index=self._may_create_index,
+            ), ()
         except TenfoldError as error:
             return (), (f"statements' plans: {error}",)
 
