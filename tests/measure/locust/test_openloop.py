@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,7 @@ def test_every_due_arrival_has_a_verdict_and_blocks_come_in_order(generator: Mak
 
 ANSWERS = [
     ("/fast", "good", "200"),
-    ("/sleep/0.4", "slow", "200"),
+    ("/sleep/0.7", "slow", "200"),
     ("/fail", "failed", "500"),
     ("/missing", "failed", "404"),
     ("/refuse", "refused", "503"),
@@ -73,7 +76,7 @@ def test_the_verdict_follows_the_answer(generator: Make, request_for: Ask, tmp_p
             def one(self):
                 self.client.get(open({str(switch)!r}).read(), name="/it")
         """,
-        slow_ms=300.0,
+        slow_ms=500.0,
     )
     for path, verdict, status in ANSWERS:
         switch.write_text(path)
@@ -125,9 +128,9 @@ def test_the_verdict_follows_the_task(generator: Make, request_for: Ask, tmp_pat
                 self.client.get("/fail")
             def is_slow_second(self):
                 self.client.get("/fast")
-                self.client.get("/sleep/0.4")
+                self.client.get("/sleep/0.7")
         """,
-        slow_ms=300.0,
+        slow_ms=500.0,
     )
     for task, verdict, error in TASKS:
         switch.write_text(task)
@@ -223,6 +226,24 @@ def test_answers_that_never_come_are_latencies_of_at_least_so_long(generator: Ma
     assert endpoint.statuses == {"unanswered": 10}
     assert trial.notes["requests unanswered at the end"] == 10
     assert histogram.percentile(endpoint.corrected, 100) > 500
+
+
+def test_a_generator_that_is_held_up_says_so(generator: Make, request_for: Ask) -> None:
+    """Arrivals that leave late because of the generator are its own fault, and are not hidden."""
+    one = generator(visiting("/fast"))
+    one.start_users(20)
+    assert not one.run(request_for(rate=50.0, duration_s=1.0)).generator.limited(late=0.2)
+
+    def hold_up(block: Block) -> None:
+        if block.start_s == 0.0:
+            os.kill(one.pid, signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (one.pid, signal.SIGCONT)).start()
+
+    trial = one.run(request_for(rate=50.0, duration_s=2.0), hold_up)
+    assert_adds_up(trial)
+    assert trial.generator.limited(late=0.1)
+    assert trial.generator.lag_p99_ms > 200
+    assert total(trial, "late") > 0
 
 
 def test_the_closed_loop_keeps_locusts_own_pace(generator: Make) -> None:

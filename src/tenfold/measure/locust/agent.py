@@ -5,6 +5,10 @@ until an arrival is due, whatever ``wait_time`` says; so nested and sequential t
 and ``on_stop`` stay what they are. An arrival is what a user does between two waits. A task that calls
 ``self.wait()`` in its middle is therefore two arrivals.
 
+The corrected latency of an arrival's first request is the time from its due moment until a user took it
+over, plus what the client measured. What the locustfile does before it sends (``time.sleep`` in a task) is
+neither the service's time nor ours, and is left out.
+
 Three places of Locust 2 are replaced in this process: ``TaskSet.wait``, ``User.start`` and the root task
 set. Requests find their user through the client's own event object, since the arguments of
 ``events.request`` do not carry it; listeners of the locustfile still hear every one.
@@ -55,7 +59,6 @@ class Agent:
         "logging_in",
         "login_errors",
         "pool",
-        "ready",
         "requests",
         "user",
         "waited_ms",
@@ -67,7 +70,6 @@ class Agent:
         self.pool = pool
         self.greenlet: Any = None
         self.logging_in = True
-        self.ready = False  # got through its login
         self.login_errors: list[str] = []
         self.book: Book | None = None
         self.arrival = -1

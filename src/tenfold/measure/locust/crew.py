@@ -135,7 +135,7 @@ class Crew:
 
     def arrived(self, agent: Agent) -> None:
         """The user is through ``on_start``. Runs in its greenlet, and in an open loop parks it."""
-        agent.logging_in, agent.ready = False, True
+        agent.logging_in = False
         self.logging_in -= 1
         self._note_errors(agent)
         if self.closed is None:
@@ -156,7 +156,7 @@ class Crew:
                     raised_text(why, why.__traceback__) if why else "on_start stopped it"
                 )
             self._note_errors(agent)
-        elif self.replacing and agent.ready:
+        elif self.replacing:
             gevent.spawn(self._spawn, agent.pool)
         agent.finish()
 
