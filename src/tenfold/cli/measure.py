@@ -179,8 +179,16 @@ def _run(
         )
     bar.step(f"logging {declared.users} users in")
     generator.start_users(declared.users)
+    bar.step("measuring the generator's own ceiling")
+    ceiling = generator.calibrate()
     measurement = Measurement(
-        declared, generator, service=service, target=target, inside=inside, progress=bar.show
+        declared,
+        generator,
+        service=service,
+        target=target,
+        inside=inside,
+        ceiling=ceiling,
+        progress=bar.show,
     )
     return measurement.run()
 

@@ -1,21 +1,30 @@
 """At which rate does the share of bad arrivals cross the limit? An interval, from many short trials.
 
-One trial near the capacity says little: a bad moment makes a run of bad arrivals, and a service at 98 % of its
-capacity looks like one at 102 % for seconds. So all trials are read together. Below saturation the logarithm of a
-queue's tail grows linearly with the rate (exactly so in M/M/1, where P(T > t) = exp((rate - service rate) t)), on
-top of a floor that is there at any rate. The posterior of
+One trial near the capacity says little: bad arrivals come in runs, a trial starts with an empty service, and one at
+98 % of its capacity looks for seconds like one at 102 %. So all trials are read together, against what queues have in
+common when they are nearly full (Kingman, "The single server queue in heavy traffic", 1961; for M/M/1 it is exact):
 
-    share(rate) = floor + (limit - floor) · (rate / capacity) ** steepness,      at most ``CAP``
+* the share of arrivals slower than ``slow_s`` grows exponentially with the rate, on top of a floor that is there at
+  any rate: ``share(rate) = floor + (limit - floor) · (rate / capacity) ** steepness``;
+* ``1 / steepness = 1 / (drive · capacity · slow_s) + disturbance``: ``drive`` is 2 / (squared variation of the gaps +
+  that of the work), 1 for M/M/1 and 2 for constant work; ``disturbance`` is what does not average out as the rate
+  grows (another tenant, a garbage collector);
+* the steeper, the slower: the load at the limit is ``1 / (1 + k / steepness)`` with ``k = -ln(limit)``, runs of bad
+  arrivals have the size of busy periods, ``2 · load / drive / (1 - load)²``, and an empty queue needs
+  ``4 / k² · steepness · slow_s`` to look like its steady state.
 
-over a grid of capacity, steepness and floor, flat in their logarithms, gives the interval. Shares above
-``CAP`` only say "beyond": how deep an overload is depends on how long it lasted and not on the capacity.
+The posterior over a grid of capacity (flat in its logarithm), drive, disturbance and floor gives the interval. Counts are
+weighed by their variance inflation (quasi-likelihood: Wedderburn, 1974), the larger of what the model says and of
+what the trials show from second to second; estimated as it is, it makes the tails those of a Student distribution.
 
-Counts are overdispersed (quasi-likelihood: Wedderburn, 1974; McCullagh and Nelder, 1989, chapter 9). The inflation
-is estimated from the trials themselves and, being estimated, turns the normal posterior into a Student one.
+Limits: disturbances that last longer than a trial are seen as often as they happen to fall into one. For services that are
+a queue the interval is conservative; with a neighbour who comes and goes every few seconds it is too narrow
+(``python -m benchmarks.capacity`` prints both).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,176 +36,234 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+CAP = 0.95  # a share above this says no more than this one
+DRIVES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
+DRIVE_PRIOR = (0.8, 0.5)  # lognormal: median and standard deviation of the logarithm
+DISTURBANCES = ((0.0, 0.6), (0.04, 0.25), (0.12, 0.15))  # value and prior weight
+DISTURBANCE_RUNS = 1.3  # how much longer than a queue's own runs those of a disturbance last
+FLOOR_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+FLATTEST = 1.5  # the least steepness
+RUN_S = 0.6  # how long a run of bad arrivals lasts, as long as the trials do not tell otherwise
+RUN_WEIGHT = 4.0  # ... worth so many stretches of observation
+FREEDOM = 60.0
+RESOLUTION = 100  # capacities on the grid
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The counted part of one trial: its rate and its stretches, in order, of equal length."""
+    """The counted part of one trial: its rate, its stretches of one second in order, and its whole length."""
 
     rate: float
+    seconds: float
     counts: tuple[Count, ...]
-    seconds: float = 0.0
 
     @property
     def offered(self) -> int:
+        """Arrivals counted."""
         return sum(count.offered for count in self.counts)
 
     @property
     def bad(self) -> int:
+        """Those that missed the objective."""
         return sum(count.bad for count in self.counts)
+
+    @property
+    def share(self) -> float:
+        """Bad among offered."""
+        return self.bad / self.offered
 
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Where the share crosses the limit; ``inflation`` is that of counts at the limit."""
+    """The rates between which the share crosses the limit, with the confidence that was asked for."""
 
     low: float
+    quarter: float  # where the next trials tell most: 30 and 70 % of the posterior
     middle: float
+    three_quarters: float
     high: float
-    inflation: float
-    floor: float
-    q1: float
-    q3: float
+    floor: float  # the share that is bad at any rate
+    run_s: float  # how long runs of bad arrivals last at the capacity
 
 
-CAP = 0.95
-SLOW = 0.2
-CFG = dict(
-    qq=0.2,
-    prior_df=4.0,
-    prior_s=1.0,
-    nu=30.0,
-    floors=5,
-    kappa=1.6,
-    shape=0.5,
-    h0=0.1,
-    h1=4.0,
-    hn=9,
-    es=(0, 0.04, 0.12),
-    ew=(0.6, 0.25, 0.15),
-    esc=1.0,
-    fail=0.3,
-    passes=3,
-    relax=0.45,
-    hm=0.8,
-    hs=1.0,
-)
+def crossing(
+    samples: Sequence[Sample],
+    *,
+    limit: float,
+    slow_s: float,
+    confidence: float = 0.95,
+    correlated: bool = True,
+) -> Crossing:
+    """The interval of the rate at which the share of bad arrivals reaches ``limit``.
 
+    Every sample needs arrivals. ``correlated=False`` takes each arrival for an independent coin flip and each
+    trial for a steady state; it is there to show what becomes of the intervals then.
 
-def crossing(samples, *, limit, confidence=0.95, correlated=True):
+    Raises ValueError without samples.
+    """
+    if not samples:
+        raise ValueError("a crossing needs at least one sample")
     import numpy as np
 
-    rates = np.array([s.rate for s in samples])
-    offered = np.array([s.offered for s in samples], float)
-    share = np.minimum(np.array([s.bad for s in samples]) / offered, CAP)
-    failing = min((s.rate for s in samples if s.bad > 2 * limit * s.offered), default=rates.max() * 1.5)
-    wide = np.linspace(np.log(rates.min() / 2), np.log(rates.max() * 1.5), 120)
+    trials = _Trials.of(samples)
+    widest = np.linspace(np.log(trials.rate.min() / 2), np.log(trials.rate.max() * 1.5), RESOLUTION + 20)
+    grid = widest
+    middle = 0.8 * min((s.rate for s in samples if s.share > 2 * limit), default=trials.rate.max() * 1.5)
+    expected = np.where(trials.rate < 0.875 * middle, 0.0, limit)
     tail = (1 - confidence) / 2
-    at = 0.8 * failing
-    expected = np.where(rates < 0.7 * failing, 0.0, limit)
-    grid = wide
-    for step in range(CFG["passes"]):
-        clean = [s for s in samples if s.rate <= 0.8 * at and s.bad < 2 * limit * s.offered]
-        floors = _floors(clean, limit)
-        f = float(floors[len(floors) // 2])
-        tau, df = cluster(samples, limit=limit, floor=f)
-        near = np.clip(np.maximum(share - f, np.minimum(expected - f, limit)), 0, 0.3)
-        phi = 1 + rates * tau * (near / limit) ** CFG["shape"] * near / np.maximum(near + f, 1e-9)
-        mass, best = posterior(samples, share, offered, phi, grid, limit, floors, df)
+    for _ in range(3):  # each pass looks closer, and knows better which trials are far below
+        floors = _floors(samples, limit=limit, below=0.8 * middle)
+        floor = float(floors[len(floors) // 2])
+        run_s, weight = clustering(samples, limit=limit, floor=floor)
+        observed = trials.inflation(expected, run_s=run_s, limit=limit, floor=floor)
+        model = _Model(trials, grid, limit=limit, slow_s=slow_s, correlated=correlated)
+        mass, steepness = model.posterior(floors, observed, freedom=FREEDOM + weight)
         below = np.cumsum(mass) - mass / 2
-        q = CFG["qq"]
-        low, mid, high, q1, q3 = np.interp([tail, 0.5, 1 - tail, q, 1 - q], below, grid)
-        at = float(np.exp(mid))
-        expected = f + (limit - f) * np.exp(np.minimum(best * np.log(rates / at), 10))
-        if step < CFG["passes"] - 1:
-            spread = max(high - low, 2 * (grid[1] - grid[0]))
-            a, b = max(low - spread, wide[0]), min(high + spread, wide[-1])
-            grid = np.linspace(a, b, 100)
-    e = lambda v: float(np.exp(v))
-    return Crossing(e(low), e(mid), e(high), tau, f, e(q1), e(q3))
+        found = np.interp([tail, 0.3, 0.5, 0.7, 1 - tail], below, grid)
+        middle = float(np.exp(found[2]))
+        expected = floor + (limit - floor) * np.exp(
+            np.minimum(steepness * np.log(trials.rate / middle), 10.0)
+        )
+        spread = max(found[-1] - found[0], 2 * (grid[1] - grid[0]))
+        grid = np.linspace(max(found[0] - spread, widest[0]), min(found[-1] + spread, widest[-1]), RESOLUTION)
+    return Crossing(*(float(rate) for rate in np.exp(found)), floor=floor, run_s=run_s)
 
 
-def _floors(clean, limit):
+def clustering(samples: Sequence[Sample], *, limit: float, floor: float) -> tuple[float, float]:
+    """How long runs of bad arrivals last at the limit, in seconds, and how many seconds say so.
+
+    From the variance of the counts of one and of two seconds (Pearson's statistic). Runs longer than a stretch are cut
+    by its ends, an error in inverse proportion to its length, so the two are extrapolated (Richardson; for batch
+    means: Vats and Flegal, "Lugsail lag windows", 2022).
+    """
+    single, _ = _runs(samples, 1, limit=limit, floor=floor)
+    double, weight = _runs(samples, 2, limit=limit, floor=floor)
+    run_s = max(single, double, 2 * double - single)
+    return (RUN_WEIGHT * RUN_S + weight * run_s) / (RUN_WEIGHT + weight), weight
+
+
+def _runs(samples: Sequence[Sample], join: int, *, limit: float, floor: float) -> tuple[float, float]:
+    excess = scale = weight = 0.0
+    for sample in samples:
+        counts = _joined(sample.counts, join)
+        share, freedom = sample.share, len(counts) - 1
+        if freedom < 1 or not 0 < share < 0.3:  # above it is an overload that builds up, no steady state
+            continue
+        squares = sum((c.bad - c.offered * share) ** 2 / c.offered for c in counts if c.offered)
+        size = _size(share - floor, limit)
+        excess += (squares / (share * (1 - share)) - freedom) / sample.rate
+        scale += freedom * size
+        weight += freedom * min(size, 1.0)
+    return (max(0.0, excess / scale), weight) if scale else (0.0, 0.0)
+
+
+def _joined(counts: Sequence[Count], join: int) -> list[Count]:
+    groups = [counts[i : i + join] for i in range(0, len(counts) - join + 1, join)]
+    return [Count(sum(c.offered for c in group), sum(c.bad for c in group)) for group in groups]
+
+
+def _size(excess: float, limit: float) -> float:
+    """Runs at this share, compared with those at the limit: both grow together, about as a square root."""
+    return float((max(excess, 0.02 * limit) / limit) ** 0.5)
+
+
+def _floors(samples: Sequence[Sample], *, limit: float, below: float) -> Floats:
+    """Likely shares at rates far below the capacity: quantiles of what the trials there leave open."""
     import numpy as np
     from scipy.special import betaincinv
 
-    n = sum(s.offered for s in clean)
-    k = sum(s.bad for s in clean)
-    q = (np.arange(CFG["floors"]) + 0.5) / CFG["floors"]
-    return np.minimum(betaincinv(k + 0.3, n - k + 3, q), 0.9 * limit)
+    calm = [s for s in samples if s.rate <= below and s.share < 2 * limit]
+    bad, good = sum(s.bad for s in calm), sum(s.offered - s.bad for s in calm)
+    floors: Floats = betaincinv(bad + 0.3, good + 3, np.array(FLOOR_QUANTILES))
+    return np.minimum(floors, 0.9 * limit)
 
 
-def cluster(samples, *, limit, floor):
-    """seconds"""
-    sh = CFG["shape"]
-    tot = {}
-    for join in (1, 2):
-        num = den = df = 0.0
-        for s in samples:
-            share = s.bad / s.offered
-            if not 0 < share < CFG["fail"]:
-                continue
-            cs = s.counts
-            n = len(cs) // join
-            if n < 2:
-                continue
-            cs = [
-                Count(
-                    sum(c.offered for c in cs[i * join : (i + 1) * join]),
-                    sum(c.bad for c in cs[i * join : (i + 1) * join]),
-                )
-                for i in range(n)
-            ]
-            x2 = sum((c.bad - c.offered * share) ** 2 / c.offered for c in cs if c.offered) / (
-                share * (1 - share)
-            )
-            g = (max(share - floor, 0.02 * limit) / limit) ** sh
-            num += (x2 - (n - 1)) / s.rate
-            den += (n - 1) * g
-            df += (n - 1) * min(g, 1)
-        tot[join] = num, den, df
-    t1 = max(0, tot[1][0] / tot[1][1]) if tot[1][1] else 0.0
-    t2 = max(0, tot[2][0] / tot[2][1]) if tot[2][1] else t1
-    est = max(t1, t2, 2 * t2 - t1)
-    w = tot[2][2]
-    return (CFG["prior_df"] * CFG["prior_s"] + w * est) / (CFG["prior_df"] + w), CFG["nu"] + w
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """The samples as columns."""
+
+    rate: Floats
+    seconds: Floats
+    offered: Floats
+    share: Floats
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> _Trials:
+        import numpy as np
+
+        rows = [(s.rate, s.seconds, s.offered, min(s.share, CAP)) for s in samples]
+        return cls(*np.array(rows, dtype=float).T)
+
+    def inflation(self, expected: Floats, *, run_s: float, limit: float, floor: float) -> Floats:
+        """Variance inflation by runs of ``run_s``, at the share that was seen or expected; a floor has no runs."""
+        import numpy as np
+
+        above = np.clip(np.maximum(self.share - floor, np.minimum(expected - floor, limit)), 0.0, 0.3)
+        return 1 + self.rate * run_s * np.sqrt(above / limit) * above / np.maximum(above + floor, 1e-9)
 
 
-def posterior(samples, share, offered, phi_d, grid, limit, floors, df):
+class _Model:
+    """What the trials would show: arrays over (disturbance, drive, capacity, trial)."""
+
+    def __init__(
+        self, trials: _Trials, grid: Floats, *, limit: float, slow_s: float, correlated: bool
+    ) -> None:
+        import numpy as np
+
+        self._trials, self._limit, self._correlated = trials, limit, correlated
+        capacity = np.exp(grid)[:, None]
+        drive = np.array(DRIVES)[:, None, None]
+        disturbance = np.array([value for value, _ in DISTURBANCES])[:, None, None, None]
+        relative = np.log(trials.rate) - grid[:, None]
+        k = -np.log(limit)
+        self.steepness = np.maximum(1 / (1 / (drive * slow_s * capacity) + disturbance), FLATTEST)
+        self._growth = np.exp(np.minimum(self.steepness * relative, 12.0))
+        full = 1 + k / self.steepness  # the rate at which the service is full, over its capacity
+        idle = np.abs(1 - np.exp(relative) / full)
+        if correlated:
+            idle_at_limit = 1 - 1 / full
+            slowing = np.minimum((idle_at_limit / np.maximum(idle, idle_at_limit / 2)) ** 2, 4.0)
+            settling_s = 4 / k**2 * self.steepness * slow_s * slowing
+            self._growth *= 1 - np.exp(-trials.seconds / settling_s)
+        load = np.exp(np.minimum(relative, 0.0)) / full
+        variation = 1 / drive + DISTURBANCE_RUNS * disturbance * slow_s * capacity
+        self._inflation = 2 * variation * load / (1 - load) ** 2
+        # An overload beyond chance: the backlog reaches slow_s in time by so many standard deviations.
+        drift = (np.exp(relative) / full - 1) * trials.seconds - slow_s
+        deviations = drift / np.sqrt(trials.seconds * 2 * self.steepness**-1 * slow_s)
+        self._overload = np.where(deviations > 0, deviations**2 / (-2 * np.log(1 - CAP)), 0.0)
+
+    def posterior(self, floors: Floats, observed: Floats, *, freedom: float) -> tuple[Floats, float]:
+        """The mass of each capacity, and the mean steepness."""
+        import numpy as np
+
+        offered = self._trials.offered
+        weight = offered / np.minimum(np.maximum(observed, self._inflation), 2 * offered) + self._overload
+        if not self._correlated:
+            weight = np.broadcast_to(offered, weight.shape)
+        deviance = np.array([self._deviance(float(floor), weight) for floor in floors])
+        likelihood = (1 + (deviance - deviance.min()) / freedom) ** (-(freedom + 1) / 2)
+        mass = likelihood.sum(axis=0) * _prior()
+        steepness = np.exp((mass * np.log(self.steepness[..., 0])).sum() / mass.sum())
+        mass = mass.sum(axis=(0, 1))
+        return mass / mass.sum(), float(steepness)
+
+    def _deviance(self, floor: float, weight: Floats) -> Floats:
+        import numpy as np
+
+        share = self._trials.share
+        expected = np.clip(floor + (self._limit - floor) * self._growth, 1e-6, CAP)
+        best = share * np.log(np.maximum(share, 1e-12)) + (1 - share) * np.log1p(-share)
+        seen = share * np.log(expected) + (1 - share) * np.log1p(-expected)
+        deviance: Floats = 2 * ((best - seen) * weight).sum(axis=-1)
+        return deviance
+
+
+def _prior() -> Floats:
     import numpy as np
 
-    rates = np.array([s.rate for s in samples])
-    long = np.array([s.seconds for s in samples])
-    best = np.where(share > 0, share * np.log(np.maximum(share, 1e-12)), 0) + (1 - share) * np.log(1 - share)
-    hs = np.geomspace(CFG["h0"], CFG["h1"], CFG["hn"])
-    es = np.array(CFG["es"])[:, None, None, None]
-    h = hs[:, None, None]
-    capacity = np.exp(grid)[:, None]
-    x = np.log(rates) - grid[:, None]
-    steep = np.maximum(1 / (1 / (h * SLOW * capacity) + es), 1.5)
-    h = steep / (SLOW * capacity)
-    growth = np.exp(np.minimum(steep * x, 12))
-    rho = np.exp(np.minimum(x, 0)) / (1 + 3 / steep)
-    phi_q = CFG["kappa"] * 2 / h * rho / (1 - rho) ** 2
-    excess = np.exp(x) / (1 + 3 / steep) - 1
-    z = (excess * long - SLOW) / np.sqrt(long * 2 / (h * capacity))
-    escape = CFG["esc"] * np.where(z > 0, z * z / 6, 0)
-    w = offered / np.minimum(np.maximum(phi_d, phi_q), 2 * offered) + escape
-    eps_c = 3 / (3 + steep)
-    eps = np.abs(1 - np.exp(x) / (1 + 3 / steep))
-    relax = CFG["relax"] * steep * SLOW * np.minimum((eps_c / np.maximum(eps, eps_c / 2)) ** 2, 4)
-    growth = growth * (1 - np.exp(-long / np.maximum(relax, 1e-3)))
-    devs = []
-    for f in floors:
-        expected = np.clip(f + (limit - f) * growth, 1e-6, CAP)
-        like = share * np.log(expected) + (1 - share) * np.log1p(-expected)
-        devs.append(2 * ((best - like) * w).sum(axis=-1))
-    d = np.array(devs)
-    d -= d.min()
-    p = (
-        np.exp(-(df + 1) / 2 * np.log1p(d / df)).sum(axis=0)
-        * np.exp(-0.5 * (np.log(hs / CFG["hm"]) / CFG["hs"])[:, None] ** 2)
-        * np.array(CFG["ew"])[:, None, None]
-    )
-    mean = float(np.exp((p * np.log(steep[..., 0])).sum() / p.sum()))
-    p = p.sum(axis=(0, 1))
-    return p / p.sum(), mean
+    median, deviation = DRIVE_PRIOR
+    drive = np.exp(-0.5 * (np.log(np.array(DRIVES) / median) / deviation) ** 2)
+    disturbance = np.array([weight for _, weight in DISTURBANCES])
+    prior: Floats = disturbance[:, None, None] * drive[:, None]
+    return prior

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from tenfold.measure.trial import Block, Trial, TrialRequest
 
 # CPU time that other machines took is worth a word above this share.
 STEAL_NOTICED = 0.02
+# The search asks for no more than this share of what the generator can send at all.
+CEILING = 0.9
 
 
 class LoadGenerator(Protocol):
@@ -49,6 +52,7 @@ class Measurement:
         service: the name that the report carries.
         target: the URL that is loaded.
         inside: what sees the stack from inside, entered; None when only the outside can be seen.
+        ceiling: the fastest that the generator can go, arrivals per second; None when it is not known.
         progress: called at every change, at least with every block (0.5 s).
     """
 
@@ -60,6 +64,7 @@ class Measurement:
         service: str,
         target: str,
         inside: Inside | None = None,
+        ceiling: float | None = None,
         progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._settings = settings
@@ -68,10 +73,11 @@ class Measurement:
         self._target = target
         self._inside = inside
         self._progress = progress
-        self._search = CapacitySearch(settings)
+        self._ceiling = ceiling or None
+        self._search = CapacitySearch(settings, ceiling=CEILING * ceiling if ceiling else math.inf)
         self._trials: list[Trial] = []
         self._reports: list[TrialReport] = []
-        self._verdicts: list[tuple[float, str]] = []
+        self._verdicts: Sequence[tuple[float, str]] = ()
         self._interrupted = False
         self._begun = time.monotonic()
         self._window_from = self._begun
@@ -89,7 +95,7 @@ class Measurement:
         while not self._interrupted and (request := self._search.next()) is not None:
             trial = self._trial(request)
             self._search.tell(trial)
-            self._verdicts = list(self._search.verdicts())
+            self._judged()
         capacity = self._search.result()
         until = time.monotonic()
         diagnosis = self._diagnose(until)
@@ -108,10 +114,15 @@ class Measurement:
         trial = self._generator.run(request, on_block=lambda block: self._show(request))
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
-        self._reports.append(
-            summary.trial(trial, started_s=started_s, verdict=_verdict(trial, self._settings))
-        )
+        self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
         return trial
+
+    def _judged(self) -> None:
+        """Note what the search made of the newest trial, if it counted at all."""
+        verdicts = self._search.state().verdicts
+        if len(verdicts) > len(self._verdicts):
+            self._reports[-1] = replace(self._reports[-1], verdict=verdicts[-1][1])
+        self._verdicts = verdicts
 
     def _show(self, request: TrialRequest) -> None:
         self._progress(
@@ -176,7 +187,7 @@ class Measurement:
                 achieved_share=objective.achieved_share,
             ),
             machine=machine(self._trials),
-            capacity=summary.capacity(capacity, self._trials),
+            capacity=summary.capacity(capacity, self._trials, settings=self._settings, ceiling=self._ceiling),
             latency_ms=summary.latency(t.corrected for t in near),
             raw_latency_ms=summary.latency(t.raw for t in near),
             measured_rate=sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None,
@@ -187,6 +198,7 @@ class Measurement:
             overload=pushed,
             generator_cpu=max((t.generator.cpu_share for t in near), default=None),
             generator_late=max((t.generator.late_share for t in near), default=None),
+            generator_ceiling=self._ceiling,
             endpoints=ends,
             trials=tuple(self._reports),
             resources=diagnosis.groups,
@@ -198,10 +210,8 @@ class Measurement:
         )
 
 
-def _verdict(trial: Trial, settings: MeasureSettings) -> str:
-    if trial.generator.limited():
-        return "generator limited"
-    return f"{100 * trial.bad_share:.1f} % bad"
+def _verdict(trial: Trial) -> str:
+    return "generator limited" if trial.generator.limited() else ""
 
 
 def notices(trials: Sequence[Trial]) -> tuple[str, ...]:

@@ -64,6 +64,19 @@ def growing(blocks: Sequence[Block]) -> bool:
     return all(after > before + 2 * sqrt(before + 1) for before, after in zip(means, means[1:], strict=False))
 
 
+def lagging(blocks: Sequence[Block], *, achieved_share: float) -> int:
+    """Arrivals that were not completed because the service falls behind; 0 when it keeps up.
+
+    It falls behind when the number in flight rises steadily and less than ``achieved_share`` of what was offered
+    was completed: an overload shows so before anything is slow, if slow is seconds.
+    """
+    if not growing(blocks):
+        return 0
+    left = blocks[-1].in_flight - blocks[0].in_flight
+    offered = sum(block.offered for block in blocks[1:])
+    return left if left > (1 - achieved_share) * offered else 0
+
+
 @dataclass(frozen=True, slots=True)
 class SequentialTest:
     """Is the share of bad arrivals ``pass_share`` or less, or ``fail_share`` or more?

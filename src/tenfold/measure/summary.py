@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tenfold.measure import histogram
 from tenfold.measure.capacity import Capacity
 from tenfold.measure.report import CapacityReport, EndpointReport, Latency, TrialReport
+from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Endpoint, Trial
 
 # A trial counts as "near the capacity" when its rate lies this close below the interval's lower end.
@@ -117,18 +118,41 @@ def requests_per_arrival(trials: Sequence[Trial]) -> float:
     return requests / sent if sent and requests else 1.0
 
 
-def capacity(found: Capacity, trials: Sequence[Trial]) -> CapacityReport:
+def capacity(
+    found: Capacity, trials: Sequence[Trial], *, settings: MeasureSettings, ceiling: float | None
+) -> CapacityReport:
     """The interval as the report shows it."""
     return CapacityReport(
         outcome=found.outcome,
         low=found.low,
         high=found.high,
         confidence=found.confidence,
-        reason=found.reason,
+        reason=_reason(found, settings, ceiling),
         seconds=found.seconds,
         trials=found.trials,
         requests_per_arrival=requests_per_arrival(trials),
     )
+
+
+def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -> str:
+    """Why the search stopped, and what that means for the number, in a sentence."""
+    if found.reason:
+        return found.reason
+    if found.outcome == "below":
+        return (
+            f"more than {100 * settings.objective.bad_share:g} % of the arrivals are bad with one at a time: "
+            "look at what stops it, or measure against a looser objective (--p95-ms)"
+        )
+    if found.outcome == "at_least":
+        sends = f"; the generator sends at most {ceiling:,.0f}/s" if ceiling else ""
+        limits = {"generator": f"limited by the generator{sends}", "interrupted": "interrupted"}
+        return limits.get(found.why, f"no rate failed within the budget of {settings.budget_s:g} s{sends}")
+    width = f"{100 * (found.width or 0):.0f} % wide"
+    return {
+        "width": f"{width}, as narrow as was asked for",
+        "budget": f"{width} when the budget of {settings.budget_s:g} s ended; a longer --budget-s narrows it",
+        "generator": f"{width}; limited by the generator",
+    }.get(found.why, f"{width} when it was interrupted")
 
 
 def changed_answers(trials: Sequence[Trial]) -> tuple[str, ...]:
