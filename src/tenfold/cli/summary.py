@@ -31,6 +31,9 @@ def _capacity(report: Report) -> Iterator[str]:
         confidence = f"{capacity.confidence:.0%} interval, {report.seconds:.0f} s"
     said = headline(report)
     yield f"{'Capacity':<{LABEL}}{said}{confidence:>{max(WIDTH - LABEL - len(said), 2)}}".rstrip()
+    if capacity is not None and capacity.requests_per_arrival > 1.005 and capacity.low and capacity.high:
+        each = f"{number(capacity.requests_per_arrival)} requests each"
+        yield f"{'':<{LABEL}}{number(capacity.low)} – {number(capacity.high)} arrivals/s, {each}"
     if capacity is not None and capacity.outcome != "found":
         yield from _wrapped("", capacity.reason)
     if report.interrupted:
@@ -56,7 +59,8 @@ def _overload(report: Report) -> Iterator[str]:
         return
     back = recovery(report)
     recovers = f"recovers in {back}" if overload.recovered_s is not None else f"recovers {back}"
-    kept = f"at {number(overload.rate)} arrivals/s keeps {100 * overload.kept:.0f} % of it"
+    scale = report.capacity.requests_per_arrival if report.capacity else 1.0
+    kept = f"at {number(overload.rate * scale)} requests/s keeps {100 * overload.kept:.0f} % of it"
     yield f"{'Overload':<{LABEL}}{kept}, {recovers}"
 
 

@@ -26,6 +26,7 @@ class Load(msgspec.Struct, tag=True):
     scenario: str
     target: str
     max_users: int
+    spawn_rate: float
     slow_ms: float
 
 

@@ -180,6 +180,7 @@ class Generator:
                 scenario=str(path),
                 target=self._target.rstrip("/"),
                 max_users=self._settings.max_users,
+                spawn_rate=self._settings.spawn_rate,
                 slow_ms=self._settings.objective.slow_ms,
             )
         )

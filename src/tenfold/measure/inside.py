@@ -38,7 +38,7 @@ class Diagnosis:
         """What can be said of a service of which only the answers are seen: nothing, and that is said."""
         return cls(
             not_measured=(
-                "what stops the service: only its answers are seen from outside; "
+                "anything inside the service: from outside only its answers are seen; "
                 "run it under tenfold (tenfold.toml, tenfold measure) to look inside",
             )
         )

@@ -21,6 +21,7 @@ from tenfold.measure.trial import Block, Trial, TrialRequest
 
 # CPU time that other machines took is worth a word above this share.
 STEAL_NOTICED = 0.02
+UNSENT_NOTICED = 0.005
 # The search asks for no more than this share of what the generator can send at all.
 CEILING = 0.9
 
@@ -92,15 +93,22 @@ class Measurement:
         """
         self._begun = self._window_from = time.monotonic()
         started = datetime.now(UTC)
+        diagnosis, pushed = Diagnosis(not_measured=("what stops it: interrupted before that",)), None
+        try:
+            self._seek()
+            diagnosis = self._diagnose(time.monotonic())
+            pushed = self._overload(self._search.result())
+        except KeyboardInterrupt:
+            # One that came between two trials; within one, the generator itself ends the trial in order.
+            self._interrupted = True
+        return self._report(started, self._search.result(), diagnosis, pushed)
+
+    def _seek(self) -> None:
+        """Run the trials that the search asks for."""
         while not self._interrupted and (request := self._search.next()) is not None:
             trial = self._trial(request)
             self._search.tell(trial)
             self._judged()
-        capacity = self._search.result()
-        until = time.monotonic()
-        diagnosis = self._diagnose(until)
-        pushed = self._overload(capacity)
-        return self._report(started, capacity, diagnosis, pushed)
 
     def _trial(self, request: TrialRequest) -> Trial:
         """One trial, timed and kept; Ctrl-C makes it the last one."""
@@ -205,7 +213,7 @@ class Measurement:
             series=diagnosis.series,
             bottlenecks=diagnosis.bottlenecks,
             not_measured=diagnosis.not_measured,
-            notices=notices(self._trials),
+            notices=notices(self._trials, near),
             errors=summary.errors(self._trials),
         )
 
@@ -214,7 +222,7 @@ def _verdict(trial: Trial) -> str:
     return "generator limited" if trial.generator.limited() else ""
 
 
-def notices(trials: Sequence[Trial]) -> tuple[str, ...]:
+def notices(trials: Sequence[Trial], near: Sequence[Trial]) -> tuple[str, ...]:
     """What a reader of the numbers has to know about how they came about."""
     found = list(summary.changed_answers(trials))
     steal = max((t.generator.steal_share for t in trials), default=0.0)
@@ -224,8 +232,8 @@ def notices(trials: Sequence[Trial]) -> tuple[str, ...]:
         )
     if sum(b.refused for t in trials for b in t.blocks):
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")
-    asked = [t for t in trials if t.request.purpose != "overload"]
-    if sum(b.unsent for t in asked for b in t.blocks):
+    unsent = sum(b.unsent for t in near for b in t.blocks)
+    if unsent > UNSENT_NOTICED * sum(t.offered for t in near):
         found.append("some arrivals found no free user in time and count as unsent; raise --max-users")
     return tuple(found)
 

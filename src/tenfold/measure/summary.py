@@ -10,11 +10,12 @@ from tenfold.measure.report import CapacityReport, EndpointReport, Latency, Tria
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Endpoint, Trial
 
-# A trial counts as "near the capacity" when its rate lies this close below the interval's lower end.
+# A trial counts as near the capacity from this share of the interval's lower end on.
 NEAR = 0.85
 # An endpoint whose median answer shrinks or grows by more than this share under load is noticed.
 CHANGED = 0.25
 FEW = 20
+MOST = 0.5
 
 
 def latency(encoded: Iterable[str]) -> Latency | None:
@@ -27,7 +28,7 @@ def latency(encoded: Iterable[str]) -> Latency | None:
 
 
 def near_capacity(trials: Sequence[Trial], capacity: Capacity | None) -> tuple[Trial, ...]:
-    """The trials whose percentiles stand for the service: those at the interval's lower end.
+    """The trials whose percentiles stand for the service: from just below the interval to its middle.
 
     Without an interval: the fastest trial that held the objective's share of good arrivals, else the slowest.
     """
@@ -37,10 +38,11 @@ def near_capacity(trials: Sequence[Trial], capacity: Capacity | None) -> tuple[T
         return ()
     low = capacity.low if capacity is not None else None
     if low:
-        near = [t for t in told if NEAR * low <= t.request.rate <= low * 1.001]
+        high = capacity.high if capacity is not None and capacity.high else low
+        near = [t for t in told if NEAR * low <= t.request.rate <= (low + high) / 2]
         if near:
             return tuple(near)
-        below = [t.request.rate for t in told if t.request.rate <= low * 1.001]
+        below = [t.request.rate for t in told if t.request.rate <= low]
         if below:
             return tuple(t for t in told if t.request.rate == max(below))
     slowest = min(t.request.rate for t in told)
@@ -127,11 +129,21 @@ def capacity(
         low=found.low,
         high=found.high,
         confidence=found.confidence,
-        reason=_reason(found, settings, ceiling),
+        reason=_failing(trials) or _reason(found, settings, ceiling),
         seconds=found.seconds,
         trials=found.trials,
         requests_per_arrival=requests_per_arrival(trials),
     )
+
+
+def _failing(trials: Sequence[Trial]) -> str:
+    """A sentence when most of what was asked failed: then there is no rate to look for."""
+    offered = sum(t.offered for t in trials)
+    failed = sum(b.failed for t in trials for b in t.blocks)
+    if not offered or failed < MOST * offered:
+        return ""
+    commonest = next(iter(errors(trials)), "no answer")
+    return f"{100 * failed / offered:.0f} % of the arrivals failed ({commonest}): mend that before measuring"
 
 
 def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -> str:

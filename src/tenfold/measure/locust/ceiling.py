@@ -13,7 +13,7 @@ from locust.event import EventHook
 
 from tenfold.measure.ledger import Ledger
 from tenfold.measure.locust.book import Book
-from tenfold.measure.locust.crew import Crew
+from tenfold.measure.locust.crew import LOGINS_PER_S, Crew
 
 USERS = 16
 BACKLOG = 100_000
@@ -37,7 +37,14 @@ def measure(environment: Any, *, client: str, url: str, seconds: float) -> float
         return 0.0
     probe = type("Probe", (base,), {"host": url, "tasks": [lambda user: user.client.get("/")]})
     group = Group()
-    crew = Crew(environment, group=group, user_classes=[probe], hook=EventHook(), max_users=USERS)
+    crew = Crew(
+        environment,
+        group=group,
+        user_classes=[probe],
+        hook=EventHook(),
+        max_users=USERS,
+        spawn_rate=LOGINS_PER_S,
+    )
     try:
         crew.fill(USERS, timeout_s=5.0)
         return _rate(crew, seconds)

@@ -100,10 +100,18 @@ class Crew:
         user_classes: what to make users of; at least one.
         hook: whose listeners hear the users' requests.
         max_users: most users at once, all classes together.
+        spawn_rate: most logins a second, in a trial and before it.
     """
 
     def __init__(
-        self, environment: Any, *, group: Any, user_classes: list[Any], hook: EventHook, max_users: int
+        self,
+        environment: Any,
+        *,
+        group: Any,
+        user_classes: list[Any],
+        hook: EventHook,
+        max_users: int,
+        spawn_rate: float,
     ) -> None:
         self.pools = [Pool(user_class) for user_class in user_classes]
         self.closed: ClosedLoop | None = None
@@ -113,6 +121,7 @@ class Crew:
         self.failed = 0  # users that did not get through, or had a request of on_start fail
         self.login_errors: list[str] = []
         self.max_users = max_users
+        self._spawn_rate = spawn_rate
         self._environment = environment
         self._group = group
         self._hook = hook
@@ -186,9 +195,11 @@ class Crew:
             if missing > 0 and attempts > 0 and self.logging_in < LOGINS_AT_ONCE:
                 attempts -= 1
                 self._spawn(pool)
+                gevent.sleep(1 / self._spawn_rate)
             elif not self.logging_in and (missing <= 0 or attempts <= 0):
                 return
-            gevent.sleep(1 / LOGINS_PER_S)
+            else:
+                gevent.sleep(1 / LOGINS_PER_S)
 
     def require_users(self) -> None:
         """Raise ScenarioError when users tried to log in and none of them ever got through."""
@@ -201,7 +212,8 @@ class Crew:
 
     def reinforce(self, *, rate: float, going: Callable[[], bool]) -> None:
         """While a trial runs, log another user in where too few are idle, slowly enough to be no load."""
-        per_tick = max(LEAST_LOGINS_PER_S, rate * LOGIN_SHARE) * REINFORCE_EVERY_S
+        per_s = min(max(LEAST_LOGINS_PER_S, rate * LOGIN_SHARE), self._spawn_rate)
+        per_tick = per_s * REINFORCE_EVERY_S
         allowed = 0.0
         while going():
             gevent.sleep(REINFORCE_EVERY_S)

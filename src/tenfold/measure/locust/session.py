@@ -117,6 +117,7 @@ class Session:
             user_classes=environment.user_classes,
             hook=hook,
             max_users=command.max_users,
+            spawn_rate=command.spawn_rate,
         )
         environment.tenfold_crew = self._crew
         self._environment = environment

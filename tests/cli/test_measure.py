@@ -1,0 +1,207 @@
+"""`tenfold measure` as a user meets it: real services, wrong ones too, and nothing left running."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+LOCUSTFILE = """
+from locust import FastHttpUser, task
+
+class Visitor(FastHttpUser):
+    @task
+    def visit(self):
+        self.client.get("/page")
+"""
+LOGIN = """
+from locust import FastHttpUser, task
+
+class Visitor(FastHttpUser):
+    def on_start(self):
+        self.client.post("/login")
+
+    @task
+    def visit(self):
+        self.client.get("/page")
+"""
+
+
+class Service(http.server.ThreadingHTTPServer):
+    """Answers /page with ``status`` after ``seconds``, one at a time, and refuses every login."""
+
+    daemon_threads = True
+
+    def __init__(self, *, status: int = 200, seconds: float = 0.0) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status, self.seconds, self.turn = status, seconds, threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Service
+
+    def do_GET(self) -> None:
+        with self.server.turn:
+            time.sleep(self.server.seconds)
+        self.answer(self.server.status)
+
+    def do_POST(self) -> None:
+        self.answer(401)
+
+    def answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    server = Service(**getattr(request, "param", {}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "locustfile.py").write_text(LOCUSTFILE)
+    return tmp_path
+
+
+def tenfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tenfold", "measure", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert not [p for p in psutil.Process().children(recursive=True) if "tenfold" in " ".join(p.cmdline())]
+    return done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "nothing to measure: give a URL"),
+        (("http://127.0.0.1:1",), "refuses connections; start the service"),
+        (("http://192.0.2.1:80",), "--i-own-this-target"),
+        (("ftp://127.0.0.1",), "no URL"),
+        (("http://127.0.0.1:1", "--scenario", "locustfil.py"), "did you mean"),
+        (("http://127.0.0.1:1", "--against", "none"), "no baseline none"),
+        (("http://127.0.0.1:1", "--budget-s", "1"), "10"),
+        (("http://127.0.0.1:1", "--save", "../x"), "cannot name a baseline"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(
+    folder: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = tenfold(folder, *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and sentence in done.stderr, done.stderr
+    assert not (folder / ".tenfold").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("from locust import FastHttpUser\nclass V(FastHttpUser)\n", "locustfile.py:2"),
+        ("import nosuchmodule\n", "nosuchmodule"),
+        ("x = 1\n", "no user class"),
+        (LOGIN, "answered 401"),
+    ],
+)
+def test_a_scenario_that_cannot_run_is_one_sentence(
+    folder: Path, service: Service, text: str, sentence: str
+) -> None:
+    (folder / "locustfile.py").write_text(text)
+    done = tenfold(folder, service.url)
+    assert done.returncode == 2
+    assert sentence in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize("service", [{"status": 500}], indirect=True)
+def test_a_service_that_fails_always_has_no_capacity(folder: Path, service: Service) -> None:
+    done = tenfold(folder, service.url, "--budget-s", "10", "--json")
+    assert done.returncode == 1
+    capacity = json.loads(done.stdout)["capacity"]
+    assert capacity["outcome"] == "below" and capacity["low"] is None
+    assert "GET /page answered 500" in capacity["reason"]
+
+
+@pytest.mark.parametrize("service", [{"status": 503}], indirect=True)
+def test_refusals_are_no_capacity_either(folder: Path, service: Service) -> None:
+    done = tenfold(folder, service.url, "--budget-s", "10", "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["refused_share"] == 1.0 and found["capacity"]["outcome"] == "below"
+
+
+@pytest.mark.parametrize("service", [{"seconds": 0.02}], indirect=True)
+def test_a_service_is_measured_saved_compared_and_required(folder: Path, service: Service) -> None:
+    """20 ms, one at a time: 50/s with no queue, somewhat less within the objective."""
+    first = tenfold(folder, service.url, "--budget-s", "20", "--save", "before", "--json")
+    found = json.loads(first.stdout)
+    assert first.returncode == 0, first.stderr
+    assert 15 < found["capacity"]["low"] <= found["capacity"]["high"] < 55
+    assert found["latency_ms"]["p50"] >= 20 and found["error_share"] == 0
+    assert found["overload"]["kept"] < 1 and not found["inside"] and found["not_measured"]
+    second = tenfold(folder, service.url, "--budget-s", "12", "--against", "before", "--min-rps", "500")
+    assert second.returncode == 1, "no such rate"
+    assert "its 3" in second.stdout or "its 4" in second.stdout or "its 2" in second.stdout
+    assert "Capacity" in second.stdout and (folder / ".tenfold" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("service", [{"seconds": 0.3}], indirect=True)
+def test_an_objective_missed_at_one_at_a_time_is_said_so(folder: Path, service: Service) -> None:
+    done = tenfold(folder, service.url, "--budget-s", "12")
+    assert done.returncode == 1
+    assert "misses its objective even at one request at a time" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_loop_claims_no_capacity(folder: Path, service: Service) -> None:
+    done = tenfold(folder, service.url, "--closed", "--users", "3", "--duration-s", "2", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["mode"] == "closed" and found["capacity"] is None
+    assert found["samples"] > 0 and "closed loop" in found["notices"][0]
+
+
+def test_ctrl_c_gives_the_report_so_far(folder: Path, service: Service) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tenfold", "measure", service.url],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None and process.stdout is not None
+    for line in process.stderr:
+        if "doubling" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 2, "nothing was concluded"
+    assert "interrupted" in out and "Report:" in out
+    assert json.loads((folder / ".tenfold" / "report.json").read_text())["interrupted"]
