@@ -107,7 +107,7 @@ def test_a_capacity_in_arrivals_is_said_in_requests() -> None:
 
 
 def test_the_objective_is_said_as_it_is_set() -> None:
-    assert objective(report()) == "objective: p95 < 200 ms, errors < 5 %"
+    assert objective(report().objective) == "objective: p95 < 200 ms, errors < 5 %"
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def _measure(
     from tenfold.measure.generator import Generator
     from tenfold.measure.inside import Inside
     from tenfold.measure.target import require_loopback
+    from tenfold.measure.wording import objective
 
     scenario = settings.root / settings.measure.scenario
     with ExitStack() as running:
@@ -138,7 +139,7 @@ def _measure(
         generator = running.enter_context(
             Generator(scenario, target, settings=settings.measure, owned=owned, cwd=settings.root)
         )
-        bar.say(f"\nMeasuring {service}")
+        bar.say(f"\nMeasuring {service}   {objective(settings.measure.objective)}")
         return _run(settings, generator, service, target, inside, bar, closed_s)
 
 

@@ -40,7 +40,7 @@ CAP = 0.95  # a share above this says no more than this one
 DRIVES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
 DRIVE_PRIOR = (0.8, 0.5)  # lognormal: median and standard deviation of the logarithm
 DISTURBANCES = ((0.0, 0.6), (0.04, 0.25), (0.12, 0.15))  # value and prior weight
-DISTURBANCE_RUNS = 1.3  # how much longer than a queue's own runs those of a disturbance last
+DISTURBANCE_RUNS = 1.0  # how much longer than a queue's own runs those of a disturbance last
 FLOOR_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 FLATTEST = 1.5  # the least steepness
 RUN_S = 0.6  # how long a run of bad arrivals lasts, as long as the trials do not tell otherwise
@@ -211,6 +211,7 @@ class _Model:
         import numpy as np
 
         self._trials, self._limit, self._correlated = trials, limit, correlated
+        self._grid = grid
         capacity = np.exp(grid)[:, None]
         drive = np.array(DRIVES)[:, None, None]
         disturbance = np.array([value for value, _ in DISTURBANCES])[:, None, None, None]
@@ -242,7 +243,9 @@ class _Model:
         if not self._correlated:
             weight = np.broadcast_to(offered, weight.shape)
         deviance = np.array([self._deviance(float(floor), weight) for floor in floors])
-        likelihood = (1 + (deviance - deviance.min()) / freedom) ** (-(freedom + 1) / 2)
+        near = int((self._trials.rate > 0.8 * np.exp(np.median(self._grid))).sum())
+        scale = max(1.0, float(deviance.min()) / max(near - 3, 1.0))
+        likelihood = (1 + (deviance - deviance.min()) / scale / freedom) ** (-(freedom + 1) / 2)
         mass = likelihood.sum(axis=0) * _prior()
         steepness = np.exp((mass * np.log(self.steepness[..., 0])).sum() / mass.sum())
         mass = mass.sum(axis=(0, 1))

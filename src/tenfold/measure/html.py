@@ -43,7 +43,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         headline=headline(report),
-        objective=objective(report),
+        objective=objective(report.objective),
         facts=facts(report),
         figures=[f for f in (_latency(report), _bad(report), _cpu(report)) if f is not None],
         conditions=_conditions(report),
@@ -118,7 +118,11 @@ def _cpu(report: Report) -> Figure | None:
         for s, colour in zip(report.series, COLOURS, strict=False)
     ]
     return _figure(
-        "CPU in use during the measurement", series, x=Axis("seconds"), y=Axis("cores", low=0), caption=""
+        "CPU in use during the measurement",
+        series,
+        x=Axis("seconds", low=0),
+        y=Axis("cores", low=0),
+        caption="",
     )
 
 

@@ -144,7 +144,9 @@ def _series(whole: Resources, begun: float) -> tuple[SeriesReport, ...]:
 
 
 def _one_series(whole: Resources, name: str, begun: float) -> SeriesReport:
-    seen = [(s.at - begun, s.groups[name].cpu_cores) for s in whole.samples if name in s.groups]
+    seen = [
+        (s.at - begun, s.groups[name].cpu_cores) for s in whole.samples if name in s.groups and s.at >= begun
+    ]
     return SeriesReport(
         name=name,
         seconds=tuple(round(at, 2) for at, _ in seen),

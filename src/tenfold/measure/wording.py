@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tenfold.measure.report import BottleneckReport, Report
+from tenfold.measure.report import BottleneckReport, ObjectiveReport, Report
+from tenfold.measure.settings import Objective
 
 
 def number(value: float | None) -> str:
@@ -56,9 +57,8 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def objective(report: Report) -> str:
+def objective(goal: Objective | ObjectiveReport) -> str:
     """The objective in words: ``p95 < 200 ms, errors < 5 %`` for the defaults."""
-    goal = report.objective
     quantile = 100 * (1 - goal.bad_share)
     return f"objective: p{quantile:g} < {goal.slow_ms:g} ms, errors < {100 * goal.bad_share:g} %"
 
