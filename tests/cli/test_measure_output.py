@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.measure.report_examples import capacity, report
 
 from tenfold.cli.bar import Bar, bar_line
 from tenfold.cli.measure import _baseline, verdict
@@ -18,9 +18,6 @@ from tenfold.cli.summary import lines
 from tenfold.errors import SettingsError
 from tenfold.measure.measurement import Progress
 from tenfold.settings import Settings
-
-sys.path.append(str(Path(__file__).parents[1] / "measure"))
-from report_examples import capacity, report
 
 
 @pytest.mark.parametrize(

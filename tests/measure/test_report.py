@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from report_examples import capacity, report
 
 from tenfold.errors import SettingsError
 from tenfold.measure.comparison import compare
 from tenfold.measure.html import render
 from tenfold.measure.report import Latency, load, save
 from tenfold.measure.wording import facts, headline, number, objective
+from tests.measure.report_examples import capacity, report
 
 
 def test_a_report_reads_back_as_it_was_written(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ import json
 import sys
 import time
 
-from tests.stack.conftest import settings_for
-
 from tenfold.stack import Stack
+from tests.stack.conftest import settings_for
 
 if __name__ == "__main__":
     with Stack(settings_for(database="database" in sys.argv)) as stack:

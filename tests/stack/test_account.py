@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.stack.conftest import HERE, SOURCES, settings_for
 
 from tenfold.errors import DependencyError
 from tenfold.stack import Stack
 from tenfold.stack.account import closed_folder
+from tests.stack.conftest import HERE, SOURCES, settings_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

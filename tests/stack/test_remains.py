@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.stack.conftest import HERE, SOURCES, eventually, lives, python, small
 
 from tenfold.stack import Stack, ledger, premises, remains
 from tenfold.stack.processes import MARK, Leader, leader_of
+from tests.stack.conftest import HERE, SOURCES, eventually, lives, python, small
 
 ROOT = HERE.parents[1]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from tests.stack.conftest import eventually, lives, settings_for, small, stacks
 
 from tenfold import types
 from tenfold.errors import DependencyError, SettingsError, StackError
 from tenfold.stack import Stack
 from tenfold.stack.ports import free_port, is_free
+from tests.stack.conftest import eventually, lives, settings_for, small, stacks
 
 
 def get(url: str, **headers: str) -> dict:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.stack.conftest import eventually, lives, python, stacks
 
 from tenfold.cli.following import Tail, request_line
 from tenfold.cli.up import masked
+from tests.stack.conftest import eventually, lives, python, stacks
 
 DRIVER = """
 import sys, typer
