@@ -1,0 +1,1 @@
+"""Measurements of tenfold itself: ``python -m benchmarks.<name>``, one table each."""
