@@ -160,7 +160,7 @@ class VirtualGenerator:
             slow |= self._rng.random(count) < self._service.floor
         pending = np.concatenate([pending[pending > end], leave[leave > end]])
         bad = int(slow.sum())
-        block = Block(start - began, self._block_s, count, count - bad, slow=bad, in_flight=int(len(pending)))
+        block = Block(start - began, self._block_s, count, count - bad, slow=bad, in_flight=len(pending))
         return block, pending
 
     def leave(self, due: Floats) -> Floats:

@@ -7,15 +7,15 @@
 
 It goes in five steps, and never beyond its budget:
 
-1. *warm up*: fill pools and caches; a service that misses its objective here is tried at one request at a time;
+1. *warm up*: fill pools and caches; a service that misses its objective here is tried one request at a time;
 2. *ramp*: double the rate every three seconds until a trial fails or the number in flight grows steadily;
-3. *search*: bisect the logarithm of the rate, a sequential probability ratio test a trial;
-4. *confirm*: longer trials below and above in turn, each where the posterior of the capacity leaves most open;
+3. *search*: bisect the logarithm of the rate with a sequential probability ratio test per trial;
+4. *confirm*: longer trials below and above in turn, where the posterior of the capacity leaves most open;
 5. *stop* when the interval is narrow enough, or when the budget ends.
 
-The interval comes from all trials together (``crossing.py``): exact binomial limits at one rate need 72 independent
-arrivals without a bad one to say "below 5 %", and near its capacity a service gives few that are independent; they
-decide where counts are independent, at one request at a time.
+The interval comes from all trials together (``crossing.py``). Exact binomial limits decide where verdicts are
+independent, at one request at a time; near the capacity they would need more arrivals than a budget has: 72
+independent ones without a bad one only to say "below 5 %", while a bad moment there lasts a second or more.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ REPEATS = 2  # of a trial that the generator limited
 class Capacity:
     """What the service sustains within its objective, arrivals per second.
 
-    ``found``: between ``low`` and ``high``. ``at_least``: ``low`` or more. ``below``: less than ``high``, one request at
-    a time. ``undecided``: nothing, for the ``reason``.
+    ``found``: between ``low`` and ``high``. ``at_least``: ``low`` or more. ``below``: less than ``high``,
+    which is one request at a time. ``undecided``: nothing can be said, for the ``reason``.
     """
 
     outcome: Outcome
@@ -123,8 +123,8 @@ class Decided:
 class CapacitySearch:
     """Asks for trials and ends with an interval; knows neither clocks nor sockets.
 
-    ``ceiling``: the highest rate to ask for. ``correlated=False`` takes arrivals for independent coin flips: it is
-    there to show what becomes of the interval then.
+    ``ceiling``: the highest rate to ask for. ``correlated=False`` takes arrivals for independent coin flips;
+    it is there to show what becomes of the interval then.
     """
 
     def __init__(self, settings: MeasureSettings, *, ceiling: float = 1e6, correlated: bool = True) -> None:
@@ -149,10 +149,10 @@ class CapacitySearch:
         return self._request
 
     def tell(self, trial: Trial, *, elapsed_s: float | None = None) -> None:
-        """How the trial went that ``next`` asked for; ``elapsed_s``: what it took, where that is more than its
-        seconds and its settling.
+        """How the trial went that ``next`` asked for.
 
-        Raises ValueError when the search has ended.
+        ``elapsed_s``: what it took in all, where that is more than its seconds and its settling. An
+        interrupted trial ends the search. Raises ValueError when the search has ended already.
         """
         if self._request is None:
             raise ValueError("the search has ended and asked for no trial")
@@ -231,7 +231,7 @@ class CapacitySearch:
     def _bisect(self, low: float, high: float, guess: float) -> Generator[TrialRequest, Trial, None]:
         """Until the bracket is close, or a rate is so near the capacity that the test cannot tell.
 
-        The first guess is what an overloaded service completes: often near, and if not, only one trial is lost.
+        The first guess is what an overloaded service completes: often near; if not, one trial is lost.
         """
         rule = Decided(self._test, self._objective.achieved_share)
         while high / low > CLOSE:
