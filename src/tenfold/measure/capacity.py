@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import floor, sqrt
 from statistics import stdev
 from typing import Literal
 
@@ -40,6 +40,11 @@ WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
 RAMP_START, RAMP_S = 20.0, 3.0
 SEARCH_S, SEARCH_LEAST_S = 10.0, 4.0  # the longest trial, and the least that is counted of one
 CONFIRM_S = 10.0
+_ENDS: dict[str, str] = {
+    "budget": "the budget ended: give it more seconds",
+    "generator": "the generator became the limit: give it more of a core",
+    "interrupted": "the search was interrupted: let it run on",
+}
 CLOSE = 1.2  # a bracket that needs no more bisecting: high / low
 LEAST_S = 3.0  # a shorter trial is not worth its settling
 REPEATS = 2  # of a trial that the generator limited
@@ -123,8 +128,8 @@ class Decided:
 class CapacitySearch:
     """Asks for trials and ends with an interval; knows neither clocks nor sockets.
 
-    ``ceiling``: the highest rate to ask for. ``correlated=False`` takes arrivals for independent coin flips;
-    it is there to show what becomes of the interval then.
+    ``ceiling``: the highest rate that the generator can send. ``correlated=False`` takes arrivals for
+    independent coin flips; it is there to show what becomes of the interval then.
     """
 
     def __init__(self, settings: MeasureSettings, *, ceiling: float = 1e6, correlated: bool = True) -> None:
@@ -169,6 +174,11 @@ class CapacitySearch:
         except StopIteration:
             self._request = None
 
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials so far, in order."""
+        return tuple(self._trials)
+
     def state(self) -> SearchState:
         """Where the search stands."""
         phase = self._request.purpose if self._request else "confirm"
@@ -187,7 +197,7 @@ class CapacitySearch:
             return self._found(why)
         if passed:
             return self._capacity("at_least", why, low=max(passed), clean_rate=max(passed))
-        return self._capacity("undecided", why, reason=self._reason(why))
+        return self._capacity("undecided", why, reason=f"no rate passed before {_ENDS[why]}")
 
     # The five steps. Each yields a request and is sent the trial.
 
@@ -225,6 +235,7 @@ class CapacitySearch:
                 return low, rate, (trial.offered - trial.blocks[-1].in_flight) / trial.seconds
             low = trial.request.rate
             if low >= self._ceiling:
+                self._why = "generator"
                 return low, None, 0.0
             rate *= 2
 
@@ -270,7 +281,8 @@ class CapacitySearch:
             left_s = self._settings.budget_s - self._spent_s - min(self._settling_s, 2.0)
             if left_s < LEAST_S:
                 return None
-            trial = yield self._ask(rate, min(seconds, left_s), purpose, rule)
+            whole_s = floor(2 * min(seconds, left_s)) / 2  # a block more would be beyond the budget
+            trial = yield self._ask(rate, whole_s, purpose, rule)
             if not trial.generator.limited():
                 self._count(trial)
                 return trial
@@ -305,9 +317,13 @@ class CapacitySearch:
     def _found(self, why: Why) -> Capacity:
         estimate = self._estimate()
         widened = self._steal_width()
-        tried = [sample.rate for sample in self._samples]
-        low = max(estimate.low * (1 - widened), min(tried))
-        high = max(min(estimate.high * (1 + widened), max(tried)), low)
+        slowest, verdict = min(self._verdicts)
+        low = estimate.low * (1 - widened)
+        high = min(estimate.high * (1 + widened), max(sample.rate for sample in self._samples))
+        if high <= slowest:
+            return self._capacity("below", why, high=slowest)
+        if verdict != "failed":
+            low = max(low, slowest)
         passed = [rate for rate, verdict in self._verdicts if verdict == "passed" and rate <= high]
         return self._capacity(
             "found",
@@ -354,13 +370,6 @@ class CapacitySearch:
         """
         steal = [t.generator.steal_share for t in self._trials if t.request.purpose in ("search", "confirm")]
         return 1.96 * stdev(steal) / sqrt(len(steal)) if len(steal) > 1 else 0.0
-
-    def _reason(self, why: Why) -> str:
-        if why == "generator":
-            return "the generator was its own limit before any rate had passed; give it more of a core"
-        if why == "interrupted":
-            return "the search was interrupted before any rate had passed; let it run on"
-        return "no rate passed within the budget; give it more seconds or a looser objective"
 
 
 def _behind(counts: Sequence[Count], behind: int) -> tuple[Count, ...]:
