@@ -7,22 +7,22 @@
 
 It goes in five steps, and never beyond its budget:
 
-1. *warm up*: fill pools and caches; a service that misses its objective here is tried at one request at a time;
+1. *warm up*: fill pools and caches; a service that misses its objective here is tried one request at a time;
 2. *ramp*: double the rate every three seconds until a trial fails or the number in flight grows steadily;
-3. *search*: bisect the logarithm of the rate, a sequential probability ratio test a trial;
-4. *confirm*: longer trials below and above in turn, each where the posterior of the capacity leaves most open;
+3. *search*: bisect the logarithm of the rate with a sequential probability ratio test per trial;
+4. *confirm*: longer trials below and above in turn, where the posterior of the capacity leaves most open;
 5. *stop* when the interval is narrow enough, or when the budget ends.
 
-The interval comes from all trials together (``crossing.py``): exact binomial limits at one rate need 72 independent
-arrivals without a bad one to say "below 5 %", and near its capacity a service gives few that are independent; they
-decide where counts are independent, at one request at a time.
+The interval comes from all trials together (``crossing.py``). Exact binomial limits decide where verdicts are
+independent, at one request at a time; near the capacity they would need more arrivals than a budget has: 72
+independent ones without a bad one only to say "below 5 %", while a bad moment there lasts a second or more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import floor, sqrt
 from statistics import stdev
 from typing import Literal
 
@@ -40,6 +40,11 @@ WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
 RAMP_START, RAMP_S = 20.0, 3.0
 SEARCH_S, SEARCH_LEAST_S = 10.0, 4.0  # the longest trial, and the least that is counted of one
 CONFIRM_S = 10.0
+_ENDS: dict[str, str] = {
+    "budget": "the budget ended: give it more seconds",
+    "generator": "the generator became the limit: give it more of a core",
+    "interrupted": "the search was interrupted: let it run on",
+}
 CLOSE = 1.2  # a bracket that needs no more bisecting: high / low
 LEAST_S = 3.0  # a shorter trial is not worth its settling
 REPEATS = 2  # of a trial that the generator limited
@@ -49,8 +54,8 @@ REPEATS = 2  # of a trial that the generator limited
 class Capacity:
     """What the service sustains within its objective, arrivals per second.
 
-    ``found``: between ``low`` and ``high``. ``at_least``: ``low`` or more. ``below``: less than ``high``, one request at
-    a time. ``undecided``: nothing, for the ``reason``.
+    ``found``: between ``low`` and ``high``. ``at_least``: ``low`` or more. ``below``: less than ``high``,
+    which is one request at a time. ``undecided``: nothing can be said, for the ``reason``.
     """
 
     outcome: Outcome
@@ -123,8 +128,8 @@ class Decided:
 class CapacitySearch:
     """Asks for trials and ends with an interval; knows neither clocks nor sockets.
 
-    ``ceiling``: the highest rate to ask for. ``correlated=False`` takes arrivals for independent coin flips: it is
-    there to show what becomes of the interval then.
+    ``ceiling``: the highest rate that the generator can send. ``correlated=False`` takes arrivals for
+    independent coin flips; it is there to show what becomes of the interval then.
     """
 
     def __init__(self, settings: MeasureSettings, *, ceiling: float = 1e6, correlated: bool = True) -> None:
@@ -149,10 +154,10 @@ class CapacitySearch:
         return self._request
 
     def tell(self, trial: Trial, *, elapsed_s: float | None = None) -> None:
-        """How the trial went that ``next`` asked for; ``elapsed_s``: what it took, where that is more than its
-        seconds and its settling.
+        """How the trial went that ``next`` asked for.
 
-        Raises ValueError when the search has ended.
+        ``elapsed_s``: what it took in all, where that is more than its seconds and its settling. An
+        interrupted trial ends the search. Raises ValueError when the search has ended already.
         """
         if self._request is None:
             raise ValueError("the search has ended and asked for no trial")
@@ -168,6 +173,11 @@ class CapacitySearch:
             self._request = self._plan.send(trial)
         except StopIteration:
             self._request = None
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials so far, in order."""
+        return tuple(self._trials)
 
     def state(self) -> SearchState:
         """Where the search stands."""
@@ -187,7 +197,7 @@ class CapacitySearch:
             return self._found(why)
         if passed:
             return self._capacity("at_least", why, low=max(passed), clean_rate=max(passed))
-        return self._capacity("undecided", why, reason=self._reason(why))
+        return self._capacity("undecided", why, reason=f"no rate passed before {_ENDS[why]}")
 
     # The five steps. Each yields a request and is sent the trial.
 
@@ -225,13 +235,14 @@ class CapacitySearch:
                 return low, rate, (trial.offered - trial.blocks[-1].in_flight) / trial.seconds
             low = trial.request.rate
             if low >= self._ceiling:
+                self._why = "generator"
                 return low, None, 0.0
             rate *= 2
 
     def _bisect(self, low: float, high: float, guess: float) -> Generator[TrialRequest, Trial, None]:
         """Until the bracket is close, or a rate is so near the capacity that the test cannot tell.
 
-        The first guess is what an overloaded service completes: often near, and if not, only one trial is lost.
+        The first guess is what an overloaded service completes: often near; if not, one trial is lost.
         """
         rule = Decided(self._test, self._objective.achieved_share)
         while high / low > CLOSE:
@@ -270,7 +281,8 @@ class CapacitySearch:
             left_s = self._settings.budget_s - self._spent_s - min(self._settling_s, 2.0)
             if left_s < LEAST_S:
                 return None
-            trial = yield self._ask(rate, min(seconds, left_s), purpose, rule)
+            whole_s = floor(2 * min(seconds, left_s)) / 2  # a block more would be beyond the budget
+            trial = yield self._ask(rate, whole_s, purpose, rule)
             if not trial.generator.limited():
                 self._count(trial)
                 return trial
@@ -305,9 +317,13 @@ class CapacitySearch:
     def _found(self, why: Why) -> Capacity:
         estimate = self._estimate()
         widened = self._steal_width()
-        tried = [sample.rate for sample in self._samples]
-        low = max(estimate.low * (1 - widened), min(tried))
-        high = max(min(estimate.high * (1 + widened), max(tried)), low)
+        slowest, verdict = min(self._verdicts)
+        low = estimate.low * (1 - widened)
+        high = min(estimate.high * (1 + widened), max(sample.rate for sample in self._samples))
+        if high <= slowest:
+            return self._capacity("below", why, high=slowest)
+        if verdict != "failed":
+            low = max(low, slowest)
         passed = [rate for rate, verdict in self._verdicts if verdict == "passed" and rate <= high]
         return self._capacity(
             "found",
@@ -354,13 +370,6 @@ class CapacitySearch:
         """
         steal = [t.generator.steal_share for t in self._trials if t.request.purpose in ("search", "confirm")]
         return 1.96 * stdev(steal) / sqrt(len(steal)) if len(steal) > 1 else 0.0
-
-    def _reason(self, why: Why) -> str:
-        if why == "generator":
-            return "the generator was its own limit before any rate had passed; give it more of a core"
-        if why == "interrupted":
-            return "the search was interrupted before any rate had passed; let it run on"
-        return "no rate passed within the budget; give it more seconds or a looser objective"
 
 
 def _behind(counts: Sequence[Count], behind: int) -> tuple[Count, ...]:

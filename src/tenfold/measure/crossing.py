@@ -1,24 +1,26 @@
 """At which rate does the share of bad arrivals cross the limit? An interval, from many short trials.
 
-One trial near the capacity says little: bad arrivals come in runs, a trial starts with an empty service, and one at
-98 % of its capacity looks for seconds like one at 102 %. So all trials are read together, against what queues have in
-common when they are nearly full (Kingman, "The single server queue in heavy traffic", 1961; for M/M/1 it is exact):
+One trial near the capacity says little: bad arrivals come in runs, a trial begins with an empty service, and
+a service at 98 % of its capacity looks for seconds like one at 102 %. So all trials are read together, in
+the light of what queues have in common when they are nearly full (Kingman, "The single server queue in heavy
+traffic", 1961; for M/M/1 it is exact):
 
-* the share of arrivals slower than ``slow_s`` grows exponentially with the rate, on top of a floor that is there at
-  any rate: ``share(rate) = floor + (limit - floor) · (rate / capacity) ** steepness``;
-* ``1 / steepness = 1 / (drive · capacity · slow_s) + disturbance``: ``drive`` is 2 / (squared variation of the gaps +
-  that of the work), 1 for M/M/1 and 2 for constant work; ``disturbance`` is what does not average out as the rate
-  grows (another tenant, a garbage collector);
-* the steeper, the slower: the load at the limit is ``1 / (1 + k / steepness)`` with ``k = -ln(limit)``, runs of bad
-  arrivals have the size of busy periods, ``2 · load / drive / (1 - load)²``, and an empty queue needs
-  ``4 / k² · steepness · slow_s`` to look like its steady state.
+* the share of arrivals slower than ``slow_s`` grows exponentially with the rate, above a floor that is
+  there at any rate: ``share(rate) = floor + (limit - floor) · (rate / capacity) ** steepness``;
+* ``1 / steepness = 1 / (drive · capacity · slow_s) + disturbance``: ``drive`` is 2 / (squared variation of
+  the gaps + that of the work), so 1 for M/M/1 and 2 for constant work; ``disturbance`` is what does not
+  average out as the rate grows (another tenant, a garbage collector);
+* the steeper, the slower: the load at the limit is ``1 / (1 + k / steepness)`` with ``k = -ln(limit)``,
+  runs of bad arrivals have the size of busy periods, ``2 · load / (1 - load)²`` times the variation, and
+  an empty service needs about ``4 / k² · steepness · slow_s`` to look like its steady state.
 
-The posterior over a grid of capacity (flat in its logarithm), drive, disturbance and floor gives the interval. Counts are
-weighed by their variance inflation (quasi-likelihood: Wedderburn, 1974), the larger of what the model says and of
-what the trials show from second to second; estimated as it is, it makes the tails those of a Student distribution.
+The posterior over a grid of capacity (flat in its logarithm), drive, disturbance and floor is the interval.
+Counts are weighed by their variance inflation (quasi-likelihood: Wedderburn, 1974): the larger of what the
+model says and of what the trials show from second to second, and more where the best fit still misses them.
+Being estimated, it makes the tails those of a Student distribution.
 
-Limits: disturbances that last longer than a trial are seen as often as they happen to fall into one. For services that are
-a queue the interval is conservative; with a neighbour who comes and goes every few seconds it is too narrow
+Limits: disturbances that last longer than about a second are seen as often as they happen to fall into a
+trial, and the interval is too narrow for them; for a service that is a queue it is a little too wide
 (``python -m benchmarks.capacity`` prints both).
 """
 
@@ -45,6 +47,7 @@ FLOOR_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 FLATTEST = 1.5  # the least steepness
 RUN_S = 0.6  # how long a run of bad arrivals lasts, as long as the trials do not tell otherwise
 RUN_WEIGHT = 4.0  # ... worth so many stretches of observation
+FITTED = 3.0  # capacity, steepness and floor
 FREEDOM = 60.0
 RESOLUTION = 100  # capacities on the grid
 
@@ -126,15 +129,16 @@ def crossing(
         )
         spread = max(found[-1] - found[0], 2 * (grid[1] - grid[0]))
         grid = np.linspace(max(found[0] - spread, widest[0]), min(found[-1] + spread, widest[-1]), RESOLUTION)
-    return Crossing(*(float(rate) for rate in np.exp(found)), floor=floor, run_s=run_s)
+    low, quarter, middle, three_quarters, high = (float(rate) for rate in np.exp(found))
+    return Crossing(low, quarter, middle, three_quarters, high, floor, run_s)
 
 
 def clustering(samples: Sequence[Sample], *, limit: float, floor: float) -> tuple[float, float]:
     """How long runs of bad arrivals last at the limit, in seconds, and how many seconds say so.
 
-    From the variance of the counts of one and of two seconds (Pearson's statistic). Runs longer than a stretch are cut
-    by its ends, an error in inverse proportion to its length, so the two are extrapolated (Richardson; for batch
-    means: Vats and Flegal, "Lugsail lag windows", 2022).
+    From the variance of the counts of one and of two seconds (Pearson's statistic). A stretch cuts runs at
+    its ends, an error in inverse proportion to its length, so the two are extrapolated (for batch means:
+    Vats and Flegal, "Lugsail lag windows", 2022).
     """
     single, _ = _runs(samples, 1, limit=limit, floor=floor)
     double, weight = _runs(samples, 2, limit=limit, floor=floor)
@@ -195,11 +199,14 @@ class _Trials:
         return cls(*np.array(rows, dtype=float).T)
 
     def inflation(self, expected: Floats, *, run_s: float, limit: float, floor: float) -> Floats:
-        """Variance inflation by runs of ``run_s``, at the share that was seen or expected; a floor has no runs."""
+        """Variance inflation by runs of ``run_s`` at the share seen or expected; a floor has no runs."""
         import numpy as np
 
-        above = np.clip(np.maximum(self.share - floor, np.minimum(expected - floor, limit)), 0.0, 0.3)
-        return 1 + self.rate * run_s * np.sqrt(above / limit) * above / np.maximum(above + floor, 1e-9)
+        above: Floats = np.maximum(self.share - floor, np.minimum(expected - floor, limit))
+        above = np.clip(above, 0.0, 0.3)
+        runs: Floats = self.rate * run_s * np.sqrt(above / limit)
+        inflation: Floats = 1 + runs * above / np.maximum(above + floor, 1e-9)
+        return inflation
 
 
 class _Model:
@@ -211,7 +218,8 @@ class _Model:
         import numpy as np
 
         self._trials, self._limit, self._correlated = trials, limit, correlated
-        self._grid = grid
+        near = trials.rate > 0.8 * np.exp(np.median(grid))
+        self._freedom = max(float(near.sum()) - FITTED, 1.0)
         capacity = np.exp(grid)[:, None]
         drive = np.array(DRIVES)[:, None, None]
         disturbance = np.array([value for value, _ in DISTURBANCES])[:, None, None, None]
@@ -238,18 +246,25 @@ class _Model:
         """The mass of each capacity, and the mean steepness."""
         import numpy as np
 
-        offered = self._trials.offered
-        weight = offered / np.minimum(np.maximum(observed, self._inflation), 2 * offered) + self._overload
-        if not self._correlated:
-            weight = np.broadcast_to(offered, weight.shape)
+        weight = self._weight(observed)
         deviance = np.array([self._deviance(float(floor), weight) for floor in floors])
-        near = int((self._trials.rate > 0.8 * np.exp(np.median(self._grid))).sum())
-        scale = max(1.0, float(deviance.min()) / max(near - 3, 1.0))
-        likelihood = (1 + (deviance - deviance.min()) / scale / freedom) ** (-(freedom + 1) / 2)
-        mass = likelihood.sum(axis=0) * _prior()
+        misfit = float(deviance.min()) / self._freedom if self._correlated else 1.0
+        worse = (deviance - deviance.min()) / max(misfit, 1.0)
+        mass = ((1 + worse / freedom) ** (-(freedom + 1) / 2)).sum(axis=0) * _prior()
         steepness = np.exp((mass * np.log(self.steepness[..., 0])).sum() / mass.sum())
         mass = mass.sum(axis=(0, 1))
         return mass / mass.sum(), float(steepness)
+
+    def _weight(self, observed: Floats) -> Floats:
+        """How many independent arrivals each trial is worth."""
+        import numpy as np
+
+        offered = self._trials.offered
+        if not self._correlated:
+            return np.broadcast_to(offered, self._inflation.shape)
+        inflation = np.minimum(np.maximum(observed, self._inflation), 2 * offered)
+        weight: Floats = offered / inflation + self._overload
+        return weight
 
     def _deviance(self, floor: float, weight: Floats) -> Floats:
         import numpy as np

@@ -1,15 +1,17 @@
 """Wald's sequential probability ratio test for a share of arrivals whose verdicts are correlated.
 
 A queue makes bad arrivals come in runs, so that a thousand of them say less than a thousand coin flips
-would. The log-likelihood ratio is divided by the variance inflation: how much more the bad count of a one-second
-block varies than a binomial count would (the design effect of cluster samples; Kish, 1965). The ratio is that of
-Wald, Sequential Tests of Statistical Hypotheses (1945), with his approximate bounds.
+would. The log-likelihood ratio is divided by the variance inflation: how much more the bad counts of
+single seconds vary than binomial counts would (the design effect of cluster samples; Kish, Survey
+Sampling, 1965). The test and its approximate bounds are those of Wald, Sequential Tests of Statistical
+Hypotheses (1945).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log, sqrt
 from typing import Literal
 
@@ -61,14 +63,14 @@ def growing(blocks: Sequence[Block]) -> bool:
     if third < 2:
         return False
     means = [sum(b.in_flight for b in blocks[i * third : (i + 1) * third]) / third for i in range(3)]
-    return all(after > before + 2 * sqrt(before + 1) for before, after in zip(means, means[1:], strict=False))
+    return all(after > before + 2 * sqrt(before + 1) for before, after in pairwise(means))
 
 
 def lagging(blocks: Sequence[Block], *, achieved_share: float) -> int:
     """Arrivals that were not completed because the service falls behind; 0 when it keeps up.
 
-    It falls behind when the number in flight rises steadily and less than ``achieved_share`` of what was offered
-    was completed: an overload shows so before anything is slow, if slow is seconds.
+    It falls behind when the number in flight rises steadily and less than ``achieved_share`` of what was
+    offered was completed: so an overload shows before anything is slow, where slow means seconds.
     """
     if not growing(blocks):
         return 0
@@ -81,8 +83,10 @@ def lagging(blocks: Sequence[Block], *, achieved_share: float) -> int:
 class SequentialTest:
     """Is the share of bad arrivals ``pass_share`` or less, or ``fail_share`` or more?
 
-    ``alpha`` bounds the chance to fail a service at ``pass_share``, ``beta`` that to pass one at ``fail_share``.
-    ``inflate=False`` is the textbook test: its error rates do not hold for correlated arrivals.
+    ``alpha`` bounds the chance to fail a service at ``pass_share``. ``beta`` bounds that to pass one at
+    ``fail_share`` only while arrivals are nearly independent: before the first run of bad ones nothing shows
+    that they come in runs, so that a pass is provisional and has to be confirmed. ``inflate=False`` is the
+    textbook test: with correlated arrivals it holds neither bound.
     """
 
     pass_share: float
