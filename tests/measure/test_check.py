@@ -18,7 +18,8 @@ OBJECTIVE = {"slow_ms": 200.0, "bad_share": 0.05, "achieved_share": 0.98}
 GOOD = {
     "objective": OBJECTIVE,
     "capacity": {"low": 56.0, "high": 61.0, "outcome": "found"},
-    "latency_ms": {"p50": 34.0, "p95": 176.0, "p99": 251.0, "samples": 4000},
+    "latency_ms": {"p50": 34.0, "p95": 176.0, "p99": 251.0},
+    "samples": 4000,
 }
 STACK: Any = None  # these checks read what was stored
 
@@ -114,7 +115,9 @@ def test_percentiles_of_enough_arrivals_pass(folder: Path) -> None:
     ],
 )
 def test_percentiles_of_too_few_arrivals_fail(folder: Path, latency: dict[str, Any], claim: str) -> None:
-    store(folder, latency_ms={**GOOD["latency_ms"], **latency})
+    latency = dict(latency)
+    samples = {"samples": latency.pop("samples")} if "samples" in latency else {}
+    store(folder, **samples, latency_ms={**GOOD["latency_ms"], **latency})
     finding = percentiles_known(STACK, MeasureSettings(), folder=folder)
     assert (finding.verdict, finding.claim) == (Verdict.FAIL, claim)
 

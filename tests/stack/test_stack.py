@@ -195,9 +195,9 @@ def test_a_ready_path_that_says_no_is_named() -> None:
     ("app", "error", "said"),
     [
         (
-            "shop.app:app",
+            "nosuchshop.app:app",
             SettingsError,
-            "cannot import shop.app: No module named 'shop'; it was looked for in",
+            "cannot import nosuchshop.app: No module named 'nosuchshop'; it was looked for in",
         ),
         ("plain:ap", StackError, "cannot import plain: module 'plain' has no attribute 'ap'"),
         (
