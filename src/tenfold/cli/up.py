@@ -53,8 +53,9 @@ def up(
     try:
         with _ending_signals(), _progress(quiet=as_json) as progress, Stack(settings, log=progress) as stack:
             progress("")
+            follower = Follower(stack)  # first: what comes once the addresses are known is shown
             _show(stack, as_json=as_json)
-            _follow(stack, quiet=as_json)
+            _follow(stack, follower, quiet=as_json)
     except KeyboardInterrupt:
         if not as_json:
             typer.echo("Stopped: nothing is left running.")
@@ -209,13 +210,12 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _follow(stack: Stack, *, quiet: bool) -> None:
+def _follow(stack: Stack, follower: Follower, *, quiet: bool) -> None:
     """Print new log lines until somebody ends it.
 
     Raises:
         StackError: the front door is gone.
     """
-    follower = Follower(stack)
     reported: set[str] = set()
     while True:
         if not quiet:
