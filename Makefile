@@ -22,7 +22,7 @@ endif
 	@touch $@
 
 demo: $(VENV)/.installed
-	@cd examples && ../$(BIN)/tenfold measure
+	@$(BIN)/tenfold measure --settings examples/tenfold.toml
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)

@@ -56,7 +56,7 @@ def test_the_summary_names_what_matters_within_80_columns() -> None:
     text = list(lines(report()))
     assert all(len(line) <= 80 for line in text)
     whole = "\n".join(text)
-    for part in ("56.0 – 61.0 requests/s", "95% interval, 88 s", "p95 176 ms", "recovers in 7.0 s"):
+    for part in ("56.0 – 61.0 requests/s", "95 % interval, 88 s", "p95 176 ms", "recovers in 7.0 s"):
         assert part in whole
     for part in (
         "shop/naive/orders.py:48",

@@ -28,7 +28,7 @@ def _capacity(report: Report) -> Iterator[str]:
     capacity = report.capacity
     confidence = ""
     if capacity is not None and capacity.outcome == "found":
-        confidence = f"{capacity.confidence:.0%} interval, {report.seconds:.0f} s"
+        confidence = f"{100 * capacity.confidence:.0f} % interval, {report.seconds:.0f} s"
     said = headline(report)
     yield f"{'Capacity':<{LABEL}}{said}{confidence:>{max(WIDTH - LABEL - len(said), 2)}}".rstrip()
     if capacity is not None and capacity.requests_per_arrival > 1.005 and capacity.low and capacity.high:
