@@ -9,7 +9,11 @@ million arrivals (standard error of the rate below 0.5 %) and prints the constan
 neighbour's truth is over all its comings and goings.
 
 The sizes go from 20 to 2,000 arrivals/s, half of them below 300; every row counts the same. The constants
-of the estimator were chosen on seed 1; seed 2026 reports.
+of the estimator were chosen on seed 1; seed 40417, never used before, reports.
+
+The mix was drawn up while the estimator was: four rows of 1,000 to 2,000/s came in to be fair to large
+services, and a neighbour who takes half of the machine for a second out of seven was left out: no search
+of 90 s covers it more often than not.
 
 Small services stay wide: at 20/s a search sees some 1,000 arrivals near the capacity, their bad ones come
 in runs, and what is left is worth about 100 independent ones. The neighbours that stay for half a second
@@ -191,7 +195,7 @@ def main() -> None:
     """Print the table, or the truths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--searches", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--seed", type=int, default=40417)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--truths", action="store_true", help="compute the capacities that are constants here"

@@ -81,7 +81,7 @@ class Order(BaseModel):
 
 
 class Orders(BaseModel):
-    """The customer's twenty newest orders, newest first."""
+    """The customer's ten newest orders, newest first."""
 
     orders: list[Order]
 

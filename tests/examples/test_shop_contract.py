@@ -160,10 +160,10 @@ def test_what_is_not_in_stock_is_not_sold(sign_in: SignIn) -> None:
     assert shopper.get("/api/products/9999").json()["stock"] >= 0
 
 
-def test_my_orders_are_mine_the_newest_twenty_first(sign_in: SignIn) -> None:
+def test_my_orders_are_mine_the_newest_ten_first(sign_in: SignIn) -> None:
     first, second = sign_in(5), sign_in(6)
     mine, theirs = (shopper.get("/api/orders").json()["orders"] for shopper in (first, second))
-    assert len(mine) == len(theirs) == 20
+    assert len(mine) == len(theirs) == 10
     assert not {order["id"] for order in mine} & {order["id"] for order in theirs}
     times = [datetime.fromisoformat(order["created_at"]) for order in mine]
     assert times == sorted(times, reverse=True)

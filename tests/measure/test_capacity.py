@@ -272,7 +272,7 @@ def coverage(each: int, *, correlated: bool) -> float:
 
 
 def test_intervals_cover_the_truth() -> None:
-    """94 % over a thousand searches (benchmarks/capacity.py); fewer than 80 % of 60 happen once in 10,000."""
+    """A thousand are in benchmarks/capacity.py; fewer than 80 % of 60 happen once in 10,000 at 94 %."""
     done = sample_of_searches(2)
     assert all(found.outcome == "found" and found.seconds <= 93 for _, _, found in done)
     assert sum(covers(found, case.truth) for case, _, found in done) >= 0.8 * len(done)

@@ -32,7 +32,7 @@ def place_order(new: api.NewOrder, user_id: CurrentUserId) -> api.Order:
 
 @router.get("")
 def my_orders(user_id: CurrentUserId) -> api.Orders:
-    newest = select(Order).where(Order.user_id == user_id).order_by(Order.created_at.desc()).limit(20)
+    newest = select(Order).where(Order.user_id == user_id).order_by(Order.created_at.desc()).limit(10)
     with Session() as session:
         orders = session.scalars(newest)
         return api.Orders(orders=[order_answer(order) for order in orders])

@@ -19,9 +19,9 @@ Counts are weighed by their variance inflation (quasi-likelihood: Wedderburn, 19
 model says and of what the trials show from second to second, and more where the best fit still misses them.
 Being estimated, it makes the tails those of a Student distribution.
 
-Limits: disturbances that last longer than about a second are seen as often as they happen to fall into a
-trial, and the interval is too narrow for them; for a service that is a queue it is a little too wide
-(``python -m benchmarks.capacity`` prints both).
+Limits: disturbances that stay for some tenths of a second or longer are seen as often as they happen to
+fall into a trial, and the interval is too narrow for them (``python -m benchmarks.capacity`` prints by how
+much). The model is that of a queue; a service that is none is covered as far as the disturbances reach.
 """
 
 from __future__ import annotations
