@@ -1,0 +1,42 @@
+"""docs/guarantees.md names tests that exist: a promise whose test was renamed away is not kept by anybody."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROWS = [
+    line
+    for line in (TESTS.parent / "docs" / "guarantees.md").read_text().splitlines()
+    if line.startswith("| ") and not line.startswith("| promise")
+]
+NAMED = re.compile(r"`(?P<file>[\w/]+\.py)?(?:…)?(?:::)?(?P<test>test_\w+)?`")
+
+
+def named(row: str) -> list[tuple[str, str]]:
+    """(file, test) for everything that a row names; ``…`` repeats the file before it."""
+    found, file = [], ""
+    for match in NAMED.finditer(row):
+        file = match["file"] or file
+        if match["file"] or match["test"]:
+            found.append((file, match["test"] or ""))
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_every_promise_names_tests_that_exist(row: str) -> None:
+    assert named(row)
+    for file, test in named(row):
+        assert (TESTS / file).is_file(), file
+        if test:
+            assert f"def {test}(" in (TESTS / file).read_text(), f"{file}::{test}"
+
+
+def test_a_test_that_is_not_there_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="test_nobody_wrote_this"):
+        test_every_promise_names_tests_that_exist(
+            "| x | y | `test_guarantees.py::test_nobody_wrote_this` | – |"
+        )
