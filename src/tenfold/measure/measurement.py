@@ -17,10 +17,13 @@ from tenfold.measure.capacity import Capacity, CapacitySearch
 from tenfold.measure.inside import Diagnosis, Inside
 from tenfold.measure.report import ObjectiveReport, OverloadReport, Report, TrialReport
 from tenfold.measure.settings import MeasureSettings
+from tenfold.measure.speed import SpeedGauge
 from tenfold.measure.trial import Block, Trial, TrialRequest
 
 # CPU time that other machines took is worth a word above this share.
 STEAL_NOTICED = 0.02
+# A core that takes so many times as long for the same work is worth a word.
+UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
 # The search asks for no more than this share of what the generator can send at all.
 CEILING = 0.9
@@ -80,6 +83,7 @@ class Measurement:
         self._reports: list[TrialReport] = []
         self._verdicts: Sequence[tuple[float, str]] = ()
         self._interrupted = False
+        self._gauge = SpeedGauge()
         self._begun = time.monotonic()
         self._window_from = self._begun
 
@@ -93,6 +97,10 @@ class Measurement:
         """
         self._begun = self._window_from = time.monotonic()
         started = datetime.now(UTC)
+        with self._gauge:
+            return self._measure(started)
+
+    def _measure(self, started: datetime) -> Report:
         diagnosis, pushed = Diagnosis(not_measured=("what stops it: interrupted before that",)), None
         try:
             self._seek()
@@ -194,7 +202,7 @@ class Measurement:
                 bad_share=objective.bad_share,
                 achieved_share=objective.achieved_share,
             ),
-            machine=machine(self._trials),
+            machine=machine(self._trials, speed=self._gauge.spread),
             capacity=summary.capacity(capacity, self._trials, settings=self._settings, ceiling=self._ceiling),
             latency_ms=summary.latency(t.corrected for t in near),
             raw_latency_ms=summary.latency(t.raw for t in near),
@@ -213,7 +221,7 @@ class Measurement:
             series=diagnosis.series,
             bottlenecks=diagnosis.bottlenecks,
             not_measured=diagnosis.not_measured,
-            notices=notices(self._trials, near),
+            notices=notices(self._trials, near, speed=self._gauge.spread),
             errors=summary.errors(self._trials),
         )
 
@@ -222,9 +230,14 @@ def _verdict(trial: Trial) -> str:
     return "generator limited" if trial.generator.limited() else ""
 
 
-def notices(trials: Sequence[Trial], near: Sequence[Trial]) -> tuple[str, ...]:
+def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | None = None) -> tuple[str, ...]:
     """What a reader of the numbers has to know about how they came about."""
     found = list(summary.changed_answers(trials))
+    if speed is not None and speed > UNSTEADY:
+        found.append(
+            f"this machine's own speed changed by a factor of {speed:.1f} meanwhile (fixed work, timed twice "
+            "a second): the interval is as wide as that makes it; measure on a calmer one"
+        )
     steal = max((t.generator.steal_share for t in trials), default=0.0)
     if steal > STEAL_NOTICED:
         found.append(
@@ -238,7 +251,7 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def machine(trials: Sequence[Trial]) -> dict[str, str | int | float]:
+def machine(trials: Sequence[Trial], *, speed: float | None = None) -> dict[str, str | int | float]:
     """The conditions of a measurement: a number without them means nothing."""
     steal = max((t.generator.steal_share for t in trials), default=0.0)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -248,4 +261,5 @@ def machine(trials: Sequence[Trial]) -> dict[str, str | int | float]:
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "CPU taken by others, most": f"{100 * steal:.1f} %",
+        "speed, slowest over fastest": "not measured" if speed is None else f"{speed:.2f}",
     }
