@@ -24,7 +24,7 @@ FEWEST = 20  # timings, below which nothing is said
 
 
 class SpeedGauge:
-    """Times the work twice a second, from its entering to its leaving; costs about half a per cent of a core."""
+    """Times the work twice a second, from entering to leaving; costs about half a per cent of a core."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
