@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
 
 Found = TypeVar("Found")
+
+# What a shell script starts in the background ignores Ctrl-C, and so do its children: the tests of Ctrl-C
+# have to mean the same there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
