@@ -188,7 +188,8 @@ def test_a_closed_loop_claims_no_capacity(folder: Path, service: Service) -> Non
     assert found["samples"] > 0 and "closed loop" in found["notices"][0]
 
 
-def test_ctrl_c_gives_the_report_so_far(folder: Path, service: Service) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_gives_the_report_so_far(folder: Path, service: Service, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tenfold", "measure", service.url],
         cwd=folder,
@@ -201,7 +202,7 @@ def test_ctrl_c_gives_the_report_so_far(folder: Path, service: Service) -> None:
     for line in process.stderr:
         if "doubling" in line:
             break
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 2, "nothing was concluded"
     assert "interrupted" in out and "Report:" in out

@@ -80,6 +80,7 @@ def measure(
     missed at any rate, with 2 when nothing could be concluded.
     """
     from tenfold.cli.bar import Bar
+    from tenfold.cli.signals import ending_signals
     from tenfold.measure import comparison, report
     from tenfold.settings import load
 
@@ -92,7 +93,7 @@ def measure(
         )
     before = report.load(_baseline(declared, against)) if against else None
     kept_as = _baseline(declared, save) if save else None
-    with Bar() as bar:
+    with ending_signals(), Bar() as bar:
         found = _measure(declared, target, bar, owned=owned, closed_s=duration_s if closed else None)
     if kept_as:
         report.save(found, kept_as)

@@ -6,7 +6,6 @@ without it is something to look at. When the front door is gone, so is the stack
 
 from __future__ import annotations
 
-import signal
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ import typer
 from rich.console import Console
 
 from tenfold.cli.following import Follower
+from tenfold.cli.signals import ending_signals
 from tenfold.errors import SettingsError, StackError
 from tenfold.settings import Settings, load
 from tenfold.stack import Stack
@@ -51,7 +51,7 @@ def up(
     if not settings.service.app:
         raise SettingsError("which app? tenfold up package.module:app, or app in [service] of tenfold.toml")
     try:
-        with _ending_signals(), _progress(quiet=as_json) as progress, Stack(settings, log=progress) as stack:
+        with ending_signals(), _progress(quiet=as_json) as progress, Stack(settings, log=progress) as stack:
             progress("")
             follower = Follower(stack)  # first: what comes once the addresses are known is shown
             _show(stack, as_json=as_json)
@@ -73,32 +73,6 @@ def _changed(
     )
     service = settings.service.model_copy(update={"app": app}) if app else settings.service
     return settings.model_copy(update={"stack": stack, "service": service})
-
-
-@contextmanager
-def _ending_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the stack as Ctrl-C does.
-
-    A shell script starts what it puts into the background with SIGINT ignored; it is heard all the same.
-    ``nohup`` ignores SIGHUP, and that is respected. Only the first signal interrupts: a second one must not
-    break into the clean-up that the first has begun.
-    """
-    came: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) == 1:
-            raise KeyboardInterrupt
-
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Progress:

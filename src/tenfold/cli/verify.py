@@ -37,6 +37,7 @@ def verify(
 
     Exits with 0 when none failed and with 1 when one did. A skipped check says what it needs.
     """
+    from tenfold.cli.signals import ending_signals
     from tenfold.settings import load
     from tenfold.verify import CHECKS, select
 
@@ -46,7 +47,7 @@ def verify(
             typer.echo(f"{check.pattern:12} {check.name}")
         return 0
     declared = load(settings)
-    with _started(declared, quiet=as_json_) as stack:
+    with ending_signals(), _started(declared, quiet=as_json_) as stack:
         outcomes = _run(checks, stack, declared, quiet=as_json_)
     if as_json_:
         typer.echo(as_json(facts(outcomes)))
