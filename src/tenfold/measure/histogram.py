@@ -15,7 +15,7 @@ from tenfold.errors import DependencyError
 
 try:
     from hdrh.histogram import HdrHistogram
-except ImportError as missing:  # pragma: no cover - proven by installing without the extra
+except ImportError as missing:
     raise DependencyError(
         "hdrhistogram is not installed; run pip install 'tenfold[measure]' to measure latencies"
     ) from missing

@@ -40,7 +40,7 @@ def render(report: Report) -> str:
     )
     environment.filters["number"] = number
     environment.filters["place"] = where
-    return environment.get_template("report.html").render(
+    return environment.get_template("template.html").render(
         report=report,
         headline=headline(report),
         objective=objective(report.objective),

@@ -1,8 +1,8 @@
 """How steady the machine's own speed is: a fixed piece of work, timed again and again while others run.
 
 On a shared host a core's speed changes with what its neighbours do to caches and memory, by a factor of two
-within seconds, and that is no steal. A service's capacity changes with it, and no search can make one narrow
-number of two speeds; so the spread is measured beside the service and said with the result.
+within seconds, which need not show as steal. A service's capacity changes with it, and no search can make one
+narrow number of two speeds; so the spread is measured beside the service and said with the result.
 
 The work is what interpreters and databases do, following pointers through memory: arithmetic in registers
 keeps its speed when everything else has lost it. It is timed in CPU time of its own thread: waiting for a

@@ -25,7 +25,7 @@ from tenfold.measure.evidence import (
 
 try:
     from hdrh.histogram import HdrHistogram
-except ImportError as error:  # pragma: no cover - a broken installation
+except ImportError as error:
     raise DependencyError("hdrhistogram is not installed; install tenfold[measure]") from error
 
 MINUTES_US = 10 * 60 * 1_000_000
