@@ -16,6 +16,7 @@ import tenfold
 HEAVY = {
     "boto3",
     "celery",
+    "cryptography",
     "fastapi",
     "gevent",
     "granian",
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.settings": {"pydantic"},
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
+    "tenfold.sessions": set(),
     "tenfold.settings": {"pydantic"},
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
     "tenfold.stack.probed": IN_THE_APP,

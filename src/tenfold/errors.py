@@ -6,7 +6,9 @@ TenfoldError
 ├── StackError          a server of the stack did not start, or ended
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
-└── MeasurementError    a measurement could not be carried out
+├── MeasurementError    a measurement could not be carried out
+├── SessionError        a session cannot be kept as it is: too large, or changed too late
+└── SessionStoreError   the server that keeps sessions does not answer
 
 Each message is one sentence that says what is wrong and what to do about it; the
 command line prints it on stderr and exits with 2. Catch TenfoldError for all of them.
@@ -41,3 +43,11 @@ class TargetError(TenfoldError):
 
 class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
+
+
+class SessionError(TenfoldError):
+    """A session cannot be kept as it is: too large, not JSON, or changed after the answer began."""
+
+
+class SessionStoreError(TenfoldError):
+    """The server that keeps sessions cannot be reached; whether a write happened is unknown."""

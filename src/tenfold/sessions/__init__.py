@@ -1,0 +1,1 @@
+"""Sessions that any instance can read: what a user is known by between two requests."""
