@@ -153,9 +153,10 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_every_key_of_the_models_is_named() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    assert tables.keys() == {"service", "stack", "measure"}
+    assert tables.keys() == {"service", "stack", "measure", "balancing"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
+    assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
