@@ -135,11 +135,12 @@ def test_every_key_is_there_with_its_default() -> None:
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure"):
+    for table in ("stack", "measure", "balancing"):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
-    assert set(shown) == {"app", "prepare", "environment", "postgresql_bin", "redis_server", "nginx_binary"}
+    servers = {"postgresql_bin", "redis_server", "nginx_binary"}
+    assert set(shown) == {"app", "prepare", "environment", "server_names", *servers}
 
 
 def uncommented(text: str) -> str:
