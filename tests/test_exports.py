@@ -17,6 +17,7 @@ PACKAGES: dict[str, list[str]] = {
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
+    "tenfold.balancing.health": ["Health", "HealthMiddleware"],
     "tenfold.sessions.store": ["Store", "Stored"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [

@@ -3,7 +3,7 @@
 What the versions know, from nginx's change log: ``random two`` since 1.15.1, ``keepalive_timeout`` of an
 upstream since 1.15.3, ``$upstream_bytes_sent`` since 1.15.8, ``keepalive_min_timeout`` since 1.27.4,
 ``sticky`` outside of the commercial edition since 1.29.6. Since 1.29.7 HTTP/1.1 and 32 idle connections a
-location are what one gets without asking; all of it is written out here, so that an older nginx does the same.
+location are what one gets without asking; all of it is written out, so that an older nginx does the same.
 """
 
 from __future__ import annotations
