@@ -31,7 +31,7 @@ def ledger(temporary: Path) -> Iterator[Path]:
 def stack(ledger: Path) -> Iterator[Stack]:
     service = {"environment": {"LEDGER": str(ledger)}, "ready_path": "/ready"}
     settings = small("counting:app", service=service, redis=False, instances=3, start_timeout_s=4)
-    balancing = BalancingSettings(client_idle_s=0.5, drain_timeout_s=20, fail_timeout_s=1)
+    balancing = BalancingSettings(drain_timeout_s=20, fail_timeout_s=1)
     with Stack(settings.model_copy(update={"balancing": balancing})) as stack:
         yield stack
 
