@@ -162,6 +162,8 @@ def test_databases_come_back_with_their_data() -> None:
             for pid in server.pids()[:1]:
                 psutil.Process(pid).kill()
             stack.restart(server)
+            if server.kind == "primary":
+                assert kept(server.url) == [(7,)]  # ready is ready, whatever a file of the killed one says
         for server in stack.servers:
             if server.kind in ("primary", "replica"):
                 eventually(lambda url=server.url: kept(url) == [(7,)])
