@@ -60,13 +60,10 @@ class Circle:
     @classmethod
     def of(cls, weights: Mapping[str, float], virtual_nodes: int) -> Circle:
         """The circle of these nodes, anew."""
-        points: list[int] = []
-        names: list[str] = []
-        for name in sorted(weights):
-            count = point_count(name, weights[name], virtual_nodes)
-            points += node_points(name, 0, count)
-            names += [name] * count
-            _bounded(len(points))
+        counts = {name: point_count(weights[name], virtual_nodes) for name in sorted(weights)}
+        _bounded(sum(counts.values()))
+        points = [point for name, count in counts.items() for point in node_points(name, 0, count)]
+        names = [name for name, count in counts.items() for _ in range(count)]
         # A stable sort leaves coinciding points in the order of their names.
         order = sorted(range(len(points)), key=points.__getitem__)
         owners: list[str | None] = [names[i] for i in order]
@@ -75,8 +72,8 @@ class Circle:
 
     def with_weight(self, name: str, weight: float) -> Circle:
         """This circle after a node has come, or with another weight; the points of the others are copied."""
-        before = point_count(name, self.weights[name], self.virtual_nodes) if name in self.weights else 0
-        after = point_count(name, weight, self.virtual_nodes)
+        before = point_count(self.weights[name], self.virtual_nodes) if name in self.weights else 0
+        after = point_count(weight, self.virtual_nodes)
         _bounded(len(self.points) + after - before)
         changed = {**self.weights, name: weight}
         if after < before:
@@ -85,7 +82,7 @@ class Circle:
 
     def without(self, name: str) -> Circle:
         """This circle after a node has gone."""
-        count = point_count(name, self.weights[name], self.virtual_nodes)
+        count = point_count(self.weights[name], self.virtual_nodes)
         left = {other: weight for other, weight in self.weights.items() if other != name}
         return self._less(name, node_points(name, 0, count), left)
 
@@ -138,7 +135,7 @@ class Circle:
                     return
 
 
-def point_count(name: str, weight: float, virtual_nodes: int) -> int:
+def point_count(weight: float, virtual_nodes: int) -> int:
     """How many points a node has: ``virtual_nodes`` times its weight, rounded half to even, at least one."""
     return max(1, round(virtual_nodes * weight))
 

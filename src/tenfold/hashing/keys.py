@@ -2,10 +2,9 @@
 
 A ring needs a position among 2³² and asks for it at each lookup, so it takes the fastest hash that every
 language ships: CRC-32, spread by a multiplication. CRC-32 alone is linear, and keys that count up would fill
-the ring in patterns; the multiplier is 2³² divided by the golden ratio (Knuth, The Art of Computer
-Programming 3, 6.4), odd, hence a bijection: each position belongs to exactly one CRC. Rendezvous and jump
-need more bits, not more speed, and take SHA-256. Neither is a defence: who chooses keys can choose their
-node.
+the ring in patterns; the multiplier is a prime close to 2³² divided by the golden ratio (Knuth, The Art of
+Computer Programming 3, 6.4). It is odd, so each position belongs to exactly one CRC. Rendezvous and jump need
+more bits, not more speed, and take SHA-256. Neither is a defence: who chooses keys can choose their node.
 """
 
 from __future__ import annotations
