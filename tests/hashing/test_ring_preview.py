@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -23,11 +24,11 @@ def owner(ring: HashRing, place: int) -> str | None:
 
 @given(WEIGHTS, WEIGHTS)
 def test_every_position_is_counted_once(before: dict[str, float], after: dict[str, float]) -> None:
-    """Written differently: the ring is cut behind every point of both, and each piece is asked at its two ends."""
+    """Written differently: the ring is cut behind every point of both, each piece is asked at its ends."""
     old, new = HashRing(before, virtual_nodes=9), HashRing(after, virtual_nodes=9)
     cuts = sorted({0, 2**32} | {point + 1 for ring in (old, new) for point in ring._circle.points})
     moved, shares = 0, Counter[str | None]()
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         source, target = owner(old, start), owner(new, start)
         assert (source, target) == (owner(old, end - 1), owner(new, end - 1))
         moved += (end - start) * (source != target)
