@@ -31,6 +31,8 @@ def encoded(key: Key) -> bytes:
         SettingsError: the key is something else, which has no bytes of its own.
         UnicodeEncodeError: the text holds half of a surrogate pair.
     """
+    if type(key) is int:
+        return str(key).encode()
     if isinstance(key, str):
         return key.encode()
     if isinstance(key, bytes | bytearray | memoryview):

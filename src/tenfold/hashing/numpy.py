@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenfold.hashing.circle import Circle
-from tenfold.hashing.keys import MULTIPLIER, Key, encoded
+from tenfold.hashing.keys import MASK, MULTIPLIER, Key, encoded
 
 Positions = NDArray[np.uint32]
 Numbers = NDArray[np.int64]
+Indexes = NDArray[np.int32]
 
 GROUP = 10_000
 # Keys at a time: intermediate arrays stay in the processor's cache.
@@ -115,15 +116,15 @@ def padded(behind: int) -> Positions:
 class Vectors:
     """A circle's points as arrays, and a table from the first bits of a position to the point that follows.
 
-    The table answers for every stretch of the ring without a point inside; the others, a few in a hundred,
-    are bisected. It is made by the first batch that is large enough to repay it.
+    The table is made by the first batch that is large enough to repay it; shorter ones are bisected.
     """
 
     def __init__(self, circle: Circle) -> None:
-        self._points = np.frombuffer(circle.points, np.uint32)
+        # A last point that no position lies behind ends every search.
+        self._points = np.append(np.frombuffer(circle.points, np.uint32), np.uint32(MASK))
         self._owners = np.array(circle.owners, object)
         self._bits = min(MOST_BITS, (len(circle.points) * 32 - 1).bit_length())
-        self._table: NDArray[np.int32] | None = None
+        self._table: Indexes | None = None
 
     def owners(self, positions: Positions, expected: int) -> list[str | None]:
         """The owner of each position; ``expected`` is how many there will be in all."""
@@ -133,16 +134,21 @@ class Vectors:
     def _indexes(self, positions: Positions, expected: int) -> NDArray[Any]:
         if self._table is None:
             if expected < (1 << self._bits) // 4:
-                return np.searchsorted(self._points, positions)
+                return np.searchsorted(self._points[:-1], positions)
             self._table = self._stretches()
         found = self._table.take(positions >> np.uint32(32 - self._bits))
         unsure = np.flatnonzero(found < 0)
-        found[unsure] = np.searchsorted(self._points, positions[unsure])
+        found[unsure] = self._followed(~found[unsure], positions[unsure])
         return found
 
-    def _stretches(self) -> NDArray[np.int32]:
-        stretches = self._points >> np.uint32(32 - self._bits)
+    def _followed(self, indexes: Indexes, positions: Positions) -> Indexes:
+        while (behind := self._points.take(indexes) < positions).any():
+            indexes += behind
+        return indexes
+
+    def _stretches(self) -> Indexes:
+        """For each stretch of the ring the point that follows; with points inside, ~ the first of them."""
+        stretches = self._points[:-1] >> np.uint32(32 - self._bits)
         counts = np.bincount(stretches, minlength=1 << self._bits)
         table = (np.cumsum(counts) - counts).astype(np.int32)
-        table[stretches] = -1
-        return table
+        return np.where(counts > 0, ~table, table)
