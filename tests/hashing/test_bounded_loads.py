@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SettingsError
@@ -22,6 +22,7 @@ def bound(placement: Placement, node: str, held: int, factor: float) -> int:
     return ceil(factor * held * placement.nodes[node] / sum(placement.nodes.values()))
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.floats(1.01, 3), STEPS)
 def test_no_acquisition_passes_the_bound(
     weights: dict[str, float], factor: float, steps: list[str | int]

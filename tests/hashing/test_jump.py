@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SettingsError
@@ -27,6 +27,7 @@ def test_vectors_never_change() -> None:
     assert found == [f"node-{number}" for number in (2, 0, 0, 0, 1, 4)]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2_000))
 def test_one_more_bucket_takes_and_nobody_else_gets(number: int, buckets: int) -> None:
     assert jump(number, buckets + 1) in (jump(number, buckets), buckets)

@@ -12,7 +12,7 @@ from hashlib import sha512
 from zlib import crc32
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SettingsError
@@ -104,6 +104,7 @@ def test_processes_agree_where_pythons_own_hash_does_not() -> None:
 # ------------------------------------------------------------------ what moves
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.floats(0.1, 8))
 def test_a_new_node_takes_and_nobody_else_gets(weights: dict[str, float], weight: float) -> None:
     ring = HashRing(weights, virtual_nodes=20)
@@ -112,6 +113,7 @@ def test_a_new_node_takes_and_nobody_else_gets(weights: dict[str, float], weight
     assert {target for _, target in moves(before, placed(ring))} <= {"new"}
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.data())
 def test_a_node_that_goes_gives_and_nobody_else_loses(weights: dict[str, float], data: st.DataObject) -> None:
     ring = HashRing(weights, virtual_nodes=20)
@@ -121,6 +123,7 @@ def test_a_node_that_goes_gives_and_nobody_else_loses(weights: dict[str, float],
     assert {source for source, _ in moves(before, placed(ring))} <= {gone}
 
 
+@settings(deadline=None)
 @given(WEIGHTS, st.floats(0.1, 8), st.data())
 def test_a_weight_moves_keys_of_its_own_node_only(
     weights: dict[str, float], weight: float, data: st.DataObject
@@ -170,6 +173,7 @@ def contents(ring: HashRing) -> tuple[list[int], list[str | None], dict[str, flo
 
 
 @POINTS
+@settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([0, 0.5, 1, 2])), max_size=12))
 def test_the_way_there_does_not_matter(
     points: Callable[..., list[int]], steps: list[tuple[str, float]]
@@ -189,6 +193,7 @@ def test_the_way_there_does_not_matter(
 
 
 @POINTS
+@settings(deadline=None)
 @given(names=NAMES, data=st.data())
 def test_the_order_of_the_nodes_does_not_matter(
     points: Callable[..., list[int]], names: list[str], data: st.DataObject
@@ -219,6 +224,7 @@ def test_an_empty_ring_has_no_node() -> None:
     assert ring.get_node("x") is None
 
 
+@settings(deadline=None)
 @given(NAMES, st.integers(0, 8), st.text())
 def test_several_nodes_are_distinct_and_the_first_is_the_node(names: list[str], n: int, key: str) -> None:
     ring = HashRing(names, virtual_nodes=3)

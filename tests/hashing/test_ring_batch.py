@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.hashing import HashRing
@@ -33,6 +33,7 @@ def short_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "BLOCK", 16)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.lists(st.text()), st.lists(st.binary()), st.lists(st.integers()), st.lists(MIXED)))
 def test_a_list_is_placed_as_its_keys_are(keys: list[Key]) -> None:
     for ring in (SMALL, LARGE):
@@ -40,6 +41,7 @@ def test_a_list_is_placed_as_its_keys_are(keys: list[Key]) -> None:
         assert ring.get_many(iter(keys)) == one_by_one(ring, keys)
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1))
 def test_an_array_of_numbers_is_placed_as_its_numbers_are(numbers: list[int]) -> None:
     assert vectors.decimal_crcs(np.array(numbers)).tolist() == [crc32(encoded(n)) for n in numbers]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.hashing import HashRing
@@ -22,6 +22,7 @@ def owner(ring: HashRing, place: int) -> str | None:
     return found.owners[bisect_left(found.points, place)]
 
 
+@settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
 def test_every_position_is_counted_once(before: dict[str, float], after: dict[str, float]) -> None:
     """Written differently: the ring is cut behind every point of both, each piece is asked at its ends."""

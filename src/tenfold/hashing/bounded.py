@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from math import ceil, isfinite
 from threading import Lock
 from types import MappingProxyType
@@ -58,8 +59,7 @@ class BoundedLoads:
     def acquire(self, key: Key) -> str | None:
         """Take a place for a key and say on which node, or None where there is no node."""
         with self._changes:
-            # Without room there is none only while the placement changes under our hands.
-            node = next(self._with_room(key), None) or self._placement.get_node(key)
+            node = self._choice(key)
             if node is not None:
                 self._loads[node] += 1
                 self._held += 1
@@ -91,22 +91,29 @@ class BoundedLoads:
 
     def get_node(self, key: Key) -> str | None:
         """Where the key would go now; takes no place."""
-        return next(self.walk(key), None)
+        with self._changes:
+            return self._choice(key)
 
     def get_nodes(self, key: Key, n: int) -> list[str]:
         """The first ``n`` nodes of the key's order, those with room before the full ones."""
-        return list(self.walk(key))[:n]
+        return list(islice(self.walk(key), n))
 
     def walk(self, key: Key) -> Iterator[str]:
         """Every node once: those with room in the key's order, then the full ones in the key's order."""
         with self._changes:
             room = list(self._with_room(key))
         yield from room
-        yield from (node for node in self._placement.walk(key) if node not in room)
+        seen = set(room)
+        yield from (node for node in self._placement.walk(key) if node not in seen)
+
+    def _choice(self, key: Key) -> str | None:
+        # That no node has room happens only while the placement changes under our hands.
+        return next(self._with_room(key), None) or self._placement.get_node(key)
 
     def _with_room(self, key: Key) -> Iterator[str]:
         nodes = self._placement.nodes
-        allowed = self._factor * (self._held + 1) / (sum(nodes.values()) or 1.0)
+        whole = sum(nodes.values())
         for node in self._placement.walk(key):
-            if self._loads[node] < ceil(allowed * nodes.get(node, 0.0)):
+            weight = nodes.get(node, 0.0)
+            if weight and self._loads[node] < ceil(self._factor * (self._held + 1) * weight / whole):
                 yield node

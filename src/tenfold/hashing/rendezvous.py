@@ -8,7 +8,7 @@ Thaler and Ravishankar, Using Name-Based Mappings to Increase Hit Rates (IEEE/AC
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from heapq import nlargest
+from itertools import islice
 from math import log
 from threading import Lock
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from tenfold.hashing.placement import missing, named, weighed, weights
 class Rendezvous:
     """Places keys in exact proportion to the weights, without points to keep: a lookup asks every node.
 
-    Changes move keys to or from the changed node only, at any weight. A lookup costs about half a microsecond
+    Changes move keys to or from the changed node only, at any weight. A lookup costs about a microsecond
     a node; for more than some tens of nodes take a ring. Lookups take no lock and see the nodes before a
     change or after it.
 
@@ -46,7 +46,7 @@ class Rendezvous:
 
     def get_nodes(self, key: Key, n: int) -> list[str]:
         """The ``n`` highest bidders, the highest first; all of them where there are fewer."""
-        return [node for _, node in nlargest(n, self._bids(key))]
+        return list(islice(self.walk(key), n))
 
     def walk(self, key: Key) -> Iterator[str]:
         """Every node once, the highest bidder first."""
