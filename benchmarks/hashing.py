@@ -3,7 +3,7 @@
     python -m benchmarks.hashing [--rounds 5] [--keys 1000000]
 
 Both of a pair take turns, so that whatever else the machine does hits both alike, and every second round
-the other one begins. Times are medians; a ratio is the median of the rounds' ratios, with the lowest and the
+the other one begins. Times are CPU time, medians; a ratio is the median of the rounds' ratios, with the lowest and the
 highest beside it. uhashring runs as its README shows it, with as many virtual nodes. A batch is compared with
 a loop over the same keys; for an array the loop has the same numbers as a list. numpy's tables are there
 when the clock starts: the first batch on a changed ring costs some milliseconds more.
@@ -84,9 +84,9 @@ def changes(nodes: int) -> Iterator[Pair]:
 
 def seconds(contender: Contender) -> float:
     gc.collect()
-    started = time.perf_counter()
+    started = time.process_time()
     kept = contender.work()
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     del kept
     contender.undo()
     return took

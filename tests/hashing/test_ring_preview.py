@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.hashing import HashRing
+from tenfold.hashing import HashRing, circle
 
 WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.2, 5), max_size=5)
 EIGHT = [f"node-{number}" for number in range(8)]
@@ -25,6 +25,24 @@ def owner(ring: HashRing, place: int) -> str | None:
 @settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
 def test_every_position_is_counted_once(before: dict[str, float], after: dict[str, float]) -> None:
+    counted_again(before, after)
+
+
+@settings(deadline=None)
+@given(WEIGHTS, WEIGHTS)
+def test_points_side_by_side_are_counted_too(before: dict[str, float], after: dict[str, float]) -> None:
+    """All points among the first thirty positions and the last two."""
+
+    def crowded(name: str, start: int, stop: int) -> list[int]:
+        places = [*range(30), 2**32 - 2, 2**32 - 1]
+        return sorted(places[ord(name) * number * number % 32] for number in range(start, stop))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(circle, "node_points", crowded)
+        counted_again(before, after)
+
+
+def counted_again(before: dict[str, float], after: dict[str, float]) -> None:
     """Written differently: the ring is cut behind every point of both, each piece is asked at its ends."""
     old, new = HashRing(before, virtual_nodes=9), HashRing(after, virtual_nodes=9)
     cuts = sorted({0, 2**32} | {point + 1 for ring in (old, new) for point in ring._circle.points})
