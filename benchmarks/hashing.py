@@ -3,10 +3,10 @@
     python -m benchmarks.hashing [--rounds 5] [--keys 1000000]
 
 Both of a pair take turns, so that whatever else the machine does hits both alike, and every second round
-the other one begins. Times are CPU time, medians; a ratio is the median of the rounds' ratios, with the lowest and the
-highest beside it. uhashring runs as its README shows it, with as many virtual nodes. A batch is compared with
-a loop over the same keys; for an array the loop has the same numbers as a list. numpy's tables are there
-when the clock starts: the first batch on a changed ring costs some milliseconds more.
+the other one begins. Times are medians of CPU time; a ratio is the median of the rounds' ratios, with the
+lowest and the highest beside it. uhashring runs as its README shows it, with as many virtual nodes. A batch
+is compared with a loop over the same keys; for an array the loop has the same numbers as a list. numpy's
+tables are there when the clock starts: the first batch on a changed ring costs some milliseconds more.
 """
 
 from __future__ import annotations
