@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tenfold.errors import SessionEndedError, SessionError, SessionStoreError
+from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SessionStoreError, TenfoldError
 from tenfold.sessions import tokens
 from tenfold.sessions.changes import Changes, Edit
 from tenfold.sessions.keeper import Device, Keeper, Kept, Missing
@@ -32,7 +32,7 @@ class Session(MutableMapping[str, Any]):
 
     __slots__ = (
         "_device", "_edits", "_ended", "_handle", "_keeper", "_kept", "_login", "_missing", "_secret",
-        "_shown", "_values", "is_available", "outbox", "phase", "silent",
+        "_shown", "_values", "failure", "is_available", "outbox", "phase", "silent",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,7 @@ class Session(MutableMapping[str, Any]):
         self.phase: Phase = "open"
         self.silent = silent
         self.outbox: str | None = None
+        self.failure: Exception | None = None  # why the last change or save was refused
         self._forget()
 
     def _forget(self) -> None:
@@ -217,20 +218,27 @@ class Session(MutableMapping[str, Any]):
         if not self.is_changed:
             await self._refresh()
             return
-        self._check_available()
-        await self.save_ends()
-        if self._edits or self._secret:
-            self._check_deliverable()
-            kept = await self._keeper.save(self._kept, self._changes())
-            if kept.token and self.phase != "open":
-                raise SessionError("a session kept in a cookie cannot change after the answer began")
-            self._settle(kept)
+        try:
+            self._check_available()
+            await self.save_ends()
+            await self._save_changes()
+        except TenfoldError as error:
+            self.failure = error
+            raise
 
     async def save_ends(self) -> None:
         """Only what logout ended: what is left to do for a request that failed."""
         while self._ended:
             await self._keeper.revoke(self._ended[-1])
             self._ended.pop()
+
+    async def _save_changes(self) -> None:
+        if self._edits or self._secret:
+            self._check_deliverable()
+            kept = await self._keeper.save(self._kept, self._changes())
+            if kept.token and self.phase != "open":
+                raise SessionError("a session kept in a cookie cannot change after the answer began")
+            self._settle(kept)
 
     async def _refresh(self) -> None:
         if self._kept is None:
@@ -301,7 +309,11 @@ class Session(MutableMapping[str, Any]):
                 name: value for name in self if name != key and (value := self._encoded(name)) is not None
             }
             size = sum(len(name) + memoryview(value).nbytes + 4 for name, value in data.items())
-            check_size(size, data, self._keeper.max_bytes)
+            try:
+                check_size(size, data, self._keeper.max_bytes)
+            except SessionSizeError as error:
+                self.failure = error
+                raise
         self._edits[key] = edit
         self._shown[key] = raw
 
