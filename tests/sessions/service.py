@@ -219,7 +219,7 @@ HTTP = (
 
 
 def service(*, outside: bool = False, **options: Any) -> Any:
-    """``outside``: also around what Starlette makes of unhandled exceptions; else where add_middleware puts it."""
+    """``outside``: around Starlette's own answers to exceptions too, not where add_middleware puts it."""
     routes = [*(Route(f"/{each.__name__}", each) for each in HTTP), WebSocketRoute("/chat", chat)]
     if outside:
         return SessionMiddleware(Starlette(routes=routes), **options)
