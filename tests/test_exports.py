@@ -18,6 +18,7 @@ PACKAGES: dict[str, list[str]] = {
 }
 MODULES: dict[str, list[str]] = {
     "tenfold.sessions.store": ["Store", "Stored"],
+    "tenfold.signing": ["Sealer", "Signer", "generate_key"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [
         "METRICS",

@@ -66,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": set(),
     "tenfold.settings": {"pydantic"},
+    "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
     "tenfold.stack.probed": IN_THE_APP,
     "tenfold.verify": {"pydantic"},

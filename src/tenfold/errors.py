@@ -7,6 +7,7 @@ TenfoldError
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
+├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
 ├── SessionError        a session cannot be kept as it is: too large, or changed too late
 └── SessionStoreError   the server that keeps sessions does not answer
 
@@ -43,6 +44,10 @@ class TargetError(TenfoldError):
 
 class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
+
+
+class SignatureError(TenfoldError):
+    """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
 
 
 class SessionError(TenfoldError):
