@@ -7,6 +7,7 @@ TenfoldError
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
+├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
 ├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
 ├── SessionError        a session cannot be kept as it is: too large, or changed too late
 └── SessionStoreError   the server that keeps sessions does not answer
@@ -44,6 +45,10 @@ class TargetError(TenfoldError):
 
 class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
+
+
+class BreakerOpenError(TenfoldError):
+    """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
 
 
 class SignatureError(TenfoldError):
