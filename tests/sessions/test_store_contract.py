@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from session_servers import RedisServer
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.sessions.contract import CHECKS, Check
+from tenfold.sessions.contract import CHECKS
 from tenfold.sessions.redis import RedisStore
 from tenfold.sessions.sqlalchemy import SQLStore
-from tenfold.sessions.store import Store, Stored
+from tenfold.sessions.store import Store
 
 Opened = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -51,10 +50,16 @@ def valkey(valkey_server: RedisServer) -> Opened:
     return lambda: _closing(RedisStore(valkey_server.url, timeout_s=5))
 
 
+def _does_not_wait_for_the_disk(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
 def _sql(url: str, *, threads: bool) -> Opened:
     @asynccontextmanager
     async def opened() -> AsyncIterator[Store]:
         engine = create_engine(url) if threads else create_async_engine(url)
+        if engine.dialect.name == "sqlite":
+            event.listen(getattr(engine, "sync_engine", engine), "connect", _does_not_wait_for_the_disk)
         store = SQLStore(engine, timeout_s=20)
         await store.create_tables()
         yield store

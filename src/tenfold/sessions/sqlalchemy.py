@@ -180,7 +180,7 @@ class SQLStore:
             self._breaker.settle(ticket, succeeded)
 
     async def _in_time(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """A cancelled driver may wait for its server, and a thread cannot be cancelled: neither is awaited."""
+        """A cancelled driver may wait for its server, and a thread cannot be cancelled: nobody waits."""
         task = asyncio.ensure_future(call())
         self._under_way.add(task)
         task.add_done_callback(self._ended)
