@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.settings": {"pydantic"},
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
-    "tenfold.sessions": set(),
+    "tenfold.sessions": IN_THE_APP,
     "tenfold.settings": {"pydantic"},
     "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},

@@ -9,7 +9,9 @@ TenfoldError
 ├── MeasurementError    a measurement could not be carried out
 ├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
 ├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
-├── SessionError        a session cannot be kept as it is: too large, or changed too late
+├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
+│   ├── SessionSizeError    it holds more than it may
+│   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
 └── SessionStoreError   the server that keeps sessions does not answer
 
 Each message is one sentence that says what is wrong and what to do about it; the
@@ -57,6 +59,14 @@ class SignatureError(TenfoldError):
 
 class SessionError(TenfoldError):
     """A session cannot be kept as it is: too large, not JSON, or changed after the answer began."""
+
+
+class SessionSizeError(SessionError):
+    """A session would hold more than it may; nothing of the change was kept."""
+
+
+class SessionEndedError(SessionError):
+    """A session was revoked, or its token replaced, while this request ran; its changes were not kept."""
 
 
 class SessionStoreError(TenfoldError):

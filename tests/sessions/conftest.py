@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from session_servers import PostgreSQLServer, RedisServer, valkey
 
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_postgresql, find_redis
+from tests.sessions.session_servers import PostgreSQLServer, RedisServer, valkey
 
 
 @pytest.fixture(scope="session")

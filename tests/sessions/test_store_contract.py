@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from session_servers import RedisServer
 from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.sessions.contract import CHECKS
+from tenfold.sessions.memory import MemoryStore
 from tenfold.sessions.redis import RedisStore
 from tenfold.sessions.sqlalchemy import SQLStore
 from tenfold.sessions.store import Store
+from tests.sessions.session_servers import RedisServer
 
 Opened = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -28,6 +29,11 @@ async def _closing(store: Store) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.aclose()
+
+
+@pytest.fixture
+def memory() -> Opened:
+    return lambda: _closing(MemoryStore())
 
 
 @pytest.fixture
@@ -93,7 +99,16 @@ def sqlite_threads(tmp_path: Path) -> Opened:
 
 @pytest.mark.parametrize(
     "backend",
-    ["redis", "redis_client", "valkey", "postgresql", "postgresql_threads", "sqlite", "sqlite_threads"],
+    [
+        "memory",
+        "redis",
+        "redis_client",
+        "valkey",
+        "postgresql",
+        "postgresql_threads",
+        "sqlite",
+        "sqlite_threads",
+    ],
 )
 def test_a_store_keeps_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
     """All checks at once: what they wait for passes for all of them, and no check may disturb another."""

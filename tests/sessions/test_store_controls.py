@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import broken_stores as stores
 import pytest
-from broken_stores import Clock, Right
 
 from tenfold.sessions import contract
 from tenfold.sessions.contract import CHECKS, Check
+from tests.sessions import broken_stores as stores
+from tests.sessions.broken_stores import Clock, Right
 
 # Which check has to find which fault; others may find it too.
 FOUND: list[tuple[type[Right], Check]] = [
