@@ -64,6 +64,9 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (ResponseError, "does not accept a command: it has to be Redis 6.2 or newer, and the prefix ours alone"),
 )
 
+# Redis 6.2 answers ERR to a script whose command failed, and says why within the text.
+_WITHIN_SCRIPTS = {"-OOM ": OutOfMemoryError, "-READONLY ": ReadOnlyError, "-NOPERM ": NoPermissionError}
+
 
 class _Script:
     def __init__(self, name: str) -> None:
@@ -182,15 +185,21 @@ class RedisStore:
 
     async def _run(self, script: _Script, key: bytes, *arguments: Any) -> Any:
         try:
-            return await self._execute("EVALSHA", script.digest, 1, key, *arguments)
-        except NoScriptError:  # a server that is new to us, or was restarted
-            return await self._execute("EVAL", script.text, 1, key, *arguments)
+            try:
+                return await self._execute("EVALSHA", script.digest, 1, key, *arguments)
+            except NoScriptError:  # a server that is new to us, or was restarted
+                return await self._execute("EVAL", script.text, 1, key, *arguments)
+        except ResponseError as error:
+            for code, kind in _WITHIN_SCRIPTS.items():
+                if code in str(error):
+                    raise kind from None
+            raise
 
-    async def _stored(self, handle: str, value: bytes | None) -> Stored | None:
+    async def _stored(self, handle: str, value: object) -> Stored | None:
         """Nothing for a tombstone; and whatever the connection may do, never another session's payload."""
-        if value is None or value[:1] == _TOMBSTONE:
+        if value is None or value == _TOMBSTONE:
             return None
-        if len(value) >= _HEAD.size:
+        if isinstance(value, bytes) and len(value) >= _HEAD.size:
             kind, checksum, version, _ = _HEAD.unpack_from(value)
             if kind == _KEPT and checksum == zlib.crc32(handle.encode()):
                 return Stored(version, value[_HEAD.size :])
