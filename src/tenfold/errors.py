@@ -7,6 +7,8 @@ TenfoldError
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
+├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
+├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
 ├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
 │   ├── SessionSizeError    it holds more than it may
 │   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
@@ -45,6 +47,14 @@ class TargetError(TenfoldError):
 
 class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
+
+
+class BreakerOpenError(TenfoldError):
+    """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
+
+
+class SignatureError(TenfoldError):
+    """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
 
 
 class SessionError(TenfoldError):
