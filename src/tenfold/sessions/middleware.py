@@ -44,7 +44,7 @@ class SessionMiddleware:
     A request that does not ask for its session costs no round trip; one that reads it costs one. What an
     endpoint changed is stored before the answer starts, or the client gets an error instead of the answer:
     503 where the store does not answer, 409 where the session was ended or its token replaced meanwhile, 413
-    where it would be too large. A request that fails with an exception saves nothing but logouts.
+    where it would be too large. A request that fails, with an exception or a 500, saves nothing but logouts.
 
     Args:
         app: the application; lifespan passes through untouched.
@@ -102,9 +102,11 @@ class SessionMiddleware:
     async def _started(self, visit: Visit, message: Message, send: Send) -> Message:
         """The message with what the session adds; another answer where the session cannot be saved."""
         session = visit.session
-        if session is None:  # it could not be read, and somebody made a page of that
-            if message.get("status") == 500:
-                await self._answer_instead(visit, visit.error, send)
+        if message.get("status") == 500:  # an exception of which somebody has made a page
+            if (failure := visit.failure) is not None and _answer_to(failure):
+                await self._answer_instead(visit, failure, send)
+            await visit.save_ends()
+        if session is None or message.get("status") == 500:
             return message
         try:
             await session.save()
@@ -118,10 +120,10 @@ class SessionMiddleware:
         headers = message.get("headers") or ()
         return {**message, "headers": for_caches(headers, varies=self.transport.varies, delivery=delivery)}
 
-    async def _answer_instead(self, visit: Visit, error: Exception | None, send: Send) -> None:
+    async def _answer_instead(self, visit: Visit, error: Exception, send: Send) -> None:
         """Always raises: the application ends here, with its tasks for after the answer undone."""
-        if error is None or (answer := _answer_to(error)) is None:
-            raise error or AssertionError
+        if (answer := _answer_to(error)) is None:
+            raise error
         visit.is_answered = True
         await self._answer(visit, answer, error, send)
         raise _AnsweredError("the session was not saved, and the client has been told so") from error
@@ -129,15 +131,12 @@ class SessionMiddleware:
     async def _failed(self, visit: Visit, error: Exception, send: Send) -> None:
         if visit.is_answered:
             return
-        if visit.session is not None:
-            try:
-                await visit.session.save_ends()
-            except SessionStoreError as lost:
-                log.warning("a logout was lost with the request that failed: %s", lost)
-        answer = _answer_to(visit.error or error)
+        await visit.save_ends()
+        cause = visit.error or error
+        answer = _answer_to(cause)
         if answer is None or visit.has_started:
             raise error
-        await self._answer(visit, answer, visit.error or error, send)
+        await self._answer(visit, answer, cause, send)
 
     async def _answer(self, visit: Visit, answer: tuple[int, bytes], error: Exception, send: Send) -> None:
         status, body = answer
@@ -209,6 +208,19 @@ class Visit:
         if self._phase:
             session.phase = self._phase  # type: ignore[assignment]
         return session
+
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong with the session, if anything did."""
+        return self.error or (self.session.failure if self.session is not None else None)
+
+    async def save_ends(self) -> None:
+        """All that is left to do for a request that failed."""
+        if self.session is not None:
+            try:
+                await self.session.save_ends()
+            except SessionStoreError as lost:
+                log.warning("a logout was lost with the request that failed: %s", lost)
 
     def start(self, kind: str) -> None:
         """From here on nothing is saved that nobody saves explicitly, and no token is given out."""
