@@ -340,7 +340,7 @@ class Careless(Connections):
         try:
             if not connection.is_connected:
                 await connection.connect()
-            await connection.send_command(*command)
+            await connection.send_packed_command(self._pack(command))
             return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
         finally:
             self._idle.append(connection)
@@ -360,7 +360,7 @@ async def _cancel_reads(server: RedisServer, kind: str) -> tuple[int, int, int]:
         if kind.startswith("careless"):
             own = store._own
             assert own
-            careless = Careless(own._make, most=50, answered=ResponseError)
+            careless = Careless(own._make, pack=own._pack, most=50, answered=ResponseError)
             store._own, store._execute = careless, careless.ask
         if kind == "careless and trusting":
             store._stored = _whoever_it_is
