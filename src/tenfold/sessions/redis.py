@@ -22,6 +22,7 @@ from tenfold.sessions.connections import Connections
 from tenfold.sessions.store import Stored
 
 try:
+    from hiredis import pack_command
     from redis.asyncio import ConnectionPool, Redis
     from redis.asyncio.cluster import RedisCluster
     from redis.asyncio.retry import Retry
@@ -39,7 +40,9 @@ try:
         ResponseError,
     )
 except ImportError:
-    raise DependencyError("sessions in Redis need redis-py: pip install 'tenfold[redis]'") from None
+    raise DependencyError(
+        "sessions in Redis need redis-py and hiredis: pip install 'tenfold[redis]'"
+    ) from None
 
 __all__ = ["RedisStore"]
 
@@ -111,7 +114,11 @@ class RedisStore:
         if isinstance(server, str):
             pool = _pool(server, timeout_s)
             self._own = Connections(
-                pool.make_connection, most=max_connections, answered=ResponseError, outdated=(ReadOnlyError,)
+                pool.make_connection,
+                pack=pack_command,
+                most=max_connections,
+                answered=ResponseError,
+                outdated=(ReadOnlyError,),
             )
             self._execute, self._name = self._own.ask, _name(pool.connection_kwargs)
         else:
