@@ -12,7 +12,7 @@ from tenfold.sessions.headers import for_caches
 from tenfold.sessions.keeper import Keeper, Kept, Missing
 from tenfold.sessions.policy import WhenUnavailable, policy_of
 from tenfold.sessions.server import Sessions
-from tenfold.sessions.session import Session
+from tenfold.sessions.session import Phase, Session
 from tenfold.sessions.store import Store
 from tenfold.sessions.transport import CookieTransport, Transport
 
@@ -170,7 +170,7 @@ class Visit:
         self.session: Session | None = None
         self.error: SessionStoreError | None = None
         self.has_started = self.is_answered = False
-        self._phase: str | None = None
+        self._phase: Phase = "open"
 
     async def load(self) -> Session:
         """The session; whoever asks at the same time waits for the same answer."""
@@ -205,8 +205,7 @@ class Visit:
             available=available,
             silent=middleware.transport.is_silent,
         )
-        if self._phase:
-            session.phase = self._phase  # type: ignore[assignment]
+        session.phase = self._phase
         return session
 
     @property
@@ -238,10 +237,10 @@ class Visit:
                 "await session.save() in the background task or WebSocket that changes it"
             )
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: Phase) -> None:
         self._phase = phase
         if self.session is not None:
-            self.session.phase = phase  # type: ignore[assignment]
+            self.session.phase = phase
 
 
 class _AnsweredError(OSError):
