@@ -12,7 +12,7 @@ from tenfold.sessions.headers import for_caches
 from tenfold.sessions.keeper import Keeper, Kept, Missing
 from tenfold.sessions.policy import WhenUnavailable, policy_of
 from tenfold.sessions.server import Sessions
-from tenfold.sessions.session import Session
+from tenfold.sessions.session import Phase, Session
 from tenfold.sessions.store import Store
 from tenfold.sessions.transport import CookieTransport, Transport
 
@@ -101,19 +101,17 @@ class SessionMiddleware:
 
     async def _started(self, visit: Visit, message: Message, send: Send) -> Message:
         """The message with what the session adds; another answer where the session cannot be saved."""
-        session = visit.session
-        if message.get("status") == 500:  # an exception of which somebody has made a page
-            if (failure := visit.failure) is not None and _answer_to(failure):
-                await self._answer_instead(visit, failure, send)
-            await visit.save_ends()
-        if session is None or message.get("status") == 500:
-            return message
         try:
-            await session.save()
-        except OSError as error:  # of a store that does not keep to its contract
-            await self._answer_instead(visit, _store_error(error), send)
+            if message.get("status") == 500:  # an exception of which somebody has made a page
+                await visit.save_ends()
+                if (failure := visit.failure) is not None and _answer_to(failure):
+                    raise failure
+            elif visit.session is not None:
+                await visit.session.save()
         except Exception as error:
             await self._answer_instead(visit, error, send)
+        if (session := visit.session) is None:
+            return message
         delivery = None
         if session.outbox is not None:
             delivery, session.outbox = self.transport.delivery(session.outbox), None
@@ -122,6 +120,8 @@ class SessionMiddleware:
 
     async def _answer_instead(self, visit: Visit, error: Exception, send: Send) -> None:
         """Always raises: the application ends here, with its tasks for after the answer undone."""
+        if isinstance(error, OSError):  # from a store that does not keep to its contract
+            error = _store_error(error)
         if (answer := _answer_to(error)) is None:
             raise error
         visit.is_answered = True
@@ -170,7 +170,7 @@ class Visit:
         self.session: Session | None = None
         self.error: SessionStoreError | None = None
         self.has_started = self.is_answered = False
-        self._phase: str | None = None
+        self._phase: Phase = "open"
 
     async def load(self) -> Session:
         """The session; whoever asks at the same time waits for the same answer."""
@@ -205,8 +205,7 @@ class Visit:
             available=available,
             silent=middleware.transport.is_silent,
         )
-        if self._phase:
-            session.phase = self._phase  # type: ignore[assignment]
+        session.phase = self._phase
         return session
 
     @property
@@ -238,10 +237,10 @@ class Visit:
                 "await session.save() in the background task or WebSocket that changes it"
             )
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: Phase) -> None:
         self._phase = phase
         if self.session is not None:
-            self.session.phase = phase  # type: ignore[assignment]
+            self.session.phase = phase
 
 
 class _AnsweredError(OSError):

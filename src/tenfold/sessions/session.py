@@ -29,6 +29,10 @@ class Session(MutableMapping[str, Any]):
 
     Nothing is stored, and no cookie set, before something is written. One request owns it; not for use by
     several threads at a time.
+
+    Attributes:
+        is_available: False where the store did not answer and the route's policy is "anonymous".
+        phase, outbox, silent, failure: between it and the middleware.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
 """Many timeouts of the same length on one timer: each with a timer of its own costs a third of a read.
 
 What is begun first is due first: the timer is set for the oldest call alone, and anew when it rings. While
-calls end in time it rings once in ``seconds``, whatever their number. Otherwise it is :func:`asyncio.timeout`.
+calls end in time it rings once in ``seconds``, whatever their number. Otherwise as :func:`asyncio.timeout`.
 """
 
 from __future__ import annotations
