@@ -20,6 +20,7 @@ from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
 from tenfold.sessions.connections import Connections
 from tenfold.sessions.store import Stored
+from tenfold.sessions.timeouts import Timeouts
 
 try:
     from hiredis import pack_command
@@ -106,7 +107,7 @@ class RedisStore:
         breaker: Breaker | None = None,
     ) -> None:
         self._prefix = prefix.encode()
-        self._timeout_s = timeout_s
+        self._timeouts = Timeouts(timeout_s)
         self._breaker = breaker or Breaker(failures=3)
         self._own: Connections | None = None
         self._cluster = isinstance(server, RedisCluster)
@@ -222,16 +223,16 @@ class RedisStore:
                 f"{self._name} failed repeatedly: it is not asked for another {self._breaker.wait_s:.1f} s"
             )
         succeeded: bool | None = None
+        limit = self._timeouts.limit()
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            with limit:
                 answer = await self._twice(call, arguments)
             succeeded = True
             return answer
         except TimeoutError:
-            late_s = asyncio.get_running_loop().time() - (limit.when() or math.inf)
-            succeeded = None if late_s > _STALL_S else False
+            succeeded = None if (limit.late_s or 0) > _STALL_S else False
             raise SessionStoreError(
-                f"{self._name} did not answer within {self._timeout_s * 1000:.0f} ms: look at its load"
+                f"{self._name} did not answer within {self._timeouts.seconds * 1000:.0f} ms: look at its load"
             ) from None
         except (RedisError, RedisClusterException, OSError) as error:
             succeeded = isinstance(error, ResponseError)
