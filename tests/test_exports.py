@@ -12,13 +12,39 @@ import tenfold
 # A package that is not here exports nothing.
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
+    "tenfold.hashing": [
+        "BoundedLoads",
+        "HashRing",
+        "Jump",
+        "Key",
+        "Placement",
+        "Preview",
+        "Rendezvous",
+        "RingState",
+        "disagreement",
+        "jump",
+    ],
     "tenfold.measure": ["BottleneckDetector", "Probe", "profile_function"],
+    "tenfold.sessions": [
+        "BearerTransport",
+        "CookieSessions",
+        "CookieTransport",
+        "MemoryStore",
+        "RedisStore",
+        "SQLStore",
+        "Session",
+        "SessionMiddleware",
+        "Sessions",
+        "current",
+    ],
     "tenfold.stack": ["Stack"],
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
     "tenfold.balancing.health": ["Health", "HealthMiddleware"],
+    "tenfold.breaker": ["Breaker"],
     "tenfold.sessions.store": ["Store", "Stored"],
+    "tenfold.signing": ["Sealer", "Signer", "generate_key"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [
         "METRICS",
