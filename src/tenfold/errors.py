@@ -7,6 +7,7 @@ TenfoldError
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
+├── ReplacementError    an instance could not be replaced; the message says what state it is in
 ├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
 ├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
 ├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
@@ -47,6 +48,10 @@ class TargetError(TenfoldError):
 
 class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
+
+
+class ReplacementError(TenfoldError):
+    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
 
 
 class BreakerOpenError(TenfoldError):
