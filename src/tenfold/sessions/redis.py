@@ -85,8 +85,8 @@ class RedisStore:
     client's, with its Sentinel or cluster. What fails for a reason of the connection is repeated once, within
     the same time; repeated writes recognise themselves. While Redis is down, a breaker answers at once.
 
-    Run Redis with ``maxmemory-policy noeviction``: under any other a full Redis forgets sessions, and the lists
-    of a principal's sessions that ``logout_everywhere`` goes through.
+    Run Redis with ``maxmemory-policy noeviction``: under any other a full Redis forgets sessions, and the
+    lists of a principal's sessions that ``logout_everywhere`` goes through.
 
     Args:
         server: ``redis://user:password@host:port/0``, ``rediss://…``, ``unix://…``; or a ``redis.asyncio``
