@@ -292,6 +292,17 @@ def test_a_client_that_decodes_is_refused() -> None:
         RedisStore(Redis(decode_responses=True))
 
 
+def test_a_store_outlives_an_event_loop(redis_server: RedisServer) -> None:
+    """Test clients run an app in one loop after another."""
+    store = RedisStore(redis_server.url, timeout_s=5, max_connections=1)
+
+    async def run() -> list[Stored | None]:
+        return await asyncio.gather(*(store.read("nobody") for _ in range(3)))
+
+    assert [asyncio.run(run()) for _ in range(3)] == [[None] * 3] * 3
+    asyncio.run(store.aclose())
+
+
 # ------------------------------------------------------------------ answers that get lost
 
 

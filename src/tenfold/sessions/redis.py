@@ -79,7 +79,7 @@ class _Script:
 
 
 class RedisStore:
-    """A :class:`tenfold.sessions.store.Store` in Redis. For one event loop.
+    """A :class:`tenfold.sessions.store.Store` in Redis. For one event loop at a time.
 
     With a URL the store keeps connections of its own, which is also fastest; with a client it uses that
     client's, with its Sentinel or cluster. What fails for a reason of the connection is repeated once, within
