@@ -24,10 +24,6 @@ from tests.sessions.session_servers import Proxy, RedisServer
 NEVER = Breaker(failures=10**9, ratio=2)
 
 
-def impatient() -> Breaker:
-    return Breaker(failures=3, cool_down_s=0.05)
-
-
 async def eventually(call: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
     """What ``call`` answers once it no longer raises."""
     deadline = time.monotonic() + seconds
@@ -105,7 +101,7 @@ def test_nothing_is_kept_for_ever(own_redis: RedisServer) -> None:
 
 def test_a_killed_redis_is_an_error_and_an_empty_one_is_not(own_redis: RedisServer) -> None:
     async def run() -> None:
-        store = RedisStore(own_redis.url, breaker=impatient())
+        store = RedisStore(own_redis.url, timeout_s=5, breaker=Breaker(failures=3, cool_down_s=0.05))
         await store.create("a", b"1", ttl_s=60)
         await store.replace("a", b"2", version=1, ttl_s=60)
         own_redis.kill()
@@ -144,7 +140,7 @@ def test_a_restart_between_two_calls_is_not_noticed(own_redis: RedisServer) -> N
 
 async def _ask_a_paused_one(server: RedisServer, breaker: Breaker) -> list[str]:
     store = RedisStore(server.url, timeout_s=0.1, breaker=breaker)
-    await store.create("a", b"1", ttl_s=60)
+    await eventually(lambda: store.create("a", b"1", ttl_s=60))
     server.signal(signal.SIGSTOP)
     try:
         texts = [await told(store.read("a")) for _ in range(8)]
@@ -169,12 +165,12 @@ def test_the_control_without_a_breaker_it_costs_it_every_time(own_redis: RedisSe
 def test_a_blocked_event_loop_is_not_taken_for_a_dead_redis(redis_server: RedisServer) -> None:
     async def run() -> None:
         breaker = Breaker(failures=1, cool_down_s=60)
-        store = RedisStore(redis_server.url, timeout_s=0.1, breaker=breaker)
+        store = RedisStore(redis_server.url, timeout_s=0.3, breaker=breaker)
         await store.read("a")
         for _ in range(3):
             reading = asyncio.ensure_future(store.read("a"))
             await asyncio.sleep(0)
-            time.sleep(0.2)
+            time.sleep(0.4)
             await asyncio.gather(reading, return_exceptions=True)
             assert breaker.closed
         await store.aclose()
@@ -294,6 +290,17 @@ def test_what_is_no_url_is_refused(server: str) -> None:
 def test_a_client_that_decodes_is_refused() -> None:
     with pytest.raises(SettingsError, match="without decode_responses"):
         RedisStore(Redis(decode_responses=True))
+
+
+def test_a_store_outlives_an_event_loop(redis_server: RedisServer) -> None:
+    """Test clients run an app in one loop after another."""
+    store = RedisStore(redis_server.url, timeout_s=5, max_connections=1)
+
+    async def run() -> list[Stored | None]:
+        return await asyncio.gather(*(store.read("nobody") for _ in range(3)))
+
+    assert [asyncio.run(run()) for _ in range(3)] == [[None] * 3] * 3
+    asyncio.run(store.aclose())
 
 
 # ------------------------------------------------------------------ answers that get lost
@@ -418,6 +425,22 @@ def test_the_control_a_careless_pool_mixes_answers_up_and_no_foreign_session_is_
 def test_the_control_without_either_guard_foreign_sessions_are_served(redis_server: RedisServer) -> None:
     _, foreign, _ = asyncio.run(_cancel_reads(redis_server, "careless and trusting"))
     assert foreign > 0
+
+
+def test_whoever_waits_in_line_waits_no_longer_than_the_timeout(redis_server: RedisServer) -> None:
+    async def run() -> None:
+        async with Proxy(redis_server.port) as proxy:
+            url = redis_server.url.replace(f":{redis_server.port}", f":{proxy.port}")
+            store = RedisStore(url, timeout_s=0.2, max_connections=1, breaker=NEVER)
+            await eventually(lambda: store.read("a"))
+            proxy.flowing.clear()
+            for text in await asyncio.gather(*(told(store.read("a")) for _ in range(5))):
+                assert "within 200 ms" in text
+            proxy.flowing.set()
+            assert await eventually(lambda: store.read("a")) is None
+            await store.aclose()
+
+    asyncio.run(run())
 
 
 def test_whoever_is_cancelled_in_line_takes_nobodys_place(redis_server: RedisServer) -> None:

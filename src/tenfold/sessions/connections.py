@@ -43,12 +43,15 @@ class Connections:
         outdated: tuple[type[Exception], ...] = (),
     ) -> None:
         self._make, self._pack, self._answered, self._outdated = make, pack, answered, outdated
-        self._room = asyncio.Semaphore(most)
+        self._most = most
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._idle: list[Connection] = []
         self._era = 0
 
     async def ask(self, *command: Any) -> Any:
         """The server's answer to one command, as bytes where it is text."""
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._move(loop)
         async with self._room:
             era, connection = self._era, self._idle.pop() if self._idle else self._make()
             clean = False
@@ -68,9 +71,15 @@ class Connections:
                 else:
                     await connection.disconnect(nowait=True)
 
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Leave the connections of another event loop, which as a rule is closed, as test clients do."""
+        self._loop, self._idle, self._room = loop, [], asyncio.Semaphore(self._most)
+        self._era += 1
+
     async def renew(self) -> None:
         """Close what is idle, and what is in use when it comes back: the next to ask connects anew."""
         self._era += 1
         idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.disconnect(nowait=True)
+        if self._loop is asyncio.get_running_loop():
+            for connection in idle:
+                await connection.disconnect(nowait=True)

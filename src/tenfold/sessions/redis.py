@@ -79,11 +79,14 @@ class _Script:
 
 
 class RedisStore:
-    """A :class:`tenfold.sessions.store.Store` in Redis. For one event loop.
+    """A :class:`tenfold.sessions.store.Store` in Redis. For one event loop at a time.
 
     With a URL the store keeps connections of its own, which is also fastest; with a client it uses that
     client's, with its Sentinel or cluster. What fails for a reason of the connection is repeated once, within
     the same time; repeated writes recognise themselves. While Redis is down, a breaker answers at once.
+
+    Run Redis with ``maxmemory-policy noeviction``: under any other a full Redis forgets sessions, and the
+    lists of a principal's sessions that ``logout_everywhere`` goes through.
 
     Args:
         server: ``redis://user:password@host:port/0``, ``rediss://…``, ``unix://…``; or a ``redis.asyncio``

@@ -125,7 +125,7 @@ class SQLStore:
         return [handle for (handle,) in reversed(await self._rows(self._statements.members, name=group))]
 
     async def sweep(self, *, batch: int = 1000) -> int:
-        """Delete what is over, ``batch`` rows a statement, and say how many rows it were.
+        """Delete what is over, ``batch`` rows a statement; the number of rows in the end.
 
         Rows that somebody else sweeps at the moment are left to them.
         """
