@@ -13,11 +13,23 @@ import tenfold
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
     "tenfold.measure": ["BottleneckDetector", "Probe", "profile_function"],
+    "tenfold.sessions": [
+        "BearerTransport",
+        "CookieSessions",
+        "CookieTransport",
+        "MemoryStore",
+        "Session",
+        "SessionMiddleware",
+        "Sessions",
+        "current",
+    ],
     "tenfold.stack": ["Stack"],
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
+    "tenfold.breaker": ["Breaker"],
     "tenfold.sessions.store": ["Store", "Stored"],
+    "tenfold.signing": ["Sealer", "Signer", "generate_key"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [
         "METRICS",

@@ -48,6 +48,7 @@ IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
     "tenfold.__main__": {"pydantic", "typer"},
+    "tenfold.breaker": set(),
     "tenfold.cli": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.following": IN_A_COMMAND,
@@ -64,8 +65,9 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.settings": {"pydantic"},
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
-    "tenfold.sessions": set(),
+    "tenfold.sessions": IN_THE_APP,
     "tenfold.settings": {"pydantic"},
+    "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
     "tenfold.stack.probed": IN_THE_APP,
     "tenfold.verify": {"pydantic"},

@@ -7,7 +7,11 @@ TenfoldError
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
-├── SessionError        a session cannot be kept as it is: too large, or changed too late
+├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
+├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
+├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
+│   ├── SessionSizeError    it holds more than it may
+│   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
 └── SessionStoreError   the server that keeps sessions does not answer
 
 Each message is one sentence that says what is wrong and what to do about it; the
@@ -45,8 +49,24 @@ class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
 
 
+class BreakerOpenError(TenfoldError):
+    """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
+
+
+class SignatureError(TenfoldError):
+    """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
+
+
 class SessionError(TenfoldError):
     """A session cannot be kept as it is: too large, not JSON, or changed after the answer began."""
+
+
+class SessionSizeError(SessionError):
+    """A session would hold more than it may; nothing of the change was kept."""
+
+
+class SessionEndedError(SessionError):
+    """A session was revoked, or its token replaced, while this request ran; its changes were not kept."""
 
 
 class SessionStoreError(TenfoldError):
