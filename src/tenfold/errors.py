@@ -12,6 +12,7 @@ TenfoldError
 ├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
 │   ├── SessionSizeError    it holds more than it may
 │   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
+├── ReplacementError    an instance could not be replaced; the message says what state it is in
 └── SessionStoreError   the server that keeps sessions does not answer
 
 Each message is one sentence that says what is wrong and what to do about it; the
@@ -55,6 +56,10 @@ class BreakerOpenError(TenfoldError):
 
 class SignatureError(TenfoldError):
     """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
+
+
+class ReplacementError(TenfoldError):
+    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
 
 
 class SessionError(TenfoldError):
