@@ -27,7 +27,9 @@ OF_UPSTREAM = set(Upstream.__dataclass_fields__)
 def text(nodes: tuple[Node, ...] = (Node(address="127.0.0.1:18081"),), **values: object) -> str:
     """The configuration with ``values`` of the upstream or the front door."""
     upstream = Upstream(nodes=nodes, **{name: values.pop(name) for name in OF_UPSTREAM & values.keys()})
-    (file,) = render(FrontDoor(**{"listen": "127.0.0.1:18080", "version": NEW, "upstream": upstream, **values}))
+    (file,) = render(
+        FrontDoor(**{"listen": "127.0.0.1:18080", "version": NEW, "upstream": upstream, **values})
+    )
     assert file.path == PurePosixPath("nginx.conf")
     return file.text
 
@@ -150,7 +152,8 @@ def test_a_value_that_is_more_than_a_value_is_refused(values: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1;}", "127.0.0.1:1\nserver evil:80", "unix:/tmp/socket", "$host:80", "127.0.0.1:٨٠"]
+    "address",
+    ["127.0.0.1:1;}", "127.0.0.1:1\nserver evil:80", "unix:/tmp/socket", "$host:80", "127.0.0.1:٨٠"],
 )
 def test_an_address_that_is_more_than_one_is_refused(address: str) -> None:
     with pytest.raises(SettingsError, match="nginx"):

@@ -82,7 +82,9 @@ def test_a_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, l
             went_on(seen)
     assert seen.failed == {}
     assert ran(ledger) == dict.fromkeys(seen.sent, 1)
-    assert not {pid for pids in before for pid in pids} & {pid for server in apps(stack) for pid in server.pids()}
+    assert not {pid for pids in before for pid in pids} & {
+        pid for server in apps(stack) for pid in server.pids()
+    }
     assert {str(server.pids()[-1]) for server in apps(stack)} <= seen.pids.keys()  # all three are in again
 
 
@@ -117,7 +119,9 @@ def test_a_new_instance_that_does_not_get_ready_stays_out(stack: Stack, ledger: 
     with crowd(port(stack)) as seen:
         broken.touch()
         try:
-            with pytest.raises(ReplacementError, match=r"app 2 stays out of the balancer: app 2 was not ready"):
+            with pytest.raises(
+                ReplacementError, match=r"app 2 stays out of the balancer: app 2 was not ready"
+            ):
                 stack.replace(server)
         finally:
             broken.unlink()

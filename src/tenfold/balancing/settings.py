@@ -30,7 +30,10 @@ class BalancingSettings(BaseModel):
         (), description="a whole number for each instance, 1 to 1000; empty makes them equal"
     )
     backups: int = Field(
-        0, ge=0, le=63, description="how many of the last instances get requests only when all others are down"
+        0,
+        ge=0,
+        le=63,
+        description="how many of the last instances get requests only when all others are down",
     )
     max_fails: int = Field(
         3, ge=0, le=1000, description="failures after which an instance is left alone for a while; 0 is never"
@@ -52,7 +55,10 @@ class BalancingSettings(BaseModel):
         30.0, ge=0.1, le=3600, description="longest silence of an instance or a client, seconds"
     )
     drain_timeout_s: float = Field(
-        60.0, ge=0.1, le=3600, description="longest wait for the requests of an instance that is replaced, seconds"
+        60.0,
+        ge=0.1,
+        le=3600,
+        description="longest wait for the requests of an instance that is replaced, seconds",
     )
     client_idle_s: float = Field(
         5.0,

@@ -70,7 +70,9 @@ class Node:
         """Refuse what could open a directive of its own."""
         require_address(self.address)
         if type(self.weight) is not int or not 1 <= self.weight <= 1000:
-            raise SettingsError(f"nginx: the weight of {self.address} should be a whole number from 1 to 1000")
+            raise SettingsError(
+                f"nginx: the weight of {self.address} should be a whole number from 1 to 1000"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +139,7 @@ def require_seconds(seconds: float) -> None:
         raise SettingsError(f"nginx: {seconds!r} should be a number of seconds above 0")
 
 
-def upstream(
-    settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()
-) -> Upstream:
+def upstream(settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()) -> Upstream:
     """The upstream that ``settings`` want before ``addresses``, without those that are ``out`` at the moment.
 
     Raises:

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tenfold.balancing.nginx import KEEPALIVE_MIN_TIMEOUT, Fragment, fragment, milliseconds
-from tenfold.balancing.upstream import Upstream, is_host_name, require_address, require_number, require_seconds
+from tenfold.balancing.upstream import (
+    Upstream,
+    is_host_name,
+    require_address,
+    require_number,
+    require_seconds,
+)
 from tenfold.errors import SettingsError
 from tenfold.types import File
 

@@ -274,7 +274,9 @@ class Stack:
         if own.kind != "app" or door is None:
             raise StackError(f"{own.name} cannot be replaced: only app instances behind nginx can be")
         if not any(other.ready() for other in others if other.address not in door.out):
-            raise StackError(f"{own.name} cannot be replaced: no other instance is there to take its requests")
+            raise StackError(
+                f"{own.name} cannot be replaced: no other instance is there to take its requests"
+            )
         self._log(f"replacing {own.name}")
         instance = InstanceTarget(own, door, drain_timeout_s=self._settings.balancing.drain_timeout_s)
         return rolling.replace(instance, drain_timeout_s=instance.drain_timeout_s)

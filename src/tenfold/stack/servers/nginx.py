@@ -134,7 +134,9 @@ class Nginx(LocalServer):
 
     def _reload(self) -> None:
         if self._group is None or not (old := frozenset(self.pids()[1:])):
-            raise StackError(f"{self.name} does not run, so that it cannot be told anything: restart it first")
+            raise StackError(
+                f"{self.name} does not run, so that it cannot be told anything: restart it first"
+            )
         self._workers = old
         self._group.tell(signal.SIGHUP)
         # A configuration that nginx refuses is only in its log: what shows is that no new worker comes.
