@@ -12,12 +12,26 @@ import tenfold
 # A package that is not here exports nothing.
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
+    "tenfold.hashing": [
+        "BoundedLoads",
+        "HashRing",
+        "Jump",
+        "Key",
+        "Placement",
+        "Preview",
+        "Rendezvous",
+        "RingState",
+        "disagreement",
+        "jump",
+    ],
     "tenfold.measure": ["BottleneckDetector", "Probe", "profile_function"],
     "tenfold.sessions": [
         "BearerTransport",
         "CookieSessions",
         "CookieTransport",
         "MemoryStore",
+        "RedisStore",
+        "SQLStore",
         "Session",
         "SessionMiddleware",
         "Sessions",

@@ -56,6 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.cli.measure": IN_A_COMMAND,
     "tenfold.cli.summary": IN_A_COMMAND,
     "tenfold.cli.up": IN_A_COMMAND,
+    "tenfold.hashing": set(),
+    "tenfold.hashing.numpy": {"numpy"},
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
     "tenfold.measure.check": {"pydantic"},
     "tenfold.measure.emitter": IN_THE_APP,
@@ -67,6 +69,9 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": IN_THE_APP,
+    "tenfold.sessions.redis": {"cryptography", "hiredis", "redis"},  # redis-py looks for cryptography itself
+    "tenfold.sessions.sqlalchemy": {"sqlalchemy"},
+    "tenfold.sessions.sqlalchemy_statements": {"sqlalchemy"},
     "tenfold.settings": {"pydantic"},
     "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
