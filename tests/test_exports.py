@@ -41,6 +41,7 @@ PACKAGES: dict[str, list[str]] = {
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
+    "tenfold.balancing.health": ["Health", "HealthMiddleware"],
     "tenfold.breaker": ["Breaker"],
     "tenfold.sessions.store": ["Store", "Stored"],
     "tenfold.signing": ["Sealer", "Signer", "generate_key"],

@@ -48,6 +48,8 @@ IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
     "tenfold.__main__": {"pydantic", "typer"},
+    "tenfold.balancing": set(),
+    "tenfold.balancing.settings": {"pydantic"},
     "tenfold.breaker": set(),
     "tenfold.balancing": set(),
     "tenfold.cli": {"pydantic", "typer"},

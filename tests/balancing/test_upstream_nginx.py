@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -212,6 +213,24 @@ def test_what_a_client_says_about_itself_is_replaced(
     assert headers["x-request-timeout"] == "12.5"
     assert abs(float(headers["x-request-start"].removeprefix("t=")) - asked) < 5
     assert "forwarded" not in headers
+
+
+@pytest.mark.parametrize("client_idle_s", [5, 0])
+def test_an_idle_connection_outlives_a_reload(
+    nginx: Program, instances: list[Instance], tmp_path: Path, client_idle_s: float
+) -> None:
+    with door(nginx, tmp_path, nodes(instances[:1]), client_idle_s=client_idle_s) as front:
+        client = http.client.HTTPConnection("127.0.0.1", front.port, timeout=10)
+        client.request("GET", "/")
+        client.getresponse().read()
+        front.reload()
+        if client_idle_s:
+            client.request("POST", "/order", b"one")
+            answer = client.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, "close")
+        else:  # the control: whoever sends now loses the request
+            assert client.sock.recv(1) == b""
+        client.close()
 
 
 def test_other_names_are_turned_away(nginx: Program, instances: list[Instance], tmp_path: Path) -> None:

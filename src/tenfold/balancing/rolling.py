@@ -1,14 +1,15 @@
 """Replacing instances one after the other, so that no request notices. Pure: it calls what it is given.
 
-The order is the whole point: out of the balancer, wait for the requests that are under way, end, start, wait until
-the new one is ready, in again. Ending first and letting the balancer find out costs the requests that are just
-being sent; letting a new one in before it is ready costs those that it cannot answer yet.
+The order is the whole point: out of the balancer, wait for the requests that are under way, end, start, wait
+until the new one is ready, in again. Ending first and letting the balancer find out costs the requests that
+are just being sent; letting a new one in before it is ready costs those that it cannot answer yet.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,7 @@ POLL_S = 0.05
 
 
 class Target(Protocol):
-    """An instance behind some balancer. Each step returns when it has taken effect, and raises when it cannot."""
+    """An instance behind a balancer. A step returns when it has taken effect, and raises when it cannot."""
 
     @property
     def name(self) -> str:
@@ -68,7 +69,7 @@ def replace(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Replacement:
-    """Replace ``target``; on failure it stays out of the balancer, never half in.
+    """Replace ``target``; a new one that does not come up stays out of the balancer.
 
     Args:
         drain_timeout_s: longest wait for its requests; what then still runs is ended with it.
@@ -80,37 +81,42 @@ def replace(
         ReplacementError: the message says whether the old one still serves, or nobody does in its place.
     """
 
-    def wait(look: Callable[[], bool], timeout_s: float) -> bool:
-        deadline = clock() + timeout_s
-        while not look():
-            if clock() >= deadline:
-                return False
-            sleep(POLL_S)
-        return True
-
     began = clock()
-    _leave(target)
-    try:
-        drained = wait(target.drained, drain_timeout_s)
+    with _otherwise(f"{target.name} was not replaced and serves as before"):
+        target.leave()
+    with _otherwise(f"{target.name} stays out of the balancer"):
+        drained = _wait(target.drained, drain_timeout_s, clock, sleep)
         drain_s = clock() - began
         target.stop()
         target.start()
-        if not wait(target.ready, ready_timeout_s):
+        if not _wait(target.ready, ready_timeout_s, clock, sleep):
             raise ReplacementError(f"it was not ready within {ready_timeout_s:g} s")
-    except TenfoldError as error:
-        raise ReplacementError(f"{target.name} stays out of the balancer: {error}") from error
-    try:
+    with _otherwise(f"{target.name} is replaced and ready, but not let in"):
         target.join()
-    except TenfoldError as error:
-        raise ReplacementError(f"{target.name} is replaced and ready, but not let in: {error}") from error
     return Replacement(target.name, drained, drain_s, clock() - began)
 
 
-def _leave(target: Target) -> None:
+@contextmanager
+def _otherwise(state: str) -> Iterator[None]:
+    """Begin the message of whatever fails within with the state that things are left in."""
     try:
-        target.leave()
+        yield
     except TenfoldError as error:
-        raise ReplacementError(f"{target.name} was not replaced and serves as before: {error}") from error
+        raise ReplacementError(f"{state}: {error}") from error
+
+
+def _wait(
+    look: Callable[[], bool],
+    timeout_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], object],
+) -> bool:
+    deadline = clock() + timeout_s
+    while not look():
+        if clock() >= deadline:
+            return False
+        sleep(POLL_S)
+    return True
 
 
 def replace_all(

@@ -267,7 +267,7 @@ class Stack:
 
         Raises:
             StackError: it is no app instance of this stack, or nobody else would take its requests.
-            ReplacementError: the new instance did not come up; it gets no requests. :meth:`restart` tries again.
+            ReplacementError: the new one did not come up and gets no requests; :meth:`restart` tries again.
         """
         own, door = self._own(server), self._door()
         others = [other for other in self._servers if other.kind == "app" and other is not own]
