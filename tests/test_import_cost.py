@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.balancing": set(),
     "tenfold.balancing.settings": {"pydantic"},
     "tenfold.breaker": set(),
+    "tenfold.balancing": set(),
     "tenfold.cli": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.following": IN_A_COMMAND,

@@ -1,19 +1,21 @@
 """Every error that tenfold raises on purpose.
 
 TenfoldError
-├── SettingsError       tenfold.toml, the environment or an argument is wrong
-├── DependencyError     a library, a program or a server is missing
-├── StackError          a server of the stack did not start, or ended
-├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
-├── TargetError         the service under test cannot be reached, or may not be loaded
-├── MeasurementError    a measurement could not be carried out
-├── ReplacementError    an instance could not be replaced; the message says what state it is in
-├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
-├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
-├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
-│   ├── SessionSizeError    it holds more than it may
-│   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
-└── SessionStoreError   the server that keeps sessions does not answer
+├── SettingsError          tenfold.toml, the environment or an argument is wrong
+├── DependencyError        a library, a program or a server is missing
+├── StackError             a server of the stack did not start, or ended
+├── ReplacementError       an instance could not be replaced; the message says what state it is in
+├── ScenarioError          a locustfile cannot be loaded, or its users cannot log in
+├── TargetError            the service under test cannot be reached, or may not be loaded
+├── MeasurementError       a measurement could not be carried out
+├── SignatureError         a signed or encrypted value has expired, was changed, or is not ours
+├── BreakerOpenError       what is asked failed repeatedly, and is left alone for a while
+├── DeadlineExceededError  nobody waits for the result any more
+├── RateStoreError         the server that counts for rate limits does not answer
+├── SessionStoreError      the server that keeps sessions does not answer
+└── SessionError           a session cannot be kept as it is: not JSON, or changed too late
+    ├── SessionSizeError   it holds more than it may
+    └── SessionEndedError  it was revoked, or its token replaced, while this request ran
 
 Each message is one sentence that says what is wrong and what to do about it; the
 command line prints it on stderr and exits with 2. Catch TenfoldError for all of them.
@@ -50,16 +52,16 @@ class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
 
 
-class ReplacementError(TenfoldError):
-    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
-
-
 class BreakerOpenError(TenfoldError):
     """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
 
 
 class SignatureError(TenfoldError):
     """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
+
+
+class ReplacementError(TenfoldError):
+    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
 
 
 class SessionError(TenfoldError):
@@ -76,3 +78,11 @@ class SessionEndedError(SessionError):
 
 class SessionStoreError(TenfoldError):
     """The server that keeps sessions cannot be reached; whether a write happened is unknown."""
+
+
+class DeadlineExceededError(TenfoldError):
+    """The time that the request had is over; nobody waits for the result."""
+
+
+class RateStoreError(TenfoldError):
+    """The server that counts for rate limits cannot be reached, or does not answer in time."""
