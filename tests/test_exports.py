@@ -17,6 +17,22 @@ PACKAGES: dict[str, list[str]] = {
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
+    "tenfold.balancing.gcra": ["Decision", "Rate", "decide"],
+    "tenfold.balancing.httpx": ["bound", "bound_async"],
+    "tenfold.balancing.limiter": ["EXEMPT", "ConcurrencyLimiter"],
+    "tenfold.balancing.limits": ["AIMDLimit", "FixedLimit", "GradientLimit", "Limit"],
+    "tenfold.balancing.ratelimiter": ["RateLimiter"],
+    "tenfold.balancing.rates": ["MemoryRates", "RateStore"],
+    "tenfold.balancing.redis": ["RedisRates"],
+    "tenfold.database.deadlines": ["enforce_deadlines"],
+    "tenfold.deadlines": [
+        "DeadlineMiddleware",
+        "RetryBudget",
+        "budget_s",
+        "check",
+        "deadline",
+        "remaining_s",
+    ],
     "tenfold.sessions.store": ["Store", "Stored"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [

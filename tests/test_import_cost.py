@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
     "tenfold.__main__": {"pydantic", "typer"},
     "tenfold.balancing": set(),
-    "tenfold.balancing.redis": {"hiredis", "redis"},
+    "tenfold.balancing.redis": {"cryptography", "hiredis", "redis"},
     "tenfold.cli": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.following": IN_A_COMMAND,
