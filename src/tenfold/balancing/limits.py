@@ -151,7 +151,7 @@ class GradientLimit:
         window_s: a decision is taken at most once in this time …
         samples: … and after no fewer requests than this.
         memory_s: how long an unloaded latency is believed.
-        probe_s: longest time without a dip while the limit is reached.
+        probe_s: longest time without a dip while the limit is reached; infinite for no dips.
     """
 
     KINDS = 200  # beyond which they share one
@@ -175,7 +175,8 @@ class GradientLimit:
         self._starting = True  # doubling, as TCP does, until something slows down
         self._fresh = True  # nothing that is known was measured in a dip
         self._dip: int | None = None
-        self._probe_s = self._next_probe_s = 0.0
+        self._probe_s = 0.0
+        self._next_probe_s = math.inf if probe_s == math.inf else 0.0
         self._dipped_from = 0.0
         self._before = (1.0, 0.0)  # the last dip: slowdown and unloaded latencies before it
         self._unloaded: dict[Hashable, _Unloaded] = {}
