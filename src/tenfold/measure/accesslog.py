@@ -1,4 +1,4 @@
-"""nginx's JSON access log, read while it grows: which instance answered which request, after how many tries."""
+"""nginx's JSON access log, read while it grows: which instance answered a request, after how many tries."""
 
 from __future__ import annotations
 

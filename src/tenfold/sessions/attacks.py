@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from tenfold.errors import TargetError
 from tenfold.sessions.identifiers import ENOUGH_BITS, estimate, signature
 from tenfold.sessions.target import Target, attack
 from tenfold.sessions.visitor import Visitor
@@ -181,20 +182,30 @@ def oversize(stack: Stack, target: Target) -> Finding:
     """Whether too much is refused with a 4xx, the session lives on, and no cookie leads to a 5xx."""
     user = target.signed_in()
     size = target.settings.oversize_bytes
-    answer = user.copy().write("large", "x" * size)
-    numbers = {"bytes": size, "status": answer.status}
+    status = _status_of(user.copy(), size)
+    numbers = {"bytes": size, "status": status}
     broken = _broken_by_cookies(target)
-    if problem := _taken_badly(answer.status, size) or _crippled(user) or broken:
+    if problem := _taken_badly(status, size) or _crippled(user) or broken:
         remedy = "limit a session's size where it is written, and answer 413 to more"
         if problem == broken:
             remedy = "treat a cookie that cannot be read as no cookie"
         return Finding(OVERSIZE, problem, Verdict.FAIL, numbers, remedy)
-    return Finding(OVERSIZE, f"{size:,} bytes are answered with {answer.status}", Verdict.PASS, numbers)
+    return Finding(OVERSIZE, f"{size:,} bytes are answered with {status}", Verdict.PASS, numbers)
+
+
+def _status_of(user: Visitor, size: int) -> int:
+    """What a value of ``size`` bytes is answered with; 0 when no client could read the answer."""
+    try:
+        return user.write("large", "x" * size).status
+    except TargetError:
+        return 0
 
 
 def _taken_badly(status: int, size: int) -> str:
     if 400 <= status < 500:
         return ""
+    if not status:
+        return f"a value of {size:,} bytes gets no answer that a client could read"
     what = "accepted" if status < 400 else "a server error"
     return f"a value of {size:,} bytes is answered with {status}: {what}"
 

@@ -29,7 +29,7 @@ State = Mapping[Path, tuple[int, int]]  # when it was changed, in nanoseconds, a
 
 
 def snapshot(folders: Iterable[Path], *, passed: Path | None = None) -> State:
-    """Every file below ``folders``, but not below ``passed``, that could be a service's state; at most 50,000."""
+    """Every file below ``folders``, but not below ``passed``, that could be state; at most 50,000."""
     found: dict[Path, tuple[int, int]] = {}
     for folder in folders:
         for file in _files(folder, passed):

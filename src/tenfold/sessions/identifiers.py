@@ -1,6 +1,6 @@
-"""How hard a session id is to guess, from several of them in the order in which they were issued. Pure.
+"""How hard a session id is to guess, from several of them in the order of their issue. Pure.
 
-An estimate from above: a position that varies counts as random. Constant positions, leading positions that only
+An estimate from above: a position that varies counts as random. Constant ones, leading ones that only
 grow (a counter, a clock) and repetitions are taken off. A hash of a counter looks random and is not seen.
 """
 

@@ -77,7 +77,7 @@ class Answer:
 
     def header(self, name: str) -> str:
         """The first header of this name; empty without one."""
-        return next((value for found, value in self.headers if found.lower() == name), "")
+        return next((value for found, value in self.headers if found.lower() == name.lower()), "")
 
 
 def filled(template: str, values: Mapping[str, str]) -> tuple[bytes, str]:
