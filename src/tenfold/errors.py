@@ -7,6 +7,7 @@ TenfoldError
 ├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
+├── ReplacementError    an instance could not be replaced; the message says what state it is in
 ├── SessionError        a session cannot be kept as it is: too large, or changed too late
 └── SessionStoreError   the server that keeps sessions does not answer
 
@@ -43,6 +44,10 @@ class TargetError(TenfoldError):
 
 class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
+
+
+class ReplacementError(TenfoldError):
+    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
 
 
 class SessionError(TenfoldError):

@@ -47,6 +47,10 @@ class ProcessGroup:
         """The pids of :meth:`members`."""
         return tuple(process.pid for process in self.members())
 
+    def tell(self, number: int) -> None:
+        """Send the leader a signal; nothing happens when it has ended."""
+        signal_all([process for process in self.members() if process.pid == self.leader.pid], number)
+
     def stop(
         self, *, number: int = signal.SIGTERM, grace_s: float = 2.0, hurry: Callable[[], bool] = lambda: False
     ) -> None:

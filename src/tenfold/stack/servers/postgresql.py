@@ -105,7 +105,8 @@ class _PostgreSQL(LocalServer):
             timeout_s=self.timeout_s,
         )
 
-    def _serve(self) -> ProcessGroup:
+    def launch(self) -> ProcessGroup:
+        """Start ``postgres``; after a kill it recovers by itself."""
         name = self.slug.replace("-", "_")
         return self.place.launch(
             self.name,
@@ -191,8 +192,8 @@ class Primary(_PostgreSQL):
         """The owner's password and the superuser's."""
         return (self.password, self.admin_password)
 
-    def launch(self) -> ProcessGroup:
-        """Make the cluster, write what differs from PostgreSQL's defaults, start."""
+    def install(self) -> None:
+        """Make the cluster, write what differs from PostgreSQL's defaults."""
         folder = self.place.subfolder(self.slug, account=self.place.account)
         password = self.place.write(
             folder / "password", self.admin_password + "\n", account=self.place.account
@@ -214,7 +215,6 @@ class Primary(_PostgreSQL):
         # In the file and not on the command line: there, ALTER SYSTEM could not change them.
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write("".join(f"{name} = {value}\n" for name, value in self._settings().items()))
-        return self._serve()
 
     def _settings(self) -> dict[str, str]:
         return {
@@ -281,8 +281,8 @@ class Replica(_PostgreSQL):
         """``replica_urls``: this one; all of them, joined by commas, for the app."""
         return {"replica_urls": self.url}
 
-    def launch(self) -> ProcessGroup:
-        """Clone the primary, start the clone as its standby."""
+    def install(self) -> None:
+        """Clone the primary, as its standby."""
         self.place.subfolder(self.slug, account=self.place.account)
         self._run(
             "pg_basebackup",
@@ -298,7 +298,6 @@ class Replica(_PostgreSQL):
             "--no-sync",
             "--no-manifest",
         )
-        return self._serve()
 
     def ready(self) -> bool:
         """Whether it answers and streams."""

@@ -1,0 +1,1 @@
+"""Which instance gets this request, when an instance gets none, and when to refuse."""
