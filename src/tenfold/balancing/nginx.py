@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tenfold.balancing.upstream import Node, Upstream
 from tenfold.errors import SettingsError
 
-OLDEST = (1, 15, 3)
+OLDEST = (1, 15, 8)
 KEEPALIVE_MIN_TIMEOUT = (1, 27, 4)
 STICKY = (1, 29, 6)
 COOKIE = "tenfold_route"
@@ -57,7 +57,7 @@ def fragment(upstream: Upstream, *, nginx: tuple[int, ...], name: str = "app") -
     """
     if nginx < OLDEST:
         shown = ".".join(map(str, nginx))
-        raise SettingsError(f"nginx {shown} is too old to balance with: install 1.15.3 or newer")
+        raise SettingsError(f"nginx {shown} is too old to balance with: install 1.15.8 or newer")
     maps, method, server = _method(upstream, nginx)
     block = (
         f"upstream {name} {{",

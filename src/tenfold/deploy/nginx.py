@@ -25,6 +25,7 @@ ACCESS_LOG = {
     "request_time": "$request_time",
     "upstream_addr": '"$upstream_addr"',
     "upstream_status": '"$upstream_status"',
+    "upstream_bytes_sent": '"$upstream_bytes_sent"',
     "upstream_connect_time": '"$upstream_connect_time"',
     "upstream_header_time": '"$upstream_header_time"',
     "upstream_response_time": '"$upstream_response_time"',

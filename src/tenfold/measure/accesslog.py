@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,12 @@ class Row:
     status: int
     upstreams: tuple[str, ...]
     statuses: tuple[str, ...]
+    sent: tuple[int, ...]  # bytes of the request that each of them got; empty in a log without that field
+
+    @property
+    def repeated(self) -> bool:
+        """Whether more than one instance got something of it: each of them may have carried it out."""
+        return sum(count > 0 for count in self.sent) > 1
 
 
 def parsed(line: str) -> Row | None:
@@ -34,6 +41,7 @@ def parsed(line: str) -> Row | None:
             int(found["status"]),
             _several(found["upstream_addr"]),
             _several(found["upstream_status"]),
+            tuple(int(count) for count in _several(found.get("upstream_bytes_sent", ""))),
         )
     except (ValueError, KeyError, TypeError):
         return None
@@ -71,3 +79,15 @@ class AccessLog:
         whole = whole[: whole.rfind(b"\n") + 1]  # the last line may be half written
         self._offset += len(whole)
         return whole.decode("utf-8", "replace")
+
+    def answered_by(self, address: str, ask: Callable[[], object], *, within_s: float) -> bool:
+        """Call ``ask``, which sends a request, until ``address`` has answered one; False when time is over.
+
+        nginx leaves an instance that failed alone for a while, also when it is back already.
+        """
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            ask()
+            if any(row.upstreams[-1:] == (address,) for row in self.rows(quiet_s=0.02)):
+                return True
+        return False

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -149,19 +148,10 @@ def kill(server: Server) -> None:
 
 
 def _let_in_again(stack: Stack, target: Target, server: Server) -> None:
-    """Wait until the front door sends to ``server`` again: nginx leaves a failed one out for a while.
-
-    Without it, the next kill would leave nobody, which says nothing about sessions.
-    """
-    if stack.access_log is None:
-        return
-    log, address = AccessLog(stack.access_log), urlsplit(server.url).netloc
-    deadline = time.monotonic() + _BACK_S
-    while time.monotonic() < deadline:
-        target.visitor().whoami()
-        if any(row.upstreams[-1:] == (address,) for row in log.rows()):
-            return
-        time.sleep(0.05)
+    """Wait until the front door sends to ``server`` again: the next kill would leave nobody otherwise."""
+    if stack.access_log is not None:
+        address = urlsplit(server.url).netloc
+        AccessLog(stack.access_log).answered_by(address, target.visitor().whoami, within_s=_BACK_S)
 
 
 # ------------------------------------------------------------------ local files

@@ -1,0 +1,107 @@
+"""Proof that a service which is asked for three times what it can do still does nine tenths of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tenfold.measure.trial import Trial, TrialRequest
+from tenfold.types import Finding, Stack, Verdict
+
+if TYPE_CHECKING:
+    from tenfold.measure.settings import MeasureSettings
+
+GOODPUT = "goodput under overload"
+
+FACTOR = 3.0
+KEPT = 0.9
+_PUSH_S = 8.0
+_SEARCH_S = 25.0
+_FEW = 20.0  # arrivals per second below which eight seconds say too little
+
+
+class Generator(Protocol):
+    """What this check needs of a load generator."""
+
+    def run(self, request: TrialRequest) -> Trial:
+        """Carry out one open-loop trial."""
+
+
+def overload(
+    stack: Stack,
+    settings: MeasureSettings,
+    *,
+    root: Path,
+    known: Callable[[], float | None] = lambda: None,
+) -> Finding:
+    """Whether at three times its capacity a service still does 90 % of its capacity within the objective.
+
+    Open loop: arrivals do not wait for answers. The capacity is the low end of a stored baseline's interval,
+    or found by a search of 25 seconds.
+
+    Args:
+        root: the folder that the scenario is relative to.
+        known: the stored capacity in arrivals per second, or None.
+    """
+    from tenfold.measure import generator as measure
+
+    if not (root / settings.scenario).is_file():
+        claim = f"there is no scenario {settings.scenario}"
+        return Finding(
+            GOODPUT, claim, Verdict.SKIP, remedy="set measure.scenario, or write one: tenfold init"
+        )
+    with ExitStack() as running:
+        generator = running.enter_context(
+            measure.Generator(root / settings.scenario, stack.url, settings=settings, cwd=root)
+        )
+        ceiling = generator.calibrate()
+        generator.start_users(settings.users)
+        capacity = known() or searched(generator, settings, ceiling=ceiling)
+        if capacity is None:
+            claim = "no capacity was found within 25 s"
+            return Finding(GOODPUT, claim, Verdict.SKIP, remedy="store one: tenfold measure --save main")
+        if ceiling and FACTOR * capacity > ceiling:
+            claim = f"it takes {3 * capacity:,.0f} arrivals/s, and the generator sends {ceiling:,.0f}"
+            return Finding(GOODPUT, claim, Verdict.SKIP, remedy="use FastHttpUser in the scenario")
+        push = TrialRequest(FACTOR * capacity, _PUSH_S, "overload", settings.seed + 3, settle_s=1.0)
+        return judged(generator.run(push), capacity)
+
+
+def searched(generator: Generator, settings: MeasureSettings, *, ceiling: float) -> float | None:
+    """The low end of a capacity that a short search found, arrivals per second; None when it found none."""
+    from tenfold.measure.capacity import CapacitySearch
+
+    short = settings.model_copy(update={"budget_s": _SEARCH_S, "overload_s": 0.0, "width": 0.25})
+    search = CapacitySearch(short, ceiling=0.9 * ceiling if ceiling else math.inf)
+    while (request := search.next()) is not None:
+        search.tell(generator.run(request))
+    return search.result().low or None
+
+
+def judged(push: Trial, capacity: float) -> Finding:
+    """The finding about one overloaded trial; pure."""
+    seconds = push.seconds or 1.0
+    kept = push.good / seconds / capacity
+    refused = sum(block.refused for block in push.blocks) / push.offered if push.offered else 0.0
+    numbers = {
+        "capacity": round(capacity, 1),
+        "offered": round(push.offered / seconds, 1),
+        "goodput": round(push.good / seconds, 1),
+        "kept": round(kept, 3),
+        "refused_share": round(refused, 3),
+    }
+    claim = (
+        f"at {push.offered / seconds:.0f}/s it keeps {kept:.0%} of {capacity:.0f}/s and refuses {refused:.0%}"
+    )
+    if capacity < _FEW:
+        return Finding(GOODPUT, f"{claim}: too few to judge", Verdict.SKIP, numbers)
+    if kept >= KEPT:
+        return Finding(GOODPUT, claim, Verdict.PASS, numbers)
+    if push.generator.limited():
+        return Finding(GOODPUT, f"{claim}; the generator itself was at its limit", Verdict.SKIP, numbers)
+    return Finding(
+        GOODPUT, claim, Verdict.FAIL, numbers, "refuse early: put the concurrency limiter into the app"
+    )

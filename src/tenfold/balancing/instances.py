@@ -1,0 +1,121 @@
+"""The instances behind the front door, for the checks: who they are, how to end or slow down one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tenfold.balancing.crowd import Request
+from tenfold.errors import TargetError
+from tenfold.measure.accesslog import AccessLog, Row
+from tenfold.types import Server, Stack
+
+if TYPE_CHECKING:
+    from tenfold.balancing.settings import BalancingSettings
+
+BACK_S = 25.0
+_STOPPED_S, _RUNNING_S = 0.08, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The front door as a check sees it: what it is asked, who answers, and where that is written down.
+
+    Attributes:
+        weights: the share that each ordinary instance should get, by its address.
+        backups: addresses of those that get requests only when all others are down.
+    """
+
+    stack: Stack
+    read: Request
+    weights: dict[str, int]
+    backups: tuple[str, ...]
+
+    @property
+    def log(self) -> AccessLog:
+        """nginx's access log from now on."""
+        assert self.stack.access_log is not None
+        return AccessLog(self.stack.access_log)
+
+    def ours(self, rows: Iterable[Row], request: Request) -> list[Row]:
+        """The rows of ``request``."""
+        method, _, path = request.line.partition(" ")
+        path = path.partition("?")[0]
+        return [row for row in rows if (row.method, row.path) == (method, path)]
+
+    def let_in_again(self, server: Server) -> None:
+        """Wait until nginx sends requests to ``server`` after it was away; a backup never gets any."""
+        address = address_of(server)
+        if address not in self.backups:
+            self.log.answered_by(address, lambda: self.read.send(self.stack.url), within_s=BACK_S)
+
+
+def front(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Front:
+    """The front door of ``stack``, once it has answered.
+
+    Raises:
+        TargetError: there is no access log, or the declared read fails before anything was done to it.
+    """
+    if stack.access_log is None:
+        raise TargetError("there is no nginx with an access log: set stack.nginx = true")
+    addresses = [address_of(server) for server in app_servers(stack)]
+    ordinary = addresses[: len(addresses) - settings.backups] if settings.backups else addresses
+    weights = settings.weights or (1,) * len(addresses)
+    read = Request(settings.probe_read or f"GET {ready_path}")
+    status = read.send(stack.url)
+    if not status or status >= 500:
+        raise TargetError(f"{read.line} answers {status or 'nothing'}: correct balancing.probe_read")
+    return Front(stack, read, dict(zip(ordinary, weights, strict=False)), tuple(addresses[len(ordinary) :]))
+
+
+def app_servers(stack: Stack) -> list[Server]:
+    """The app's instances, in their order."""
+    return [server for server in stack.servers if server.kind == "app"]
+
+
+def address_of(server: Server) -> str:
+    """Host and port, as nginx's log has them."""
+    return urlsplit(server.url).netloc
+
+
+def kill(server: Server) -> None:
+    """End every process of an instance with SIGKILL."""
+    _signal(server.pids(), signal.SIGKILL)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@contextmanager
+def slowed(server: Server) -> Iterator[None]:
+    """Let an instance run a fifth of the time, in slices; in the end it runs freely, come what may."""
+    pids = server.pids()
+    over = threading.Event()
+
+    def slice_up() -> None:
+        try:
+            while not over.is_set():
+                _signal(pids, signal.SIGSTOP)
+                over.wait(_STOPPED_S)
+                _signal(pids, signal.SIGCONT)
+                over.wait(_RUNNING_S)
+        finally:
+            _signal(pids, signal.SIGCONT)
+
+    thread = threading.Thread(target=slice_up, name="slow instance", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
+        _signal(pids, signal.SIGCONT)
