@@ -58,7 +58,7 @@ def percentiles_known(stack: Stack, settings: MeasureSettings, *, folder: Path) 
 
 
 def known_capacity(settings: MeasureSettings, *, folder: Path) -> float | None:
-    """The low end of the newest baseline's interval, arrivals per second; None where there is no usable one."""
+    """The low end of the newest usable baseline, arrivals per second; None without one."""
     try:
         _, report = _newest(folder)
         _same_objective(report, settings.objective)
