@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 LEDGER = Path(os.environ["LEDGER"])
-BROKEN = LEDGER.with_name("broken")
+BROKEN = LEDGER.with_name("broken").exists()  # a release that does not come up: only new processes are it
 
 
 async def app(scope, receive, send):
@@ -19,7 +19,7 @@ async def app(scope, receive, send):
                 return
     status = 200
     if scope["path"] == "/ready":
-        status = 503 if BROKEN.exists() else 200
+        status = 503 if BROKEN else 200
     elif scope["method"] == "POST":
         write(f"{scope['path']}\n")
         await asyncio.sleep(0.03)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,22 +31,36 @@ def ledger(temporary: Path) -> Iterator[Path]:
 def stack(ledger: Path) -> Iterator[Stack]:
     service = {"environment": {"LEDGER": str(ledger)}, "ready_path": "/ready"}
     settings = small("counting:app", service=service, redis=False, instances=3, start_timeout_s=4)
-    balancing = BalancingSettings(client_idle_s=0.5, drain_timeout_s=20)
+    balancing = BalancingSettings(client_idle_s=0.5, drain_timeout_s=20, fail_timeout_s=1)
     with Stack(settings.model_copy(update={"balancing": balancing})) as stack:
         yield stack
 
 
 @pytest.fixture(autouse=True)
 def whole(stack: Stack, ledger: Path) -> None:
-    """Each test begins with all instances running and an empty ledger."""
+    """Each test begins with all instances running, known to nginx as such, and an empty ledger."""
     for server in stack.servers:
         if not server.pids():
             stack.restart(server)
+    answered: set[str] = set()
+    workers = {str(server.pids()[-1]) for server in apps(stack)}
+
+    def all_known() -> bool:
+        with suppress(urllib.error.HTTPError):
+            answered.add(get(stack.url))
+        return workers <= answered
+
+    eventually(all_known)
     ledger.write_text("")
 
 
 def apps(stack: Stack) -> list:
     return [server for server in stack.servers if server.kind == "app"]
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
 
 
 def port(stack: Stack) -> int:
@@ -121,7 +137,7 @@ def test_a_killed_server_is_started_again_where_it_was(stack: Stack) -> None:
         stack.restart(server)
         assert server.url == url
         assert stack.ended() == []
-        assert urllib.request.urlopen(stack.url, timeout=5).status == 200
+        assert get(stack.url)
 
 
 def test_databases_come_back_with_their_data() -> None:

@@ -2,8 +2,8 @@
 
 What the versions know, from nginx's change log: ``random two`` since 1.15.1, ``keepalive_timeout`` of an upstream
 since 1.15.3, ``keepalive_min_timeout`` since 1.27.4, ``sticky`` outside of the commercial edition since 1.29.6.
-Since 1.29.7 HTTP/1.1 and 32 idle connections a location are the default; all of it is written out here, so that
-an older nginx does the same.
+Since 1.29.7 HTTP/1.1 and 32 idle connections a location are what one gets without asking; all of it is written
+out here, so that an older nginx does the same.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from tenfold.errors import SettingsError
 OLDEST = (1, 15, 8)
 KEEPALIVE_MIN_TIMEOUT = (1, 27, 4)
 STICKY = (1, 29, 6)
+KEEPALIVE_BY_DEFAULT = (1, 29, 7)
 COOKIE = "tenfold_route"
 """The cookie that holds a client to its instance where the method is "sticky"."""
 
 _VARIABLES = {"cookie": "$cookie_", "header": "$http_", "argument": "$arg_"}
-# Times below are milliseconds or whole seconds: nginx knows no fractions.
-_CONDITIONS = "error timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def fragment(upstream: Upstream, *, nginx: tuple[int, ...], name: str = "app") -
         f"    zone {name} 256k;",
         *(f"    {line}" for line in method),
         *(f"    {_server(node, upstream)}" for node in upstream.nodes),
-        *(f"    {line}" for line in _keepalive(upstream)),
+        *(f"    {line}" for line in _keepalive(upstream, nginx)),
         "}",
     )
     return Fragment((*maps, *block), (*_passing(upstream), *server))
@@ -78,9 +77,9 @@ def _server(node: Node, upstream: Upstream) -> str:
     return f"server {node.address} {' '.join(marks)};"
 
 
-def _keepalive(upstream: Upstream) -> tuple[str, ...]:
-    if not upstream.keepalive:
-        return ()
+def _keepalive(upstream: Upstream, nginx: tuple[int, ...]) -> tuple[str, ...]:
+    if not upstream.keepalive:  # an older nginx refuses the number 0, a newer one keeps 32 if nothing is said
+        return ("keepalive 0;",) if nginx >= KEEPALIVE_BY_DEFAULT else ()
     idle = milliseconds(upstream.keepalive_idle_s)
     return (f"keepalive {upstream.keepalive};", "keepalive_requests 1000000;", f"keepalive_timeout {idle};")
 
@@ -144,7 +143,7 @@ def _passing(upstream: Upstream) -> tuple[str, ...]:
     """
     connect, read = upstream.connect_timeout_s, upstream.read_timeout_s
     return (
-        f"proxy_next_upstream {_CONDITIONS};",
+        "proxy_next_upstream error timeout;",
         f"proxy_next_upstream_tries {upstream.tries};",
         f"proxy_next_upstream_timeout {milliseconds(min(upstream.tries * connect, read))};",
         f"proxy_connect_timeout {milliseconds(connect)};",

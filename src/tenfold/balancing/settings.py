@@ -120,7 +120,7 @@ class BalancingSettings(BaseModel):
                 f'balancing.backups is {self.backups} but balancing.method is "{self.method}", which knows no '
                 'backup servers; set balancing.backups = 0 or balancing.method = "least_conn"'
             )
-        if "hash_key" in self.model_fields_set and self.method != "hash":
+        if self.hash_key != "uri" and self.method != "hash":
             raise ValueError(
                 f'balancing.hash_key is "{self.hash_key}" but balancing.method is "{self.method}", which does '
                 'not look at it; set balancing.method = "hash" or remove balancing.hash_key'

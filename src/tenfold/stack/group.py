@@ -67,6 +67,7 @@ class ProcessGroup:
         if not gone(lambda: self._remaining(known), within_s=grace_s, hurry=hurry):
             signal_all(self._remaining(known), signal.SIGKILL)
             gone(lambda: self._remaining(known), within_s=KILL_WAIT_S, hurry=lambda: False)
+        self._process.poll()  # PostgreSQL takes a leader that is not reaped for one that runs
 
     def _remaining(self, known: list[psutil.Process]) -> list[psutil.Process]:
         for process in self.members():
