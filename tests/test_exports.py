@@ -13,6 +13,16 @@ import tenfold
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
     "tenfold.measure": ["BottleneckDetector", "Probe", "profile_function"],
+    "tenfold.sessions": [
+        "BearerTransport",
+        "CookieSessions",
+        "CookieTransport",
+        "MemoryStore",
+        "Session",
+        "SessionMiddleware",
+        "Sessions",
+        "current",
+    ],
     "tenfold.stack": ["Stack"],
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }

@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.settings": {"pydantic"},
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
-    "tenfold.sessions": set(),
+    "tenfold.sessions": IN_THE_APP,
     "tenfold.settings": {"pydantic"},
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
     "tenfold.stack.probed": IN_THE_APP,

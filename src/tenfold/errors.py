@@ -8,7 +8,9 @@ TenfoldError
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
 ├── ReplacementError    an instance could not be replaced; the message says what state it is in
-├── SessionError        a session cannot be kept as it is: too large, or changed too late
+├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
+│   ├── SessionSizeError    it holds more than it may
+│   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
 └── SessionStoreError   the server that keeps sessions does not answer
 
 Each message is one sentence that says what is wrong and what to do about it; the
@@ -52,6 +54,14 @@ class ReplacementError(TenfoldError):
 
 class SessionError(TenfoldError):
     """A session cannot be kept as it is: too large, not JSON, or changed after the answer began."""
+
+
+class SessionSizeError(SessionError):
+    """A session would hold more than it may; nothing of the change was kept."""
+
+
+class SessionEndedError(SessionError):
+    """A session was revoked, or its token replaced, while this request ran; its changes were not kept."""
 
 
 class SessionStoreError(TenfoldError):
