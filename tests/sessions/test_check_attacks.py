@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.verify.served import standing
-from tests.verify.sessions_cases import BEARER, BODIES, DECLARED, FALLEN, Shop, shared, signed_cookie
 
 from tenfold.sessions import attacks, exposure
 from tenfold.sessions.settings import SessionsSettings
 from tenfold.types import Finding, Verdict
+from tests.verify.served import standing
+from tests.verify.sessions_cases import BEARER, BODIES, DECLARED, FALLEN, Shop, shared, signed_cookie
 
 CASES = [
     pytest.param(name, service, settings, claim, id=f"{name}: {title}")

@@ -22,6 +22,7 @@ _numbers = count(1000)
 class Shop:
     """``POST /login``, ``POST /logout``, ``GET /me``, ``PUT /cart/{key}``, ``GET /cart``.
 
+    ``GET /work`` takes 20 ms, one at a time, and queues whoever comes; ``POST /orders`` takes 5 ms.
     ``anonymous``: strangers may write too. Mistakes: adopts, keeps-id, keeps-old, sequential, no-logout,
     writes-whole, resurrects, unlimited, breaks-when-large, ends-when-large, bare-cookie, logs-ids,
     redirects-with-id, chokes-on-cookies, names-itself.
@@ -41,13 +42,14 @@ class Shop:
         self.store = {} if store is None else store
         self.mistakes, self.bearer, self.anonymous = mistakes, bearer, anonymous
         self.log, self.folder, self.name = log, folder, name
+        self.busy = asyncio.Semaphore(1)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         known = self._shown(headers)
-        if self.log and known:
+        if known:
             self._note(f"{scope['path']} of {known}")
         # A copy from the beginning of the request is what late writers write back.
         early = json.loads(json.dumps(self.store.get(known))) if known in self.store else None
@@ -69,9 +71,11 @@ class Shop:
                 headers.get("cookie", "").encode("ascii")
 
     def _note(self, line: str) -> None:
-        if self.log and "logs-ids" in self.mistakes:
+        if "logs-ids" in self.mistakes and self.log:
             with self.log.open("a") as file:
                 file.write(f"{line}\n")
+        elif "logs-ids" in self.mistakes:
+            print(line, flush=True)
 
     async def _too_large(self, known: str, send: Any) -> None:
         if "ends-when-large" in self.mistakes:
@@ -82,6 +86,11 @@ class Shop:
         self, method: str, path: str, body: bytes, known: str, early: dict[str, Any] | None
     ) -> tuple[int, Any, list[tuple[str, str]]]:
         session = self.store.get(known)
+        if path in ("/work", "/orders"):
+            await asyncio.sleep(0.005)
+            async with self.busy:
+                await asyncio.sleep(0.02 if path == "/work" else 0)
+            return 200, {}, []
         if path == "/login":
             return self._login(json.loads(body), known)
         if path == "/logout":
@@ -161,3 +170,10 @@ async def _send(send: Any, status: int, body: Any, headers: list[tuple[str, str]
     raw.append((b"content-type", b"application/json"))
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+def naive() -> Shop:
+    """For the real stack: every instance for itself, files in its folder, ids in its log."""
+    folder = Path("carts")
+    folder.mkdir(exist_ok=True)
+    return Shop(mistakes={"logs-ids"}, folder=folder)
