@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tenfold.sessions import attacks, exposure
+from tenfold.sessions import BearerTransport, attacks, exposure
 from tenfold.sessions.settings import SessionsSettings
 from tenfold.types import Finding, Verdict
 from tests.verify.served import standing
+from tests.verify.services.tenfolds import in_memory
 from tests.verify.sessions_cases import BEARER, BODIES, DECLARED, FALLEN, Shop, shared, signed_cookie
 
 CASES = [
@@ -37,11 +38,19 @@ def test_what_is_wrong_is_found(
     assert finding.check == name and finding.remedy
 
 
+def twice(**options: Any) -> tuple[Any, Any]:
+    """One app as two instances: its store is theirs."""
+    app = in_memory(**options)
+    return app, app
+
+
 RIGHT = {
     "one instance": (lambda: Shop(), DECLARED),
     "two instances": (shared, DECLARED),
     "strangers may write": (lambda: shared(anonymous=True), DECLARED),
     "bearer": (lambda: shared(bearer=True), BEARER),
+    "tenfold": (twice, DECLARED),
+    "tenfold, bearer": (lambda: twice(transport=BearerTransport()), BEARER),
 }
 
 
@@ -50,7 +59,9 @@ RIGHT = {
 def test_what_is_right_passes(name: str, service: str, tmp_path: Path) -> None:
     make, settings = RIGHT[service]
     finding = run(name, make(), settings, tmp_path)
-    skipped = {"one instance": "no affinity needed", "bearer": exposure.ATTRIBUTES}.get(service) == name
+    skipped = name == {"one instance": "no affinity needed"}.get(service) or (
+        name == exposure.ATTRIBUTES and settings is BEARER
+    )
     assert finding.verdict is (Verdict.SKIP if skipped else Verdict.PASS), finding
 
 

@@ -112,6 +112,9 @@ def survival(stack: Stack, target: Target) -> Finding:
     """Whether a user stays signed in while each instance in turn is killed with -9, and when it is back."""
     servers = app_servers(stack)
     faults: list[str] = []
+    if target.url != stack.url:
+        claim = "a user is known at one instance only, with all of them alive"
+        return Finding(SURVIVAL, claim, Verdict.FAIL, {"kills": 0, "faults": 1}, _REMEDY)
     for server in servers:
         user = target.signed_in()
         faults += _killed(stack, target, server, user)

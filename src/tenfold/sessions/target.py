@@ -43,6 +43,7 @@ class Target:
     """A service whose users can be signed in.
 
     Attributes:
+        url: the front door; one instance where they do not share their sessions.
         cookie: the name of its session's cookie; empty for bearer tokens.
         instances: its instances past the front door, by name; the front door alone where there are none.
     """
@@ -122,10 +123,27 @@ def reached(stack: Stack, settings: SessionsSettings, *keys: str) -> Target:
             f"{settings.whoami} answers 2xx to a stranger too; "
             "name a request in sessions.whoami that only a signed-in user may send"
         )
-    known = bare.signed_in()
-    if settings.transport == "bearer":
-        return Target(stack.url, settings, "", instances)
-    return Target(stack.url, settings, settings.cookie or _cookie_of(bare, known), instances)
+    url, known = _entered(bare)
+    cookie = "" if settings.transport == "bearer" else settings.cookie or _cookie_of(bare, known)
+    return Target(url, settings, cookie, instances)
+
+
+def _entered(target: Target) -> tuple[str, Visitor]:
+    """Somebody who is signed in, and the address where they are known: the front door's, or one instance's.
+
+    Where they share no sessions, the front door knows a user by chance; one instance does for most attacks.
+
+    Raises:
+        TargetError: signing in works nowhere.
+    """
+    try:
+        user = target.signed_in()
+        if all(user.signed_in() for _ in range(2 * len(target.instances))):
+            return target.url, user
+    except TargetError:
+        if len(target.instances) < 2:
+            raise
+    return target.direct, target.signed_in(target.direct)
 
 
 def _cookie_of(target: Target, visitor: Visitor) -> str:
