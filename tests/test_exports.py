@@ -27,7 +27,9 @@ PACKAGES: dict[str, list[str]] = {
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
+    "tenfold.breaker": ["Breaker"],
     "tenfold.sessions.store": ["Store", "Stored"],
+    "tenfold.signing": ["Sealer", "Signer", "generate_key"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [
         "METRICS",

@@ -48,6 +48,7 @@ IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
     "tenfold.__main__": {"pydantic", "typer"},
+    "tenfold.breaker": set(),
     "tenfold.cli": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.following": IN_A_COMMAND,
@@ -66,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": IN_THE_APP,
     "tenfold.settings": {"pydantic"},
+    "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
     "tenfold.stack.probed": IN_THE_APP,
     "tenfold.verify": {"pydantic"},

@@ -8,6 +8,8 @@ TenfoldError
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
 ├── ReplacementError    an instance could not be replaced; the message says what state it is in
+├── BreakerOpenError    what is asked failed repeatedly, and is left alone for a while
+├── SignatureError      a signed or encrypted value has expired, was changed, or is not ours
 ├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
 │   ├── SessionSizeError    it holds more than it may
 │   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
@@ -50,6 +52,14 @@ class MeasurementError(TenfoldError):
 
 class ReplacementError(TenfoldError):
     """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
+
+
+class BreakerOpenError(TenfoldError):
+    """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
+
+
+class SignatureError(TenfoldError):
+    """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
 
 
 class SessionError(TenfoldError):

@@ -1,4 +1,4 @@
-"""A browser, or a program with a bearer token, that speaks ASGI: no server, no sockets, no event loop of its own."""
+"""A browser, or a program with a bearer token, that speaks ASGI: no server, no sockets."""
 
 from __future__ import annotations
 

@@ -15,10 +15,9 @@ def for_caches(headers: Iterable[Header], *, varies: bytes, delivery: Header | N
     strictest of several directives counts (RFC 9111 section 4.2.1).
     """
     result = list(headers)
-    named = _values(result, b"vary")
-    if varies.lower() not in named and b"*" not in named:
+    vary, said = _values(result, b"vary"), _values(result, b"cache-control")
+    if varies.lower() not in vary and b"*" not in vary:
         result.append((b"vary", varies))
-    said = _values(result, b"cache-control")
     if delivery is not None:
         result.append(delivery)
         if b"no-store" not in said:
@@ -28,6 +27,6 @@ def for_caches(headers: Iterable[Header], *, varies: bytes, delivery: Header | N
     return result
 
 
-def _values(headers: Iterable[Header], name: bytes) -> set[bytes]:
-    lines = (value for key, value in headers if key.lower() == name)
-    return {item.strip().lower() for line in lines for item in line.split(b",") if item.strip()}
+def _values(headers: Iterable[Header], name: bytes) -> list[bytes]:
+    lines = [value for key, value in headers if key.lower() == name]
+    return [item.strip().lower() for line in lines for item in line.split(b",")] if lines else []

@@ -1,0 +1,124 @@
+"""The contract that is shipped, run against every store, and against stores with one fault each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import create_engine, event
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tenfold.sessions.contract import CHECKS
+from tenfold.sessions.memory import MemoryStore
+from tenfold.sessions.redis import RedisStore
+from tenfold.sessions.sqlalchemy import SQLStore
+from tenfold.sessions.store import Store
+from tests.sessions.session_servers import RedisServer
+
+Opened = Callable[[], AbstractAsyncContextManager[Store]]
+
+
+@asynccontextmanager
+async def _closing(store: Store) -> AsyncIterator[Store]:
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@pytest.fixture
+def memory() -> Opened:
+    return lambda: _closing(MemoryStore())
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> Opened:
+    return lambda: _closing(RedisStore(redis_server.url, timeout_s=5))
+
+
+@pytest.fixture
+def redis_client(redis_server: RedisServer) -> Opened:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Store]:
+        async with Redis.from_url(redis_server.url) as client:
+            yield RedisStore(client, timeout_s=5, prefix="others:")
+
+    return opened
+
+
+@pytest.fixture
+def valkey(valkey_server: RedisServer) -> Opened:
+    return lambda: _closing(RedisStore(valkey_server.url, timeout_s=5))
+
+
+def _does_not_wait_for_the_disk(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+def _sql(url: str, *, threads: bool) -> Opened:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Store]:
+        engine = create_engine(url) if threads else create_async_engine(url)
+        if engine.dialect.name == "sqlite":
+            event.listen(getattr(engine, "sync_engine", engine), "connect", _does_not_wait_for_the_disk)
+        store = SQLStore(engine, timeout_s=20)
+        await store.create_tables()
+        yield store
+        await store.aclose()
+        disposed = engine.dispose()
+        if disposed is not None:
+            await disposed
+
+    return opened
+
+
+@pytest.fixture
+def postgresql(postgresql_server: Any) -> Opened:
+    return _sql(postgresql_server.url, threads=False)
+
+
+@pytest.fixture
+def postgresql_threads(postgresql_server: Any) -> Opened:
+    return _sql(postgresql_server.url, threads=True)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Opened:
+    return _sql(f"sqlite+aiosqlite:///{tmp_path}/sessions.db", threads=False)
+
+
+@pytest.fixture
+def sqlite_threads(tmp_path: Path) -> Opened:
+    return _sql(f"sqlite:///{tmp_path}/sessions.db", threads=True)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "memory",
+        "redis",
+        "redis_client",
+        "valkey",
+        "postgresql",
+        "postgresql_threads",
+        "sqlite",
+        "sqlite_threads",
+    ],
+)
+def test_a_store_keeps_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
+    """All checks at once: what they wait for passes for all of them, and no check may disturb another."""
+    opened: Opened = request.getfixturevalue(backend)
+
+    async def run() -> list[BaseException | None]:
+        async with opened() as store:
+            return await asyncio.gather(
+                *(check(store, asyncio.sleep) for check in CHECKS), return_exceptions=True
+            )
+
+    told = asyncio.run(run())
+    assert [f"{check.__name__}: {error!r}" for check, error in zip(CHECKS, told, strict=True) if error] == []
