@@ -13,8 +13,6 @@ TenfoldError
 ├── SessionError        a session cannot be kept as it is: not JSON, or changed too late
 │   ├── SessionSizeError    it holds more than it may
 │   └── SessionEndedError   it was revoked, or its token replaced, while this request ran
-└── SessionStoreError   the server that keeps sessions does not answer
-├── SessionError        a session cannot be kept as it is: too large, or changed too late
 ├── SessionStoreError   the server that keeps sessions does not answer
 ├── DeadlineExceededError  nobody waits for the result any more
 └── RateStoreError      the server that counts for rate limits does not answer
