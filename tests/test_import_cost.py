@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": IN_THE_APP,
-    "tenfold.sessions.redis": {"hiredis", "msgspec", "redis"},
+    "tenfold.sessions.redis": {"cryptography", "hiredis", "msgspec", "redis"},
     "tenfold.sessions.settings": {"pydantic"},
     "tenfold.sessions.sqlalchemy": {"msgspec", "sqlalchemy"},
     "tenfold.sessions.sqlalchemy_statements": {"sqlalchemy"},

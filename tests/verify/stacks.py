@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ class Visitor(FastHttpUser):
     def visit(self):
         self.client.get("/work")
 """
+QUICK = {
+    "probe_read": "GET /orders",
+    "probe_write": "POST /orders",
+    "fail_timeout_s": 1,
+    "client_idle_s": 0.5,
+}
 MEASURE = MeasureSettings(objective=Objective(slow_ms=200))
 
 
@@ -37,7 +44,7 @@ def declared(folder: Path, app: str, *, instances: int, redis: bool, **balancing
         stack=StackSettings(database=False, redis=redis, instances=instances),
         measure=MEASURE,
         sessions=DECLARED,
-        balancing=BalancingSettings(probe_read="GET /orders", probe_write="POST /orders", **balancing),
+        balancing=BalancingSettings(**{**QUICK, **balancing}),
     )
 
 
@@ -55,6 +62,14 @@ class Careless:
 
         kill(server)
         self.running.restart(server)
+
+
+def with_baseline(folder: Path, low: float) -> None:
+    """A capacity that need not be searched for."""
+    stored = folder / ".tenfold" / "baselines" / "main.json"
+    stored.parent.mkdir(parents=True)
+    capacity = {"low": low, "high": low * 1.1}
+    stored.write_text(json.dumps({"capacity": capacity, "objective": MEASURE.objective.model_dump()}))
 
 
 def failing(folder: Path, ending: ExitStack) -> tuple[Careless, Settings]:
@@ -79,3 +94,8 @@ def said(settings: Settings, **balancing: Any) -> Settings:
     """The settings that a check is told in place of those that the stack runs with."""
     table = settings.balancing.model_copy(update={"weights": (), **balancing})
     return settings.model_copy(update={"balancing": table})
+
+
+def passing(folder: Path, *, instances: int = 3, **balancing: Any) -> Settings:
+    """tenfold's own sessions in Redis, an nginx as configured, a service that refuses what is too much."""
+    return declared(folder, "tenfolds:in_redis", instances=instances, redis=True, **balancing)

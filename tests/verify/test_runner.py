@@ -211,6 +211,7 @@ def misled(**said: Any) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
 
     def case(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
         stack, settings = stacks.failing(folder, ending)
+        stacks.with_baseline(folder, 38)
         return stack, stacks.said(settings, **said)
 
     return case

@@ -27,6 +27,7 @@ _UNLIKELY = 0.001
 _PER_INSTANCE = 60
 _LESS = 0.7  # of what it would get if nobody noticed that it is slow
 _SLOW_S = 3.0
+_FEW = 50
 _SETTLE_S = 0.1
 
 
@@ -106,10 +107,12 @@ def slow_gets_less(stack: Stack, settings: BalancingSettings, *, ready_path: str
 
 
 def _share(name: str, count: int, total: int, fair: float) -> Finding:
-    share = count / total if total else 0.0
+    share = count / max(total, 1)
     numbers = {"requests": total, "share": round(share, 3), "fair_share": round(fair, 3)}
     claim = f"{name}, slowed to a fifth, got {share:.0%} of {total} requests; its share is {fair:.0%}"
-    if total and share < _LESS * fair:
+    if total < _FEW:
+        return Finding(SLOW, f"{total} requests in {_SLOW_S:g} s: too few to judge", Verdict.SKIP, numbers)
+    if share < _LESS * fair:
         return Finding(SLOW, claim, Verdict.PASS, numbers)
     remedy = 'set balancing.method = "least_conn" and see that nginx runs with it'
     return Finding(SLOW, claim, Verdict.FAIL, numbers, remedy)

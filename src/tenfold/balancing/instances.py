@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from tenfold.types import Server, Stack
 if TYPE_CHECKING:
     from tenfold.balancing.settings import BalancingSettings
 
-BACK_S = 25.0
+BACK_S = 1.5  # beyond the time for which nginx leaves a failed instance alone
 _STOPPED_S, _RUNNING_S = 0.08, 0.02
 
 
@@ -30,12 +31,14 @@ class Front:
     Attributes:
         weights: the share that each ordinary instance should get, by its address.
         backups: addresses of those that get requests only when all others are down.
+        away_s: how long nginx leaves an instance alone that failed.
     """
 
     stack: Stack
     read: Request
     weights: dict[str, int]
     backups: tuple[str, ...]
+    away_s: float
 
     @property
     def log(self) -> AccessLog:
@@ -53,7 +56,8 @@ class Front:
         """Wait until nginx sends requests to ``server`` after it was away; a backup never gets any."""
         address = address_of(server)
         if address not in self.backups:
-            self.log.answered_by(address, lambda: self.read.send(self.stack.url), within_s=BACK_S)
+            ask = partial(self.read.send, self.stack.url)
+            self.log.answered_by(address, ask, within_s=self.away_s + BACK_S)
 
 
 def front(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Front:
@@ -71,7 +75,8 @@ def front(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Fron
     status = read.send(stack.url)
     if not status or status >= 500:
         raise TargetError(f"{read.line} answers {status or 'nothing'}: correct balancing.probe_read")
-    return Front(stack, read, dict(zip(ordinary, weights, strict=False)), tuple(addresses[len(ordinary) :]))
+    shares = dict(zip(ordinary, weights, strict=False))
+    return Front(stack, read, shares, tuple(addresses[len(ordinary) :]), settings.fail_timeout_s)
 
 
 def app_servers(stack: Stack) -> list[Server]:

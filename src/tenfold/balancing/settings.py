@@ -77,11 +77,13 @@ class BalancingSettings(BaseModel):
     )
     probe_read: str = Field(
         "",
-        description="a request that tenfold verify may send as often as it likes; without it, the ready path",
+        description="what tenfold verify asks for, hundreds of times; without it, the ready path",
         examples=["GET /api/products"],
     )
     probe_write: str = Field(
-        "", description="one that must not be carried out twice", examples=["POST /api/orders"]
+        "",
+        description="a request that must not be carried out twice: tenfold verify sends hundreds of them",
+        examples=["POST /api/orders"],
     )
     probe_write_body: str = Field("{}", description="what is sent with it: JSON, or a form")
 

@@ -88,7 +88,15 @@ CHECKS: tuple[Check, ...] = (
     _session(exposure.ATTRIBUTES, exposure.attributes),
     _session(exposure.HIDDEN, exposure.hidden),
     _session(sessions.AFFINITY, sessions.affinity, "instances"),
-    _session(sessions.SURVIVAL, sessions.survival, "nginx", "instances", timeout_s=180),
+    Check(
+        sessions.SURVIVAL,
+        "sessions",
+        lambda stack, settings: sessions.survival(
+            stack, settings.sessions, away_s=settings.balancing.fail_timeout_s
+        ),
+        needs=frozenset({"app", "nginx", "instances"}),
+        timeout_s=180,
+    ),
     Check(
         sessions.LOCAL_FILES,
         "sessions",

@@ -70,7 +70,7 @@ async def work(request: Request) -> JSONResponse:
 
 async def order(request: Request) -> JSONResponse:
     await asyncio.sleep(0.005)
-    return JSONResponse({}, 201)
+    return JSONResponse({})
 
 
 ROUTES = [
@@ -80,7 +80,7 @@ ROUTES = [
     Route("/cart/{key}", put, methods=["PUT"]),
     Route("/cart", cart),
     Route("/work", work),
-    Route("/orders", order, methods=["POST"]),
+    Route("/orders", order, methods=["GET", "POST"]),
 ]
 
 
