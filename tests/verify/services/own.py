@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 from http.cookies import SimpleCookie
 from itertools import count
@@ -174,6 +175,6 @@ async def _send(send: Any, status: int, body: Any, headers: list[tuple[str, str]
 
 def naive() -> Shop:
     """For the real stack: every instance for itself, files in its folder, ids in its log."""
-    folder = Path("carts")
+    folder = Path(os.environ.get("CARTS", "carts"))
     folder.mkdir(exist_ok=True)
     return Shop(mistakes={"logs-ids"}, folder=folder)
