@@ -58,7 +58,7 @@ class Careless:
         return getattr(self.running, name)
 
     def replace(self, server: Any) -> None:
-        from tenfold.balancing.instances import kill
+        from tenfold.measure.instances import kill
 
         kill(server)
         self.running.restart(server)

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from tenfold.balancing.crowd import Crowd
-from tenfold.balancing.instances import Front, address_of, app_servers, front, kill, slowed
+from tenfold.balancing.front import Front, front, slowed
 from tenfold.measure.accesslog import Row
+from tenfold.measure.instances import address_of, app_servers, kill
 from tenfold.types import Finding, Server, Stack, Verdict
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tenfold.balancing.crowd import Crowd, Request, Sent
-from tenfold.balancing.instances import Front, address_of, app_servers, front, kill
+from tenfold.balancing.front import Front, front
 from tenfold.measure.accesslog import Row
+from tenfold.measure.instances import address_of, app_servers, kill
 from tenfold.types import Finding, Server, Stack, Verdict
 
 if TYPE_CHECKING:

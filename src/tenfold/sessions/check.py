@@ -6,16 +6,13 @@ The attacks on sessions themselves are in ``attacks``, ``races`` and ``exposure`
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tenfold.measure.accesslog import AccessLog
+from tenfold.measure.instances import address_of, app_servers, kill
 from tenfold.sessions.footprints import (
     LINUX,
     Watch,
@@ -40,11 +37,6 @@ _REMEDY = "keep sessions where every instance finds them: Redis or the database,
 _ROUNDS = 40
 _SHOWN = 3
 _BACK_S = 1.5
-
-
-def app_servers(stack: Stack) -> list[Server]:
-    """The app's instances."""
-    return [server for server in stack.servers if server.kind == "app"]
 
 
 # ------------------------------------------------------------------ affinity
@@ -147,21 +139,15 @@ def _killed(stack: Stack, target: Target, server: Server, user: Visitor) -> list
     return faults
 
 
-def kill(server: Server) -> None:
-    """End every process of a server with SIGKILL, as the kernel does when memory runs out."""
-    for pid in server.pids():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 def _let_in_again(stack: Stack, target: Target, server: Server, *, within_s: float) -> None:
     """Wait until the front door sends to ``server`` again: the next kill would leave nobody otherwise.
 
     A backup gets nothing while others run; the time is over then.
     """
     if stack.access_log is not None:
-        address = urlsplit(server.url).netloc
-        AccessLog(stack.access_log).answered_by(address, target.visitor().whoami, within_s=within_s)
+        AccessLog(stack.access_log).answered_by(
+            address_of(server), target.visitor().whoami, within_s=within_s
+        )
 
 
 # ------------------------------------------------------------------ local files

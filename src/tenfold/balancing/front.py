@@ -1,20 +1,19 @@
-"""The instances behind the front door, for the checks: who they are, how to end or slow down one."""
+"""The front door as the checks see it: who should get what, and how to slow down one instance."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tenfold.balancing.crowd import Request
 from tenfold.errors import TargetError
 from tenfold.measure.accesslog import AccessLog, Row
+from tenfold.measure.instances import address_of, app_servers, signal_all
 from tenfold.types import Server, Stack
 
 if TYPE_CHECKING:
@@ -79,42 +78,20 @@ def front(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Fron
     return Front(stack, read, shares, tuple(addresses[len(ordinary) :]), settings.fail_timeout_s)
 
 
-def app_servers(stack: Stack) -> list[Server]:
-    """The app's instances, in their order."""
-    return [server for server in stack.servers if server.kind == "app"]
-
-
-def address_of(server: Server) -> str:
-    """Host and port, as nginx's log has them."""
-    return urlsplit(server.url).netloc
-
-
-def kill(server: Server) -> None:
-    """End every process of an instance with SIGKILL."""
-    _signal(server.pids(), signal.SIGKILL)
-
-
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
 @contextmanager
 def slowed(server: Server) -> Iterator[None]:
     """Let an instance run a fifth of the time, in slices; in the end it runs freely, come what may."""
-    pids = server.pids()
-    over = threading.Event()
+    pids, over = server.pids(), threading.Event()
 
     def slice_up() -> None:
         try:
             while not over.is_set():
-                _signal(pids, signal.SIGSTOP)
+                signal_all(pids, signal.SIGSTOP)
                 over.wait(_STOPPED_S)
-                _signal(pids, signal.SIGCONT)
+                signal_all(pids, signal.SIGCONT)
                 over.wait(_RUNNING_S)
         finally:
-            _signal(pids, signal.SIGCONT)
+            signal_all(pids, signal.SIGCONT)
 
     thread = threading.Thread(target=slice_up, name="slow instance", daemon=True)
     thread.start()
@@ -123,4 +100,4 @@ def slowed(server: Server) -> Iterator[None]:
     finally:
         over.set()
         thread.join(5)
-        _signal(pids, signal.SIGCONT)
+        signal_all(pids, signal.SIGCONT)
