@@ -18,6 +18,8 @@ PACKAGES: dict[str, list[str]] = {
         "CookieSessions",
         "CookieTransport",
         "MemoryStore",
+        "RedisStore",
+        "SQLStore",
         "Session",
         "SessionMiddleware",
         "Sessions",

@@ -71,6 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.sessions.redis": {"cryptography", "hiredis", "msgspec", "redis"},
     "tenfold.sessions.settings": {"pydantic"},
     "tenfold.sessions.sqlalchemy": {"msgspec", "sqlalchemy"},
+    "tenfold.sessions.redis": {"cryptography", "hiredis", "redis"},  # redis-py looks for cryptography itself
+    "tenfold.sessions.sqlalchemy": {"sqlalchemy"},
     "tenfold.sessions.sqlalchemy_statements": {"sqlalchemy"},
     "tenfold.settings": {"pydantic"},
     "tenfold.signing": set(),

@@ -72,9 +72,10 @@ class Breaker:
 
     def admit(self) -> int | None:
         """A ticket to ask with, to be given to :meth:`settle`; None when nobody should ask now."""
+        era = self._era  # before it is closed is looked at: should it open in between, the ticket is void
+        if self._closed:
+            return era
         with self._lock:
-            if self._closed:
-                return self._era
             if (now := self._clock()) < self._until:
                 return None
             # A probe whose outcome is never told must not keep it open for good: the next one is due then.

@@ -38,8 +38,10 @@ class Client:
     async def aget(self, path: str, **headers: str) -> Answer:
         sent: list[Any] = []
 
+        requests = [{"type": "http.request", "body": b"", "more_body": False}]
+
         async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return requests.pop() if requests else await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
             sent.append(message)

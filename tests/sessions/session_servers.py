@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -24,21 +25,28 @@ def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Low enough for a cluster's second port, which is 10,000 above."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            if (port := int(listener.getsockname()[1])) < 55_000:
+                return port
 
 
 class RedisServer:
     """A Redis or Valkey with a password, without persistence, on a free port of loopback."""
 
-    def __init__(self, program: Path, *options: str) -> None:
+    def __init__(self, program: Path, *options: str, password: str | None = None) -> None:
         self.program, self.options = program, options
-        self.port, self.password = free_port(), secrets.token_hex(16)
+        self.port, self.password = free_port(), password or secrets.token_hex(16)
         self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
         self.folder = Path(tempfile.mkdtemp(prefix="tenfold-redis-"))
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> None:
         options = [
@@ -57,17 +65,27 @@ class RedisServer:
         )  # fmt: skip
         until(lambda: self.command("PING") == b"+PONG")
 
-    def command(self, *words: str) -> bytes:
-        """The first line of the answer to one command; nothing where nobody answers."""
+    def ask(self, *words: str) -> bytes:
+        """The answer to one command as it comes; nothing where nobody answers."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
-                connection.sendall(f"AUTH {self.password}\r\n{' '.join(words)}\r\n".encode())
-                answer = b""
-                while answer.count(b"\r\n") < 2 and (received := connection.recv(4096)):
-                    answer += received
+                connection.sendall(f"AUTH {self.password}\r\n{' '.join(words)}\r\nQUIT\r\n".encode())
+                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
         except OSError:
             return b""
-        return answer.split(b"\r\n")[1] if answer.startswith(b"+OK") else answer
+        return answer.removeprefix(b"+OK\r\n").removesuffix(b"+OK\r\n")
+
+    def command(self, *words: str) -> bytes:
+        """The first line of the answer."""
+        return self.ask(*words).partition(b"\r\n")[0]
+
+    def calls(self) -> dict[str, int]:
+        """How often each command was executed since the last CONFIG RESETSTAT."""
+        found = re.findall(rb"cmdstat_(\S+?):calls=(\d+)", self.ask("INFO", "commandstats"))
+        counts = {name.decode(): int(calls) for name, calls in found}
+        return {
+            name: calls for name, calls in counts.items() if name not in ("auth", "info", "quit", "config")
+        }
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process
@@ -81,6 +99,19 @@ class RedisServer:
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder)
+
+
+def form_cluster(nodes: list[RedisServer]) -> None:
+    share = 16_384 // len(nodes)
+    for number, node in enumerate(nodes):
+        slots = range(number * share, (number + 1) * share)
+        assert node.command("CLUSTER", "ADDSLOTS", *map(str, slots)) == b"+OK"
+        assert node.command("CONFIG", "SET", "masterauth", node.password) == b"+OK"
+        assert node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1)) == b"+OK"
+    for node in nodes[1:]:
+        assert nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(node.port)) == b"+OK"
+    until(lambda: all(b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in nodes), seconds=20)
+    until(lambda: all(node.ask("CLUSTER", "NODES").count(b" connected") == len(nodes) for node in nodes))
 
 
 def valkey() -> Path | None:
@@ -99,7 +130,8 @@ class Proxy:
         self.target = port
         self.flowing = asyncio.Event()
         self.flowing.set()
-        self.connections = 0
+        self.cut_next_answer = False
+        self.open = self.most = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Proxy:
@@ -114,7 +146,8 @@ class Proxy:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
+        self.open += 1
+        self.most = max(self.most, self.open)
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
         for pump in (self._pump(reader, back, stalls=False), self._pump(there, writer, stalls=True)):
             task = asyncio.ensure_future(pump)
@@ -128,11 +161,15 @@ class Proxy:
             while data := await reader.read(65_536):
                 if stalls:
                     await self.flowing.wait()
+                    if self.cut_next_answer:
+                        self.cut_next_answer = False
+                        break
                 writer.write(data)
                 await writer.drain()
         except OSError:
             pass
         finally:
+            self.open -= stalls
             writer.close()
 
 

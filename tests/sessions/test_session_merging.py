@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SessionEndedError, SessionStoreError
@@ -145,23 +145,38 @@ def test_the_control_without_tombstones_a_late_write_brings_the_session_back() -
 # ------------------------------------------------------------------ everything at once, against a model
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    data=st.data(),
-    kinds=st.lists(
-        st.sampled_from(["set", "delete", "change", "nested", "login", "rotate", "logout", "read"]),
-        min_size=2,
-        max_size=5,
-    ),
+KINDS = st.lists(
+    st.sampled_from(["set", "delete", "change", "nested", "login", "rotate", "logout", "read"]),
+    min_size=2,
+    max_size=5,
 )
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), kinds=KINDS)
 def test_any_order_of_requests_is_as_good_as_one_after_the_other(
     data: st.DataObject, kinds: list[str]
 ) -> None:
+    check_any_order(SteppedStore(), data, kinds)
+
+
+@pytest.mark.parametrize("broken", [LastWriteWins, Upserts])
+def test_the_control_the_model_finds_what_a_broken_store_does(broken: type[SteppedStore]) -> None:
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(data=st.data(), kinds=KINDS)
+    def search(data: st.DataObject, kinds: list[str]) -> None:
+        check_any_order(broken(), data, kinds)
+
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        search()
+
+
+def check_any_order(store: SteppedStore, data: st.DataObject, kinds: list[str]) -> None:
     """What is kept in the end is what some order of the acknowledged requests, one at a time, would leave.
 
     One valid token at most leads to the session; a request that was refused has left no trace.
     """
-    sessions = Sessions(SteppedStore())
+    sessions = Sessions(store)
     token = begun(sessions, a=0, b=0, nested={"x": []})
     handle = token.partition(".")[0]
     tokens, was_there = [token], set[int]()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -18,7 +19,7 @@ from tenfold.sessions.memory import MemoryStore
 from tenfold.sessions.redis import RedisStore
 from tenfold.sessions.sqlalchemy import SQLStore
 from tenfold.sessions.store import Store
-from tests.sessions.session_servers import RedisServer
+from tests.sessions.session_servers import RedisServer, form_cluster
 
 Opened = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -49,6 +50,24 @@ def redis_client(redis_server: RedisServer) -> Opened:
             yield RedisStore(client, timeout_s=5, prefix="others:")
 
     return opened
+
+
+@pytest.fixture
+def redis_cluster(redis_program: Path) -> Iterator[Opened]:
+    """Two nodes that share the slots evenly, so that handles of one check lie on both."""
+    nodes = [
+        RedisServer(redis_program, "--cluster-enabled", "yes", password="of_every_node") for _ in range(2)
+    ]
+    form_cluster(nodes)
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Store]:
+        async with RedisCluster.from_url(nodes[0].url) as client:
+            yield RedisStore(client, timeout_s=5)
+
+    yield opened
+    for node in nodes:
+        node.close()
 
 
 @pytest.fixture
@@ -97,19 +116,11 @@ def sqlite_threads(tmp_path: Path) -> Opened:
     return _sql(f"sqlite:///{tmp_path}/sessions.db", threads=True)
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "memory",
-        "redis",
-        "redis_client",
-        "valkey",
-        "postgresql",
-        "postgresql_threads",
-        "sqlite",
-        "sqlite_threads",
-    ],
-)
+REDIS = ["redis", "redis_client", "redis_cluster", "valkey"]
+DATABASES = ["postgresql", "postgresql_threads", "sqlite", "sqlite_threads"]
+
+
+@pytest.mark.parametrize("backend", ["memory", *REDIS, *DATABASES])
 def test_a_store_keeps_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
     """All checks at once: what they wait for passes for all of them, and no check may disturb another."""
     opened: Opened = request.getfixturevalue(backend)

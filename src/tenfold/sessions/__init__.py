@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from tenfold.sessions.cookie import CookieSessions
     from tenfold.sessions.memory import MemoryStore
     from tenfold.sessions.middleware import SessionMiddleware
+    from tenfold.sessions.redis import RedisStore
     from tenfold.sessions.request import current
     from tenfold.sessions.server import Sessions
     from tenfold.sessions.session import Session
+    from tenfold.sessions.sqlalchemy import SQLStore
     from tenfold.sessions.transport import BearerTransport, CookieTransport
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "CookieSessions",
     "CookieTransport",
     "MemoryStore",
+    "RedisStore",
+    "SQLStore",
     "Session",
     "SessionMiddleware",
     "Sessions",
@@ -30,6 +34,8 @@ _HOMES = {
     "CookieSessions": "cookie",
     "CookieTransport": "transport",
     "MemoryStore": "memory",
+    "RedisStore": "redis",
+    "SQLStore": "sqlalchemy",
     "Session": "session",
     "SessionMiddleware": "middleware",
     "Sessions": "server",

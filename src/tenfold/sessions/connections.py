@@ -18,7 +18,7 @@ class Connection(Protocol):
     @property
     def is_connected(self) -> bool: ...
     async def connect(self) -> None: ...
-    async def send_command(self, *command: Any) -> None: ...
+    async def send_packed_command(self, command: bytes, check_health: bool = True) -> None: ...
     async def read_response(self, disable_decoding: bool = False) -> Any: ...
     async def disconnect(self, nowait: bool = False) -> None: ...
 
@@ -28,6 +28,7 @@ class Connections:
 
     Args:
         make: a new connection, not yet connected.
+        pack: a command as it is sent.
         answered: the kind of error that is an answer, after which a connection is as good as before.
         outdated: answers after which no connection made so far is of use: the server has become a replica.
     """
@@ -36,11 +37,12 @@ class Connections:
         self,
         make: Callable[[], Connection],
         *,
+        pack: Callable[[tuple[Any, ...]], bytes],
         most: int,
         answered: type[Exception],
         outdated: tuple[type[Exception], ...] = (),
     ) -> None:
-        self._make, self._answered, self._outdated = make, answered, outdated
+        self._make, self._pack, self._answered, self._outdated = make, pack, answered, outdated
         self._room = asyncio.Semaphore(most)
         self._idle: list[Connection] = []
         self._era = 0
@@ -53,7 +55,7 @@ class Connections:
             try:
                 if not connection.is_connected:
                     await connection.connect()
-                await connection.send_command(*command)
+                await connection.send_packed_command(self._pack(command), check_health=False)
                 answer = await connection.read_response(disable_decoding=True)
                 clean = True
                 return answer

@@ -6,6 +6,7 @@ import base64
 import binascii
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from tenfold.errors import SessionError, SettingsError, TenfoldError
 from tenfold.sessions import expiry, tokens
@@ -104,7 +105,8 @@ class CookieSessions:
         return kept
 
     async def save(self, kept: Kept | None, changes: Changes) -> Kept:
-        record = apply(kept.record if kept else None, changes, now=self._clock(), absolute_s=self._absolute_s)
+        plain = replace(changes, secret="")  # what opens a cookie is the sealer's key
+        record = apply(kept.record if kept else None, plain, now=self._clock(), absolute_s=self._absolute_s)
         # A new token is a new session here: its content cannot be told apart otherwise.
         handle = tokens.new_handle() if kept and changes.secret else kept.handle if kept else changes.handle
         written = self._sealed(handle, record)

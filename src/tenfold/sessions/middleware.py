@@ -12,7 +12,7 @@ from tenfold.sessions.headers import for_caches
 from tenfold.sessions.keeper import Keeper, Kept, Missing
 from tenfold.sessions.policy import WhenUnavailable, policy_of
 from tenfold.sessions.server import Sessions
-from tenfold.sessions.session import Session
+from tenfold.sessions.session import Phase, Session
 from tenfold.sessions.store import Store
 from tenfold.sessions.transport import CookieTransport, Transport
 
@@ -44,7 +44,7 @@ class SessionMiddleware:
     A request that does not ask for its session costs no round trip; one that reads it costs one. What an
     endpoint changed is stored before the answer starts, or the client gets an error instead of the answer:
     503 where the store does not answer, 409 where the session was ended or its token replaced meanwhile, 413
-    where it would be too large. A request that fails with an exception saves nothing but logouts.
+    where it would be too large. A request that fails, with an exception or a 500, saves nothing but logouts.
 
     Args:
         app: the application; lifespan passes through untouched.
@@ -101,27 +101,29 @@ class SessionMiddleware:
 
     async def _started(self, visit: Visit, message: Message, send: Send) -> Message:
         """The message with what the session adds; another answer where the session cannot be saved."""
-        session = visit.session
-        if session is None:  # it could not be read, and somebody made a page of that
-            if message.get("status") == 500:
-                await self._answer_instead(visit, visit.error, send)
-            return message
         try:
-            await session.save()
-        except OSError as error:  # of a store that does not keep to its contract
-            await self._answer_instead(visit, _store_error(error), send)
+            if message.get("status") == 500:  # an exception of which somebody has made a page
+                await visit.save_ends()
+                if (failure := visit.failure) is not None and _answer_to(failure):
+                    raise failure
+            elif visit.session is not None:
+                await visit.session.save()
         except Exception as error:
             await self._answer_instead(visit, error, send)
+        if (session := visit.session) is None:
+            return message
         delivery = None
         if session.outbox is not None:
             delivery, session.outbox = self.transport.delivery(session.outbox), None
         headers = message.get("headers") or ()
         return {**message, "headers": for_caches(headers, varies=self.transport.varies, delivery=delivery)}
 
-    async def _answer_instead(self, visit: Visit, error: Exception | None, send: Send) -> None:
+    async def _answer_instead(self, visit: Visit, error: Exception, send: Send) -> None:
         """Always raises: the application ends here, with its tasks for after the answer undone."""
-        if error is None or (answer := _answer_to(error)) is None:
-            raise error or AssertionError
+        if isinstance(error, OSError):  # from a store that does not keep to its contract
+            error = _store_error(error)
+        if (answer := _answer_to(error)) is None:
+            raise error
         visit.is_answered = True
         await self._answer(visit, answer, error, send)
         raise _AnsweredError("the session was not saved, and the client has been told so") from error
@@ -129,15 +131,12 @@ class SessionMiddleware:
     async def _failed(self, visit: Visit, error: Exception, send: Send) -> None:
         if visit.is_answered:
             return
-        if visit.session is not None:
-            try:
-                await visit.session.save_ends()
-            except SessionStoreError as lost:
-                log.warning("a logout was lost with the request that failed: %s", lost)
-        answer = _answer_to(visit.error or error)
+        await visit.save_ends()
+        cause = visit.error or error
+        answer = _answer_to(cause)
         if answer is None or visit.has_started:
             raise error
-        await self._answer(visit, answer, visit.error or error, send)
+        await self._answer(visit, answer, cause, send)
 
     async def _answer(self, visit: Visit, answer: tuple[int, bytes], error: Exception, send: Send) -> None:
         status, body = answer
@@ -171,7 +170,7 @@ class Visit:
         self.session: Session | None = None
         self.error: SessionStoreError | None = None
         self.has_started = self.is_answered = False
-        self._phase: str | None = None
+        self._phase: Phase = "open"
 
     async def load(self) -> Session:
         """The session; whoever asks at the same time waits for the same answer."""
@@ -206,9 +205,21 @@ class Visit:
             available=available,
             silent=middleware.transport.is_silent,
         )
-        if self._phase:
-            session.phase = self._phase  # type: ignore[assignment]
+        session.phase = self._phase
         return session
+
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong with the session, if anything did."""
+        return self.error or (self.session.failure if self.session is not None else None)
+
+    async def save_ends(self) -> None:
+        """All that is left to do for a request that failed."""
+        if self.session is not None:
+            try:
+                await self.session.save_ends()
+            except SessionStoreError as lost:
+                log.warning("a logout was lost with the request that failed: %s", lost)
 
     def start(self, kind: str) -> None:
         """From here on nothing is saved that nobody saves explicitly, and no token is given out."""
@@ -226,10 +237,10 @@ class Visit:
                 "await session.save() in the background task or WebSocket that changes it"
             )
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: Phase) -> None:
         self._phase = phase
         if self.session is not None:
-            self.session.phase = phase  # type: ignore[assignment]
+            self.session.phase = phase
 
 
 class _AnsweredError(OSError):

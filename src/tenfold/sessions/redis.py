@@ -20,8 +20,10 @@ from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
 from tenfold.sessions.connections import Connections
 from tenfold.sessions.store import Stored
+from tenfold.sessions.timeouts import Timeouts
 
 try:
+    from hiredis import pack_command
     from redis.asyncio import ConnectionPool, Redis
     from redis.asyncio.cluster import RedisCluster
     from redis.asyncio.retry import Retry
@@ -39,7 +41,9 @@ try:
         ResponseError,
     )
 except ImportError:
-    raise DependencyError("sessions in Redis need redis-py: pip install 'tenfold[redis]'") from None
+    raise DependencyError(
+        "sessions in Redis need redis-py and hiredis: pip install 'tenfold[redis]'"
+    ) from None
 
 __all__ = ["RedisStore"]
 
@@ -63,6 +67,9 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     ),
     (ResponseError, "does not accept a command: it has to be Redis 6.2 or newer, and the prefix ours alone"),
 )
+
+# Redis 6.2 answers ERR to a script whose command failed, and says why within the text.
+_WITHIN_SCRIPTS = {"-OOM ": OutOfMemoryError, "-READONLY ": ReadOnlyError, "-NOPERM ": NoPermissionError}
 
 
 class _Script:
@@ -100,7 +107,7 @@ class RedisStore:
         breaker: Breaker | None = None,
     ) -> None:
         self._prefix = prefix.encode()
-        self._timeout_s = timeout_s
+        self._timeouts = Timeouts(timeout_s)
         self._breaker = breaker or Breaker(failures=3)
         self._own: Connections | None = None
         self._cluster = isinstance(server, RedisCluster)
@@ -108,7 +115,11 @@ class RedisStore:
         if isinstance(server, str):
             pool = _pool(server, timeout_s)
             self._own = Connections(
-                pool.make_connection, most=max_connections, answered=ResponseError, outdated=(ReadOnlyError,)
+                pool.make_connection,
+                pack=pack_command,
+                most=max_connections,
+                answered=ResponseError,
+                outdated=(ReadOnlyError,),
             )
             self._execute, self._name = self._own.ask, _name(pool.connection_kwargs)
         else:
@@ -182,15 +193,21 @@ class RedisStore:
 
     async def _run(self, script: _Script, key: bytes, *arguments: Any) -> Any:
         try:
-            return await self._execute("EVALSHA", script.digest, 1, key, *arguments)
-        except NoScriptError:  # a server that is new to us, or was restarted
-            return await self._execute("EVAL", script.text, 1, key, *arguments)
+            try:
+                return await self._execute("EVALSHA", script.digest, 1, key, *arguments)
+            except NoScriptError:  # a server that is new to us, or was restarted
+                return await self._execute("EVAL", script.text, 1, key, *arguments)
+        except ResponseError as error:
+            for code, kind in _WITHIN_SCRIPTS.items():
+                if code in str(error):
+                    raise kind from None
+            raise
 
-    async def _stored(self, handle: str, value: bytes | None) -> Stored | None:
+    async def _stored(self, handle: str, value: object) -> Stored | None:
         """Nothing for a tombstone; and whatever the connection may do, never another session's payload."""
-        if value is None or value[:1] == _TOMBSTONE:
+        if value is None or value == _TOMBSTONE:
             return None
-        if len(value) >= _HEAD.size:
+        if isinstance(value, bytes) and len(value) >= _HEAD.size:
             kind, checksum, version, _ = _HEAD.unpack_from(value)
             if kind == _KEPT and checksum == zlib.crc32(handle.encode()):
                 return Stored(version, value[_HEAD.size :])
@@ -206,16 +223,16 @@ class RedisStore:
                 f"{self._name} failed repeatedly: it is not asked for another {self._breaker.wait_s:.1f} s"
             )
         succeeded: bool | None = None
+        limit = self._timeouts.limit()
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            with limit:
                 answer = await self._twice(call, arguments)
             succeeded = True
             return answer
         except TimeoutError:
-            late_s = asyncio.get_running_loop().time() - (limit.when() or math.inf)
-            succeeded = None if late_s > _STALL_S else False
+            succeeded = None if (limit.late_s or 0) > _STALL_S else False
             raise SessionStoreError(
-                f"{self._name} did not answer within {self._timeout_s * 1000:.0f} ms: look at its load"
+                f"{self._name} did not answer within {self._timeouts.seconds * 1000:.0f} ms: look at its load"
             ) from None
         except (RedisError, RedisClusterException, OSError) as error:
             succeeded = isinstance(error, ResponseError)

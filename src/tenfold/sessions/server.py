@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Callable
 
@@ -118,7 +117,7 @@ class Sessions:
             at = 0.0
         else:
             # A cached record that the token does not fit may be older than the token: the store decides.
-            if (found := cache.get(handle)) and hmac.compare_digest(found[1].digest, digest):
+            if (found := cache.get(handle)) and tokens.is_same(found[1].digest, digest):
                 over = expiry.is_over(self._clock(), found[1].ends)
                 return Missing.UNKNOWN if over else Kept(handle, *found, cached=True)
             at = cache.clock()
@@ -126,7 +125,7 @@ class Sessions:
         record = self._record(handle, stored)
         if stored is None or record is None:
             return Missing.UNKNOWN
-        if not hmac.compare_digest(record.digest, digest):
+        if not tokens.is_same(record.digest, digest):
             recent = abs(self._clock() - record.rotated) < JUST_REPLACED_S
             return Missing.REPLACED if recent else Missing.UNKNOWN
         if cache is not None:
@@ -224,7 +223,7 @@ class Sessions:
         if newer is None or record is None:
             raise _ended()
         same_login = changes.principal is not None and record.principal == changes.principal
-        if not hmac.compare_digest(record.digest, kept.record.digest) and not same_login:
+        if not tokens.is_same(record.digest, kept.record.digest) and not same_login:
             raise _ended()
         return Kept(kept.handle, newer.version, record)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import msgspec
 
-from tenfold.errors import SessionEndedError, SessionError, SessionStoreError
+from tenfold.errors import SessionEndedError, SessionError, SessionStoreError, TenfoldError
 from tenfold.sessions import tokens
 from tenfold.sessions.changes import Changes, Edit
 from tenfold.sessions.keeper import Device, Keeper, Kept, Missing
@@ -28,11 +29,15 @@ class Session(MutableMapping[str, Any]):
 
     Nothing is stored, and no cookie set, before something is written. One request owns it; not for use by
     several threads at a time.
+
+    Attributes:
+        is_available: False where the store did not answer and the route's policy is "anonymous".
+        phase, outbox, silent, failure: between it and the middleware.
     """
 
     __slots__ = (
         "_device", "_edits", "_ended", "_handle", "_keeper", "_kept", "_login", "_missing", "_secret",
-        "_shown", "_values", "is_available", "outbox", "phase", "silent",
+        "_shown", "_values", "failure", "is_available", "outbox", "phase", "silent",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +57,7 @@ class Session(MutableMapping[str, Any]):
         self.phase: Phase = "open"
         self.silent = silent
         self.outbox: str | None = None
+        self.failure: Exception | None = None  # why the last change or save was refused
         self._forget()
 
     def _forget(self) -> None:
@@ -168,7 +174,8 @@ class Session(MutableMapping[str, Any]):
             SessionStoreError: which session it is could not be read.
         """
         self._check_open()
-        self._check_available()
+        with self._failures():
+            self._check_available()
         if self._kept is not None:
             self._ended.append(self._kept)
             self.outbox = ""
@@ -179,14 +186,16 @@ class Session(MutableMapping[str, Any]):
         """Ends all sessions of the principal, this one too, at once."""
         if (principal := self.principal) is None:
             raise SessionError("logout_everywhere needs somebody who is logged in")
-        await self._keeper.logout_everywhere(principal)
+        with self._failures():
+            await self._keeper.logout_everywhere(principal)
         self.logout()
 
     async def devices(self) -> list[Device]:
         """The principal's sessions, latest login first; empty when nobody is logged in."""
         if (principal := self.principal) is None:
             return []
-        return await self._keeper.devices(principal, current=self.handle or "")
+        with self._failures():
+            return await self._keeper.devices(principal, current=self.handle or "")
 
     async def revoke(self, handle: str) -> bool:
         """Ends one of the principal's sessions, named as in :meth:`devices`; False when it is not theirs."""
@@ -195,7 +204,8 @@ class Session(MutableMapping[str, Any]):
         if handle == self.handle:
             self.logout()
             return True
-        return await self._keeper.revoke_device(principal, handle)
+        with self._failures():
+            return await self._keeper.revoke_device(principal, handle)
 
     # ------------------------------------------------------------------ saving
 
@@ -217,20 +227,24 @@ class Session(MutableMapping[str, Any]):
         if not self.is_changed:
             await self._refresh()
             return
-        self._check_available()
-        await self.save_ends()
-        if self._edits or self._secret:
-            self._check_deliverable()
-            kept = await self._keeper.save(self._kept, self._changes())
-            if kept.token and self.phase != "open":
-                raise SessionError("a session kept in a cookie cannot change after the answer began")
-            self._settle(kept)
+        with self._failures():
+            self._check_available()
+            await self.save_ends()
+            await self._save_changes()
 
     async def save_ends(self) -> None:
         """Only what logout ended: what is left to do for a request that failed."""
         while self._ended:
             await self._keeper.revoke(self._ended[-1])
             self._ended.pop()
+
+    async def _save_changes(self) -> None:
+        if self._edits or self._secret:
+            self._check_deliverable()
+            kept = await self._keeper.save(self._kept, self._changes())
+            if kept.token and self.phase != "open":
+                raise SessionError("a session kept in a cookie cannot change after the answer began")
+            self._settle(kept)
 
     async def _refresh(self) -> None:
         if self._kept is None:
@@ -301,7 +315,8 @@ class Session(MutableMapping[str, Any]):
                 name: value for name in self if name != key and (value := self._encoded(name)) is not None
             }
             size = sum(len(name) + memoryview(value).nbytes + 4 for name, value in data.items())
-            check_size(size, data, self._keeper.max_bytes)
+            with self._failures():
+                check_size(size, data, self._keeper.max_bytes)
         self._edits[key] = edit
         self._shown[key] = raw
 
@@ -318,6 +333,15 @@ class Session(MutableMapping[str, Any]):
             if not same:
                 raw = encode_value(key, value)
                 self._edit(key, Edit(True, raw), raw)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Remembers the cause for the middleware: an application may make a 500 of any exception."""
+        try:
+            yield
+        except TenfoldError as error:
+            self.failure = error
+            raise
 
     def _check_open(self) -> None:
         if self.phase == "answering":

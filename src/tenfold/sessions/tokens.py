@@ -9,6 +9,7 @@ one key, with no moment at which both tokens, or neither, are good.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import secrets
 
@@ -36,6 +37,11 @@ def split(token: str) -> tuple[str, str] | None:
 def digest(secret: str) -> str:
     """What is kept of a secret: SHA-256. There is nothing to stretch in 256 bits of chance."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two digests are, in a time that does not tell where they differ."""
+    return hmac.compare_digest(one.encode(), other.encode())
 
 
 def group(principal: str) -> str:
