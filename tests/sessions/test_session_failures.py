@@ -9,6 +9,7 @@ import pytest
 
 from tenfold.errors import SettingsError
 from tenfold.sessions import CookieTransport, Sessions
+from tenfold.sessions.policy import policy_of
 from tests.sessions.client import Client
 from tests.sessions.sealing import PlainSealer
 from tests.sessions.service import WatchedStore, service
@@ -97,6 +98,26 @@ def test_the_control_the_policy_makes_the_difference(store: WatchedStore) -> Non
     store.break_down()
     assert client.get("/show").status == 503
     assert client.get("/swallow").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "policy"),
+    [
+        ("/", "closed"),
+        ("/shop", "anonymous"),
+        ("/shop/", "anonymous"),
+        ("/shop/1", "anonymous"),
+        ("/shopping", "closed"),
+        ("/shop/admin", "closed"),
+        ("/shop/admin/1", "closed"),
+        ("/shop/administration", "anonymous"),
+        ("/Shop", "closed"),
+        ("", "closed"),
+    ],
+)
+def test_the_longest_prefix_of_whole_segments_decides(path: str, policy: str) -> None:
+    decide = policy_of({"/shop": "anonymous", "/shop/admin/": "closed"})
+    assert decide({"path": path}) == policy
 
 
 def test_a_function_decides_as_well(store: WatchedStore) -> None:

@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SessionEndedError, SessionStoreError
-from tenfold.sessions.keeper import Kept, Missing
+from tenfold.sessions.keeper import Kept
 from tenfold.sessions.server import Sessions
 from tenfold.sessions.session import Session
 from tests.sessions.interleaving import LastWriteWins, SteppedStore, Upserts, interleave, run
@@ -29,9 +29,7 @@ def begun(sessions: Sessions, **data: Any) -> str:
 
 
 async def visit(sessions: Sessions, token: str, do: Request) -> Session:
-    found = await sessions.load(token)
-    kept = found if isinstance(found, Kept) else None
-    session = Session(sessions, kept, missing=found if isinstance(found, Missing) else None)
+    session = Session(sessions, await sessions.load(token))
     do(session)
     await session.save()
     return session

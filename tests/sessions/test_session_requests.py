@@ -230,7 +230,7 @@ def test_what_is_json_comes_back(value: Any) -> None:
         session = Session(sessions)
         session["key"] = value
         await session.save()
-        return dict(Session(sessions, await sessions.load(session.outbox or "")))  # type: ignore[arg-type]
+        return dict(Session(sessions, await sessions.load(session.outbox or "")))
 
     assert asyncio.run(run()) == {"key": value}
 

@@ -50,6 +50,7 @@ class Missing(Enum):
 
     UNKNOWN = "unknown"  # never issued, expired or revoked
     REPLACED = "replaced"  # another request of this client has been given a new one, seconds ago
+    UNREAD = "unread"  # nobody knows: the store does not answer, and the route goes on as anonymous
 
 
 @dataclass(frozen=True, slots=True)

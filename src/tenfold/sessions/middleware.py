@@ -187,24 +187,16 @@ class Visit:
 
     async def _loaded(self) -> Session:
         middleware = self._middleware
-        kept: Kept | Missing = Missing.UNKNOWN
-        available = True
+        found: Kept | Missing = Missing.UNKNOWN
         if token := middleware.transport.token(self.scope["headers"]):
             try:
-                kept = await middleware.keeper.load(token)
+                found = await middleware.keeper.load(token)
             except (SessionStoreError, OSError) as error:
                 if middleware.policy(self.scope) != "anonymous":
                     self.error = _store_error(error)
-                    raise self.error from error
-                available = False
-        missing = kept if isinstance(kept, Missing) else None
-        session = Session(
-            middleware.keeper,
-            kept if isinstance(kept, Kept) else None,
-            missing=missing,
-            available=available,
-            silent=middleware.transport.is_silent,
-        )
+                    raise self.error from None
+                found = Missing.UNREAD
+        session = Session(middleware.keeper, found, silent=middleware.transport.is_silent)
         session.phase = self._phase
         return session
 

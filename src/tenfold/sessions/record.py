@@ -17,7 +17,6 @@ import msgspec
 from tenfold.errors import SessionError, SessionSizeError, SessionStoreError
 
 FORMAT = 100
-PLAIN = (str, int, float, bool, type(None))  # what cannot be changed from within
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

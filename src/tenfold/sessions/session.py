@@ -18,6 +18,7 @@ __all__ = ["Session"]
 
 Phase = Literal["open", "answering", "answered"]
 MOST_PRINCIPAL, MOST_DEVICE = 255, 200
+CONTAINERS = (list, dict)  # what can be changed from within
 
 
 class Session(MutableMapping[str, Any]):
@@ -31,29 +32,25 @@ class Session(MutableMapping[str, Any]):
     several threads at a time.
 
     Attributes:
-        is_available: False where the store did not answer and the route's policy is "anonymous".
         phase, outbox, silent, failure: between it and the middleware.
     """
 
     __slots__ = (
         "_device", "_edits", "_ended", "_handle", "_keeper", "_kept", "_login", "_missing", "_secret",
-        "_shown", "_values", "failure", "is_available", "outbox", "phase", "silent",
+        "_shown", "_values", "failure", "outbox", "phase", "silent",
     )  # fmt: skip
 
     def __init__(
         self,
         keeper: Keeper,
-        kept: Kept | None = None,
+        found: Kept | Missing = Missing.UNKNOWN,
         *,
-        missing: Missing | None = None,
-        available: bool = True,
         silent: bool = False,
     ) -> None:
         self._keeper = keeper
-        self._kept = kept
-        self._missing = missing
+        self._missing = found if isinstance(found, Missing) else None
+        self._kept = None if isinstance(found, Missing) else found
         self._ended: list[Kept] = []
-        self.is_available = available
         self.phase: Phase = "open"
         self.silent = silent
         self.outbox: str | None = None
@@ -207,6 +204,11 @@ class Session(MutableMapping[str, Any]):
         with self._failures():
             return await self._keeper.revoke_device(principal, handle)
 
+    @property
+    def is_available(self) -> bool:
+        """False where the store did not answer, and the route goes on as if nobody were logged in."""
+        return self._missing is not Missing.UNREAD
+
     # ------------------------------------------------------------------ saving
 
     @property
@@ -256,7 +258,7 @@ class Session(MutableMapping[str, Any]):
         if kept.token:
             if self.phase != "open":
                 return
-            self.outbox = kept.token
+            self.outbox, kept.token = kept.token, ""
         self._kept = kept
 
     def _changes(self) -> Changes:
@@ -291,7 +293,7 @@ class Session(MutableMapping[str, Any]):
         self._forget()
         for key, value in values.items():
             raw = kept.record.data.get(key)
-            if isinstance(value, list | dict) and raw is not None and encode_quickly(value) == bytes(raw):
+            if isinstance(value, CONTAINERS) and raw is not None and encode_quickly(value) == bytes(raw):
                 self._values[key] = value
 
     # ------------------------------------------------------------------ edits
@@ -324,7 +326,7 @@ class Session(MutableMapping[str, Any]):
         """Finds lists and dicts that are not what they were when they were handed out."""
         for key in keys or tuple(self._values):
             value = self._values.get(key)
-            if not isinstance(value, list | dict):
+            if not isinstance(value, CONTAINERS):
                 continue
             try:
                 same = encode_quickly(value) == bytes(self._encoded(key) or b"")
