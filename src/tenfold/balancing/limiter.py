@@ -101,7 +101,7 @@ class ConcurrencyLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, let wait, or refuse."""
-        if scope["type"] != "http" or _below(scope["path"], self.exempt):
+        if scope["type"] != "http" or below(scope["path"], self.exempt):
             return await self.app(scope, receive, send)
         ticket = self._ticket(scope)
         if self.shadow:
@@ -221,7 +221,8 @@ def _kind(scope: Scope, status: int) -> Hashable:
     return (where, scope["method"], status // 100)
 
 
-def _below(path: str, prefixes: Sequence[str]) -> bool:
+def below(path: str, prefixes: Sequence[str]) -> bool:
+    """Whether a path is one of ``prefixes`` or lies below it."""
     return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
 
 
@@ -230,6 +231,6 @@ def _by_prefix(priorities: Mapping[str, Priority]) -> Callable[[Scope], Priority
 
     def priority(scope: Scope) -> Priority:
         path = scope["path"]
-        return next((found for prefix, found in longest_first if _below(path, (prefix,))), "normal")
+        return next((found for prefix, found in longest_first if below(path, (prefix,))), "normal")
 
     return priority

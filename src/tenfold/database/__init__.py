@@ -1,0 +1,1 @@
+"""Databases: replicas, pools, and statements that end when nobody waits for them."""
