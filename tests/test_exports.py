@@ -30,6 +30,7 @@ PACKAGES: dict[str, list[str]] = {
 }
 MODULES: dict[str, list[str]] = {
     "tenfold.breaker": ["Breaker"],
+    "tenfold.balancing.health": ["Health", "HealthMiddleware"],
     "tenfold.sessions.store": ["Store", "Stored"],
     "tenfold.signing": ["Sealer", "Signer", "generate_key"],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],

@@ -52,6 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.balancing": set(),
     "tenfold.balancing.settings": {"pydantic"},
     "tenfold.balancing.redis": {"hiredis", "redis"},
+    "tenfold.balancing": set(),
+    "tenfold.balancing.settings": {"pydantic"},
     "tenfold.cli": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.following": IN_A_COMMAND,

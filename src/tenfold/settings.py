@@ -164,8 +164,8 @@ class Settings(BaseModel):
             )
         if backups >= instances:
             raise ValueError(
-                f"balancing.backups is {backups} but stack.instances is {instances}, so that nobody would get "
-                "requests in ordinary times; set stack.instances higher or balancing.backups = 0"
+                f"balancing.backups is {backups} but stack.instances is {instances}, so that nobody would "
+                "get requests in ordinary times; set stack.instances higher or balancing.backups = 0"
             )
         return self
 

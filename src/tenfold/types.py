@@ -87,7 +87,7 @@ class Stack(Protocol):
         """nginx's JSON access log, or None without nginx."""
 
     def restart(self, server: Server) -> None:
-        """Start a server of this stack again, on the same port with the same data; a running one is ended first."""
+        """Start a server of this stack again, on the same port; one that runs is ended first."""
 
     def replace(self, server: Server) -> object:
-        """Replace an app instance without failing a request: out of nginx, drained, ended, started, in again."""
+        """Replace an app instance without failing a request: out of nginx, drained, ended, started, in."""

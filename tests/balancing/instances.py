@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import psutil
 
 from tenfold.balancing.upstream import Node, Upstream
 from tenfold.deploy.nginx import FrontDoor, render
@@ -85,8 +88,18 @@ class Instance:
 class Door:
     """A running nginx."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, process: subprocess.Popen) -> None:
         self.port = port
+        self._master = psutil.Process(process.pid)
+
+    def reload(self) -> None:
+        """Read the configuration again; the old workers know that their time is over when this returns."""
+        old = self._master.children()
+        self._master.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while not all(_leaving(worker) for worker in old):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def ask(
         self, path: str = "/", *, method: str = "GET", body: bytes | None = None, **headers: str
@@ -109,6 +122,13 @@ class Door:
         return name
 
 
+def _leaving(worker: psutil.Process) -> bool:
+    try:
+        return "shutting down" in " ".join(worker.cmdline()) or worker.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextmanager
 def door(
     nginx: Program,
@@ -120,6 +140,7 @@ def door(
     server_names: tuple[str, ...] = (),
     body_bytes: int = 1 << 20,
     header_bytes: int = 16384,
+    client_idle_s: float = 5.0,
     **upstream: object,
 ) -> Iterator[Door]:
     """nginx before ``nodes``; ``rewrite`` spoils its configuration for a negative control."""
@@ -131,6 +152,7 @@ def door(
         server_names=server_names,
         body_bytes=body_bytes,
         header_bytes=header_bytes,
+        client_idle_s=client_idle_s,
     )
     (file,) = render(front)
     changed = rewrite(file.text)
@@ -138,7 +160,7 @@ def door(
     command = [nginx.path, "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"]
     process = subprocess.Popen(command, stderr=(folder / "errors").open("w"))
     try:
-        made = Door(int(front.listen.rpartition(":")[2]))
+        made = Door(int(front.listen.rpartition(":")[2]), process)
         _listening(made.port, process)
         yield made
     finally:

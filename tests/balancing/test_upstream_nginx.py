@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.balancing.instances import Door, Instance, door
 
 from tenfold.balancing.nginx import COOKIE
 from tenfold.balancing.upstream import Node
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_nginx
-from tests.balancing.instances import Door, Instance, door
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,9 @@ def test_the_control_with_non_idempotent_an_order_is_sent_twice(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
     def spoiled(text: str) -> str:
-        return text.replace("proxy_next_upstream error timeout", "proxy_next_upstream error timeout non_idempotent")
+        return text.replace(
+            "proxy_next_upstream error timeout", "proxy_next_upstream error timeout non_idempotent"
+        )
 
     with door(nginx, tmp_path, dying(instances), method="round_robin", rewrite=spoiled) as front:
         assert front.ask("/order", method="POST", body=b"one")[0] == 200
@@ -100,9 +103,7 @@ def test_a_slow_answer_is_not_asked_for_again(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
     instances[0].behave = lambda handler: bool(time.sleep(1)) or True
-    with door(
-        nginx, tmp_path, nodes(instances[:2]), method="round_robin", read_timeout_s=0.2
-    ) as front:
+    with door(nginx, tmp_path, nodes(instances[:2]), method="round_robin", read_timeout_s=0.2) as front:
         assert front.ask()[0] == 504
     assert [len(instance.seen) for instance in instances[:2]] == [1, 0]
 
@@ -123,9 +124,7 @@ def moved(
     return gone, {key for key in KEYS if before[key] != after[key]} - gone
 
 
-def test_keys_stay_when_an_instance_goes(
-    nginx: Program, instances: list[Instance], tmp_path: Path
-) -> None:
+def test_keys_stay_when_an_instance_goes(nginx: Program, instances: list[Instance], tmp_path: Path) -> None:
     gone, others = moved(nginx, tmp_path, instances)
     assert gone
     assert others == set()
@@ -214,6 +213,24 @@ def test_what_a_client_says_about_itself_is_replaced(
     assert headers["x-request-timeout"] == "12.5"
     assert abs(float(headers["x-request-start"].removeprefix("t=")) - asked) < 5
     assert "forwarded" not in headers
+
+
+@pytest.mark.parametrize("client_idle_s", [5, 0])
+def test_an_idle_connection_outlives_a_reload(
+    nginx: Program, instances: list[Instance], tmp_path: Path, client_idle_s: float
+) -> None:
+    with door(nginx, tmp_path, nodes(instances[:1]), client_idle_s=client_idle_s) as front:
+        client = http.client.HTTPConnection("127.0.0.1", front.port, timeout=10)
+        client.request("GET", "/")
+        client.getresponse().read()
+        front.reload()
+        if client_idle_s:
+            client.request("POST", "/order", b"one")
+            answer = client.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, "close")
+        else:  # the control: whoever sends now loses the request
+            assert client.sock.recv(1) == b""
+        client.close()
 
 
 def test_other_names_are_turned_away(nginx: Program, instances: list[Instance], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenfold.balancing.nginx import version
@@ -27,7 +27,9 @@ OF_UPSTREAM = set(Upstream.__dataclass_fields__)
 def text(nodes: tuple[Node, ...] = (Node(address="127.0.0.1:18081"),), **values: object) -> str:
     """The configuration with ``values`` of the upstream or the front door."""
     upstream = Upstream(nodes=nodes, **{name: values.pop(name) for name in OF_UPSTREAM & values.keys()})
-    (file,) = render(FrontDoor(**{"listen": "127.0.0.1:18080", "version": NEW, "upstream": upstream, **values}))
+    (file,) = render(
+        FrontDoor(**{"listen": "127.0.0.1:18080", "version": NEW, "upstream": upstream, **values})
+    )
     assert file.path == PurePosixPath("nginx.conf")
     return file.text
 
@@ -150,7 +152,8 @@ def test_a_value_that_is_more_than_a_value_is_refused(values: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1;}", "127.0.0.1:1\nserver evil:80", "unix:/tmp/socket", "$host:80", "127.0.0.1:٨٠"]
+    "address",
+    ["127.0.0.1:1;}", "127.0.0.1:1\nserver evil:80", "unix:/tmp/socket", "$host:80", "127.0.0.1:٨٠"],
 )
 def test_an_address_that_is_more_than_one_is_refused(address: str) -> None:
     with pytest.raises(SettingsError, match="nginx"):
@@ -189,6 +192,23 @@ def test_no_text_opens_a_directive_of_its_own(where: str, evil: str) -> None:
     assert evil.isascii()
     assert not re.search(r"[\s;{}#$'\"\\]", evil)
     assert len(rendered.splitlines()) == len(text(**HOSTILE[where](PLAIN[where])).splitlines())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["name", "cookie", "header"]),
+    st.from_regex(r"(\*\.)?[a-zA-Z0-9._-]{1,20}", fullmatch=True),
+)
+def test_what_is_not_refused_is_accepted_by_nginx(
+    requires_server: Callable, tmp_path: Path, where: str, name: str
+) -> None:
+    found = requires_server(find_nginx(Settings()), "nginx")
+    try:
+        rendered = text(**HOSTILE[where](name))
+    except SettingsError:
+        return
+    told = accepted(found.path, rendered, tmp_path)
+    assert told.returncode == 0, told.stderr
 
 
 @given(st.sampled_from(["name", "cookie", "header"]), st.text(max_size=20))

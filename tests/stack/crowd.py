@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Crowd:
-    """What the clients saw: ``failed`` by method and reason, ``sent`` ids of POSTs, ``pids`` that answered."""
+    """What clients saw: ``failed`` by method and reason, paths of ``sent`` POSTs, ``pids`` that answered."""
 
     def __init__(self, port: int) -> None:
         self.port = port

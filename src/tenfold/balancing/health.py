@@ -3,8 +3,8 @@
     health = Health(probes={"database": ping_database, "redis": ping_redis})
     app.add_middleware(HealthMiddleware, health=health)
 
-Alive means that the process answers; it says nothing of the database, because starting an instance again does not
-repair one. Ready means that every probe succeeded a moment ago and that nobody asked the instance to drain.
+Alive means that the process answers; it says nothing of the database, because starting an instance again does
+not repair one. Ready means that every probe succeeded a moment ago and that nobody asked it to drain.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Health:
     """The state of one instance. Belongs to one event loop.
 
     Args:
-        probes: by name, what has to work: called without arguments, async or not, fails by raising or returning
-            False. One that is not async runs in a thread; while it hangs it is not called again.
+        probes: by name, what has to work: called without arguments, async or not, fails by raising or by
+            returning False. One that is not async runs in a thread; while it hangs it is not called again.
         timeout_s: longest wait for one probe, seconds; one that takes longer has failed.
         cache_s: how long an outcome counts, seconds. Within it, and while a round of probes is under way, any
             number of requests costs no further probe.
@@ -116,15 +116,15 @@ class HealthMiddleware:
     """Answers ``/health/live`` and ``/health/ready`` of any ASGI app and counts what is under way.
 
     Ready is 200, or 503 with the names of the failed probes and nothing else about them. It turns to 503 when
-    :meth:`Health.drain` is called, at SIGTERM, or when the server ends the app's lifespan, whichever comes first.
+    :meth:`Health.drain` is called, at SIGTERM, or when the server ends the app's lifespan.
 
     Args:
         app: the ASGI app.
         health: its state.
         live_path: answers 200 as long as the process does.
         ready_path: answers whether it should get requests.
-        drain_on_sigterm: drain at SIGTERM, before the server's own handler; only where the app's lifespan runs
-            in the main thread.
+        drain_on_sigterm: drain at SIGTERM, before the server's own handler; only where the app's lifespan
+            runs in the main thread.
     """
 
     def __init__(

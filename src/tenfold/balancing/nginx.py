@@ -1,9 +1,9 @@
 """An upstream as nginx understands it, for a given version of nginx. Pure: values in, text out.
 
-What the versions know, from nginx's change log: ``random two`` since 1.15.1, ``keepalive_timeout`` of an upstream
-since 1.15.3, ``keepalive_min_timeout`` since 1.27.4, ``sticky`` outside of the commercial edition since 1.29.6.
-Since 1.29.7 HTTP/1.1 and 32 idle connections a location are what one gets without asking; all of it is written
-out here, so that an older nginx does the same.
+What the versions know, from nginx's change log: ``random two`` since 1.15.1, ``keepalive_timeout`` of an
+upstream since 1.15.3, ``$upstream_bytes_sent`` since 1.15.8, ``keepalive_min_timeout`` since 1.27.4,
+``sticky`` outside of the commercial edition since 1.29.6. Since 1.29.7 HTTP/1.1 and 32 idle connections a
+location are what one gets without asking; all of it is written out, so that an older nginx does the same.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _passing(upstream: Upstream) -> tuple[str, ...]:
     """How a request goes to a node, and when to the next one.
 
     A second node gets it after an error or a timeout, not after an answer; a request that is not idempotent
-    only while nothing of it was sent, which is nginx's rule as long as ``non_idempotent`` is not written here.
+    only while nothing of it was sent, which is nginx's rule as long as nobody writes ``non_idempotent`` here.
     What has waited for an answer in vain is not passed on: by then the time for that is over.
     """
     connect, read = upstream.connect_timeout_s, upstream.read_timeout_s
@@ -149,7 +149,7 @@ def _passing(upstream: Upstream) -> tuple[str, ...]:
         f"proxy_connect_timeout {milliseconds(connect)};",
         f"proxy_read_timeout {milliseconds(read)};",
         f"proxy_send_timeout {milliseconds(read)};",
-        # The moment when the headers were read, before the body was: what is left of the time counts from here.
+        # When the headers were read and the body was not: what is left of the time counts from here.
         'set $balancing_start "t=$msec";',
         "proxy_set_header X-Request-Start $balancing_start;",
         f'proxy_set_header X-Request-Timeout "{read:g}";',

@@ -1,8 +1,8 @@
 """Replacing instances one after the other, so that no request notices. Pure: it calls what it is given.
 
-The order is the whole point: out of the balancer, wait for the requests that are under way, end, start, wait until
-the new one is ready, in again. Ending first and letting the balancer find out costs the requests that are just
-being sent; letting a new one in before it is ready costs those that it cannot answer yet.
+The order is the whole point: out of the balancer, wait for the requests that are under way, end, start, wait
+until the new one is ready, in again. Ending first and letting the balancer find out costs the requests that
+are just being sent; letting a new one in before it is ready costs those that it cannot answer yet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POLL_S = 0.05
 
 
 class Target(Protocol):
-    """An instance behind some balancer. Each step returns when it has taken effect, and raises when it cannot."""
+    """An instance behind a balancer. A step returns when it has taken effect, and raises when it cannot."""
 
     @property
     def name(self) -> str:

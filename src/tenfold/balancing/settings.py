@@ -1,4 +1,4 @@
-"""The ``[balancing]`` table: how nginx shares out requests, and what it does when an instance does not answer."""
+"""The ``[balancing]`` table: how requests are shared out, and what happens when an instance is silent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class BalancingSettings(BaseModel):
         (), description="a whole number for each instance, 1 to 1000; empty makes them equal"
     )
     backups: int = Field(
-        0, ge=0, le=63, description="how many of the last instances get requests only when all others are down"
+        0,
+        ge=0,
+        le=63,
+        description="how many of the last instances get requests only when all others are down",
     )
     max_fails: int = Field(
         3, ge=0, le=1000, description="failures after which an instance is left alone for a while; 0 is never"
@@ -44,8 +47,8 @@ class BalancingSettings(BaseModel):
         4.0,
         ge=0.1,
         le=3600,
-        description="how long it keeps one, seconds: less than the instances do (uvicorn 5, granian 30), or a "
-        "request meets a connection that is just being closed",
+        description="how long it keeps one, seconds: less than the instances do (uvicorn 5, granian 30), or "
+        "a request meets a connection that is just being closed",
     )
     tries: int = Field(3, ge=1, le=10, description="instances that are asked for one request, at most")
     connect_timeout_s: float = Field(5.0, ge=0.1, le=75, description="longest wait for a connection, seconds")
@@ -53,7 +56,10 @@ class BalancingSettings(BaseModel):
         30.0, ge=0.1, le=3600, description="longest silence of an instance or a client, seconds"
     )
     drain_timeout_s: float = Field(
-        60.0, ge=0.1, le=3600, description="longest wait for the requests of an instance that is replaced, seconds"
+        60.0,
+        ge=0.1,
+        le=3600,
+        description="longest wait for the requests of an instance that is replaced, seconds",
     )
     client_idle_s: float = Field(
         5.0,
@@ -119,12 +125,12 @@ class BalancingSettings(BaseModel):
     def _parts_fit(self) -> Self:
         if self.backups and self.method in WITHOUT_BACKUP:
             raise ValueError(
-                f'balancing.backups is {self.backups} but balancing.method is "{self.method}", which knows no '
-                'backup servers; set balancing.backups = 0 or balancing.method = "least_conn"'
+                f'balancing.backups is {self.backups} but balancing.method is "{self.method}", which knows '
+                'no backup servers; set balancing.backups = 0 or balancing.method = "least_conn"'
             )
         if self.hash_key != "uri" and self.method != "hash":
             raise ValueError(
-                f'balancing.hash_key is "{self.hash_key}" but balancing.method is "{self.method}", which does '
-                'not look at it; set balancing.method = "hash" or remove balancing.hash_key'
+                f'balancing.hash_key is "{self.hash_key}" but balancing.method is "{self.method}", which '
+                'does not look at it; set balancing.method = "hash" or remove balancing.hash_key'
             )
         return self

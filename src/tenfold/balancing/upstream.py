@@ -17,7 +17,6 @@ METHODS = ("least_conn", "round_robin", "random_two", "ip_hash", "hash", "sticky
 WITHOUT_BACKUP = ("random_two", "ip_hash", "hash")
 """Methods for which nginx refuses backup servers."""
 
-# No name of its own: the last label of a host name holds a letter, so that 1.2.3.4 stays an address.
 _ADDRESS = re.compile(r"(\[[0-9a-f:]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?):([1-9]\d{0,4})", re.ASCII)
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*", re.ASCII)
@@ -32,7 +31,8 @@ def require_address(address: str) -> None:
     """
     if not _ADDRESS.fullmatch(address):
         raise SettingsError(
-            f"nginx: {address!r} cannot be written into nginx.conf: an address should look like 127.0.0.1:8000"
+            f"nginx: {address!r} cannot be written into nginx.conf: "
+            "an address should look like 127.0.0.1:8000"
         )
     if int(address.rpartition(":")[2]) > 65535:
         raise SettingsError(f"nginx: {address!r} has no port below 65536")
@@ -70,7 +70,9 @@ class Node:
         """Refuse what could open a directive of its own."""
         require_address(self.address)
         if type(self.weight) is not int or not 1 <= self.weight <= 1000:
-            raise SettingsError(f"nginx: the weight of {self.address} should be a whole number from 1 to 1000")
+            raise SettingsError(
+                f"nginx: the weight of {self.address} should be a whole number from 1 to 1000"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +82,9 @@ class Upstream:
     Attributes:
         nodes: at least one.
         method: one of :data:`METHODS`.
-        hash_key: what "hash" goes by: ``uri``, ``client``, ``cookie:NAME``, ``header:NAME``, ``argument:NAME``.
-        max_fails: failures within ``fail_timeout_s`` after which a node is left alone for as long; 0 is never.
+        hash_key: what "hash" goes by: ``uri``, ``client``, or the NAME of a ``cookie:``, ``header:`` or
+            ``argument:``.
+        max_fails: failures within ``fail_timeout_s`` after which a node is left alone as long; 0 is never.
         fail_timeout_s: whole seconds.
         keepalive: idle connections to the nodes that each worker keeps.
         keepalive_idle_s: how long it keeps one, seconds; less than the nodes do.
@@ -137,9 +140,7 @@ def require_seconds(seconds: float) -> None:
         raise SettingsError(f"nginx: {seconds!r} should be a number of seconds above 0")
 
 
-def upstream(
-    settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()
-) -> Upstream:
+def upstream(settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()) -> Upstream:
     """The upstream that ``settings`` want before ``addresses``, without those that are ``out`` at the moment.
 
     Raises:

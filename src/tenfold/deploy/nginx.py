@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tenfold.balancing.nginx import KEEPALIVE_MIN_TIMEOUT, Fragment, fragment, milliseconds
-from tenfold.balancing.upstream import Upstream, is_host_name, require_address, require_number, require_seconds
+from tenfold.balancing.upstream import (
+    Upstream,
+    is_host_name,
+    require_address,
+    require_number,
+    require_seconds,
+)
 from tenfold.errors import SettingsError
 from tenfold.types import File
 
@@ -51,7 +57,7 @@ class FrontDoor:
         account: user and group of the workers, for a master that runs as root.
         server_names: names that are answered; requests for any other get 421. Empty answers all.
         body_bytes: the largest request body; a larger one is answered with 413.
-        header_bytes: the longest request line and header; there is room for four. Longer ones get 414 and 431.
+        header_bytes: the longest request line, else 414, and the longest header, else 431; four of them fit.
         connections: most connections at once, those to the instances included.
         drain_timeout_s: after a reload, how long old workers may finish their requests.
         client_idle_s: how long a client's idle connection outlives a reload; 0 closes it at once.
@@ -77,7 +83,8 @@ class FrontDoor:
         for name in self.account or ():
             if not _NAME.fullmatch(name):
                 raise SettingsError(
-                    f"nginx: {name!r} cannot be written into nginx.conf: a user or group should be a plain name"
+                    f"nginx: {name!r} cannot be written into nginx.conf: "
+                    "a user or group should be a plain name"
                 )
         for name in self.server_names:
             if not is_host_name(name):

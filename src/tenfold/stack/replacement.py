@@ -1,4 +1,4 @@
-"""An app instance behind nginx as something that can be replaced: the steps of :mod:`tenfold.balancing.rolling`."""
+"""An app instance behind nginx as what can be replaced: the steps of :mod:`tenfold.balancing.rolling`."""
 
 from __future__ import annotations
 

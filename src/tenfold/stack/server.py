@@ -84,7 +84,7 @@ class LocalServer(ABC):
         """What must not be shown."""
         return ()
 
-    def install(self) -> None:
+    def install(self) -> None:  # noqa: B027 - most have nothing to do here
         """Make the files that the server needs once, before its first start."""
 
     @abstractmethod

@@ -267,14 +267,16 @@ class Stack:
 
         Raises:
             StackError: it is no app instance of this stack, or nobody else would take its requests.
-            ReplacementError: the new instance did not come up; it gets no requests. :meth:`restart` tries again.
+            ReplacementError: the new one did not come up and gets no requests; :meth:`restart` tries again.
         """
         own, door = self._own(server), self._door()
         others = [other for other in self._servers if other.kind == "app" and other is not own]
         if own.kind != "app" or door is None:
             raise StackError(f"{own.name} cannot be replaced: only app instances behind nginx can be")
         if not any(other.ready() for other in others if other.address not in door.out):
-            raise StackError(f"{own.name} cannot be replaced: no other instance is there to take its requests")
+            raise StackError(
+                f"{own.name} cannot be replaced: no other instance is there to take its requests"
+            )
         self._log(f"replacing {own.name}")
         instance = InstanceTarget(own, door, drain_timeout_s=self._settings.balancing.drain_timeout_s)
         return rolling.replace(instance, drain_timeout_s=instance.drain_timeout_s)

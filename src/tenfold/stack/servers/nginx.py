@@ -28,10 +28,8 @@ def servers(settings: Settings, place: Place) -> list[LocalServer]:
     if not settings.stack.nginx or not settings.service.app:
         return []
     program = required(find_nginx, NGINX, settings)
-    port = claimed(settings.stack.port)
-    return [
-        Nginx(place, program, settings.balancing, port=port, timeout_s=settings.stack.start_timeout_s),
-    ]
+    port, timeout_s = claimed(settings.stack.port), settings.stack.start_timeout_s
+    return [Nginx(place, program, settings.balancing, port=port, timeout_s=timeout_s)]
 
 
 class Nginx(LocalServer):
@@ -93,7 +91,9 @@ class Nginx(LocalServer):
             client_idle_s=settings.client_idle_s,
         )
         for file in nginx.render(door):
-            draft = self.place.write(self._folder / f"{file.path}.new", file.text)
+            draft = self._folder / f"{file.path}.new"
+            draft.unlink(missing_ok=True)  # of a writer that was interrupted
+            self.place.write(draft, file.text)
             os.replace(draft, self._folder / file.path)  # noqa: PTH105 - in one step, also for who reads it now
 
     def launch(self) -> ProcessGroup:
@@ -134,7 +134,9 @@ class Nginx(LocalServer):
 
     def _reload(self) -> None:
         if self._group is None or not (old := frozenset(self.pids()[1:])):
-            raise StackError(f"{self.name} does not run, so that it cannot be told anything: restart it first")
+            raise StackError(
+                f"{self.name} does not run, so that it cannot be told anything: restart it first"
+            )
         self._workers = old
         self._group.tell(signal.SIGHUP)
         # A configuration that nginx refuses is only in its log: what shows is that no new worker comes.

@@ -6,6 +6,7 @@ The servers do (``fsync``, ``synchronous_commit``, ``full_page_writes``): what i
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import signal
@@ -13,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tenfold.errors import DependencyError
 from tenfold.settings import Settings
-from tenfold.stack.group import ProcessGroup
+from tenfold.stack import processes
+from tenfold.stack.group import KILL_WAIT_S, ProcessGroup
 from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST
 from tenfold.stack.programs import POSTGRESQL, Program, find_postgresql, required
@@ -107,6 +111,8 @@ class _PostgreSQL(LocalServer):
 
     def launch(self) -> ProcessGroup:
         """Start ``postgres``; after a kill it recovers by itself."""
+        if self._pid_file.exists():
+            self._clear_up()
         name = self.slug.replace("-", "_")
         return self.place.launch(
             self.name,
@@ -124,6 +130,23 @@ class _PostgreSQL(LocalServer):
             account=self.place.account,
             number=self.stop_signal,
         )
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.data / "postmaster.pid"
+
+    def _clear_up(self) -> None:
+        """End what a killed leader left: backends, in sessions of their own, and a file that says "ready".
+
+        As long as a backend lives, ``postgres`` refuses to serve the folder: then the file stays.
+        """
+
+        def orphans() -> list[psutil.Process]:
+            return processes.marked(self.data, {os.path.realpath(self.program.path)})
+
+        processes.signal_all(orphans(), self.stop_signal)
+        if processes.gone(orphans, within_s=KILL_WAIT_S, hurry=lambda: False):
+            self._pid_file.unlink()
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """Rows of ``query``, as the superuser.
@@ -146,7 +169,7 @@ class _PostgreSQL(LocalServer):
     def _open(self) -> bool:
         """Whether its pid file says that it takes connections; asking it earlier fills its log with FATAL."""
         try:
-            return (self.data / "postmaster.pid").read_text().split()[-1] in ("ready", "standby")
+            return self._pid_file.read_text().split()[-1] in ("ready", "standby")
         except (OSError, IndexError):
             return False
 
