@@ -86,9 +86,9 @@ def test_passwords_come_from_the_environment_and_stay_out_of_sight(tmp_path: Pat
     ],
 )
 def test_what_is_declared_wrongly_is_said(settings: SessionsSettings, sentence: str, tmp_path: Path) -> None:
-    with standing(tmp_path, Shop(bearer=settings.transport == "bearer")) as stack:
-        with pytest.raises(TargetError) as said:
-            attacks.fixation(stack, settings)
+    shop = Shop(bearer=settings.transport == "bearer")
+    with standing(tmp_path, shop) as stack, pytest.raises(TargetError) as said:
+        attacks.fixation(stack, settings)
     assert sentence in str(said.value)
     assert "wrong" not in str(said.value)
 

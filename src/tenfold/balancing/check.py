@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tenfold.balancing.crowd import Crowd
 from tenfold.balancing.front import Front, front, slowed
+from tenfold.balancing.skew import CHANCE, chi_squared
 from tenfold.measure.accesslog import Row
 from tenfold.measure.instances import address_of, app_servers, kill
 from tenfold.types import Finding, Server, Stack, Verdict
@@ -23,8 +24,6 @@ EVEN = "round robin is even"
 SLOW = "slow instance gets less"
 BACKUP = "backup only when needed"
 
-# A fair spread is called uneven once in so many thousand times.
-_UNLIKELY = 0.001
 _PER_INSTANCE = 60
 _LESS = 0.7  # of what it would get if nobody noticed that it is slow
 _SLOW_S = 3.0
@@ -52,21 +51,19 @@ def even(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Findi
 
 def spread(counts: Mapping[str, int], weights: Mapping[str, int], named: Mapping[str, str]) -> Finding:
     """The finding about who got how many requests; pure."""
-    from scipy.special import chdtrc
-
     total, parts = sum(counts.values()), sum(weights.values())
     if not total:
         return Finding(EVEN, "no instance got a request", Verdict.FAIL, {"requests": 0}, "see nginx's log")
     expected = {address: total * weight / parts for address, weight in weights.items()}
-    distance = sum((counts.get(address, 0) - fair) ** 2 / fair for address, fair in expected.items())
+    fit = chi_squared([counts.get(address, 0) for address in expected], list(expected.values()))
     strangers = total - sum(counts.get(address, 0) for address in weights)
-    p = float(chdtrc(len(weights) - 1, distance)) if len(weights) > 1 else 1.0
-    numbers = {"requests": total, "chi_squared": round(distance, 2), "p": round(p, 6), "elsewhere": strangers}
+    numbers = {"requests": total, "chi_squared": round(fit.statistic, 2), "p": round(fit.p, 6)}
+    numbers["elsewhere"] = strangers
     shares = " : ".join(f"{counts.get(address, 0)}" for address in weights)
-    if p >= _UNLIKELY and not strangers:
-        return Finding(EVEN, f"{shares} of {total} requests, p = {p:.2g}", Verdict.PASS, numbers)
+    if fit.p >= CHANCE and not strangers:
+        return Finding(EVEN, f"{shares} of {total} requests, p = {fit.p:.2g}", Verdict.PASS, numbers)
     most = max(weights, key=lambda address: counts.get(address, 0) / weights[address])
-    claim = f"{shares} of {total} requests, p = {p:.2g}: most for {named.get(most, most)}"
+    claim = f"{shares} of {total} requests, p = {fit.p:.2g}: most for {named.get(most, most)}"
     remedy = "compare balancing.weights with what nginx runs, and look for failed instances in its log"
     return Finding(EVEN, claim, Verdict.FAIL, numbers, remedy)
 
