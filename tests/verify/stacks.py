@@ -90,6 +90,12 @@ def failing(folder: Path, ending: ExitStack) -> tuple[Careless, Settings]:
     return Careless(ending.enter_context(Stack(settings))), settings
 
 
+def one_takes_all(folder: Path, ending: ExitStack) -> tuple[Stack, Settings]:
+    """Sessions in each instance's own memory, which nobody notices as long as one instance gets everything."""
+    settings = declared(folder, "own:naive", instances=2, redis=False, backups=1)
+    return ending.enter_context(Stack(settings)), settings
+
+
 def said(settings: Settings, **balancing: Any) -> Settings:
     """The settings that a check is told in place of those that the stack runs with."""
     table = settings.balancing.model_copy(update={"weights": (), **balancing})

@@ -19,11 +19,11 @@ GOODPUT = "goodput under overload"
 FACTOR = 3.0
 KEPT = 0.9
 _MEASURE = "store a capacity: tenfold measure --save main"
-_PUSH_S = 8.0
+_PUSH_S = 6.0
 _SEARCH_S = 25.0
 _ATTEMPTS = 3
 _MORE = 1.3  # what is kept of a capacity that was measured too small
-_FEW = 20.0  # arrivals per second below which eight seconds say too little
+_FEW = 20.0  # arrivals per second below which so few seconds say too little
 
 
 class Generator(Protocol):
