@@ -70,6 +70,10 @@ def test_a_signed_cookie_is_neither_fixed_nor_guessed(name: str, tmp_path: Path)
     assert run(name, signed_cookie(), DECLARED, tmp_path).verdict is Verdict.PASS
 
 
+def test_what_never_ended_has_not_come_back(tmp_path: Path) -> None:
+    assert run("no session resurrection", signed_cookie(), DECLARED, tmp_path).verdict is Verdict.SKIP
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_nothing_declared_is_skipped_with_the_key_to_set(name: str, tmp_path: Path) -> None:
     finding = run(name, Shop(), SessionsSettings(), tmp_path)

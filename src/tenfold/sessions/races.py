@@ -46,6 +46,9 @@ def together(*calls: Callable[[], object]) -> None:
 @attack(RESURRECTION, "logout")
 def resurrection(stack: Stack, target: Target, *, rounds: int = 12) -> Finding:
     """Whether a request that was under way during a logout brings the session back."""
+    if _survives_a_quiet_logout(target):
+        claim = "a logout ends no session, whether others run or not: see session replay refused"
+        return Finding(RESURRECTION, claim, Verdict.SKIP)
     deadline = time.monotonic() + _LONGEST_S
     ended: list[Visitor] = []
     held = 0
@@ -64,6 +67,14 @@ def resurrection(stack: Stack, target: Target, *, rounds: int = 12) -> Finding:
         return Finding(RESURRECTION, claim, Verdict.FAIL, numbers, remedy)
     how = "with requests and held writes under way" if held else "with reads under way (no sessions.write)"
     return Finding(RESURRECTION, f"{len(ended)} logouts {how}: all dead", Verdict.PASS, numbers)
+
+
+def _survives_a_quiet_logout(target: Target) -> bool:
+    user = target.signed_in()
+    thief = target.holding(target.id_of(user))
+    user.logout()
+    time.sleep(target.settings.revocation_ms / 1000)
+    return thief.signed_in()
 
 
 def _logout_among_requests(target: Target) -> Visitor:
