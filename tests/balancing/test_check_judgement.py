@@ -11,9 +11,10 @@ import pytest
 
 from tenfold.balancing.check import spread
 from tenfold.balancing.faults import judged
+from tenfold.balancing.goodput import holds, pushed
 from tenfold.balancing.goodput import judged as kept
-from tenfold.balancing.goodput import pushed
 from tenfold.measure.accesslog import AccessLog, Row, parsed
+from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
 from tenfold.types import Verdict
 
@@ -103,6 +104,16 @@ def test_a_capacity_that_was_too_small_is_pushed_further() -> None:
     finding = pushed(generator, 50.0, seed=1)
     assert finding.verdict is Verdict.PASS
     assert generator.asked == [150.0, 450.0, 600.0]
+
+
+@pytest.mark.parametrize(("does", "true"), [(200, True), (50, False)])
+def test_a_stored_capacity_is_believed_while_it_holds(does: int, true: bool) -> None:
+    class Generator:
+        def run(self, request: TrialRequest) -> Trial:
+            offered = round(request.rate)
+            return trial(offered, min(offered, does))
+
+    assert holds(Generator(), MeasureSettings(), 100.0) is true
 
 
 LINE = {

