@@ -288,6 +288,35 @@ def test_a_body_that_is_read_ahead_arrives_whole_and_in_order(size: int) -> None
     assert got == messages[:-1]
 
 
+@pytest.mark.timeout(20)
+def test_a_body_that_arrives_as_the_app_asks_for_it_does_not_stop_the_loop() -> None:
+    """The app is woken after what reads ahead is done, and before that is known."""
+    last = {"type": "http.request", "body": b"whole", "more_body": False}
+
+    async def test() -> None:
+        arrived, got = asyncio.Event(), []
+
+        async def receive() -> Any:
+            await arrived.wait()
+            return last
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.sleep(0.1)  # by now it is read ahead
+            asyncio.get_running_loop().call_later(0.05, arrived.set)
+            await arrived.wait()
+            got.append(await receive())
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+
+        async def send(message: Any) -> None:
+            """Nobody listens."""
+
+        scope = {"type": "http", "path": "/", "headers": []}
+        await DeadlineMiddleware(app)(scope, receive, send)
+        assert got == [last]
+
+    run(test)
+
+
 @pytest.mark.parametrize(("believe", "expected"), [(True, 504), (False, 200)])
 def test_callers_are_believed_only_when_told_so(believe: bool, expected: int) -> None:
     async def test() -> None:

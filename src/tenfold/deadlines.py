@@ -230,7 +230,8 @@ class _Run:
     async def _hand_over(self) -> Message:
         """The app's ``receive``."""
         while not self._ahead and self._reading is not None:
-            await asyncio.shield(self._reading)
+            # Unlike awaiting it, this lets the loop go on when it is done and only its callback is not.
+            await asyncio.wait([self._reading])
         if self._ahead:
             left = self._ahead[0]["type"] == "http.disconnect"
             message = self._ahead[0] if left else self._ahead.popleft()
