@@ -1,8 +1,8 @@
 """Where in a database's log a visitor has been: positions, and the token that carries one.
 
-PostgreSQL writes a position as ``16/B374D848``: the upper and lower half of a 64-bit count of bytes. Positions
-of one system and timeline are ordered; those of different timelines are not, because a promotion starts a new
-timeline and may leave out the end of the former one.
+PostgreSQL writes a position as ``16/B374D848``: the two halves of a 64-bit count of bytes. Those of one
+system and timeline are ordered; those of different timelines are not, because a promotion starts a new one
+and may leave out the end of the former.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _TEXT = re.compile(r"[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}")
 _PACKED = struct.Struct(">BQIQI")
 _FORMAT = 1
 _LATEST = 2**32 - 1
+_UNSURE = 1
 
 
 def parse_position(text: str) -> int:
@@ -61,7 +62,8 @@ class Token:
     """The furthest that somebody has seen of one database.
 
     Attributes:
-        system: the cluster's system identifier; 0 where there are no positions and a time stands in.
+        system: the cluster's system identifier, a large number; 0 where there are no positions and a time
+            stands in, 1 where a position is owed.
         timeline: grows with every promotion.
         position: bytes of log; with ``system`` 0 milliseconds since 1970.
         expires_at: seconds since 1970; whoever has seen nothing since is behind no replica any more.
@@ -71,6 +73,11 @@ class Token:
     timeline: int
     position: int
     expires_at: int
+
+    @classmethod
+    def unsure(cls, *, expires_at: int) -> Self:
+        """Something was seen, and its position could not be asked for: only the primary will do."""
+        return cls(_UNSURE, 0, 0, expires_at)
 
     def pack(self) -> bytes:
         """25 bytes, to be signed."""
@@ -93,12 +100,13 @@ def merged(one: Token | None, other: Token | None) -> Token | None:
     """What somebody has seen who has seen both.
 
     The greater position of one timeline. Of two timelines the later: what only the former had is gone with
-    it, the rest is below where the later began. Of two systems the one that was seen last.
+    it, the rest is below where the later began. Of two systems the one that was seen last, and
+    above all an unsure one: it lasts until the primary was asked.
     """
     if one is None or other is None:
         return one or other
     if one.system != other.system:
-        return max(one, other, key=lambda token: (token.expires_at, token.system))
+        return max(one, other, key=lambda token: (token.system == _UNSURE, token.expires_at, token.system))
     furthest = max(one, other, key=lambda token: (token.timeline, token.position))
     return replace(furthest, expires_at=max(one.expires_at, other.expires_at))
 

@@ -1,0 +1,164 @@
+"""One connection of one server for one transaction, and what its backend is known to have seen."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from tenfold.database.freshness import Place, Verdict, judge, shown
+from tenfold.database.psycopg import is_stale, sqlstate
+from tenfold.database.server import Server
+from tenfold.positions import Token, normalised, parse_position
+
+__all__ = ["Lease", "ServerLostError"]
+
+# Where a backend is, and what it has received. A replica that was promoted answers as the primary that it is.
+POSITION = """
+select
+    case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,
+    case when pg_is_in_recovery() then pg_last_wal_receive_lsn() end::text"""
+# The timeline is that of the log that comes in. Control data know it too, later; they are for a role that may
+# not read pg_stat_wal_receiver (pg_monitor), and for when no log comes in.
+_MORE = """
+    (select system_identifier from pg_control_system()),
+    case when pg_is_in_recovery() then coalesce(
+        (select received_tli from pg_stat_wal_receiver),
+        (select greatest(c.timeline_id, r.min_recovery_end_timeline)
+         from pg_control_checkpoint() c, pg_control_recovery() r))
+    else ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end,
+    pg_size_bytes(current_setting('wal_segment_size'))"""
+WHOLE_PLACE = f"{POSITION},{_MORE}"
+
+_NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
+_INFO = "tenfold place"
+_MOST_STALE = 100
+
+
+class ServerLostError(Exception):
+    """A server cannot be reached; never leaves the router."""
+
+
+class Lease:
+    """A checked-out connection. Made by :meth:`take`, given back by :meth:`give_back`."""
+
+    __slots__ = ("asked", "connection", "lost", "place", "server", "shown_to")
+
+    def __init__(self, server: Server, connection: Connection) -> None:
+        self.server = server
+        self.connection = connection
+        self.place: Place | None = connection.info.get(_INFO)
+        self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
+        self.asked = self.lost = False
+        server.load.in_flight += 1
+
+    @classmethod
+    def take(cls, server: Server, *, asynchronous: bool) -> Lease:
+        """A connection that is not known to be dead.
+
+        Raises:
+            ServerLostError: there is none to be had.
+        """
+        engine = server.engine(asynchronous)
+        for _ in range(_MOST_STALE):
+            try:
+                connection = engine.connect()
+            except DBAPIError as error:
+                raise ServerLostError(server.name) from error
+            if not is_stale(connection.connection.driver_connection):
+                return cls(server, connection)
+            connection.invalidate()
+            connection.close()
+        raise ServerLostError(server.name)
+
+    def fresh_for(self, token: Token | None) -> Verdict:
+        """Whether a read by the holder of ``token`` may run here; asks the backend only when it has to.
+
+        Raises:
+            ServerLostError: it did not answer.
+        """
+        verdict = judge(token, self.place)
+        if verdict is Verdict.ASK and token is not None:
+            same = self.place is not None and self.place.timeline == token.timeline
+            self.ask(whole=not same)
+            verdict = judge(token, self.place, asked=True)
+        return verdict
+
+    def ask(self, *, whole: bool = False) -> Place | None:
+        """Where the backend is, by a statement of its own outside of any transaction; None: it cannot say.
+
+        Raises:
+            ServerLostError: it did not answer.
+        """
+        self.asked = True
+        try:
+            row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
+        except Exception as error:
+            if sqlstate(error) in _NO_POSITIONS:
+                self.server.cluster.positions = False
+                return None
+            self.drop(error)
+            raise ServerLostError(self.server.name) from error
+        return self._learned(row)
+
+    def _row(self, statement: str) -> tuple[Any, ...]:
+        """On the driver's connection: SQLAlchemy would begin a transaction, and time has a price here."""
+        dbapi: Any = self.connection.connection.dbapi_connection
+        in_transactions = not dbapi.autocommit
+        if in_transactions:
+            dbapi.autocommit = True
+        cursor = dbapi.cursor()
+        try:
+            cursor.execute(statement)
+            row: tuple[Any, ...] = cursor.fetchone()
+        finally:
+            cursor.close()
+        if in_transactions:
+            dbapi.autocommit = False
+        return row
+
+    def _learned(self, row: tuple[Any, ...]) -> Place:
+        segment = self.server.cluster.segment_bytes
+        if len(row) > 2:
+            segment = self.server.cluster.segment_bytes = int(row[4])
+            system, timeline = int(row[2]), int(row[3])
+        else:
+            assert self.place is not None
+            system, timeline = self.place.system, self.place.timeline
+        position = parse_position(row[0])
+        received = parse_position(row[1]) if row[1] else None
+        self.shown_to = shown(position, received, segment_bytes=segment)
+        self.place = Place(system, timeline, normalised(position, segment_bytes=segment))
+        self.connection.info[_INFO] = self.place
+        return self.place
+
+    def seen(self, *, expires_at: int) -> Token | None:
+        """What whoever used this lease has seen: asked for now, after the fact. None without positions."""
+        heard = self.server.health.place
+        moved = heard is not None and self.place is not None and heard.timeline != self.place.timeline
+        try:
+            place = self.ask(whole=moved)
+        except ServerLostError:
+            return Token.unsure(expires_at=expires_at)
+        if place is None:
+            return None
+        return Token(place.system, place.timeline, self.shown_to, expires_at)
+
+    def served(self, seconds: float) -> None:
+        """A statement took so long."""
+        self.server.load.took(seconds, now=time.monotonic())
+
+    def drop(self, error: BaseException | None = None) -> None:
+        """The connection is no more: nobody shall get it again."""
+        self.lost = True
+        with contextlib.suppress(SQLAlchemyError):
+            self.connection.invalidate(error)
+
+    def give_back(self) -> None:
+        """Back to its pool, once."""
+        self.server.load.in_flight -= 1
+        with contextlib.suppress(SQLAlchemyError):
+            self.connection.close()
