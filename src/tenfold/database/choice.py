@@ -13,15 +13,18 @@ Choice = Literal["least", "random", "round-robin"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 _TYPICAL_S = 0.001
-_MEMORY_S = 5.0
+_MEMORY_S = 1.0
+_LEAST_S = 0.00002
+_CHANCE = 1.5  # costs that differ by less than this differ by chance
 
 
 @dataclass(slots=True)
 class Load:
     """How busy one server is, as seen from this process: reads in flight and how long a statement takes.
 
-    The time is a moving average whose memory fades with time, not with the number of statements: a server
-    that was slow and then got no reads is tried again. Losing one of two updates to a race costs nothing.
+    The time is a moving average. What nobody has asked for a while fades to nothing, so that a server that was
+    slow is tried again: ten seconds after one that took ten thousand times as long as the others. Losing one
+    of two updates to a race costs nothing.
     """
 
     in_flight: int = 0
@@ -30,18 +33,15 @@ class Load:
 
     def took(self, seconds: float, *, now: float) -> None:
         """A statement took so long."""
-        if now <= self._at:
-            return
-        kept = math.exp(-(now - self._at) / _MEMORY_S)
-        # Statements that follow each other closely still count a little each.
-        kept = min(kept, 0.95)
+        # One statement never counts for more than a quarter, nor for less than a twentieth.
+        kept = min(0.95, max(0.75, math.exp(min(0.0, self._at - now) / _MEMORY_S)))
         self.average_s = kept * self.average_s + (1 - kept) * seconds
         self._at = now
 
     def cost(self, now: float) -> float:
         """What one read more would wait for, roughly."""
-        faded = math.exp(-max(0.0, now - self._at) / _MEMORY_S)
-        return (self.in_flight + 1) * (faded * self.average_s + (1 - faded) * _TYPICAL_S)
+        faded = math.exp(min(0.0, self._at - now) / _MEMORY_S)
+        return (self.in_flight + 1) * max(_LEAST_S, faded * self.average_s)
 
 
 def order(
@@ -54,8 +54,9 @@ def order(
 ) -> list[int]:
     """The indices of ``loads``, the one to ask first at the front, the rest for when that one cannot.
 
-    ``least`` is the power of two choices (Mitzenmacher, 2001): of two at random the cheaper one. Asking *all*
-    for the cheapest would send every process of a fleet to the same server at the same moment.
+    ``least`` is the power of two choices (Mitzenmacher, 2001): of two at random the cheaper one, if it is
+    cheaper by more than chance. Asking *all* for the cheapest would send every process of a fleet to the same
+    server at the same moment.
 
     Args:
         turn: grows with every call; what ``round-robin`` goes by.
@@ -69,6 +70,6 @@ def order(
     if choice != "least":
         return [first, *rest]
     other = rest[below(count - 1)]
-    if loads[other].cost(now) < loads[first].cost(now):
+    if loads[other].cost(now) * _CHANCE < loads[first].cost(now):
         first, other = other, first
     return [first, other, *(index for index in rest if index not in (first, other))]

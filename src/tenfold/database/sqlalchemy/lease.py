@@ -34,7 +34,7 @@ _MORE = """
 WHOLE_PLACE = f"{POSITION},{_MORE}"
 
 _NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
-_INFO = "tenfold place"
+_INFO, _USED = "tenfold place", "tenfold used"
 _MOST_STALE = 100
 
 
@@ -45,14 +45,16 @@ class ServerLostError(Exception):
 class Lease:
     """A checked-out connection. Made by :meth:`take`, given back by :meth:`give_back`."""
 
-    __slots__ = ("asked", "connection", "lost", "place", "server", "shown_to")
+    __slots__ = ("_first", "connection", "lost", "place", "server", "shown_to")
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
         self.connection = connection
-        self.place: Place | None = connection.info.get(_INFO)
+        info = connection.info
+        self.place: Place | None = info.get(_INFO)
+        self._first, info[_USED] = _USED not in info, True
         self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
-        self.asked = self.lost = False
+        self.lost = False
         server.load.in_flight += 1
 
     @classmethod
@@ -93,7 +95,6 @@ class Lease:
         Raises:
             ServerLostError: it did not answer.
         """
-        self.asked = True
         try:
             row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
         except Exception as error:
@@ -148,7 +149,10 @@ class Lease:
         return Token(place.system, place.timeline, self.shown_to, expires_at)
 
     def served(self, seconds: float) -> None:
-        """A statement took so long."""
+        """A statement took so long. What a new connection has to load says nothing of its server."""
+        if self._first:
+            self._first = False
+            return
         self.server.load.took(seconds, now=time.monotonic())
 
     def drop(self, error: BaseException | None = None) -> None:
