@@ -69,6 +69,24 @@ class Servers:
         self.signal(server, signal.SIGKILL)
         eventually(lambda: not server.pids())
 
+    def restart(self, server: Any) -> None:
+        """On the same data, after a kill."""
+        (server.data / "postmaster.pid").unlink()  # its number may have been given to somebody else by now
+        server._group = server._serve()
+        eventually(lambda: server._says("select true"))
+
+    @contextmanager
+    def killed(self, *servers: Any) -> Iterator[None]:
+        """With kill -9; restarted at the end."""
+        for server in servers:
+            self.kill(server)
+        try:
+            yield
+        finally:
+            for server in servers:
+                self.restart(server)
+            self.caught_up()
+
     @contextmanager
     def paused(self, server: Any) -> Iterator[None]:
         self.signal(server, signal.SIGSTOP)
@@ -88,7 +106,9 @@ class Servers:
             self.caught_up()
 
     def _delay(self, server: Any, delay_ms: int) -> None:
-        self.tell(server, f"alter system set recovery_min_apply_delay = {delay_ms}", "select pg_reload_conf()")
+        self.tell(
+            server, f"alter system set recovery_min_apply_delay = {delay_ms}", "select pg_reload_conf()"
+        )
         wanted = {"0": "0"}.get(str(delay_ms), f"{delay_ms}ms" if delay_ms % 1000 else f"{delay_ms // 1000}s")
         eventually(lambda: server.ask("show recovery_min_apply_delay")[0][0] == wanted)
 
@@ -97,7 +117,9 @@ class Servers:
         for replica in self.replicas:
             if replica.pids():
                 eventually(
-                    lambda replica=replica: replica.ask(f"select pg_last_wal_replay_lsn() >= '{position}'")[0][0]
+                    lambda replica=replica: replica.ask(f"select pg_last_wal_replay_lsn() >= '{position}'")[
+                        0
+                    ][0]
                 )
 
 
@@ -108,6 +130,10 @@ def started() -> Iterator[Servers]:
         with psycopg.connect(servers.primary.url, autocommit=True) as connection:
             connection.execute("create table counters (id int primary key, value int not null)")
             connection.execute("insert into counters select n, 0 from generate_series(0, 99) n")
+        for replica in servers.replicas:  # to a primary that was restarted, in less than the usual 5 s
+            servers.tell(
+                replica, "alter system set wal_retrieve_retry_interval = '100ms'", "select pg_reload_conf()"
+            )
         servers.caught_up()
         yield servers
 

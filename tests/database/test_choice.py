@@ -65,6 +65,8 @@ def test_one_statement_out_of_the_ordinary_moves_nothing_much() -> None:
     load.took(0.001, now=1.0)
     load.took(0.010, now=1.001)
     assert load.average_s < 0.002
+    load.took(0.002, now=20.0)
+    assert load.average_s == pytest.approx(0.002)
 
 
 @given(st.lists(st.floats(0.0001, 10), min_size=1, max_size=50))

@@ -22,9 +22,9 @@ _CHANCE = 1.5  # costs that differ by less than this differ by chance
 class Load:
     """How busy one server is, as seen from this process: reads in flight and how long a statement takes.
 
-    The time is a moving average. What nobody has asked for a while fades to nothing, so that a server that was
-    slow is tried again: ten seconds after one that took ten thousand times as long as the others. Losing one
-    of two updates to a race costs nothing.
+    The time is a moving average. What nobody has asked for a while fades to nothing, so that a server that
+    was slow is tried again: ten seconds after one that took ten thousand times as long as the others. Of two
+    updates at the same moment one may be lost; it is an average.
     """
 
     in_flight: int = 0
@@ -33,8 +33,8 @@ class Load:
 
     def took(self, seconds: float, *, now: float) -> None:
         """A statement took so long."""
-        # One statement never counts for more than a quarter, nor for less than a twentieth.
-        kept = min(0.95, max(0.75, math.exp(min(0.0, self._at - now) / _MEMORY_S)))
+        # Of many in a row each counts for a twentieth; the first after a pause replaces what was remembered.
+        kept = min(0.95, math.exp(min(0.0, self._at - now) / _MEMORY_S))
         self.average_s = kept * self.average_s + (1 - kept) * seconds
         self._at = now
 

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["Memory"]
 
 _log = logging.getLogger("tenfold.database")
+_PINS = (
+    "this database has no log positions: after a write, reads go to the primary for {:g} s, and a replica that "
+    "is later than that shows old data"
+)
+_NO_KEYS = (
+    "a token of another instance came in, and this router has no keys to read it: give every instance the same "
+    "keys, or its visitors are sent to the primary"
+)
 
 
 class Memory:
@@ -55,10 +63,7 @@ class Memory:
         """A context for a block, that has seen what ``text`` says."""
         held = self._signer.decode(text) if text else None
         if text and held is None and not self._signer.shared:
-            self._tell(
-                "a token of another instance came in, and this router has no keys to read it: give every "
-                "instance the same keys, or its visitors are sent to the primary"
-            )
+            self._tell(_NO_KEYS)
             held = self._unsure()
         seen = Seen(held, reads=self._limits.monotonic)
         mark = self._current.set(seen)
@@ -89,11 +94,9 @@ class Memory:
             return
         token = self._seen_by(lease) if self._cluster.positions else None
         if token is None and committed:
-            self._tell(
-                "this database has no log positions: after a write, reads go to the primary for "
-                f"{self._limits.pin_s:g} s, and a replica that is later than that shows old data"
-            )
-            token = Token(0, 0, int(time.time() * 1000), self._expiry())
+            if self._cluster.replicated:
+                self._tell(_PINS.format(self._limits.pin_s))
+            token = self._pin()
         if token:
             self._here().renew(token, wrote=committed)
 
@@ -110,7 +113,11 @@ class Memory:
         return self._unsure() if lease.lost else lease.seen(expires_at=self._expiry())
 
     def _unsure(self) -> Token:
-        return Token.unsure(expires_at=self._expiry())
+        return Token.unsure(expires_at=self._expiry()) if self._cluster.positions else self._pin()
+
+    def _pin(self) -> Token:
+        """A time in the place of a position."""
+        return Token(0, 0, int(time.time() * 1000), self._expiry())
 
     def _expiry(self) -> int:
         return int(time.time() + self._limits.token_s)

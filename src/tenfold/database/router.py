@@ -84,7 +84,9 @@ class DatabaseRouter:
         self._token_s = freshness.token_s
         self._options = {"engine": {}, "session": {}, **(options or {})}
         primary = database_url(primary_url)
-        self._cluster = Cluster(positions=primary.get_backend_name() == "postgresql")
+        self._cluster = Cluster(
+            positions=primary.get_backend_name() == "postgresql", replicated=bool(replica_urls)
+        )
         self._memory = Memory(keys=keys, cluster=self._cluster, limits=freshness)
         replicas = [database_url(url) for url in replica_urls]
         self._make_servers(primary, replicas, primary_reads)
@@ -169,7 +171,7 @@ class DatabaseRouter:
     # Servers
 
     def servers(self) -> dict[str, dict[str, Any]]:
-        """Each replica's state by its name, for a health page: serving, bytes and seconds behind, in flight."""
+        """Each replica's state by its name, for a health page: whether it serves, its lag, its reads."""
         return {
             server.name: {
                 "serving": server.health.serving,

@@ -47,8 +47,8 @@ class Sampled:
 class Sampler:
     """A daemon thread with an event loop of its own: one connection to each server, one question at a time.
 
-    Works the same beside threads and beside asyncio, and a service's blocked loop does not stop it. Belongs to
-    the process that started it: after a fork :meth:`start` begins anew.
+    Works the same beside threads and beside asyncio, and a service's blocked loop does not stop it. Belongs
+    to the process that started it: after a fork :meth:`start` begins anew.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Sampler:
                 raise
             except Exception as error:
                 await self._missed(target, error)
-            target.asking = False
+            target.asking, target.silent_ticks = False, 0
             await asyncio.sleep(self._limits.sample_s)
 
     def _heard(self, target: Sampled, row: Any) -> None:

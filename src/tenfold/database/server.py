@@ -51,10 +51,13 @@ class Cluster:
 
     Attributes:
         positions: whether log positions can be had; a time stands in for them otherwise.
+        replicated: whether there are replicas.
+        sampled: whether all servers are asked where they are, again and again.
         segment_bytes: the size of a WAL segment, chosen by ``initdb``.
     """
 
     positions: bool = True
+    replicated: bool = False
     sampled: bool = False
     segment_bytes: int = 16 * 1024 * 1024
     track: PrimaryTrack = field(default_factory=PrimaryTrack)
@@ -112,6 +115,16 @@ class Server:
     def _opened(self, connection: Any) -> None:
         with self._lock:
             self._connections.add(connection)
+
+    def entered(self) -> None:
+        """One use more at this moment."""
+        with self._lock:
+            self.load.in_flight += 1
+
+    def left(self) -> None:
+        """One use less."""
+        with self._lock:
+            self.load.in_flight -= 1
 
     def connections(self) -> list[Any]:
         """The driver's connections that are open."""

@@ -79,7 +79,8 @@ def maker(
             chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
         target = _prepared(url, use, primary=primary)
         engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
-        event.listen(engine, "connect", lambda _, record: opened(record.driver_connection))
+        if engine.dialect.driver == "psycopg":  # the only one whose connections can be cut
+            event.listen(engine, "connect", lambda _, record: opened(record.driver_connection))
         event.listen(engine, "handle_error", _translated)
         if use == "write":
             _mark_commits(engine)

@@ -69,10 +69,8 @@ class Finder:
             NoReplicaError: none answers.
         """
         for server in self._in_order(avoid, None, late=True):
-            try:
-                return Lease.take(server, asynchronous=asynchronous)
-            except ServerLostError:
-                server.health.failed()
+            if lease := _taken(server, asynchronous):
+                return lease
         raise NoReplicaError("no replica answers, and reports are kept off the primary: try again later")
 
     def _only_primary(self, token: Token | None) -> bool:
@@ -85,20 +83,21 @@ class Finder:
     ) -> Lease | None:
         token = token if self._cluster.positions else None
         nearest: Lease | None = None
-        for server in self._in_order(avoid, token):
-            try:
-                lease = Lease.take(server, asynchronous=asynchronous)
-            except ServerLostError:
-                server.health.failed()
-                continue
-            except PoolTimeoutError:
-                continue  # no connection is free: another replica may have one
-            verdict = _verdict(lease, token)
-            if verdict is Verdict.FRESH:
-                _give_back(nearest)
-                return lease
-            nearest = _nearer(nearest, lease) if verdict is Verdict.BEHIND else _kept(nearest, lease)
-        return self._awaited(nearest, token, asynchronous) if nearest else None
+        try:
+            for server in self._in_order(avoid, token):
+                lease = _taken(server, asynchronous)
+                verdict = _verdict(lease, token) if lease else Verdict.FOREIGN
+                if verdict is Verdict.FRESH:
+                    _give_back(nearest)
+                    return lease
+                if lease and verdict is Verdict.BEHIND:
+                    nearest = _nearer(nearest, lease)
+                else:
+                    _give_back(lease)
+            return nearest if nearest and self._catches_up(nearest, token, asynchronous) else None
+        except BaseException:
+            _give_back(nearest)
+            raise
 
     def _in_order(self, avoid: Collection[Server], token: Token | None, late: bool = False) -> list[Server]:
         """Those that serve, in the order of choice; first those that were heard to be far enough."""
@@ -125,8 +124,8 @@ class Finder:
         # Where nobody samples, a read is what finds out whether it is back.
         return not self._cluster.sampled and health.in_time and health.breaker.wait_s == 0
 
-    def _awaited(self, lease: Lease, token: Token | None, asynchronous: bool) -> Lease | None:
-        """``lease`` when it catches up soon."""
+    def _catches_up(self, lease: Lease, token: Token | None, asynchronous: bool) -> bool:
+        """Whether it does soon; given back when it does not."""
         verdict = Verdict.BEHIND
         if lease.server.health.lag.seconds <= self._limits.wait_s + self._sample_s:
             for pause in pauses(self._limits.wait_s):
@@ -136,10 +135,9 @@ class Finder:
                     time.sleep(pause)
                 if (verdict := _verdict(lease, token)) is not Verdict.BEHIND:
                     break
-        if verdict is Verdict.FRESH:
-            return lease
-        _give_back(lease)
-        return None
+        if verdict is not Verdict.FRESH:
+            _give_back(lease)
+        return verdict is Verdict.FRESH
 
     def _of_primary(self, asynchronous: bool) -> Lease:
         try:
@@ -153,6 +151,16 @@ class Finder:
             ) from error
 
 
+def _taken(server: Server, asynchronous: bool) -> Lease | None:
+    try:
+        return Lease.take(server, asynchronous=asynchronous)
+    except ServerLostError:
+        server.health.failed()
+    except PoolTimeoutError:
+        pass  # no connection is free: another replica may have one
+    return None
+
+
 def _verdict(lease: Lease, token: Token | None) -> Verdict:
     """What to do with it; FOREIGN, so that it is let go of, when its server is lost."""
     try:
@@ -160,16 +168,14 @@ def _verdict(lease: Lease, token: Token | None) -> Verdict:
     except ServerLostError:
         lease.server.health.failed()
         return Verdict.FOREIGN
+    except BaseException:  # cancelled
+        lease.give_back()
+        raise
 
 
 def _give_back(lease: Lease | None) -> None:
     if lease:
         lease.give_back()
-
-
-def _kept(nearest: Lease | None, other: Lease) -> Lease | None:
-    other.give_back()
-    return nearest
 
 
 def _nearer(nearest: Lease | None, other: Lease) -> Lease:

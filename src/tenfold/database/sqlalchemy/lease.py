@@ -45,7 +45,7 @@ class ServerLostError(Exception):
 class Lease:
     """A checked-out connection. Made by :meth:`take`, given back by :meth:`give_back`."""
 
-    __slots__ = ("_first", "connection", "lost", "place", "server", "shown_to")
+    __slots__ = ("_first", "_given", "connection", "lost", "place", "server", "shown_to")
 
     def __init__(self, server: Server, connection: Connection) -> None:
         self.server = server
@@ -54,8 +54,8 @@ class Lease:
         self.place: Place | None = info.get(_INFO)
         self._first, info[_USED] = _USED not in info, True
         self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
-        self.lost = False
-        server.load.in_flight += 1
+        self.lost = self._given = False
+        server.entered()
 
     @classmethod
     def take(cls, server: Server, *, asynchronous: bool) -> Lease:
@@ -97,11 +97,13 @@ class Lease:
         """
         try:
             row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
-        except Exception as error:
+        except BaseException as error:
             if sqlstate(error) in _NO_POSITIONS:
                 self.server.cluster.positions = False
                 return None
-            self.drop(error)
+            self.drop(error)  # also when it was cancelled: the answer may be under way
+            if not isinstance(error, Exception):
+                raise
             raise ServerLostError(self.server.name) from error
         return self._learned(row)
 
@@ -117,8 +119,8 @@ class Lease:
             row: tuple[Any, ...] = cursor.fetchone()
         finally:
             cursor.close()
-        if in_transactions:
-            dbapi.autocommit = False
+            if in_transactions and not dbapi.closed:
+                dbapi.autocommit = False
         return row
 
     def _learned(self, row: tuple[Any, ...]) -> Place:
@@ -162,7 +164,10 @@ class Lease:
             self.connection.invalidate(error)
 
     def give_back(self) -> None:
-        """Back to its pool, once."""
-        self.server.load.in_flight -= 1
+        """Back to its pool; nothing happens the second time."""
+        if self._given:
+            return
+        self._given = True
+        self.server.left()
         with contextlib.suppress(SQLAlchemyError):
             self.connection.close()
