@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +76,35 @@ def test_no_read_fails_when_replicas_are_killed(servers: Servers, route: Route) 
         for replica in servers.replicas:  # they come back by themselves
             eventually(lambda replica=replica: replica.port in readers.more(20))
     assert readers.errors == []
+
+
+def test_no_read_in_asyncio_fails_either(servers: Servers, route: Route) -> None:
+    router = route(servers.urls)
+    one = servers.replicas[0]
+
+    async def read(stop: asyncio.Event) -> int:
+        answered = 0
+        with router.seen():
+            while not stop.is_set():
+                async with router.read() as session:
+                    (await session.execute(LOOK, {"id": 0})).one()
+                answered += 1
+        return answered
+
+    def kill_and_restart() -> None:
+        with servers.killed(one):
+            time.sleep(0.05)
+
+    async def scenario() -> list[int]:
+        stop = asyncio.Event()
+        readers = [asyncio.create_task(read(stop)) for _ in range(3)]
+        await asyncio.to_thread(kill_and_restart)
+        stop.set()
+        answered = await asyncio.gather(*readers)
+        await router.aclose()
+        return answered
+
+    assert min(asyncio.run(scenario())) > 10
 
 
 def test_the_control_a_plain_engine_fails_when_its_replica_is_killed(servers: Servers) -> None:

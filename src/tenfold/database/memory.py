@@ -21,12 +21,12 @@ __all__ = ["Memory"]
 
 _log = logging.getLogger("tenfold.database")
 _PINS = (
-    "this database has no log positions: after a write, reads go to the primary for {:g} s, and a replica that "
-    "is later than that shows old data"
+    "this database has no log positions: after a write, reads go to the primary for {:g} s, and a replica "
+    "that is later than that shows old data"
 )
 _NO_KEYS = (
-    "a token of another instance came in, and this router has no keys to read it: give every instance the same "
-    "keys, or its visitors are sent to the primary"
+    "a token of another instance came in, and this router has no keys to read it: give every instance the "
+    "same keys, or its visitors are sent to the primary"
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractContextManager
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Protocol
 
 from tenfold.database.seen import Seen
@@ -124,11 +123,9 @@ class ConsistencyMiddleware:
 
 
 def _cookie(text: str, name: str) -> list[str]:
-    try:
-        morsel = SimpleCookie(text).get(name)
-    except CookieError:
-        return []
-    return [morsel.value] if morsel else []
+    """Its values. The standard library's parser gives up at the first cookie that it finds ill-formed."""
+    pairs = (pair.partition("=") for pair in text.split(";"))
+    return [value.strip() for key, _, value in pairs if key.strip() == name]
 
 
 def _shared(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 
-__all__ = ["connect_async", "cut", "is_stale", "sqlstate"]
+__all__ = ["ask", "connect_async", "cut", "is_stale", "sqlstate"]
 
 
 def is_stale(connection: Any) -> bool:
@@ -56,10 +56,27 @@ async def connect_async(url: str) -> Any:
         DependencyError: psycopg is not installed.
         psycopg.Error: the server cannot be reached.
     """
+    return await _library().AsyncConnection.connect(
+        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler"
+    )
+
+
+def ask(url: str, statement: str) -> Any:
+    """The first value that ``statement`` answers on a connection of its own, in AUTOCOMMIT; None without one.
+
+    Raises:
+        DependencyError: psycopg is not installed.
+        psycopg.Error: the server cannot be reached, or refuses.
+    """
+    with _library().connect(url, autocommit=True, connect_timeout=5) as connection:
+        cursor = connection.execute(statement)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+
+def _library() -> Any:
     try:
         import psycopg
     except ImportError as error:
         raise DependencyError("psycopg is not installed: pip install 'tenfold[database]'") from error
-    return await psycopg.AsyncConnection.connect(
-        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler"
-    )
+    return psycopg
