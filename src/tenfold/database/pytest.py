@@ -61,8 +61,8 @@ class StaleReadGuard:
         later = read()
         if at_once != later:
             raise AssertionError(
-                f"a stale read: right after the write it was {at_once!r}, and {later!r} once the replicas had "
-                "caught up; read through router.read(), with ConsistencyMiddleware around the app"
+                f"a stale read: right after the write it was {at_once!r}, and {later!r} when the replicas "
+                "had caught up; read through router.read(), with ConsistencyMiddleware around the app"
             )
         return later
 
