@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -227,6 +228,30 @@ def test_where_there_are_no_positions_a_write_pins_to_the_primary_and_says_so(
         with made.read() as session:
             assert session.execute(text("select value from counters")).scalar() == 0
     assert caplog.text.count("no log positions") == 2
+
+
+def test_where_the_functions_may_not_be_called_a_time_stands_in(
+    servers: Servers, route: Route, caplog: pytest.LogCaptureFixture
+) -> None:
+    function = "function pg_control_system() from public"
+    servers.tell(servers.primary, f"revoke execute on {function}")
+    servers.caught_up()
+    try:
+        router = route(servers.urls, freshness=FreshnessLimits(pin_s=60), health=HealthLimits(sample_s=0.05))
+        in_recovery = text("select pg_is_in_recovery()")
+        with router.seen():
+            with router.write() as session:
+                session.execute(BUMP, {"id": 13})
+            with router.read() as session:
+                assert not session.execute(in_recovery).scalar()
+        for _ in range(20):  # the sampler learns of it too, and takes nobody out for it
+            with router.read() as session:
+                assert session.execute(in_recovery).scalar()
+            time.sleep(0.01)
+        assert "no log positions" in caplog.text
+    finally:
+        servers.tell(servers.primary, f"grant execute on {function.replace('from', 'to')}")
+        servers.caught_up()
 
 
 def sqlite_again(tmp_path: Path) -> tuple[str, list[str]]:

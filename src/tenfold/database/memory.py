@@ -47,7 +47,7 @@ class Memory:
         self._signer = TokenSigner(keys)
         self._cluster, self._limits = cluster, limits
         self._current: ContextVar[Seen | None] = ContextVar("tenfold_seen", default=None)
-        self._told = False
+        self._told: set[str] = set()
 
     def token(self) -> Token | None:
         """What this context has seen."""
@@ -90,19 +90,17 @@ class Memory:
         which only the server does (a function may, in a SELECT).
         """
         seen = self._current.get()
-        if not committed and (seen is None or not seen.reads or not self._cluster.positions):
+        # When the connection was lost, it may have been during COMMIT.
+        wrote = committed or lease.lost
+        if not wrote and (seen is None or not seen.reads or not self._cluster.positions):
             return
         token = self._seen_by(lease) if self._cluster.positions else None
-        if token is None and committed:
+        if token is None and wrote:
             if self._cluster.replicated:
                 self._tell(_PINS.format(self._limits.pin_s))
             token = self._pin()
         if token:
-            self._here().renew(token, wrote=committed)
-
-    def after_unknown(self) -> None:
-        """A commit may have happened: until the primary was asked, nothing else will do."""
-        self._here().renew(self._unsure(), wrote=True)
+            self._here().renew(token, wrote=wrote)
 
     def _here(self) -> Seen:
         if (seen := self._current.get()) is None:
@@ -124,6 +122,6 @@ class Memory:
 
     def _tell(self, what: str) -> None:
         """Once: this is about how the service is set up, and does not change with the next request."""
-        if not self._told:
-            self._told = True
+        if what not in self._told:
+            self._told.add(what)
             _log.warning("%s", what)

@@ -17,6 +17,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_MOST_TOKENS = 4
 _log = logging.getLogger("tenfold.database")
 
 
@@ -72,7 +73,7 @@ class ConsistencyMiddleware:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         with self.router.seen(None) as seen:
-            for token in self._brought(scope):
+            for token in self._brought(scope)[:_MOST_TOKENS]:
                 with self.router.seen(token) as held:
                     if held.token:
                         seen.begin(held.token)

@@ -10,7 +10,9 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 
-__all__ = ["ask", "connect_async", "cut", "is_stale", "sqlstate"]
+__all__ = ["ask", "connect_async", "cut", "is_stale", "lacks_positions", "sqlstate"]
+
+_NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
 
 
 def is_stale(connection: Any) -> bool:
@@ -42,6 +44,11 @@ def cut(connection: Any) -> None:
         socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
     ):
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def lacks_positions(error: BaseException) -> bool:
+    """Whether a server said that it has no log positions, or none for us."""
+    return sqlstate(error) in _NO_POSITIONS
 
 
 def sqlstate(error: BaseException | None) -> str:

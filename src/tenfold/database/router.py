@@ -220,9 +220,9 @@ class DatabaseRouter:
     def _make_sampler(self, primary: URL, replicas: Sequence[URL], limits: HealthLimits) -> Sampler | None:
         if not replicas or not self._cluster.positions or limits.sample_s <= 0:
             return None
-        targets = [Sampled(_libpq(primary), True, self._primary.health)]
+        targets = [Sampled(self._primary.name, _libpq(primary), True, self._primary.health)]
         targets += [
-            Sampled(_libpq(url), False, server.health, cuts=(server,))
+            Sampled(server.name, _libpq(url), False, server.health, cuts=(server,))
             for url, server in zip(replicas, self._replicas, strict=True)
         ]
         self._cluster.sampled = True
@@ -246,7 +246,6 @@ class DatabaseRouter:
         return {
             "take": partial(self._take, asynchronous=asynchronous),
             "finish": self._memory.after_write,
-            "unknown": self._memory.after_unknown,
             **self._options["session"],
         }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tenfold.database.freshness import Place
 from tenfold.database.health import HealthLimits, Lag
-from tenfold.database.psycopg import connect_async, cut
+from tenfold.database.psycopg import connect_async, cut, lacks_positions
 from tenfold.database.server import Cluster, Health, Server
 from tenfold.positions import normalised, parse_position
 
@@ -29,12 +29,14 @@ class Sampled:
     """One server to be watched.
 
     Attributes:
+        name: without a password.
         url: libpq's, password included.
         cuts: the pools whose connections are cut when it hangs.
         silent_ticks: how long a question has been waiting for its answer. Counted, not timed: when this
             process was held up itself, nobody else is to blame.
     """
 
+    name: str
     url: str
     primary: bool
     health: Health
@@ -110,7 +112,7 @@ class Sampler:
         if silent_s < self._limits.hang_s / 2:
             return
         if target.health.answers:
-            _log.warning("a database server does not answer: it gets no reads until it does")
+            _log.warning("%s does not answer: it gets no reads until it does", target.name)
         target.health.answers = False
         # Again and again: who connected a moment ago hangs too.
         if silent_s >= self._limits.hang_s and target.silent_ticks % 5 == 0:
@@ -130,7 +132,11 @@ class Sampler:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                await self._missed(target, error)
+                if lacks_positions(error):  # then nothing is known of lag
+                    self._cluster.positions = False
+                    target.health.heard_nothing()
+                else:
+                    await self._missed(target, error)
             target.asking, target.silent_ticks = False, 0
             await asyncio.sleep(self._limits.sample_s)
 
@@ -152,7 +158,7 @@ class Sampler:
             target.health.heard(place, lag, self._limits)
 
     async def _missed(self, target: Sampled, error: Exception) -> None:
-        _log.debug("a database server could not be asked: %s", type(error).__name__)
+        _log.debug("%s could not be asked: %s", target.name, type(error).__name__)
         target.health.answers = False
         connection, target.connection = target.connection, None
         if connection is not None:

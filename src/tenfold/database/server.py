@@ -36,13 +36,21 @@ class Health:
         if (ticket := self.breaker.admit()) is not None:
             self.breaker.settle(ticket, False)
 
+    def worked(self) -> None:
+        """It answered."""
+        if (ticket := self.breaker.admit()) is not None:
+            self.breaker.settle(ticket, True)
+
+    def heard_nothing(self) -> None:
+        """It answered, and cannot say where it is."""
+        self.answers = True
+        self.worked()
+
     def heard(self, place: Place, lag: Lag, limits: HealthLimits) -> None:
         """The sampler got an answer."""
         self.place, self.lag = place, lag
         self.in_time = may_serve(lag, limits, serving=self.in_time)
-        self.answers = True
-        if not self.breaker.closed and (ticket := self.breaker.admit()) is not None:
-            self.breaker.settle(ticket, True)
+        self.heard_nothing()
 
 
 @dataclass(slots=True)

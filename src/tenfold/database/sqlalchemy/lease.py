@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tenfold.database.freshness import Place, Verdict, judge, shown
-from tenfold.database.psycopg import is_stale, sqlstate
+from tenfold.database.psycopg import is_stale, lacks_positions
 from tenfold.database.server import Server
 from tenfold.positions import Token, normalised, parse_position
 
@@ -33,7 +33,6 @@ _MORE = """
     pg_size_bytes(current_setting('wal_segment_size'))"""
 WHOLE_PLACE = f"{POSITION},{_MORE}"
 
-_NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
 _INFO, _USED = "tenfold place", "tenfold used"
 _MOST_STALE = 100
 
@@ -70,7 +69,8 @@ class Lease:
                 connection = engine.connect()
             except DBAPIError as error:
                 raise ServerLostError(server.name) from error
-            if not is_stale(connection.connection.driver_connection):
+            new = _USED not in connection.info
+            if new or not is_stale(connection.connection.driver_connection):
                 return cls(server, connection)
             connection.invalidate()
             connection.close()
@@ -98,7 +98,7 @@ class Lease:
         try:
             row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
         except BaseException as error:
-            if sqlstate(error) in _NO_POSITIONS:
+            if lacks_positions(error):
                 self.server.cluster.positions = False
                 return None
             self.drop(error)  # also when it was cancelled: the answer may be under way
@@ -156,6 +156,8 @@ class Lease:
             self._first = False
             return
         self.server.load.took(seconds, now=time.monotonic())
+        if not self.server.health.breaker.closed:
+            self.server.health.worked()
 
     def drop(self, error: BaseException | None = None) -> None:
         """The connection is no more: nobody shall get it again."""

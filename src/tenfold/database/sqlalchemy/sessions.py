@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session, SessionTransaction
 from tenfold.database.psycopg import sqlstate
 from tenfold.database.server import Server
 from tenfold.database.sqlalchemy.lease import Lease
-from tenfold.errors import CommitUnknownError
 
 __all__ = ["ReadSession", "WriteSession"]
 
@@ -70,26 +69,14 @@ def _ended(session: _LeasedSession, transaction: SessionTransaction) -> None:
 
 
 class WriteSession(_LeasedSession):
-    """A session on the primary."""
+    """A session on the primary. A connection that is lost during COMMIT is a CommitUnknownError."""
 
-    def __init__(self, *, take: Callable[[], Lease], unknown: Callable[[], None], **options: Any) -> None:
+    def __init__(self, *, take: Callable[[], Lease], **options: Any) -> None:
         super().__init__(**options)
-        self._take, self._unknown = take, unknown
+        self._take = take
 
     def _taken(self) -> Lease:
         return self._take()
-
-    def commit(self) -> None:
-        """As SQLAlchemy's.
-
-        Raises:
-            CommitUnknownError: the connection was lost during COMMIT. Nothing was tried again.
-        """
-        try:
-            super().commit()
-        except CommitUnknownError:
-            self._unknown()
-            raise
 
 
 class ReadSession(_LeasedSession):
@@ -106,11 +93,13 @@ class ReadSession(_LeasedSession):
         self._find, self._isolation = find, isolation
         self._avoid: set[Server] = set()
         self._has_read = self._on_primary = False
+        self._since = 0.0
 
     def _taken(self) -> Lease:
         lease = self._find(self._avoid, self._on_primary)
         if self._isolation is not None:
             lease.connection.execution_options(isolation_level=self._isolation)
+        self._since = time.perf_counter()  # what finding it took is not the server's fault
         return lease
 
     def execute(self, *args: Any, **options: Any) -> Any:
@@ -127,7 +116,7 @@ class ReadSession(_LeasedSession):
 
     def _moving(self, run: Callable[..., Result], args: tuple[Any, ...], options: dict[str, Any]) -> Result:
         while True:
-            started = time.perf_counter()
+            self._since = time.perf_counter()
             try:
                 result = run(*args, **options)
             except DBAPIError as error:
@@ -136,7 +125,7 @@ class ReadSession(_LeasedSession):
             else:
                 self._has_read = True
                 if self._lease is not None:
-                    self._lease.served(time.perf_counter() - started)
+                    self._lease.served(time.perf_counter() - self._since)
                 return result
 
     def _moves(self, error: DBAPIError) -> bool:
