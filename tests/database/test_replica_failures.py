@@ -165,6 +165,34 @@ def test_no_read_fails_when_a_replica_hangs(servers: Servers, route: Route) -> N
     assert readers.errors == []
 
 
+def test_a_read_that_a_replica_had_to_cancel_runs_again_elsewhere(servers: Servers, route: Route) -> None:
+    """A standby ends statements that stand in the way of replay: here a lock, after no grace at all."""
+    one, two = servers.replicas
+    servers.tell(servers.primary, "drop table if exists shown", "create table shown as select 1 as n")
+    servers.tell(servers.primary, "grant all on shown to public")
+    servers.caught_up()
+    delay = "alter system set max_standby_streaming_delay = '{}'"
+    servers.tell(one, delay.format("0"), "select pg_reload_conf()")
+    eventually(lambda: one.ask("show max_standby_streaming_delay") == [("0",)])
+    router = route(servers.urls, choice="round-robin")
+    found: list[int] = []
+
+    def read() -> None:
+        with router.read() as session:
+            slow = text("select inet_server_port(), pg_sleep(0.3), n from shown")
+            found.append(session.execute(slow).scalar())
+
+    reader = threading.Thread(target=read)
+    try:
+        reader.start()
+        eventually(lambda: one.ask("select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
+        servers.tell(servers.primary, "alter table shown add column m int")
+        reader.join(20)
+    finally:
+        servers.tell(one, delay.format("30s"), "select pg_reload_conf()")
+    assert found == [two.port]
+
+
 def test_no_acknowledged_write_is_lost_when_the_primary_restarts(servers: Servers, route: Route) -> None:
     router = route(servers.urls)
     before_all = servers.primary.ask("select value from counters where id = 2")[0][0]

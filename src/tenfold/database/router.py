@@ -33,7 +33,7 @@ from tenfold.database.seen import Seen
 from tenfold.database.server import Cluster, Health, Server
 from tenfold.database.sqlalchemy.engines import Use, database_url, maker, server_name
 from tenfold.database.sqlalchemy.finder import Finder
-from tenfold.database.sqlalchemy.lease import WHOLE_PLACE, Lease, ServerLostError
+from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
 from tenfold.database.sqlalchemy.sessions import ReadSession, WriteSession
 from tenfold.errors import SettingsError
 
@@ -226,7 +226,7 @@ class DatabaseRouter:
             for url, server in zip(replicas, self._replicas, strict=True)
         ]
         self._cluster.sampled = True
-        return Sampler(targets, cluster=self._cluster, limits=limits, query=WHOLE_PLACE)
+        return Sampler(targets, cluster=self._cluster, limits=limits)
 
     # What sessions ask for
 

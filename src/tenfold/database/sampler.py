@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.database.freshness import Place
 from tenfold.database.health import HealthLimits, Lag
+from tenfold.database.place import WHOLE_PLACE, answered
 from tenfold.database.psycopg import connect_async, cut, lacks_positions
 from tenfold.database.server import Cluster, Health, Server
-from tenfold.positions import normalised, parse_position
 
 __all__ = ["Sampled", "Sampler"]
 
@@ -53,11 +52,8 @@ class Sampler:
     to the process that started it: after a fork :meth:`start` begins anew.
     """
 
-    def __init__(
-        self, targets: Sequence[Sampled], *, cluster: Cluster, limits: HealthLimits, query: str
-    ) -> None:
-        self._targets, self._cluster = targets, cluster
-        self._limits, self._query = limits, query
+    def __init__(self, targets: Sequence[Sampled], *, cluster: Cluster, limits: HealthLimits) -> None:
+        self._targets, self._cluster, self._limits = targets, cluster, limits
         self._pid = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -127,7 +123,7 @@ class Sampler:
             try:
                 if target.connection is None:
                     target.connection = await connect_async(target.url)
-                cursor = await target.connection.execute(self._query)
+                cursor = await target.connection.execute(WHOLE_PLACE)
                 self._heard(target, await cursor.fetchone())
             except asyncio.CancelledError:
                 raise
@@ -142,19 +138,14 @@ class Sampler:
 
     def _heard(self, target: Sampled, row: Any) -> None:
         now = time.monotonic()
-        position, system, timeline, segment_bytes = (
-            parse_position(row[0]),
-            int(row[2]),
-            int(row[3]),
-            int(row[4]),
-        )
-        place = Place(system, timeline, normalised(position, segment_bytes=segment_bytes))
+        answer = answered(row, known=None, segment_bytes=self._cluster.segment_bytes)
+        place = answer.place
         if target.primary:
-            self._cluster.segment_bytes = segment_bytes
-            self._cluster.track.add(now, timeline, place.position)
+            self._cluster.segment_bytes = answer.segment_bytes
+            self._cluster.track.add(now, place.timeline, place.position)
             target.health.heard(place, Lag(), self._limits)
         else:
-            lag = self._cluster.track.lag(timeline, place.position, now=now)
+            lag = self._cluster.track.lag(place.timeline, place.position, now=now)
             target.health.heard(place, lag, self._limits)
 
     async def _missed(self, target: Sampled, error: Exception) -> None:

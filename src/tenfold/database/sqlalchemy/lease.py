@@ -9,29 +9,13 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tenfold.database.freshness import Place, Verdict, judge, shown
+from tenfold.database.freshness import Place, Verdict, judge
+from tenfold.database.place import POSITION, WHOLE_PLACE, answered
 from tenfold.database.psycopg import is_stale, lacks_positions
 from tenfold.database.server import Server
-from tenfold.positions import Token, normalised, parse_position
+from tenfold.positions import Token
 
 __all__ = ["Lease", "ServerLostError"]
-
-# Where a backend is, and what it has received. A replica that was promoted answers as the primary that it is.
-POSITION = """
-select
-    case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,
-    case when pg_is_in_recovery() then pg_last_wal_receive_lsn() end::text"""
-# The timeline is that of the log that comes in. Control data know it too, later; they are for a role that may
-# not read pg_stat_wal_receiver (pg_monitor), and for when no log comes in.
-_MORE = """
-    (select system_identifier from pg_control_system()),
-    case when pg_is_in_recovery() then coalesce(
-        (select received_tli from pg_stat_wal_receiver),
-        (select greatest(c.timeline_id, r.min_recovery_end_timeline)
-         from pg_control_checkpoint() c, pg_control_recovery() r))
-    else ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end,
-    pg_size_bytes(current_setting('wal_segment_size'))"""
-WHOLE_PLACE = f"{POSITION},{_MORE}"
 
 _INFO, _USED = "tenfold place", "tenfold used"
 _MOST_STALE = 100
@@ -124,19 +108,12 @@ class Lease:
         return row
 
     def _learned(self, row: tuple[Any, ...]) -> Place:
-        segment = self.server.cluster.segment_bytes
-        if len(row) > 2:
-            segment = self.server.cluster.segment_bytes = int(row[4])
-            system, timeline = int(row[2]), int(row[3])
-        else:
-            assert self.place is not None
-            system, timeline = self.place.system, self.place.timeline
-        position = parse_position(row[0])
-        received = parse_position(row[1]) if row[1] else None
-        self.shown_to = shown(position, received, segment_bytes=segment)
-        self.place = Place(system, timeline, normalised(position, segment_bytes=segment))
-        self.connection.info[_INFO] = self.place
-        return self.place
+        cluster = self.server.cluster
+        answer = answered(row, known=self.place, segment_bytes=cluster.segment_bytes)
+        self.place, self.shown_to = answer.place, answer.shown
+        cluster.segment_bytes = answer.segment_bytes
+        self.connection.info[_INFO] = answer.place
+        return answer.place
 
     def seen(self, *, expires_at: int) -> Token | None:
         """What whoever used this lease has seen: asked for now, after the fact. None without positions."""

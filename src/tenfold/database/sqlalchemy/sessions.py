@@ -52,9 +52,14 @@ class _LeasedSession(Session):
             return
         try:
             lease.lost = lease.lost or lease.connection.invalidated
-            self._finish(lease, committed)
+            if self._touched(lease):
+                self._finish(lease, committed)
         finally:
             lease.give_back()
+
+    def _touched(self, lease: Lease) -> bool:
+        """Whether anything can have been seen or written."""
+        return True
 
 
 @event.listens_for(_LeasedSession, "after_commit", propagate=True)
@@ -98,7 +103,11 @@ class ReadSession(_LeasedSession):
     def _taken(self) -> Lease:
         lease = self._find(self._avoid, self._on_primary)
         if self._isolation is not None:
-            lease.connection.execution_options(isolation_level=self._isolation)
+            try:
+                lease.connection.execution_options(isolation_level=self._isolation)
+            except BaseException:
+                lease.give_back()
+                raise
         self._since = time.perf_counter()  # what finding it took is not the server's fault
         return lease
 
@@ -145,6 +154,15 @@ class ReadSession(_LeasedSession):
         if (transaction := self.get_transaction()) is not None:
             transaction.close()
         return True
+
+    def connection(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's. What is read on it directly is not repeated elsewhere."""
+        self._has_read = True
+        return super().connection(*args, **options)
+
+    def _touched(self, lease: Lease) -> bool:
+        # A server that was lost before it answered has shown nothing: the next one need not be ahead of it.
+        return self._has_read or not lease.lost
 
     def _end(self) -> None:
         super()._end()
