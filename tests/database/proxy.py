@@ -1,4 +1,4 @@
-"""Stands between a client and PostgreSQL, and cuts the line when a certain message goes by."""
+"""Stands between a client and PostgreSQL; it stalls, or cuts the line when a certain message goes by."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class Proxy:
         self.target = port
         self.cut_at: bytes | None = None
         self.cuts = 0
+        self.flows = threading.Event()  # cleared, it stalls: connections stay open and nothing goes by
+        self.flows.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -30,6 +32,7 @@ class Proxy:
     def _pass(self, one: socket.socket, other: socket.socket, cut: threading.Event, sends: bool) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(65536):
+                self.flows.wait()
                 if sends and self.cut_at and self.cut_at in data:
                     self.cuts += 1
                     cut.set()
@@ -44,4 +47,5 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        self.flows.set()
         self._listener.close()

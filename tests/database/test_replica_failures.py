@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from tests.database.conftest import Servers, eventually
+from tests.database.proxy import Proxy
 
 from tenfold.database import DatabaseRouter, HealthLimits
 from tenfold.errors import NoReplicaError
@@ -163,6 +165,58 @@ def test_no_read_fails_when_a_replica_hangs(servers: Servers, route: Route) -> N
             assert hung.port not in readers.more()
         eventually(lambda: hung.port in readers.more(20))  # it comes back by itself
     assert readers.errors == []
+
+
+def test_no_read_fails_when_the_line_to_a_replica_stalls(servers: Servers, route: Route) -> None:
+    one, two = servers.replicas
+    proxy = Proxy(one.port)
+    stalled = one.url.replace(str(one.port), str(proxy.port))
+    router = route((servers.primary.url, [stalled, two.url]), health=HealthLimits(sample_s=0.05, hang_s=0.6))
+    try:
+        with Readers(router).reading() as readers:
+            eventually(lambda: one.port in readers.more(20))
+            proxy.flows.clear()
+            eventually(lambda: not router.servers()[f"127.0.0.1:{proxy.port}/app"]["serving"])
+            readers.more(20)
+            assert one.port not in readers.more()
+            proxy.flows.set()
+            eventually(lambda: one.port in readers.more(20))
+        assert readers.errors == []
+    finally:
+        proxy.close()
+
+
+def test_who_gives_up_leaves_no_connection_behind(servers: Servers, route: Route) -> None:
+    """Cancelled at any moment: while connecting, asking, waiting for a replica, reading or committing."""
+    router = route(servers.urls, primary_reads=3, options={"engine": {"pool_size": 3, "max_overflow": 0}})
+    chance = random.Random(7)
+
+    async def visit(row: int) -> None:
+        with router.seen():
+            async with router.write() as session:
+                await session.execute(BUMP, {"id": row})
+            async with router.read() as session:
+                await session.execute(LOOK, {"id": row})
+
+    async def scenario() -> list[tuple[int, int]]:
+        for _ in range(40):
+            tasks = [asyncio.create_task(visit(20 + n)) for n in range(6)]
+            await asyncio.sleep(chance.random() * 0.02)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        every = [router._primary, router._primary_reads, *router._replicas]
+        found = [
+            (server.load.in_flight, engine.pool.checkedout())
+            for server in every
+            for engine in server.engines()
+        ]
+        await asyncio.gather(*(visit(20 + n) for n in range(6)))  # and it goes on
+        await router.aclose()
+        return found
+
+    with servers.held_back(servers.replicas[0], 10):
+        assert set(asyncio.run(scenario())) == {(0, 0)}
 
 
 def test_a_read_that_a_replica_had_to_cancel_runs_again_elsewhere(servers: Servers, route: Route) -> None:
