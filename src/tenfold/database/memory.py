@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from tenfold.database.freshness import FreshnessLimits
+from tenfold.database.member import Cluster
 from tenfold.database.seen import Seen, TokenSigner
-from tenfold.database.server import Cluster
 from tenfold.positions import Token
 
 if TYPE_CHECKING:

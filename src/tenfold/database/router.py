@@ -26,11 +26,11 @@ from sqlalchemy.orm import Session
 from tenfold.database.choice import CHOICES, Choice
 from tenfold.database.freshness import FreshnessLimits
 from tenfold.database.health import HealthLimits
+from tenfold.database.member import Cluster, Health, Member
 from tenfold.database.memory import Memory
 from tenfold.database.sampler import Sampled, Sampler
 from tenfold.database.scope import SessionScope
 from tenfold.database.seen import Seen
-from tenfold.database.server import Cluster, Health, Server
 from tenfold.database.sqlalchemy.engines import Use, database_url, maker, server_name
 from tenfold.database.sqlalchemy.finder import Finder
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
@@ -212,10 +212,10 @@ class DatabaseRouter:
             for use in uses
         )
 
-    def _server(self, url: URL, use: Use, health: Health, *, primary: bool = False, **options: Any) -> Server:
+    def _server(self, url: URL, use: Use, health: Health, *, primary: bool = False, **options: Any) -> Member:
         primary = primary or use == "write"
         make = maker(url, use, primary=primary, options={**self._options["engine"], **options})
-        return Server(server_name(url), primary=primary, cluster=self._cluster, health=health, make=make)
+        return Member(server_name(url), primary=primary, cluster=self._cluster, health=health, make=make)
 
     def _make_sampler(self, primary: URL, replicas: Sequence[URL], limits: HealthLimits) -> Sampler | None:
         if not replicas or not self._cluster.positions or limits.sample_s <= 0:
@@ -257,12 +257,12 @@ class DatabaseRouter:
             assert error.__cause__ is not None
             raise error.__cause__ from None
 
-    def _find(self, avoid: set[Server], primary: bool, *, asynchronous: bool) -> Lease:
+    def _find(self, avoid: set[Member], primary: bool, *, asynchronous: bool) -> Lease:
         self._begin()
         token = self._memory.token()
         return self._finder.find(token, asynchronous=asynchronous, avoid=avoid, primary=primary)
 
-    def _report(self, avoid: set[Server], _: bool, *, asynchronous: bool) -> Lease:
+    def _report(self, avoid: set[Member], _: bool, *, asynchronous: bool) -> Lease:
         self._begin()
         return self._reports.any_replica(asynchronous=asynchronous, avoid=avoid)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tenfold.database.health import HealthLimits, Lag
+from tenfold.database.member import Cluster, Health, Member
 from tenfold.database.place import WHOLE_PLACE, answered
 from tenfold.database.psycopg import connect_async, cut, lacks_positions
-from tenfold.database.server import Cluster, Health, Server
 
 __all__ = ["Sampled", "Sampler"]
 
@@ -39,7 +39,7 @@ class Sampled:
     url: str
     primary: bool
     health: Health
-    cuts: Sequence[Server] = ()
+    cuts: Sequence[Member] = ()
     connection: Any = None
     silent_ticks: int = 0
     asking: bool = False

@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 from tenfold.database import choice
 from tenfold.database.choice import Choice
 from tenfold.database.freshness import FreshnessLimits, Verdict, judge, pauses, pinned
-from tenfold.database.server import Cluster, Server
+from tenfold.database.member import Cluster, Member
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
 from tenfold.errors import NoReplicaError
 from tenfold.positions import Token
@@ -32,8 +32,8 @@ class Finder:
 
     def __init__(
         self,
-        replicas: Sequence[Server],
-        primary: Server,
+        replicas: Sequence[Member],
+        primary: Member,
         *,
         cluster: Cluster,
         limits: FreshnessLimits,
@@ -46,7 +46,7 @@ class Finder:
         self._turns = itertools.count()
 
     def find(
-        self, token: Token | None, *, asynchronous: bool, avoid: Collection[Server], primary: bool = False
+        self, token: Token | None, *, asynchronous: bool, avoid: Collection[Member], primary: bool = False
     ) -> Lease:
         """A connection on which the holder of ``token`` reads nothing older than what they have seen.
 
@@ -62,7 +62,7 @@ class Finder:
             lease = self._of_replicas(token, asynchronous=asynchronous, avoid=avoid)
         return lease or self._of_primary(asynchronous)
 
-    def any_replica(self, *, asynchronous: bool, avoid: Collection[Server]) -> Lease:
+    def any_replica(self, *, asynchronous: bool, avoid: Collection[Member]) -> Lease:
         """A connection to some replica, however late: for reports.
 
         Raises:
@@ -79,7 +79,7 @@ class Finder:
         return pinned(token, now=time.time(), pin_s=self._limits.pin_s)
 
     def _of_replicas(
-        self, token: Token | None, *, asynchronous: bool, avoid: Collection[Server]
+        self, token: Token | None, *, asynchronous: bool, avoid: Collection[Member]
     ) -> Lease | None:
         token = token if self._cluster.positions else None
         nearest: Lease | None = None
@@ -99,7 +99,7 @@ class Finder:
             _give_back(nearest)
             raise
 
-    def _in_order(self, avoid: Collection[Server], token: Token | None, late: bool = False) -> list[Server]:
+    def _in_order(self, avoid: Collection[Member], token: Token | None, late: bool = False) -> list[Member]:
         """Those that serve, in the order of choice; first those that were heard to be far enough."""
         found = [server for server in self._replicas if server not in avoid and self._serves(server, late)]
         now = time.monotonic()
@@ -117,7 +117,7 @@ class Finder:
             )
         return ordered
 
-    def _serves(self, server: Server, late: bool) -> bool:
+    def _serves(self, server: Member, late: bool) -> bool:
         health = server.health
         if health.serving or (late and health.answers and health.breaker.closed):
             return True
@@ -151,7 +151,7 @@ class Finder:
             ) from error
 
 
-def _taken(server: Server, asynchronous: bool) -> Lease | None:
+def _taken(server: Member, asynchronous: bool) -> Lease | None:
     try:
         return Lease.take(server, asynchronous=asynchronous)
     except ServerLostError:

@@ -10,9 +10,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tenfold.database.freshness import Place, Verdict, judge
+from tenfold.database.member import Member
 from tenfold.database.place import POSITION, WHOLE_PLACE, answered
 from tenfold.database.psycopg import is_stale, lacks_positions
-from tenfold.database.server import Server
 from tenfold.positions import Token
 
 __all__ = ["Lease", "ServerLostError"]
@@ -30,7 +30,7 @@ class Lease:
 
     __slots__ = ("_first", "_given", "connection", "lost", "place", "server", "shown_to")
 
-    def __init__(self, server: Server, connection: Connection) -> None:
+    def __init__(self, server: Member, connection: Connection) -> None:
         self.server = server
         self.connection = connection
         info = connection.info
@@ -41,7 +41,7 @@ class Lease:
         server.entered()
 
     @classmethod
-    def take(cls, server: Server, *, asynchronous: bool) -> Lease:
+    def take(cls, server: Member, *, asynchronous: bool) -> Lease:
         """A connection that is not known to be dead.
 
         Raises:

@@ -10,8 +10,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from tenfold.database.member import Member
 from tenfold.database.psycopg import sqlstate
-from tenfold.database.server import Server
 from tenfold.database.sqlalchemy.lease import Lease
 
 __all__ = ["ReadSession", "WriteSession"]
@@ -92,11 +92,11 @@ class ReadSession(_LeasedSession):
     """
 
     def __init__(
-        self, *, find: Callable[[set[Server], bool], Lease], isolation: str | None, **options: Any
+        self, *, find: Callable[[set[Member], bool], Lease], isolation: str | None, **options: Any
     ) -> None:
         super().__init__(**options)
         self._find, self._isolation = find, isolation
-        self._avoid: set[Server] = set()
+        self._avoid: set[Member] = set()
         self._has_read = self._on_primary = False
         self._since = 0.0
 

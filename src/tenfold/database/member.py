@@ -13,7 +13,7 @@ from tenfold.database.choice import Load
 from tenfold.database.freshness import Place
 from tenfold.database.health import HealthLimits, Lag, PrimaryTrack, may_serve
 
-__all__ = ["Cluster", "Health", "Server"]
+__all__ = ["Cluster", "Health", "Member"]
 
 
 class Health:
@@ -71,7 +71,7 @@ class Cluster:
     track: PrimaryTrack = field(default_factory=PrimaryTrack)
 
 
-class Server:
+class Member:
     """One server in one use: the primary for writes, a replica for reads, the same one for reports.
 
     Args:
