@@ -4,8 +4,8 @@
     with breaker.asking(OSError, TimeoutError):  # BreakerOpenError at once, while it is down
         answer = await client.get(url)
 
-*Closed*: every call goes through. *Open*: none does, for ``cool_down_s``. Then *half-open*: one call goes through
-as a probe, and its outcome closes or opens it again (M. Nygard, Release It!, 2007, chapter 5).
+*Closed*: every call goes through. *Open*: none does, for ``cool_down_s``. Then *half-open*: one call goes
+through as a probe, and its outcome closes or opens it again (M. Nygard, Release It!, 2007, chapter 5).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Breaker:
         ratio: the share of failures that opens it, 0 to 1; above 1, never.
         window_s: seconds over which the share is taken.
         least_calls: how many calls a share is of, at least.
-        cool_down_s: seconds until the next probe; lengthened by chance, by up to the share ``jitter``, so that
+        cool_down_s: seconds until the next probe; lengthened by chance, by up to ``jitter`` of it, so that
             many processes do not probe at once.
         clock: seconds, monotonic.
         chance: a number from 0 to 1.
@@ -72,9 +72,10 @@ class Breaker:
 
     def admit(self) -> int | None:
         """A ticket to ask with, to be given to :meth:`settle`; None when nobody should ask now."""
+        era = self._era  # before it is closed is looked at: should it open in between, the ticket is void
+        if self._closed:
+            return era
         with self._lock:
-            if self._closed:
-                return self._era
             if (now := self._clock()) < self._until:
                 return None
             # A probe whose outcome is never told must not keep it open for good: the next one is due then.

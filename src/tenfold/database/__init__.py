@@ -1,4 +1,4 @@
-"""Replicas and pools: reads that never show stale writes, connections that are counted and bounded."""
+"""Databases: replicas, pools, and statements that end when nobody waits for them."""
 
 from __future__ import annotations
 
