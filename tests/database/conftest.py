@@ -23,15 +23,16 @@ from tenfold.stack import Stack, programs
 KEY = "0123456789abcdef-0123456789abcdef"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def folder() -> Iterator[None]:
-    """Stacks in a temporary folder of the tests' own, so that nobody else's is in sight."""
+@contextmanager
+def own_folder() -> Iterator[None]:
+    """Stacks that start here live in a temporary folder of their own, so that nobody else's is in sight."""
     made = Path(tempfile.mkdtemp(prefix="tenfold-t-", dir="/tmp"))
     made.chmod(0o755)  # the tests may run as root, PostgreSQL does not
     before, tempfile.tempdir = tempfile.tempdir, str(made)
-    yield
-    tempfile.tempdir = before
-    shutil.rmtree(made)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def eventually(look: Callable[[], object], *, within_s: float = 20.0) -> Any:
@@ -46,6 +47,7 @@ class Servers:
     """The database servers of a stack, by role, and what can be done to them."""
 
     def __init__(self, stack: Stack) -> None:
+        self.stack = stack
         self.primary, *self.replicas = (
             next(server for server in stack.servers if server.name == name)
             for name in ("primary", "replica 1", "replica 2")
@@ -69,12 +71,6 @@ class Servers:
         self.signal(server, signal.SIGKILL)
         eventually(lambda: not server.pids())
 
-    def restart(self, server: Any) -> None:
-        """On the same data, after a kill."""
-        (server.data / "postmaster.pid").unlink()  # its number may have been given to somebody else by now
-        server._group = server._serve()
-        eventually(lambda: server._says("select true"))
-
     @contextmanager
     def killed(self, *servers: Any) -> Iterator[None]:
         """With kill -9; restarted at the end."""
@@ -84,7 +80,7 @@ class Servers:
             yield
         finally:
             for server in servers:
-                self.restart(server)
+                self.stack.restart(server)
             self.caught_up()
 
     @contextmanager
@@ -125,7 +121,11 @@ class Servers:
 
 @contextmanager
 def started() -> Iterator[Servers]:
-    with Stack(Settings(stack=StackSettings(redis=False, nginx=False, replicas=2))) as stack:
+    stack = Stack(Settings(stack=StackSettings(redis=False, nginx=False, replicas=2)))
+    with own_folder():
+        folder = Path(tempfile.gettempdir())
+        stack.start()
+    try:
         servers = Servers(stack)
         with psycopg.connect(servers.primary.url, autocommit=True) as connection:
             connection.execute("create table counters (id int primary key, value int not null)")
@@ -136,9 +136,12 @@ def started() -> Iterator[Servers]:
             )
         servers.caught_up()
         yield servers
+    finally:
+        stack.stop()
+        shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def found() -> None:
     """Skip without PostgreSQL, but not where it must be there."""
     if not programs.find_postgresql(Settings()):
@@ -146,7 +149,7 @@ def found() -> None:
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def servers(found: None) -> Iterator[Servers]:
     """For tests that leave the servers as they were."""
     with started() as servers:
@@ -161,7 +164,7 @@ def doomed(found: None) -> Iterator[Servers]:
 
 
 @pytest.fixture
-def route(request: pytest.FixtureRequest) -> Iterator[Callable[..., DatabaseRouter]]:
+def route() -> Iterator[Callable[..., DatabaseRouter]]:
     """Makes routers over ``(primary_url, replica_urls)``, closed afterwards."""
     with ExitStack() as exits:
 

@@ -17,9 +17,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route as Endpoint
-from tests.database.conftest import KEY, Servers
 
 from tenfold.database import ConsistencyMiddleware, DatabaseRouter, FreshnessLimits
+from tests.database.conftest import KEY, Servers
 
 Route = Callable[..., DatabaseRouter]
 

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from tests.database.conftest import Servers, eventually
-from tests.database.proxy import Proxy
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
 from tenfold.errors import CommitUnknownError, NoReplicaError, ReadOnlyError, SettingsError
+from tests.database.conftest import Servers, eventually
+from tests.database.proxy import Proxy
 
 Route = Callable[..., DatabaseRouter]
 

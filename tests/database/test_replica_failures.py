@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
-from tests.database.conftest import Servers, eventually
-from tests.database.proxy import Proxy
 
 from tenfold.database import DatabaseRouter, HealthLimits
 from tenfold.errors import NoReplicaError
+from tests.database.conftest import Servers, eventually
+from tests.database.proxy import Proxy
 
 Route = Callable[..., DatabaseRouter]
 

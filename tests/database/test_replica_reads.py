@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from tests.database.conftest import Servers, eventually, in_threads
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
+from tests.database.conftest import Servers, eventually, in_threads
 
 Route = Callable[..., DatabaseRouter]
 

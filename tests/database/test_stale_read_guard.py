@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
-from tests.database.conftest import Servers
 
 from tenfold.database import DatabaseRouter
 from tenfold.database.pytest import StaleReadGuard, stale_read_guard  # noqa: F401 - the fixture under test
+from tests.database.conftest import Servers
 
 Route = Callable[..., DatabaseRouter]
 
@@ -18,7 +18,7 @@ BUMP = text("update counters set value = value + 1 where id = 95")
 LOOK = text("select value from counters where id = 95")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def replica_admin_urls(servers: Servers) -> Sequence[str]:
     return [replica.admin_url for replica in servers.replicas]
 
