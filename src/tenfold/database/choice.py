@@ -13,7 +13,7 @@ Choice = Literal["least", "random", "round-robin"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 _TYPICAL_S = 0.001
-_MEMORY_S = 1.0
+_MEMORY_S = 0.5
 _LEAST_S = 0.00002
 _CHANCE = 1.5  # costs that differ by less than this differ by chance
 
@@ -23,7 +23,7 @@ class Load:
     """How busy one server is, as seen from this process: reads in flight and how long a statement takes.
 
     The time is a moving average. What nobody has asked for a while fades to nothing, so that a server that
-    was slow is tried again: ten seconds after one that took ten thousand times as long as the others. Of two
+    was slow is tried again: five seconds after, if it took ten thousand times as long as the others. Of two
     updates at the same moment one may be lost; it is an average.
     """
 
