@@ -19,6 +19,7 @@ from tenfold import schema
 from tenfold.balancing.settings import BalancingSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
+from tenfold.sessions.settings import SessionsSettings
 
 __all__ = ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"]
 
@@ -151,6 +152,7 @@ class Settings(BaseModel):
     stack: StackSettings = StackSettings()
     measure: MeasureSettings = MeasureSettings()
     balancing: BalancingSettings = BalancingSettings()
+    sessions: SessionsSettings = SessionsSettings()
 
     @model_validator(mode="after")
     def _every_instance_has_its_share(self) -> Self:
