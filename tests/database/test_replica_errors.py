@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,6 +170,33 @@ def test_the_primary_takes_so_many_stranded_reads_and_no_more(servers: Servers, 
             three.execute(text("select 1"))
     with router.read() as session:
         assert session.execute(text("select 1")).scalar() == 1
+
+
+def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Route) -> None:
+    """A server that forks its workers after the app was loaded, and used: gunicorn --preload, Celery."""
+    primary, replicas = servers.urls
+    router = route((primary, replicas[:1]), health=HealthLimits(sample_s=0.05))
+    backends = text("select pg_backend_pid()")
+
+    def look() -> set[int]:
+        with router.write() as writer, router.read() as reader:
+            return {writer.execute(backends).scalar(), reader.execute(backends).scalar()}
+
+    mine = look()
+    ours, theirs = os.pipe()
+    if not (child := os.fork()):
+        with contextlib.suppress(BaseException):
+            found = look()
+            eventually(lambda: all(state["serving"] for state in router.servers().values()))
+            os.write(theirs, repr(found).encode())
+        os._exit(0)
+    os.close(theirs)
+    os.waitpid(child, 0)
+    with os.fdopen(ours) as pipe:
+        others = ast.literal_eval(pipe.read())
+    assert len(others) == 2
+    assert not others & mine
+    assert look() <= mine  # and the parent's still work
 
 
 def test_without_replicas_the_primary_serves_reads(servers: Servers, route: Route) -> None:
