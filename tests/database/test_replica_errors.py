@@ -16,7 +16,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
-from tenfold.errors import CommitUnknownError, NoReplicaError, ReadOnlyError, SettingsError
+from tenfold.database.deadlines import enforce_deadlines
+from tenfold.deadlines import deadline
+from tenfold.errors import (
+    CommitUnknownError,
+    DeadlineExceededError,
+    NoReplicaError,
+    ReadOnlyError,
+    SettingsError,
+)
 from tests.database.conftest import Servers, eventually
 from tests.database.proxy import Proxy
 
@@ -197,6 +205,31 @@ def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Rou
     assert len(others) == 2
     assert not others & mine
     assert look() <= mine  # and the parent's still work
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_deadlines_hold_on_every_engine(servers: Servers, route: Route, asynchronous: bool) -> None:
+    router = route(servers.urls)
+    router.each_engine(enforce_deadlines)
+
+    async def scenario() -> None:
+        async with router.read() as session:
+            await session.execute(text("select 1"))
+        await router.aclose()
+
+    def read() -> None:
+        if asynchronous:
+            asyncio.run(scenario())
+        else:
+            with router.read() as session:
+                session.execute(text("select 1"))
+
+    with deadline(5):
+        read()
+    with deadline(-1), pytest.raises(DeadlineExceededError):
+        read()
+    assert {state["in_flight"] for state in router.servers().values()} == {0}
+    read()
 
 
 def test_without_replicas_the_primary_serves_reads(servers: Servers, route: Route) -> None:

@@ -61,6 +61,7 @@ class Cluster:
         positions: whether log positions can be had; a time stands in for them otherwise.
         replicated: whether there are replicas.
         sampled: whether all servers are asked where they are, again and again.
+        setups: what is to be done to each engine before it is used.
         segment_bytes: the size of a WAL segment, chosen by ``initdb``.
     """
 
@@ -68,6 +69,7 @@ class Cluster:
     replicated: bool = False
     sampled: bool = False
     segment_bytes: int = 16 * 1024 * 1024
+    setups: list[Callable[[Any], object]] = field(default_factory=list)
     track: PrimaryTrack = field(default_factory=PrimaryTrack)
 
 
@@ -104,8 +106,14 @@ class Member:
         """The SQLAlchemy engine: in both cases the synchronous one, which an async engine has inside."""
         if (engine := self._engines.get(asynchronous)) is None:
             with self._lock:
-                engine = self._engines.get(asynchronous) or self._make(asynchronous, self._opened)
+                engine = self._engines.get(asynchronous) or self._made(asynchronous)
                 self._engines[asynchronous] = engine
+        return engine
+
+    def _made(self, asynchronous: bool) -> Any:
+        engine = self._make(asynchronous, self._opened)
+        for setup in self.cluster.setups:
+            setup(engine)
         return engine
 
     def engines(self) -> list[Any]:

@@ -14,12 +14,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -148,6 +148,13 @@ class DatabaseRouter:
     def get_async_read_session(self, *, isolation: str | None = None) -> AsyncSession:
         """As :meth:`get_read_session`, for asyncio."""
         return AsyncSession(sync_session_class=ReadSession, **self._reading(True, isolation))
+
+    def each_engine(self, setup: Callable[[Engine], object]) -> None:
+        """Calls ``setup`` with every engine when it is made: listeners, or ``enforce_deadlines``.
+
+        Call it before the router is used. For asyncio it gets the synchronous engine inside.
+        """
+        self._cluster.setups.append(setup)
 
     # What was seen
 
