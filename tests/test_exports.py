@@ -12,6 +12,7 @@ import tenfold
 # A package that is not here exports nothing.
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
+    "tenfold.database": ["ConsistencyMiddleware", "DatabaseRouter", "FreshnessLimits", "HealthLimits"],
     "tenfold.hashing": [
         "BoundedLoads",
         "HashRing",
@@ -61,6 +62,16 @@ MODULES: dict[str, list[str]] = {
     ],
     "tenfold.sessions.store": ["Store", "Stored"],
     "tenfold.signing": ["Sealer", "Signer", "generate_key"],
+    "tenfold.database.pytest": ["StaleReadGuard", "replica_admin_urls", "stale_read_guard"],
+    "tenfold.positions": [
+        "SEGMENT_BYTES",
+        "Token",
+        "format_position",
+        "merged",
+        "normalised",
+        "parse_position",
+        "renewed",
+    ],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.metrics": [
         "METRICS",

@@ -61,6 +61,8 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.hashing": set(),
     "tenfold.hashing.numpy": {"numpy"},
     "tenfold.database": set(),
+    "tenfold.database.router": {"sqlalchemy"},
+    "tenfold.database.sqlalchemy": {"sqlalchemy"},
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
     "tenfold.measure.check": {"pydantic"},
     "tenfold.measure.emitter": IN_THE_APP,

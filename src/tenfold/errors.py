@@ -10,6 +10,11 @@ TenfoldError
 ├── MeasurementError       a measurement could not be carried out
 ├── SignatureError         a signed or encrypted value has expired, was changed, or is not ours
 ├── BreakerOpenError       what is asked failed repeatedly, and is left alone for a while
+├── PositionError          a database's log position, or a token of one, cannot be read
+├── DatabaseError          what the router of primary and replicas reports
+│   ├── ReadOnlyError      something was written through a session that only reads
+│   ├── CommitUnknownError the connection was lost during COMMIT: written or not, nobody knows
+│   └── NoReplicaError     no server may take this read now
 ├── DeadlineExceededError  nobody waits for the result any more
 ├── RateStoreError         the server that counts for rate limits does not answer
 ├── SessionStoreError      the server that keeps sessions does not answer
@@ -58,6 +63,29 @@ class BreakerOpenError(TenfoldError):
 
 class SignatureError(TenfoldError):
     """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
+
+
+class PositionError(TenfoldError):
+    """A log position, or a token that carries one, cannot be read."""
+
+
+class DatabaseError(TenfoldError):
+    """The root of what the router of primary and replicas reports."""
+
+
+class ReadOnlyError(DatabaseError):
+    """Something was written through a session that only reads; nothing was changed."""
+
+
+class CommitUnknownError(DatabaseError):
+    """The connection was lost during COMMIT: whether the transaction was committed is unknown.
+
+    Nothing was tried again. Ask the database for what the transaction would have left before you repeat it.
+    """
+
+
+class NoReplicaError(DatabaseError):
+    """No replica may take this read, and the primary takes no more of them now."""
 
 
 class ReplacementError(TenfoldError):

@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from tests.measure.conftest import postgres_url, until
 
 from tenfold.database.deadlines import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
+from tests.measure.conftest import postgres_url, until
 
 __all__ = ["postgres_url"]  # the fixture
 SLEEP = text("SELECT pg_sleep(:seconds) /* deadline test */")

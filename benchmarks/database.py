@@ -1,0 +1,173 @@
+"""What the router costs: one read of one row through a Session, beside bare SQLAlchemy on the same replica.
+
+    python -m benchmarks.database [--rounds 60] [--reads 50]
+
+Real PostgreSQL, a primary and a replica, loopback. The variants take turns of a few reads each, in an order
+that turns as well, so that whatever else the machine does hits all of them; the ratio is the median of the
+rounds' ratios, with its quartiles. Bare SQLAlchemy is measured as everybody uses it (BEGIN and ROLLBACK
+around the read) and in AUTOCOMMIT, which is what the router's reads are in.
+
+    no token            nobody remembers what was seen: a script, a job
+    covered             the connection is known to have what the token asks for
+    covered, monotonic  the same, and what was read is remembered for the next read (visitors, by default)
+    probing             the token is newer than what the connection is known to have: it is asked
+    write               a transaction with one UPDATE, whose position is asked for after COMMIT
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from tenfold.database import DatabaseRouter, FreshnessLimits
+from tenfold.settings import Settings, StackSettings
+from tenfold.stack import Stack
+
+KEY = "a key of the benchmark, 32 bytes or more"
+READS = ("bare", "bare, AUTOCOMMIT", "no token", "covered", "covered, monotonic", "probing")
+WRITES = ("bare write", "write")
+
+
+class Base(DeclarativeBase):
+    """The tables of this benchmark."""
+
+
+class Counter(Base):
+    """One row is read and written."""
+
+    __tablename__ = "counters"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    value: Mapped[int]
+
+
+LOOK = select(Counter.value).where(Counter.id == 1)
+BUMP = text("update counters set value = value + 1 where id = 1")
+
+
+class Bench:
+    """The variants, each a method that makes so many reads or writes and returns the seconds they took."""
+
+    def __init__(self, primary: str, replica: str) -> None:
+        driver = ("postgresql:", "postgresql+psycopg:")
+        self.plain = create_engine(replica.replace(*driver))
+        self.autocommit = create_engine(replica.replace(*driver), isolation_level="AUTOCOMMIT")
+        self.primary = create_engine(primary.replace(*driver))
+        brief = FreshnessLimits(wait_s=1, monotonic=False)
+        self.router = DatabaseRouter(primary, [replica], keys=KEY, freshness=brief)
+        self.monotonic = DatabaseRouter(primary, [replica], keys=KEY, freshness=FreshnessLimits(wait_s=1))
+        self.variants: dict[str, Callable[[int], float]] = {
+            "bare": lambda count: timed(count, lambda: self._bare(self.plain)),
+            "bare, AUTOCOMMIT": lambda count: timed(count, lambda: self._bare(self.autocommit)),
+            "no token": lambda count: timed(count, lambda: self._read(self.router)),
+            "covered": lambda count: self._covered(self.router, count),
+            "covered, monotonic": lambda count: self._covered(self.monotonic, count),
+            "probing": lambda count: sum(self._probing() for _ in range(count)),
+            "bare write": lambda count: timed(count, self._bare_write),
+            "write": lambda count: timed(count, self._write),
+        }
+
+    def close(self) -> None:
+        """Give everything back."""
+        for engine in (self.plain, self.autocommit, self.primary):
+            engine.dispose()
+        self.router.close()
+        self.monotonic.close()
+
+    @staticmethod
+    def _bare(engine: Any) -> None:
+        with Session(engine) as session:
+            session.execute(LOOK).scalar()
+
+    @staticmethod
+    def _read(router: DatabaseRouter) -> None:
+        with router.read() as session:
+            session.execute(LOOK).scalar()
+
+    def _covered(self, router: DatabaseRouter, count: int) -> float:
+        with router.seen():
+            self._write(router)
+            self._read(router)
+            return timed(count, lambda: self._read(router))
+
+    def _probing(self) -> float:
+        """A read by somebody who has just written, on a replica that has caught up with them."""
+        with self.router.seen():
+            self._write(self.router)
+            token = self.router.token()
+        # Awaited on other connections: that which is measured shall not know.
+        with self.monotonic.seen(token):
+            self._read(self.monotonic)
+        with self.router.seen(token):
+            return timed(1, lambda: self._read(self.router))
+
+    def _bare_write(self) -> None:
+        with Session(self.primary) as session, session.begin():
+            session.execute(BUMP)
+
+    def _write(self, router: DatabaseRouter | None = None) -> None:
+        with (router or self.router).write() as session:
+            session.execute(BUMP)
+
+
+def timed(count: int, once: Callable[[], None]) -> float:
+    """Seconds for so many."""
+    started = time.perf_counter()
+    for _ in range(count):
+        once()
+    return time.perf_counter() - started
+
+
+def measure(bench: Bench, variants: tuple[str, ...], *, rounds: int, reads: int) -> dict[str, list[float]]:
+    """Microseconds for one, by variant, one number a round."""
+    for variant in variants:
+        bench.variants[variant](reads)
+    found: dict[str, list[float]] = {variant: [] for variant in variants}
+    for number in range(rounds):
+        turn = number % len(variants)
+        for variant in variants[turn:] + variants[:turn]:
+            found[variant].append(bench.variants[variant](reads) / reads * 1e6)
+    return found
+
+
+def show(found: dict[str, list[float]], base: str) -> None:
+    """A table of medians and of ratios to ``base``."""
+    for variant, costs in found.items():
+        ratios = [cost / other for cost, other in zip(costs, found[base], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{variant:<20}{statistics.median(costs):8.0f} µs   {middle:.3f}  ({low:.3f} – {high:.3f})")
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--reads", type=int, default=50)
+    options = parser.parse_args()
+    with ExitStack() as exits:
+        stack = exits.enter_context(
+            Stack(Settings(stack=StackSettings(redis=False, nginx=False, replicas=1)))
+        )
+        assert stack.database_url is not None
+        replica = next(server.url for server in stack.servers if server.kind == "replica")
+        bench = Bench(stack.database_url, replica)
+        exits.callback(bench.close)
+        Base.metadata.create_all(bench.primary)
+        with Session(bench.primary) as session, session.begin():
+            session.add(Counter(id=1, value=0))
+        while stack.behind() != {"replica_1": 0}:
+            time.sleep(0.05)
+        print("One read of one row, through a Session; ratio to bare SQLAlchemy, its median and quartiles")
+        show(measure(bench, READS, rounds=options.rounds, reads=options.reads), "bare")
+        print("One transaction with one UPDATE on the primary")
+        show(measure(bench, WRITES, rounds=options.rounds, reads=max(1, options.reads // 5)), "bare write")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Has this backend seen what the visitor has seen? Pure: a token comes in, a verdict comes out.
+
+A position is compared with what *one physical connection* is known to have replayed, never with what a server
+was last heard to have: a replica that crashed may come back with less than it had shown before, but then its
+connections are gone. On a connection that lives, the position only grows; once it covers a token, that check
+need not be repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tenfold.positions import Token, normalised
+
+__all__ = ["FreshnessLimits", "Place", "Verdict", "judge", "pauses", "pinned", "shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class FreshnessLimits:
+    """What a read may cost to be fresh, and for how long a visitor is remembered.
+
+    Attributes:
+        wait_s: longest wait for a replica to catch up, before the primary is asked.
+        token_s: how long a token lives; more than the lag with which a replica may still serve.
+        pin_s: where positions cannot be had, reads go to the primary for so long after a write.
+        monotonic: whether what was *read* counts as seen too, so that the next read shows no older state.
+            One statement more at the end of each read; a visitor's own writes are seen without it as well.
+    """
+
+    wait_s: float = 0.05
+    token_s: float = 900.0
+    pin_s: float = 5.0
+    monotonic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a physical connection's backend is known to have reached."""
+
+    system: int
+    timeline: int
+    position: int
+
+
+class Verdict(Enum):
+    """What to do about a read on this connection."""
+
+    FRESH = "read here"
+    ASK = "ask the backend where it is"
+    BEHIND = "another replica, or wait"
+    FOREIGN = "the primary: the token is of a timeline that is over, or of another system"
+
+
+def judge(token: Token | None, place: Place | None, *, asked: bool = False) -> Verdict:
+    """Whether a read by the holder of ``token`` may run where ``place`` was reached.
+
+    Args:
+        token: None when nothing was seen.
+        place: None when this connection has not been asked yet.
+        asked: whether ``place`` was learned just now, for this read.
+    """
+    if token is None:
+        return Verdict.FRESH
+    if place is None:
+        return Verdict.ASK
+    if (place.system, place.timeline) == (token.system, token.timeline):
+        if place.position >= token.position:
+            return Verdict.FRESH
+    elif place.system != token.system or place.timeline > token.timeline:
+        return Verdict.FOREIGN
+    # Behind, or not yet where the token's timeline began, for all that is known.
+    return Verdict.BEHIND if asked else Verdict.ASK
+
+
+def shown(replayed: int, received: int | None, *, segment_bytes: int) -> int:
+    """The position whose state a read on this replica may have shown, given where it was right afterwards.
+
+    A commit becomes visible while its record is being replayed, a moment before ``pg_last_wal_replay_lsn()``
+    counts it. When more log is there than was replayed, that record may be under way: one byte more asks for
+    a server that has finished it. When there is no more, nothing is under way, and one byte more would never
+    be reached while nobody writes.
+    """
+    under_way = received is not None and received > replayed
+    return replayed + 1 if under_way else normalised(replayed, segment_bytes=segment_bytes)
+
+
+def pinned(token: Token | None, *, now: float, pin_s: float) -> bool:
+    """Whether a visitor without positions wrote so recently that only the primary will do."""
+    return token is not None and now - token.position / 1000 < pin_s
+
+
+def pauses(wait_s: float) -> list[float]:
+    """How long to sleep between two questions to a replica that is nearly there: 1 ms, growing to 8."""
+    found: list[float] = []
+    pause, left = 0.001, wait_s
+    while left > 0:
+        found.append(min(pause, left))
+        left -= pause
+        pause = min(2 * pause, 0.008)
+    return found

@@ -1,0 +1,89 @@
+"""What is asked of psycopg itself: whether an idle connection is still one, and to let go of a hung one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from typing import Any
+
+from tenfold.errors import DependencyError
+
+__all__ = ["ask", "connect_async", "cut", "is_stale", "lacks_positions", "sqlstate"]
+
+_NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
+
+
+def is_stale(connection: Any) -> bool:
+    """Whether the server has hung up on an idle connection. Costs no round trip.
+
+    Something to read on a connection that asked nothing is its end, or a farewell (57P01). A server that was
+    cut off without a word, say by a firewall, is not noticed.
+    """
+    pgconn = getattr(connection, "pgconn", None)
+    if pgconn is None:
+        return False  # another driver
+    try:
+        poll = select.poll()
+        poll.register(pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
+    except Exception:  # psycopg's own, when it is closed already
+        return True
+
+
+def cut(connection: Any) -> None:
+    """Shut the socket below ``connection`` down, so that whoever waits on it gets an error at once.
+
+    For a server that does not answer: neither a cancel request nor the driver's own timeout reaches it. May
+    be called from any thread; nothing happens to what is closed or None.
+    """
+    # Another thread may close it at this very moment.
+    with (
+        contextlib.suppress(Exception),
+        socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def lacks_positions(error: BaseException) -> bool:
+    """Whether a server said that it has no log positions, or none for us."""
+    return sqlstate(error) in _NO_POSITIONS
+
+
+def sqlstate(error: BaseException | None) -> str:
+    """The five letters of a driver's error; "" when it has none."""
+    return str(getattr(error, "sqlstate", None) or "")
+
+
+async def connect_async(url: str) -> Any:
+    """A connection to ask a server where it is, in AUTOCOMMIT.
+
+    Raises:
+        DependencyError: psycopg is not installed.
+        psycopg.Error: the server cannot be reached.
+    """
+    return await _library().AsyncConnection.connect(
+        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler"
+    )
+
+
+def ask(url: str, statement: str) -> Any:
+    """The first value that ``statement`` answers on a connection of its own, in AUTOCOMMIT; None without one.
+
+    Raises:
+        DependencyError: psycopg is not installed.
+        psycopg.Error: the server cannot be reached, or refuses.
+    """
+    with _library().connect(url, autocommit=True, connect_timeout=5) as connection:
+        cursor = connection.execute(statement)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+
+def _library() -> Any:
+    try:
+        import psycopg
+    except ImportError as error:
+        raise DependencyError("psycopg is not installed: pip install 'tenfold[database]'") from error
+    return psycopg

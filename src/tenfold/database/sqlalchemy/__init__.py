@@ -1,0 +1,1 @@
+"""Everything that SQLAlchemy does for the router: engines, connections that were checked, sessions."""

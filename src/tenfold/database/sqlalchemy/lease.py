@@ -1,0 +1,152 @@
+"""One connection of one server for one transaction, and what its backend is known to have seen."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from tenfold.database.freshness import Place, Verdict, judge
+from tenfold.database.member import Member
+from tenfold.database.place import POSITION, WHOLE_PLACE, answered
+from tenfold.database.psycopg import is_stale, lacks_positions
+from tenfold.positions import Token
+
+__all__ = ["Lease", "ServerLostError"]
+
+_INFO, _USED = "tenfold place", "tenfold used"
+_MOST_STALE = 100
+
+
+class ServerLostError(Exception):
+    """A server cannot be reached; never leaves the router."""
+
+
+class Lease:
+    """A checked-out connection. Made by :meth:`take`, given back by :meth:`give_back`."""
+
+    __slots__ = ("_first", "_given", "connection", "lost", "place", "server", "shown_to")
+
+    def __init__(self, server: Member, connection: Connection) -> None:
+        self.server = server
+        self.connection = connection
+        info = connection.info
+        self.place: Place | None = info.get(_INFO)
+        self._first, info[_USED] = _USED not in info, True
+        self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
+        self.lost = self._given = False
+        server.entered()
+
+    @classmethod
+    def take(cls, server: Member, *, asynchronous: bool) -> Lease:
+        """A connection that is not known to be dead.
+
+        Raises:
+            ServerLostError: there is none to be had.
+        """
+        engine = server.engine(asynchronous)
+        for _ in range(_MOST_STALE):
+            try:
+                connection = engine.connect()
+            except DBAPIError as error:
+                raise ServerLostError(server.name) from error
+            new = _USED not in connection.info
+            if new or not is_stale(connection.connection.driver_connection):
+                return cls(server, connection)
+            connection.invalidate()
+            connection.close()
+        raise ServerLostError(server.name)
+
+    def fresh_for(self, token: Token | None) -> Verdict:
+        """Whether a read by the holder of ``token`` may run here; asks the backend only when it has to.
+
+        Raises:
+            ServerLostError: it did not answer.
+        """
+        verdict = judge(token, self.place)
+        if verdict is Verdict.ASK and token is not None:
+            same = self.place is not None and self.place.timeline == token.timeline
+            self.ask(whole=not same)
+            verdict = judge(token, self.place, asked=True)
+        return verdict
+
+    def ask(self, *, whole: bool = False) -> Place | None:
+        """Where the backend is, by a statement of its own outside of any transaction; None: it cannot say.
+
+        Raises:
+            ServerLostError: it did not answer.
+        """
+        try:
+            row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
+        except BaseException as error:
+            if lacks_positions(error):
+                self.server.cluster.positions = False
+                return None
+            self.drop(error)  # also when it was cancelled: the answer may be under way
+            if not isinstance(error, Exception):
+                raise
+            raise ServerLostError(self.server.name) from error
+        return self._learned(row)
+
+    def _row(self, statement: str) -> tuple[Any, ...]:
+        """On the driver's connection: SQLAlchemy would begin a transaction, and time has a price here."""
+        dbapi: Any = self.connection.connection.dbapi_connection
+        in_transactions = not dbapi.autocommit
+        if in_transactions:
+            dbapi.autocommit = True
+        cursor = dbapi.cursor()
+        try:
+            cursor.execute(statement)
+            row: tuple[Any, ...] = cursor.fetchone()
+        finally:
+            cursor.close()
+            if in_transactions and not dbapi.closed:
+                dbapi.autocommit = False
+        return row
+
+    def _learned(self, row: tuple[Any, ...]) -> Place:
+        cluster = self.server.cluster
+        answer = answered(row, known=self.place, segment_bytes=cluster.segment_bytes)
+        self.place, self.shown_to = answer.place, answer.shown
+        cluster.segment_bytes = answer.segment_bytes
+        self.connection.info[_INFO] = answer.place
+        return answer.place
+
+    def seen(self, *, expires_at: int) -> Token | None:
+        """What whoever used this lease has seen: asked for now, after the fact. None without positions."""
+        heard = self.server.health.place
+        moved = heard is not None and self.place is not None and heard.timeline != self.place.timeline
+        try:
+            place = self.ask(whole=moved)
+        except ServerLostError:
+            return Token.unsure(expires_at=expires_at)
+        if place is None:
+            return None
+        return Token(place.system, place.timeline, self.shown_to, expires_at)
+
+    def served(self, seconds: float) -> None:
+        """A statement took so long. What a new connection has to load says nothing of its server."""
+        if self._first:
+            self._first = False
+            return
+        self.server.load.took(seconds, now=time.monotonic())
+        if not self.server.health.breaker.closed:
+            self.server.health.worked()
+
+    def drop(self, error: BaseException | None = None) -> None:
+        """The connection is no more: nobody shall get it again."""
+        self.lost = True
+        with contextlib.suppress(SQLAlchemyError):
+            self.connection.invalidate(error)
+
+    def give_back(self) -> None:
+        """Back to its pool; nothing happens the second time."""
+        if self._given:
+            return
+        self._given = True
+        self.server.left()
+        with contextlib.suppress(SQLAlchemyError):
+            self.connection.close()

@@ -1,0 +1,169 @@
+"""Sessions that take their connection from the router. One implementation: an AsyncSession has one inside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from tenfold.database.member import Member
+from tenfold.database.psycopg import sqlstate
+from tenfold.database.sqlalchemy.lease import Lease
+
+__all__ = ["ReadSession", "WriteSession"]
+
+_CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
+Result = TypeVar("Result")
+
+
+class _LeasedSession(Session):
+    """Holds one lease from the first statement of a transaction to its end."""
+
+    def __init__(self, *, finish: Callable[[Lease, bool], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._finish = finish
+        self._lease: Lease | None = None
+        self._committed = False
+
+    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
+        """The connection that this transaction runs on."""
+        if bind is not None:
+            return bind
+        if self._lease is None:
+            self._lease = self._taken()
+        return self._lease.connection
+
+    def _taken(self) -> Lease:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """As SQLAlchemy's."""
+        super().close()
+        self._end()  # a bind that was asked for and never used has no transaction to end it
+
+    def _end(self) -> None:
+        lease, self._lease = self._lease, None
+        committed, self._committed = self._committed, False
+        if lease is None:
+            return
+        try:
+            lease.lost = lease.lost or lease.connection.invalidated
+            if self._touched(lease):
+                self._finish(lease, committed)
+        finally:
+            lease.give_back()
+
+    def _touched(self, lease: Lease) -> bool:
+        """Whether anything can have been seen or written."""
+        return True
+
+
+@event.listens_for(_LeasedSession, "after_commit", propagate=True)
+def _committed(session: _LeasedSession) -> None:
+    session._committed = True
+
+
+@event.listens_for(_LeasedSession, "after_transaction_end", propagate=True)
+def _ended(session: _LeasedSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session._end()
+
+
+class WriteSession(_LeasedSession):
+    """A session on the primary. A connection that is lost during COMMIT is a CommitUnknownError."""
+
+    def __init__(self, *, take: Callable[[], Lease], **options: Any) -> None:
+        super().__init__(**options)
+        self._take = take
+
+    def _taken(self) -> Lease:
+        return self._take()
+
+
+class ReadSession(_LeasedSession):
+    """A session that only reads, on a server that has seen what its reader has seen.
+
+    A statement whose server is lost, or that a standby had to cancel, runs again on another server: outside
+    of a transaction a read may be repeated. With an isolation level, one snapshot is promised: it may not.
+    """
+
+    def __init__(
+        self, *, find: Callable[[set[Member], bool], Lease], isolation: str | None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._find, self._isolation = find, isolation
+        self._avoid: set[Member] = set()
+        self._has_read = self._on_primary = False
+        self._since = 0.0
+
+    def _taken(self) -> Lease:
+        lease = self._find(self._avoid, self._on_primary)
+        if self._isolation is not None:
+            try:
+                lease.connection.execution_options(isolation_level=self._isolation)
+            except BaseException:
+                lease.give_back()
+                raise
+        self._since = time.perf_counter()  # what finding it took is not the server's fault
+        return lease
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        return self._moving(super().execute, args, options)
+
+    def scalar(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        return self._moving(super().scalar, args, options)
+
+    def scalars(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        return self._moving(super().scalars, args, options)
+
+    def _moving(self, run: Callable[..., Result], args: tuple[Any, ...], options: dict[str, Any]) -> Result:
+        while True:
+            self._since = time.perf_counter()
+            try:
+                result = run(*args, **options)
+            except DBAPIError as error:
+                if not self._moves(error):
+                    raise
+            else:
+                self._has_read = True
+                if self._lease is not None:
+                    self._lease.served(time.perf_counter() - self._since)
+                return result
+
+    def _moves(self, error: DBAPIError) -> bool:
+        """Whether to run the statement again, elsewhere."""
+        lease = self._lease
+        conflict = sqlstate(error.orig) == _CONFLICT
+        if lease is None or self._isolation is not None or not (error.connection_invalidated or conflict):
+            return False
+        if lease.server in self._avoid or (lease.server.primary and self._on_primary):
+            return False
+        if not conflict:
+            lease.lost = True
+            lease.server.health.failed()
+        self._avoid.add(lease.server)
+        # What this session has read there may be ahead of every other replica; the primary is not behind it.
+        self._on_primary = self._has_read
+        if (transaction := self.get_transaction()) is not None:
+            transaction.close()
+        return True
+
+    def connection(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's. What is read on it directly is not repeated elsewhere."""
+        self._has_read = True
+        return super().connection(*args, **options)
+
+    def _touched(self, lease: Lease) -> bool:
+        # A server that was lost before it answered has shown nothing: the next one need not be ahead of it.
+        return self._has_read or not lease.lost
+
+    def _end(self) -> None:
+        super()._end()
+        self._has_read = False

@@ -1,0 +1,197 @@
+"""A real primary with two streaming replicas, and the ways in which they are held back and ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenfold.database import DatabaseRouter
+from tenfold.settings import Settings, StackSettings
+from tenfold.stack import Stack, programs
+
+KEY = "0123456789abcdef-0123456789abcdef"
+
+
+@contextmanager
+def own_folder() -> Iterator[None]:
+    """Stacks that start here live in a temporary folder of their own, so that nobody else's is in sight."""
+    made = Path(tempfile.mkdtemp(prefix="tenfold-t-", dir="/tmp"))
+    made.chmod(0o755)  # the tests may run as root, PostgreSQL does not
+    before, tempfile.tempdir = tempfile.tempdir, str(made)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def eventually(look: Callable[[], object], *, within_s: float = 20.0) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (answer := look()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return answer
+
+
+class Servers:
+    """The database servers of a stack, by role, and what can be done to them."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.primary, *self.replicas = (
+            next(server for server in stack.servers if server.name == name)
+            for name in ("primary", "replica 1", "replica 2")
+        )
+
+    @property
+    def urls(self) -> tuple[str, list[str]]:
+        return self.primary.url, [replica.url for replica in self.replicas]
+
+    def tell(self, server: Any, *statements: str) -> None:
+        """Let the superuser say something."""
+        with psycopg.connect(server.admin_url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def signal(self, server: Any, number: int) -> None:
+        for pid in server.pids():
+            os.kill(pid, number)
+
+    def kill(self, server: Any) -> None:
+        self.signal(server, signal.SIGKILL)
+        eventually(lambda: not server.pids())
+
+    @contextmanager
+    def killed(self, *servers: Any) -> Iterator[None]:
+        """With kill -9; restarted at the end."""
+        for server in servers:
+            self.kill(server)
+        try:
+            yield
+        finally:
+            for server in servers:
+                self.stack.restart(server)
+            self.caught_up()
+
+    @contextmanager
+    def paused(self, server: Any) -> Iterator[None]:
+        self.signal(server, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(server, signal.SIGCONT)
+
+    @contextmanager
+    def held_back(self, server: Any, delay_ms: int) -> Iterator[None]:
+        """The replica applies each commit so much later."""
+        self._delay(server, delay_ms)
+        try:
+            yield
+        finally:
+            self._delay(server, 0)
+            self.caught_up()
+
+    def _delay(self, server: Any, delay_ms: int) -> None:
+        self.tell(
+            server, f"alter system set recovery_min_apply_delay = {delay_ms}", "select pg_reload_conf()"
+        )
+        wanted = {"0": "0"}.get(str(delay_ms), f"{delay_ms}ms" if delay_ms % 1000 else f"{delay_ms // 1000}s")
+        eventually(lambda: server.ask("show recovery_min_apply_delay")[0][0] == wanted)
+
+    def caught_up(self) -> None:
+        position = self.primary.ask("select pg_current_wal_flush_lsn()")[0][0]
+        for replica in self.replicas:
+            if replica.pids():
+                eventually(
+                    lambda replica=replica: replica.ask(f"select pg_last_wal_replay_lsn() >= '{position}'")[
+                        0
+                    ][0]
+                )
+
+
+@contextmanager
+def started() -> Iterator[Servers]:
+    stack = Stack(Settings(stack=StackSettings(redis=False, nginx=False, replicas=2)))
+    with own_folder():
+        folder = Path(tempfile.gettempdir())
+        stack.start()
+    try:
+        servers = Servers(stack)
+        with psycopg.connect(servers.primary.url, autocommit=True) as connection:
+            connection.execute("create table counters (id int primary key, value int not null)")
+            connection.execute("insert into counters select n, 0 from generate_series(0, 99) n")
+        for replica in servers.replicas:  # to a primary that was restarted, in less than the usual 5 s
+            servers.tell(
+                replica, "alter system set wal_retrieve_retry_interval = '100ms'", "select pg_reload_conf()"
+            )
+        servers.caught_up()
+        yield servers
+    finally:
+        stack.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="package")
+def found() -> None:
+    """Skip without PostgreSQL, but not where it must be there."""
+    if not programs.find_postgresql(Settings()):
+        missing = "PostgreSQL is missing: pip install 'tenfold[stack]'"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+
+
+@pytest.fixture(scope="package")
+def servers(found: None) -> Iterator[Servers]:
+    """For tests that leave the servers as they were."""
+    with started() as servers:
+        yield servers
+
+
+@pytest.fixture
+def doomed(found: None) -> Iterator[Servers]:
+    """For tests that end servers for good."""
+    with started() as servers:
+        yield servers
+
+
+@pytest.fixture
+def route() -> Iterator[Callable[..., DatabaseRouter]]:
+    """Makes routers over ``(primary_url, replica_urls)``, closed afterwards."""
+    with ExitStack() as exits:
+
+        def make(urls: tuple[str, list[str]], **options: Any) -> DatabaseRouter:
+            router = DatabaseRouter(*urls, **{"keys": KEY, **options})
+            exits.callback(router.close)
+            return router
+
+        yield make
+
+
+def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """``work(n)`` in threads of their own; the first error is raised."""
+    results: list[Any] = [None] * count
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            results[number] = work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    if errors:
+        raise errors[0]
+    return results

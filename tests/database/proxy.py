@@ -1,0 +1,51 @@
+"""Stands between a client and PostgreSQL; it stalls, or cuts the line when a certain message goes by."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class Proxy:
+    """Listens on a free port. What a client sends with ``cut_at`` in it is passed on, its answer is not."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.cut_at: bytes | None = None
+        self.cuts = 0
+        self.flows = threading.Event()  # cleared, it stalls: connections stay open and nothing goes by
+        self.flows.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                cut = threading.Event()
+                for one, other, sends in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._pass, args=(one, other, cut, sends), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket, cut: threading.Event, sends: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                self.flows.wait()
+                if sends and self.cut_at and self.cut_at in data:
+                    self.cuts += 1
+                    cut.set()
+                    other.sendall(data)
+                    one.shutdown(socket.SHUT_RDWR)
+                    return
+                if cut.is_set():
+                    break
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.flows.set()
+        self._listener.close()

@@ -1,0 +1,32 @@
+"""What a backend's answer about where it is means."""
+
+from __future__ import annotations
+
+import pytest
+
+from tenfold.database.freshness import Place
+from tenfold.database.place import Answer, answered
+
+MIB = 1024 * 1024
+KNOWN = Place(7, 1, 0x10)
+
+
+@pytest.mark.parametrize(
+    ("row", "place", "shown"),
+    [
+        (("0/20", "0/20", 1), Place(7, 1, 0x20), 0x20),
+        (("0/20", "0/28", 1), Place(7, 1, 0x20), 0x21),  # a record may be under way
+        (("0/20", None, None), Place(7, 1, 0x20), 0x20),  # a role that may not know the timeline
+        (("0/20", "0/20", 2), Place(7, 2, 0x20), 0x20),  # it followed a promotion, on the same connection
+        (("0/20", "0/20", None, 3, "9", str(MIB)), Place(9, 3, 0x20), 0x20),  # as the control data say
+        (("0/20", "0/20", 4, 3, "9", str(MIB)), Place(9, 4, 0x20), 0x20),  # they learn of it later
+        (
+            ("0/100028", None, 1, 1, "7", str(MIB)),
+            Place(7, 1, MIB),
+            MIB,
+        ),  # a primary, at a segment of its size
+    ],
+)
+def test_the_answer(row: tuple, place: Place, shown: int) -> None:
+    segment_bytes = MIB if len(row) > 3 else 16 * MIB
+    assert answered(row, known=KNOWN, segment_bytes=16 * MIB) == Answer(place, shown, segment_bytes)

@@ -1,0 +1,78 @@
+"""The guard that other people's test suites use, over a service that is right and one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from tenfold.database import DatabaseRouter
+from tenfold.database.pytest import StaleReadGuard, stale_read_guard  # noqa: F401 - the fixture under test
+from tests.database.conftest import Servers
+
+Route = Callable[..., DatabaseRouter]
+
+BUMP = text("update counters set value = value + 1 where id = 95")
+LOOK = text("select value from counters where id = 95")
+
+
+@pytest.fixture(scope="package")
+def replica_admin_urls(servers: Servers) -> Sequence[str]:
+    return [replica.admin_url for replica in servers.replicas]
+
+
+@pytest.fixture
+def visitor(servers: Servers, route: Route) -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    router = route(servers.urls)
+
+    def write() -> None:
+        with router.write() as session:
+            session.execute(BUMP)
+
+    def read() -> int:
+        with router.read() as session:
+            return session.execute(LOOK).scalar()
+
+    with router.seen():
+        yield write, read
+
+
+def test_what_reads_through_the_router_passes(
+    stale_read_guard: StaleReadGuard,  # noqa: F811
+    visitor: Any,
+) -> None:
+    write, read = visitor
+    before = read()
+    assert stale_read_guard.check(write=write, read=read) == before + 1
+
+
+def test_the_control_what_reads_from_any_replica_fails(
+    stale_read_guard: StaleReadGuard,  # noqa: F811
+    visitor: Any,
+    servers: Servers,
+) -> None:
+    write, _ = visitor
+    engine = create_engine(servers.replicas[0].url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def read() -> int:
+        with engine.connect() as connection:
+            return connection.execute(LOOK).scalar()
+
+    with pytest.raises(AssertionError, match="stale read"):
+        stale_read_guard.check(write=write, read=read)
+    engine.dispose()
+
+
+def test_replicas_are_let_go_of_whatever_happens(
+    stale_read_guard: StaleReadGuard,  # noqa: F811
+    servers: Servers,
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stale_read_guard.check(write=fail, read=fail)
+    for replica in servers.replicas:
+        assert replica.ask("show recovery_min_apply_delay") == [("0",)]

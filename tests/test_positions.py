@@ -1,0 +1,133 @@
+"""Log positions and the token that carries one."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenfold.errors import PositionError
+from tenfold.positions import Token, format_position, merged, normalised, parse_position, renewed
+
+MIB = 1024 * 1024
+POSITIONS = st.integers(0, 2**64 - 1)
+SEGMENTS = st.sampled_from([2**n * MIB for n in range(11)])
+
+
+def tokens(systems: st.SearchStrategy[int] = st.just(7)) -> st.SearchStrategy[Token]:  # noqa: B008
+    return st.builds(Token, systems, st.integers(1, 4), POSITIONS, st.integers(0, 2**32 - 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0/0", 0),
+        ("16/B374D848", 0x16B374D848),
+        ("16/0B374D48", 0x160B374D48),  # PostgreSQL 19 pads
+        ("FFFFFFFF/FFFFFFFF", 2**64 - 1),
+        ("0/ab", 0xAB),
+    ],
+)
+def test_a_position_is_read(text: str, number: int) -> None:
+    assert parse_position(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "/", "0/", "1/2/3", "x/1", "1/-1", " 0/1", "0/1\n", "123456789/0", "0/1_0"]
+)
+def test_what_is_no_position_is_refused(text: str) -> None:
+    with pytest.raises(PositionError, match="16/B374D848"):
+        parse_position(text)
+
+
+@given(POSITIONS)
+def test_positions_come_back_as_they_were_written(position: int) -> None:
+    assert parse_position(format_position(position)) == position
+
+
+@pytest.mark.parametrize(
+    ("position", "start"),
+    [
+        (24, 24),  # within the long header of a segment: no position that PostgreSQL would give
+        (40, 0),
+        (16 * MIB + 40, 16 * MIB),
+        (16 * MIB + 8192 + 24, 16 * MIB + 8192),
+        (16 * MIB + 8192 + 40, 16 * MIB + 8192 + 40),  # the first page has the long header, others the short
+        (8192, 8192),
+        (8192 + 25, 8192 + 25),
+        (8191, 8191),
+    ],
+)
+def test_a_position_behind_a_header_is_the_start_before_it(position: int, start: int) -> None:
+    assert normalised(position) == start
+
+
+def test_the_size_of_a_segment_matters() -> None:
+    position = 17 * MIB + 40
+    assert normalised(position) == position
+    assert normalised(position, segment_bytes=MIB) == 17 * MIB
+
+
+@given(POSITIONS, SEGMENTS)
+def test_normalising_loses_a_header_and_nothing_else(position: int, segment_bytes: int) -> None:
+    start = normalised(position, segment_bytes=segment_bytes)
+    assert position - start in {0, 24, 40}
+    assert normalised(start, segment_bytes=segment_bytes) == start
+    assert start == position or start % 8192 == 0
+
+
+@given(tokens(POSITIONS))
+def test_a_token_comes_back_as_it_was_packed(token: Token) -> None:
+    assert Token.unpack(token.pack()) == token
+    assert len(token.pack()) == 25
+
+
+@given(st.binary(max_size=60))
+def test_other_bytes_are_no_token(data: bytes) -> None:
+    with contextlib.suppress(PositionError):
+        assert Token.unpack(data).pack() == data
+
+
+@given(tokens(), tokens(), tokens())
+def test_merging_knows_no_order(a: Token, b: Token, c: Token) -> None:
+    assert merged(a, b) == merged(b, a)
+    assert merged(merged(a, b), c) == merged(a, merged(b, c))
+    assert merged(a, a) == a == merged(a, None) == merged(None, a)
+
+
+@given(tokens(), tokens())
+def test_merging_forgets_nothing_of_the_latest_timeline(a: Token, b: Token) -> None:
+    found = merged(a, b)
+    assert found is not None
+    latest = max(a.timeline, b.timeline)
+    assert found.timeline == latest
+    assert found.position == max(token.position for token in (a, b) if token.timeline == latest)
+    assert found.expires_at == max(a.expires_at, b.expires_at)
+
+
+@given(tokens(st.just(11)), tokens(st.just(12)))
+def test_of_two_systems_the_one_seen_last_stays(a: Token, b: Token) -> None:
+    assert merged(a, b) == merged(b, a) == (a if a.expires_at > b.expires_at else b)
+
+
+@given(tokens())
+def test_an_owed_position_lasts_until_the_primary_was_asked(token: Token) -> None:
+    unsure = Token.unsure(expires_at=0)
+    assert merged(unsure, token) == merged(token, unsure) == unsure
+    assert renewed(unsure, token) == token
+
+
+@pytest.mark.parametrize(
+    ("held", "primary", "found"),
+    [
+        (None, Token(7, 1, 50, 9), Token(7, 1, 50, 9)),
+        (Token(7, 1, 60, 8), Token(7, 1, 50, 9), Token(7, 1, 60, 9)),
+        (Token(7, 1, 90, 9), Token(7, 2, 50, 9), Token(7, 2, 50, 9)),  # promoted: the end of 1 is lost
+        (Token(7, 3, 90, 9), Token(7, 2, 50, 9), Token(7, 2, 50, 9)),  # restored from an older branch
+        (Token(5, 3, 90, 9), Token(7, 2, 50, 9), Token(7, 2, 50, 9)),  # another cluster altogether
+    ],
+)
+def test_the_primary_has_the_last_word(held: Token | None, primary: Token, found: Token) -> None:
+    assert renewed(held, primary) == found
