@@ -54,6 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.cli.measure": IN_A_COMMAND,
     "tenfold.cli.summary": IN_A_COMMAND,
     "tenfold.cli.up": IN_A_COMMAND,
+    "tenfold.database": set(),
+    "tenfold.database.settings": {"pydantic"},
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
     "tenfold.measure.check": {"pydantic"},
     "tenfold.measure.emitter": IN_THE_APP,

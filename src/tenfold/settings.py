@@ -16,6 +16,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tenfold import schema
+from tenfold.database.settings import DatabaseSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
 
@@ -149,6 +150,7 @@ class Settings(BaseModel):
     service: ServiceSettings = ServiceSettings()
     stack: StackSettings = StackSettings()
     measure: MeasureSettings = MeasureSettings()
+    database: DatabaseSettings = DatabaseSettings()
 
     @model_validator(mode="after")
     def _placeholders_can_be_filled(self) -> Self:
