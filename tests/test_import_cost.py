@@ -48,6 +48,7 @@ IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
     "tenfold.__main__": {"pydantic", "typer"},
+    "tenfold.balancing": set(),
     "tenfold.cli": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.following": IN_A_COMMAND,

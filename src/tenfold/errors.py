@@ -8,7 +8,9 @@ TenfoldError
 ├── TargetError         the service under test cannot be reached, or may not be loaded
 ├── MeasurementError    a measurement could not be carried out
 ├── SessionError        a session cannot be kept as it is: too large, or changed too late
-└── SessionStoreError   the server that keeps sessions does not answer
+├── SessionStoreError   the server that keeps sessions does not answer
+├── DeadlineExceededError  nobody waits for the result any more
+└── RateStoreError      the server that counts for rate limits does not answer
 
 Each message is one sentence that says what is wrong and what to do about it; the
 command line prints it on stderr and exits with 2. Catch TenfoldError for all of them.
@@ -51,3 +53,11 @@ class SessionError(TenfoldError):
 
 class SessionStoreError(TenfoldError):
     """The server that keeps sessions cannot be reached; whether a write happened is unknown."""
+
+
+class DeadlineExceededError(TenfoldError):
+    """The time that the request had is over; nobody waits for the result."""
+
+
+class RateStoreError(TenfoldError):
+    """The server that counts for rate limits cannot be reached, or does not answer in time."""

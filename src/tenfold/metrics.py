@@ -73,7 +73,32 @@ REQUEST_SECONDS = Metric(
     "Time from the arrival of a request to the last byte of its answer.",
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-METRICS: tuple[Metric, ...] = (REQUESTS, REQUEST_SECONDS)
+CONCURRENCY_LIMIT = Metric(
+    "tenfold_concurrency_limit", "gauge", (), "Requests that the limiter lets run at once."
+)
+CONCURRENCY_IN_FLIGHT = Metric(
+    "tenfold_concurrency_in_flight", "gauge", (), "Requests that the limiter has let in and that still run."
+)
+SHED = Metric(
+    "tenfold_shed_total",
+    "counter",
+    ("reason", "priority", "mode"),
+    "Requests refused by the limiter; mode shadow is what it would have refused.",
+)
+RATE_LIMITED = Metric(
+    "tenfold_rate_limited_total",
+    "counter",
+    ("policy", "mode"),
+    "Requests beyond their rate; mode open or closed is what was done while the counter's server was gone.",
+)
+METRICS: tuple[Metric, ...] = (
+    REQUESTS,
+    REQUEST_SECONDS,
+    CONCURRENCY_LIMIT,
+    CONCURRENCY_IN_FLIGHT,
+    SHED,
+    RATE_LIMITED,
+)
 
 # ------------------------------------------------------------------ registry
 

@@ -1,0 +1,206 @@
+"""What is left of a service at three times its capacity, with and without the limiter, in one run.
+
+Two endpoints of known cost, each served by granian in one process: one of an event loop that computes, one of
+threads that wait for one of ten connections. The capacity is what the bare service sustains within the
+objective (p95 below 200 ms), by bisection. Then both services are asked for three times that, open-loop, in
+turns; *kept* is good answers a second over the capacity. At the end: is nobody refused at 0.7 of it?
+
+    python -m benchmarks.overload [--rounds 3] [--seconds 6] [--work-ms 5] [--only loop]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tenfold.measure.generator import Generator
+from tenfold.measure.histogram import percentile
+from tenfold.measure.settings import MeasureSettings
+from tenfold.measure.trial import Trial, TrialRequest
+
+FACTOR = 3.0
+CALM = 0.7
+USERS = 400
+CONNECTIONS = 10
+SERVICE = """
+import asyncio, os, threading, time
+from fastapi import FastAPI
+from tenfold.balancing.limiter import ConcurrencyLimiter
+
+work_s = float(os.environ["WORK_S"])
+connections = threading.BoundedSemaphore(int(os.environ["CONNECTIONS"]))
+app = FastAPI()
+
+@app.get("/loop")
+async def loop() -> str:
+    ends = time.thread_time() + work_s
+    while time.thread_time() < ends:
+        pass
+    return "done"
+
+@app.get("/threads")
+def threads() -> str:
+    with connections:
+        time.sleep(10 * work_s)
+    return "done"
+
+if os.environ["LIMITER"] == "1":
+    app = ConcurrencyLimiter(app)
+"""
+LOCUSTFILE = """
+from locust import FastHttpUser, task
+
+class Visitor(FastHttpUser):
+    @task
+    def one(self):
+        self.client.get("{path}")
+"""
+
+
+@contextlib.contextmanager
+def service(folder: Path, *, limiter: bool, work_s: float) -> Iterator[str]:
+    """The service in granian on a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "shed_service.py").write_text(SERVICE)
+    environment = os.environ | {
+        "LIMITER": str(int(limiter)), "WORK_S": str(work_s), "CONNECTIONS": str(CONNECTIONS),
+        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)]),
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "granian",
+        "shed_service:app",
+        "--interface",
+        "asgi",
+        "--loop",
+        "asyncio",
+    ]
+    server = subprocess.Popen(
+        [*command, "--loop", "asyncio", "--host", "127.0.0.1", "--port", str(port)],
+        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(10)
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        if time.monotonic() > deadline:
+            sys.exit("granian does not start")
+        time.sleep(0.05)
+
+
+class Load:
+    """Open-loop arrivals at one endpoint of one service."""
+
+    def __init__(self, url: str, path: str, folder: Path) -> None:
+        scenario = folder / f"locustfile_{path}.py"
+        scenario.write_text(LOCUSTFILE.format(path=f"/{path}"))
+        self._generator = Generator(scenario, url, settings=MeasureSettings(max_users=USERS))
+        self._seed = 0
+
+    def __enter__(self) -> Load:
+        self._generator.__enter__()
+        self._generator.start_users(USERS)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._generator.__exit__(*error)
+
+    def run(self, rate: float, seconds: float) -> Trial:
+        self._seed += 1
+        return self._generator.run(TrialRequest(rate, seconds, "overload", seed=self._seed, settle_s=10.0))
+
+
+def capacity(load: Load, highest: float, seconds: float) -> float:
+    """The highest rate with at most one arrival in twenty bad, to a sixteenth of ``highest``'s half."""
+    low, high = 0.4 * highest, 1.1 * highest
+    load.run(low, seconds)
+    for _ in range(4):
+        middle = (low + high) / 2
+        if load.run(middle, seconds).bad_share <= 0.05:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def admitted_p95(trial: Trial) -> float:
+    """Milliseconds; refusals are the fastest answers, so the others' percentile lies further up."""
+    refused = sum(block.refused for block in trial.blocks) / max(trial.offered, 1)
+    return percentile(trial.corrected, 100 - 5 * (1 - refused))
+
+
+def goodput(trial: Trial) -> float:
+    return trial.good / trial.seconds
+
+
+def compare(path: str, ideal: float, options: argparse.Namespace) -> None:
+    work_s = options.work_ms / 1000
+    with contextlib.ExitStack() as stack:
+        loads = {}
+        for name in ("bare", "limiter"):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tenfold-bench-")))
+            url = stack.enter_context(service(folder, limiter=name == "limiter", work_s=work_s))
+            loads[name] = stack.enter_context(Load(url, path, folder))
+        sustained = capacity(loads["bare"], ideal, options.seconds)
+        print(f"{path}: capacity {sustained:.0f} requests/s, asked for {FACTOR * sustained:.0f}")
+        trials: dict[str, list[Trial]] = {"bare": [], "limiter": []}
+        for _ in range(options.rounds):
+            for name, load in loads.items():
+                trials[name].append(load.run(FACTOR * sustained, options.seconds))
+        for name, found in trials.items():
+            show(name, found, sustained)
+        calm = loads["limiter"].run(CALM * sustained, 2 * options.seconds)
+        show(f"limiter, at {CALM}", [calm], CALM * sustained)
+        print(f"  refused at {CALM} of capacity: {sum(block.refused for block in calm.blocks)}")
+
+
+def show(name: str, trials: list[Trial], sustained: float) -> None:
+    kept = sorted(goodput(trial) / sustained for trial in trials)
+    refused = statistics.median(sum(b.refused for b in trial.blocks) / trial.offered for trial in trials)
+    p95 = statistics.median(map(admitted_p95, trials))
+    late = max(trial.generator.late_share for trial in trials)
+    print(
+        f"  {name:<20} kept {statistics.median(kept):4.2f} ({kept[0]:.2f} – {kept[-1]:.2f})"
+        f"  refused {refused:4.0%}  p95 {p95:6.0f} ms  late {late:.0%}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument(
+        "--work-ms", type=float, default=5.0, help="of the loop's time; threads wait ten times that"
+    )
+    parser.add_argument("--only", choices=["loop", "threads"])
+    options = parser.parse_args()
+    work_s = options.work_ms / 1000
+    for path, ideal in (("loop", 1 / work_s), ("threads", CONNECTIONS / (10 * work_s))):
+        if options.only in (None, path):
+            compare(path, ideal, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Balancing: which instance gets a request, and when it is refused."""
