@@ -12,6 +12,7 @@ import tenfold
 # A package that is not here exports nothing.
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
+    "tenfold.database": ["PoolMiddleware", "pool_options"],
     "tenfold.measure": ["BottleneckDetector", "Probe", "profile_function"],
     "tenfold.stack": ["Stack"],
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
@@ -28,6 +29,7 @@ MODULES: dict[str, list[str]] = {
         "MetricsMiddleware",
         "exposition",
         "instrument",
+        "route_template",
     ],
 }
 

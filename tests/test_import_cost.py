@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.cli.summary": IN_A_COMMAND,
     "tenfold.cli.up": IN_A_COMMAND,
     "tenfold.database": set(),
+    "tenfold.database.pool": {"sqlalchemy"},
     "tenfold.database.settings": {"pydantic"},
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
     "tenfold.measure.check": {"pydantic"},

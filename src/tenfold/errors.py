@@ -9,6 +9,7 @@ TenfoldError
 ├── MeasurementError    a measurement could not be carried out
 ├── SessionError        a session cannot be kept as it is: too large, or changed too late
 ├── SessionStoreError   the server that keeps sessions does not answer
+├── PoolExhaustedError  no connection to the database is to be had: 503, and come back
 ├── DeadlineExceededError  nobody waits for the result any more
 └── RateStoreError      the server that counts for rate limits does not answer
 
@@ -53,6 +54,10 @@ class SessionError(TenfoldError):
 
 class SessionStoreError(TenfoldError):
     """The server that keeps sessions cannot be reached; whether a write happened is unknown."""
+
+
+class PoolExhaustedError(TenfoldError):
+    """Every connection of a pool is taken: it was waited for in vain, or too many wait already."""
 
 
 class DeadlineExceededError(TenfoldError):

@@ -36,8 +36,8 @@ def test_the_message_has_the_numbers_and_the_way_out() -> None:
         require(Fleet(hosts=2, workers=4, engines=1), Room())
     assert str(caught.value) == (
         "hosts 2 × workers 4 × engines 1 × (20 + 10) + reserve 10 = 250 connections, and the server allows "
-        "97 (max_connections 100 − 3 for superusers): set pool_size to 6 and max_overflow to 4, put PgBouncer "
-        "in front of the server, or raise max_connections to 253 if it has memory for them"
+        "97 (max_connections 100 − 3 for superusers): set pool_size to 6 and max_overflow to 4, put "
+        "PgBouncer in front of the server, or raise max_connections to 253 if it has memory for them"
     )
     assert "CONNECTION LIMIT" in judge(Fleet(), Room(limit=5)).claim
     assert "not even one" in judge(Fleet(hosts=100), Room()).remedy

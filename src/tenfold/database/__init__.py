@@ -1,1 +1,21 @@
-"""Replicas and pools: connections that are counted, bounded, and whose holders have names."""
+"""Replicas and pools: connections that are counted, bounded and never held by nobody knows whom."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenfold.database.pool import pool_options
+    from tenfold.database.visits import PoolMiddleware
+
+__all__ = ["PoolMiddleware", "pool_options"]
+
+_HOMES = {"PoolMiddleware": "visits", "pool_options": "pool"}
+
+
+def __getattr__(name: str) -> Any:
+    # Who takes one piece loads that piece.
+    if name in _HOMES:
+        return getattr(import_module(f"tenfold.database.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

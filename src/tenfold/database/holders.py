@@ -1,0 +1,87 @@
+"""Who holds a connection, since when, and what was it last used for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from tenfold.database import stacks
+from tenfold.database.visits import NOBODY, Visit
+from tenfold.measure.callsites import CallSites
+from tenfold.measure.fingerprint import fingerprint
+
+SQL = 160  # characters of a statement in a message
+ROUTES = 4  # routes named in a message; the rest is a number
+
+Owner = Visit | int | weakref.ref[Any]
+
+
+class Holder:
+    """One connection, from the moment it is handed out until it comes back. Times are ``perf_counter()``."""
+
+    __slots__ = ("idle_since", "reported", "since", "site", "sql", "task", "thread", "visit", "waited_s")
+
+    def __init__(self, visit: Visit | None, since: float, waited_s: float) -> None:
+        self.visit = visit
+        self.since = since
+        self.waited_s = waited_s
+        self.task: weakref.ref[asyncio.Task[Any]] | None = None
+        self.thread = threading.get_ident()
+        if asyncio._get_running_loop() is not None:
+            task = asyncio.current_task()
+            # Weak: a task that forgot its connection must stay for the garbage collector to find.
+            self.task = weakref.ref(task) if task is not None else None
+        self.site = ""  # where it was taken, of a sample
+        self.sql = ""  # the last statement, as the driver got it
+        self.idle_since = 0.0  # when that ended, while a transaction is open; 0 otherwise
+        self.reported = False  # as held too long
+
+    @property
+    def owner(self) -> Owner:
+        """Whoever has two connections when two holders have the same owner."""
+        return self.visit or self.task or self.thread
+
+    @property
+    def title(self) -> str:
+        """The request or the job; ``other`` where nobody said."""
+        return self.visit.title if self.visit is not None else NOBODY
+
+    def whereabouts(self, sites: CallSites) -> str:
+        """Where in the user's code the holder is, or that it has ended and left the connection behind."""
+        at = stacks.of_thread(sites, self.thread) if self.task is None else ""
+        if self.task is not None:
+            task = self.task()
+            if task is None or task.done():
+                return "its task has ended"
+            at = stacks.of_task(sites, task)
+        return f"now at {at}" if at else ""
+
+    def told(self, sites: CallSites, now: float) -> str:
+        """What is known, in one line, the values in the statement hidden."""
+        idle = f"idle in a transaction for {now - self.idle_since:.1f} s" if self.idle_since else ""
+        parts = [
+            f"{now - self.since:.1f} s",
+            idle,
+            self.whereabouts(sites),
+            f"taken at {self.site}" if self.site else "",
+            f"last SQL {fingerprint(self.sql, limit=SQL)}" if self.sql else "no statement yet",
+        ]
+        return ", ".join(filter(None, parts))
+
+
+def described(holders: Sequence[Holder], sites: CallSites, now: float) -> str:
+    """Who holds the connections, most of them first: ``28 × GET /orders (longest 12.1 s, …), 2 × …``."""
+    groups: dict[str, list[Holder]] = defaultdict(list)
+    for holder in holders:
+        groups[holder.title].append(holder)
+    largest = sorted(groups.items(), key=lambda group: len(group[1]), reverse=True)
+    told = [
+        f"{len(group)} × {title} (longest {min(group, key=lambda holder: holder.since).told(sites, now)})"
+        for title, group in largest[:ROUTES]
+    ]
+    rest = sum(len(group) for _, group in largest[ROUTES:])
+    return ", ".join([*told, f"{rest} × others"] if rest else told) or "nobody"
