@@ -78,7 +78,7 @@ def test_the_options_of_a_pool(url: str) -> None:
     made = create_engine(url, **pool_options(url, metrics=False))
     assert isinstance(made.pool, WatchedPool)
     assert (made.pool.size(), made.pool._max_overflow, made.pool.timeout()) == (20, 10, 5.0)
-    assert (made.pool._recycle, made.pool._pre_ping, made.pool._pool.use_lifo) == (3600, True, True)
+    assert (made.pool._recycle, made.pool._pool.use_lifo) == (3600, True)
     assert made.pool.watch.watching.max_waiting == 300
     assert made.pool.watch.watching.name == url.rpartition("@")[2]
 

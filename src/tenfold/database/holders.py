@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
+from asyncio import _get_running_loop, current_task
 from collections import defaultdict
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any
 
 from tenfold.database import stacks
@@ -21,29 +22,28 @@ Owner = Visit | int | weakref.ref[Any]
 
 
 class Holder:
-    """One connection, from the moment it is handed out until it comes back. Times are ``perf_counter()``."""
+    """One connection, from the moment it is handed out until it comes back. Times are ``perf_counter()``.
 
-    __slots__ = ("idle_since", "reported", "since", "site", "sql", "task", "thread", "visit", "waited_s")
+    Made for every checkout: what most of them never need is a default of the class.
+    """
+
+    task: weakref.ref[asyncio.Task[Any]] | None = None
+    site = ""  # where it was taken, of a sample
+    sql = ""  # the last statement, as the driver got it
+    idle_since = 0.0  # when that ended, while a transaction is open; 0 otherwise
+    reported = False  # as held too long
 
     def __init__(self, visit: Visit | None, since: float, waited_s: float) -> None:
         self.visit = visit
         self.since = since
         self.waited_s = waited_s
-        self.task: weakref.ref[asyncio.Task[Any]] | None = None
-        self.thread = threading.get_ident()
-        if asyncio._get_running_loop() is not None:
-            task = asyncio.current_task()
+        self.thread = get_ident()
+        task = current_task() if _get_running_loop() is not None else None
+        if task is not None:
             # Weak: a task that forgot its connection must stay for the garbage collector to find.
-            self.task = weakref.ref(task) if task is not None else None
-        self.site = ""  # where it was taken, of a sample
-        self.sql = ""  # the last statement, as the driver got it
-        self.idle_since = 0.0  # when that ended, while a transaction is open; 0 otherwise
-        self.reported = False  # as held too long
-
-    @property
-    def owner(self) -> Owner:
-        """Whoever has two connections when two holders have the same owner."""
-        return self.visit or self.task or self.thread
+            self.task = weakref.ref(task)
+        # Whoever has two connections when two holders have the same owner.
+        self.owner: Owner = visit or self.task or self.thread
 
     @property
     def title(self) -> str:

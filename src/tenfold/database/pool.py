@@ -23,7 +23,7 @@ from tenfold.errors import DependencyError, PoolExhaustedError
 from tenfold.types import Finding
 
 try:
-    from sqlalchemy import URL, event, exc, make_url
+    from sqlalchemy import URL, exc, make_url
     from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
     from sqlalchemy.util import queue
 except ImportError:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncWatchedPool", "PoolTimeoutError", "WatchedPool", "pool_options"]
 
-_RETURNED = "tenfold.returned"  # in a record's info: when it came back, perf_counter()
+_RETURNED = "_tenfold_returned"  # of a record: when it came back, perf_counter()
 _LIBPQ = {"psycopg", "psycopg_async", "psycopg2"}
 _NAME = 63  # bytes of application_name that PostgreSQL keeps
 
@@ -60,8 +60,11 @@ class _Patience:
     lock: threading.Lock
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        if not block or not self.empty():  # type: ignore[attr-defined]
-            return super().get(block, timeout)  # type: ignore[misc]
+        try:
+            return super().get(False)  # type: ignore[misc]
+        except queue.Empty:
+            if not block:
+                raise
         left_s = remaining_s()
         if left_s is not None:
             timeout = left_s if timeout is None else min(timeout, left_s)
@@ -93,6 +96,7 @@ class WatchedPool(QueuePool):
     _queue_class: type[queue.QueueCommon[Any]] = _Queue
     watch: Watch
     _begun = False
+    _sets_timeouts = False
 
     # create_engine() looks for the names of positional arguments here and above.
     def __init__(self, creator: Any, watching: Watching | None = None, **options: Any) -> None:
@@ -127,27 +131,50 @@ class WatchedPool(QueuePool):
             raise self._exhausted(perf_counter() - started, isinstance(error, _RefusedError)) from None
         if not self._begun:
             self._begin()
+        if self._sets_timeouts:
+            self._settle(connection)
         self.watch.taken(connection._connection_record, started)
         return connection  # type: ignore[no-any-return]
 
     def _do_get(self) -> Any:
         record: Any = super()._do_get()
-        returned = record.record_info.get(_RETURNED)
+        returned = record.__dict__.get(_RETURNED)
         if returned is not None:
             idle_s = perf_counter() - returned
-            # What SQLAlchemy takes for fresh it does not ping.
-            record.fresh = not budget.must_ping(idle_s, ping_after_s=self.watch.watching.ping_after_s)
-            age_s = time() - record.starttime
-            if 0 < self._recycle * (1 - budget.JITTER) < age_s and age_s > budget.lifetime_s(
-                self._recycle, born=record.starttime
-            ):
-                record.invalidate(soft=True)
+            if budget.must_ping(idle_s, ping_after_s=self.watch.watching.ping_after_s):
+                self._ping(record)
+            if -1 < self._recycle < (time() - record.starttime) / (1 - budget.JITTER):
+                self._recycle_early(record)
         return record
 
     def _do_return_conn(self, record: Any) -> None:
         self.watch.given_back(record)
-        record.record_info[_RETURNED] = perf_counter()
+        record.__dict__[_RETURNED] = perf_counter()
         super()._do_return_conn(record)
+
+    def _ping(self, record: Any) -> None:
+        """As SQLAlchemy's pre-ping: a dead connection makes all that are as old suspect, and is replaced."""
+        if record.dbapi_connection is None:
+            return
+        try:
+            alive = self._dialect._do_ping_w_event(record.dbapi_connection)
+            if not alive:
+                self._invalidate_time = time()
+                record.invalidate()
+        except BaseException as error:  # a cancellation, too: nobody else knows of this record
+            record._checkin_failed(error, _fairy_was_created=False)
+            raise
+
+    def _recycle_early(self, record: Any) -> None:
+        if time() - record.starttime > budget.lifetime_s(self._recycle, born=record.starttime):
+            record.invalidate(soft=True)
+
+    def _settle(self, connection: Any) -> None:
+        try:
+            timeouts.settle(connection, connection._connection_record.info)
+        except BaseException as error:
+            connection.invalidate(error)
+            raise
 
     @property
     def waiting(self) -> int:
@@ -166,6 +193,8 @@ class WatchedPool(QueuePool):
     def _begin(self) -> None:
         """The first connection: SQLAlchemy has given the pool its dialect by now."""
         self._begun = True
+        wanted = self.watch.watching.statement_timeout == "session"
+        self._sets_timeouts = wanted and getattr(self._dialect, "name", "") == "postgresql"
         if self.watch.dialect is not self._dialect:
             self.watch.dialect = self._dialect
             _watch_dialect(self._dialect, self.watch)
@@ -192,20 +221,6 @@ class AsyncWatchedPool(WatchedPool, AsyncAdaptedQueuePool):
     _dialect = AsyncAdaptedQueuePool._dialect
 
 
-@event.listens_for(WatchedPool, "checkout")
-def _settle(connection: Any, record: Any, fairy: Any) -> None:
-    """Before a connection is handed out; what breaks here is taken for a broken connection by SQLAlchemy."""
-    pool = fairy._pool
-    if pool.watch.watching.statement_timeout != "session" or pool._dialect.name != "postgresql":
-        return
-    try:
-        timeouts.settle(connection, record.info)
-    except pool._dialect.loaded_dbapi.Error as error:
-        if pool._dialect.is_disconnect(error, connection, None):
-            raise exc.InvalidatePoolError from error
-        raise
-
-
 # ------------------------------------------------------------------ statements
 
 
@@ -229,7 +244,10 @@ def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
             holder = held[connection._connection_record]
         except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
             return do(cursor, statement, *rest, **named)
-        watch.executing(holder, statement, connection)
+        check()
+        if holder.idle_since:
+            watch.resumed(holder, connection)
+        holder.sql = statement
         try:
             return do(cursor, statement, *rest, **named)
         finally:
@@ -333,7 +351,6 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         "max_overflow": max_overflow,
         "pool_timeout": timeout_s,
         "pool_recycle": recycle_s,
-        "pool_pre_ping": True,
         "pool_use_lifo": True,
         "watching": watching,
         "connect_args": driver | dict(connect_args or {}),

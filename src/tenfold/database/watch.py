@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold import deadlines
 from tenfold.database import stacks
 from tenfold.database.budget import PING_AFTER_S
 from tenfold.database.figures import Figures
@@ -60,10 +59,11 @@ class Watch:
         self.dialect: Any = None  # the one whose statements are watched
         self.held: dict[Any, Holder] = {}  # by SQLAlchemy's connection record
         self.size, self.most = size, most
-        self._alarm_at = size + NEARLY * (most - size)
-        self._owners: Counter[Owner] = Counter()
+        self._alarm_at = max(size + NEARLY * (most - size), 2)  # a pool of one is meant to be full
+        self._owners: dict[Owner, int] = {}  # how many each holds
         self._ended: deque[tuple[Visit | None, float, float]] = deque(maxlen=ENDED)
-        self._taken = self._timeouts = self._refused = 0
+        self._timeouts = self._refused = 0
+        self._to_sample = watching.stack_every
         self._alert_until = 0.0
         self._looking = threading.Lock()
         self._figures = Figures(watching.name, watching.registry) if watching.metrics else None
@@ -72,14 +72,17 @@ class Watch:
         """A connection was handed out, asked for at ``started``."""
         now = perf_counter()
         holder = self.held[record] = Holder(current(), now, now - started)
-        self._taken += 1
-        if self._taken % self.watching.stack_every == 0 or now < self._alert_until:
+        self._to_sample -= 1
+        if self._to_sample <= 0 or now < self._alert_until:
+            self._to_sample = self.watching.stack_every
             holder.site = stacks.here(self.sites)
         owner = holder.owner
-        self._owners[owner] += 1
-        if self._owners[owner] > 1:
+        if owner in self._owners:
+            self._owners[owner] += 1
             self._found("two connections at once", holder, 0.0, lambda: stacks.here(self.sites))
-        if len(self.held) >= self._alarm_at and self._alarm_at > 1:
+        else:
+            self._owners[owner] = 1
+        if len(self.held) >= self._alarm_at:
             self._found("nearly full", None, 0.0, self.who)
 
     def given_back(self, record: Any) -> None:
@@ -87,22 +90,10 @@ class Watch:
         holder = self.held.pop(record, None)
         if holder is None:
             return
-        owner = holder.owner
-        self._owners[owner] -= 1
-        if self._owners[owner] <= 0:
-            self._owners.pop(owner, None)
+        has = self._owners.pop(holder.owner, 1)
+        if has > 1:
+            self._owners[holder.owner] = has - 1
         self._ended.append((holder.visit, holder.waited_s, perf_counter() - holder.since))
-
-    def executing(self, holder: Holder, statement: str, connection: Any) -> None:
-        """A statement begins.
-
-        Raises:
-            DeadlineExceededError: nobody waits for its result any more.
-        """
-        deadlines.check()
-        if holder.idle_since:
-            self.resumed(holder, connection)
-        holder.sql = statement
 
     def resumed(self, holder: Holder, connection: Any) -> None:
         """A transaction goes on, or ends, after a pause: was it too long?"""
