@@ -8,10 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psycopg
 import pytest
 import sqlalchemy
 from prometheus_client import CollectorRegistry
@@ -194,6 +196,59 @@ def test_the_control_without_a_limit_everyone_waits(engine_of: Callable[..., Eng
     engine = engine_of(max_overflow=0, timeout_s=0.2, max_waiting=10)
     with engine.connect(), pytest.raises(PoolTimeoutError, match="came back in"):
         engine.connect()
+
+
+class Failing:
+    """Opens connections; the first attempt fails, but not before it is told to."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.attempts, self.fail = url, 0, threading.Event()
+
+    def __call__(self) -> Any:
+        self.attempts += 1
+        if self.attempts == 1:
+            self.fail.wait()
+            raise psycopg.OperationalError("too many connections")
+        return psycopg.connect(self.url)
+
+
+def waited_s(engine: Engine, failing: Failing) -> float:
+    """How long somebody waits on after the connection before could not be opened."""
+
+    def first() -> None:
+        with suppress(sqlalchemy.exc.OperationalError):
+            engine.connect()
+
+    got: list[float] = []
+
+    def second() -> None:
+        with engine.connect():
+            got.append(time.monotonic())
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    conftest.until(lambda: failing.attempts == 1)
+    threads[1].start()
+    waits: Any = engine.pool
+    conftest.until(lambda: waits._pool.not_empty._waiters)
+    failed = time.monotonic()
+    failing.fail.set()
+    for thread in threads:
+        thread.join()
+    engine.dispose()
+    return got[0] - failed
+
+
+def test_whoever_waits_is_woken_when_a_connection_could_not_be_opened(url: str, postgres_url: str) -> None:
+    failing = Failing(postgres_url)
+    engine = create_engine(url, **options(url, max_overflow=0, timeout_s=60), creator=failing)
+    assert waited_s(engine, failing) < 40
+
+
+def test_the_control_sqlalchemys_own_pool_lets_them_wait(url: str, postgres_url: str) -> None:
+    failing = Failing(postgres_url)
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.5, creator=failing)
+    assert waited_s(engine, failing) > 0.3  # all of its time, less what had passed before
 
 
 # ------------------------------------------------------------------ findings

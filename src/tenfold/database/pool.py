@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.database import budget, timeouts, watcher
+from tenfold.database import budget, connecting, timeouts, watcher
 from tenfold.database.watch import Watch, Watching
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DependencyError, PoolExhaustedError
@@ -52,6 +53,9 @@ class _RefusedError(exc.TimeoutError):
 # ------------------------------------------------------------------ waiting
 
 
+_ROOM = object()  # handed to whoever waits in place of a connection
+
+
 class _Patience:
     """In front of a queue's ``get``: nobody joins a queue that is too long, or outwaits a deadline."""
 
@@ -61,7 +65,7 @@ class _Patience:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         try:
-            return super().get(False)  # type: ignore[misc]
+            return self.present()
         except queue.Empty:
             if not block:
                 raise
@@ -73,10 +77,25 @@ class _Patience:
                 raise _RefusedError
             self.waiting += 1
         try:
-            return super().get(block, timeout)  # type: ignore[misc]
+            found = super().get(block, timeout)  # type: ignore[misc]
         finally:
             with self.lock:
                 self.waiting -= 1
+        if found is _ROOM:
+            raise queue.Empty  # QueuePool looks again whether it may open one
+        return found
+
+    def present(self) -> Any:
+        """What is there without waiting; a place that somebody no longer waits for is none."""
+        while (found := super().get(False)) is _ROOM:  # type: ignore[misc]
+            pass
+        return found
+
+    def wake(self) -> None:
+        """Tell somebody who waits that a connection may be opened."""
+        if self.waiting:
+            with suppress(queue.Full):
+                self.put(_ROOM, False)  # type: ignore[attr-defined]
 
 
 class _Queue(_Patience, queue.Queue[Any]):
@@ -152,6 +171,13 @@ class WatchedPool(QueuePool):
         record.__dict__[_RETURNED] = perf_counter()
         super()._do_return_conn(record)
 
+    def _dec_overflow(self) -> Literal[True]:
+        # A connection that could not be opened leaves room; QueuePool lets those who wait sleep on.
+        super()._dec_overflow()
+        waiting: Any = self._pool
+        waiting.wake()
+        return True
+
     def _ping(self, record: Any) -> None:
         """As SQLAlchemy's pre-ping: a dead connection makes all that are as old suspect, and is replaced."""
         if record.dbapi_connection is None:
@@ -171,7 +197,7 @@ class WatchedPool(QueuePool):
 
     def _settle(self, connection: Any) -> None:
         try:
-            timeouts.settle(connection, connection._connection_record.info)
+            timeouts.settle(connection.dbapi_connection, connection._connection_record.info)
         except BaseException as error:
             connection.invalidate(error)
             raise
@@ -345,6 +371,8 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         registry=registry,
     )
     driver = _driver_options(target, connect_timeout_s, application_name)
+    if is_async and target.get_driver_name() in {"psycopg", "psycopg_async"}:
+        driver["async_creator_fn"] = connecting.open_or_close
     return {
         "poolclass": AsyncWatchedPool if is_async else WatchedPool,
         "pool_size": pool_size,
