@@ -13,6 +13,7 @@ import math
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
@@ -177,17 +178,19 @@ class DeadlineMiddleware:
 class _Run:
     """One request. Its client is watched once it has taken ``WATCH_AFTER_S``: most are done by then.
 
-    ``receive`` tells that the client left, and also hands out the request's body: a watch reads one message
-    ahead and keeps it for the app.
+    ``receive`` tells that the client left, and also hands out the request's body: what the watch reads ahead
+    of the app is kept for it, up to ``AHEAD`` bytes. Of a longer body the app has to take its part first.
     """
 
     WATCH_AFTER_S = 0.05
+    AHEAD = 65_536
 
     def __init__(self, app: Application, receive: Receive, send: Send) -> None:
         self._app, self._receive, self._send = app, receive, send
         self._begun = self._stopped = self._gone = False
         self._app_reads = self._watched = False
-        self._ahead: asyncio.Future[Message] | None = None
+        self._ahead: deque[Message] = deque()
+        self._reading: asyncio.Future[Message] | None = None
         self._cancel: Callable[[], None] = lambda: None
 
     async def within(self, scope: Scope, left_s: float) -> None:
@@ -203,8 +206,8 @@ class _Run:
         finally:
             for timer in timers:
                 timer.cancel()
-            if self._ahead is not None:
-                self._ahead.cancel()
+            if self._reading is not None:
+                self._reading.cancel()
         if self._gone and self._stopped:
             with suppress(Exception):  # there is nobody, which some servers call an error
                 await _answer(self._send, 499, b"")
@@ -226,30 +229,41 @@ class _Run:
 
     async def _hand_over(self) -> Message:
         """The app's ``receive``."""
-        self._app_reads = True
-        try:
-            if self._ahead is None:
+        while not self._ahead and self._reading is not None:
+            await asyncio.shield(self._reading)
+        if self._ahead:
+            left = self._ahead[0]["type"] == "http.disconnect"
+            message = self._ahead[0] if left else self._ahead.popleft()
+        else:
+            self._app_reads = True
+            try:
                 message = await self._receive()
-            else:
-                message = await asyncio.shield(self._ahead)
-                if message["type"] != "http.disconnect":
-                    self._ahead = None
-        finally:
-            self._app_reads = False
-        if self._watched and self._ahead is None and message["type"] != "http.disconnect":
+            finally:
+                self._app_reads = False
+        if self._watched and message["type"] != "http.disconnect":
             self._watch()
         return message
 
     def _watch(self) -> None:
         self._watched = True
-        if not self._app_reads and self._ahead is None:
-            self._ahead = asyncio.ensure_future(self._receive())
-            self._ahead.add_done_callback(self._seen)
+        if not self._app_reads and self._reading is None and not self._ahead:
+            self._read()
 
-    def _seen(self, ahead: asyncio.Future[Message]) -> None:
-        if not ahead.cancelled() and not ahead.exception() and ahead.result()["type"] == "http.disconnect":
+    def _read(self) -> None:
+        self._reading = asyncio.ensure_future(self._receive())
+        self._reading.add_done_callback(self._seen)
+
+    def _seen(self, reading: asyncio.Future[Message]) -> None:
+        self._reading = None
+        if reading.cancelled() or reading.exception():
+            return
+        message = reading.result()
+        self._ahead.append(message)
+        if message["type"] == "http.disconnect":
             self._gone = True
             self._stop()
+        elif sum(len(kept.get("body", b"")) for kept in self._ahead) < self.AHEAD:
+            self._read()
 
 
 @asynccontextmanager

@@ -1,17 +1,22 @@
 """Every error that tenfold raises on purpose.
 
 TenfoldError
-├── SettingsError       tenfold.toml, the environment or an argument is wrong
-├── DependencyError     a library, a program or a server is missing
-├── StackError          a server of the stack did not start, or ended
-├── ScenarioError       a locustfile cannot be loaded, or its users cannot log in
-├── TargetError         the service under test cannot be reached, or may not be loaded
-├── MeasurementError    a measurement could not be carried out
-├── SessionError        a session cannot be kept as it is: too large, or changed too late
-├── SessionStoreError   the server that keeps sessions does not answer
-├── PoolExhaustedError  no connection to the database is to be had: 503, and come back
+├── SettingsError          tenfold.toml, the environment or an argument is wrong
+├── DependencyError        a library, a program or a server is missing
+├── StackError             a server of the stack did not start, or ended
+├── ReplacementError       an instance could not be replaced; the message says what state it is in
+├── ScenarioError          a locustfile cannot be loaded, or its users cannot log in
+├── TargetError            the service under test cannot be reached, or may not be loaded
+├── MeasurementError       a measurement could not be carried out
+├── SignatureError         a signed or encrypted value has expired, was changed, or is not ours
+├── BreakerOpenError       what is asked failed repeatedly, and is left alone for a while
+├── PoolExhaustedError     no connection to the database is to be had: 503, and come back
 ├── DeadlineExceededError  nobody waits for the result any more
-└── RateStoreError      the server that counts for rate limits does not answer
+├── RateStoreError         the server that counts for rate limits does not answer
+├── SessionStoreError      the server that keeps sessions does not answer
+└── SessionError           a session cannot be kept as it is: not JSON, or changed too late
+    ├── SessionSizeError   it holds more than it may
+    └── SessionEndedError  it was revoked, or its token replaced, while this request ran
 
 Each message is one sentence that says what is wrong and what to do about it; the
 command line prints it on stderr and exits with 2. Catch TenfoldError for all of them.
@@ -48,8 +53,28 @@ class MeasurementError(TenfoldError):
     """The instrument itself failed, so that nothing can be said about the service."""
 
 
+class BreakerOpenError(TenfoldError):
+    """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
+
+
+class SignatureError(TenfoldError):
+    """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
+
+
+class ReplacementError(TenfoldError):
+    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
+
+
 class SessionError(TenfoldError):
     """A session cannot be kept as it is: too large, not JSON, or changed after the answer began."""
+
+
+class SessionSizeError(SessionError):
+    """A session would hold more than it may; nothing of the change was kept."""
+
+
+class SessionEndedError(SessionError):
+    """A session was revoked, or its token replaced, while this request ran; its changes were not kept."""
 
 
 class SessionStoreError(TenfoldError):

@@ -16,6 +16,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tenfold import schema
+from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
@@ -151,6 +152,22 @@ class Settings(BaseModel):
     stack: StackSettings = StackSettings()
     measure: MeasureSettings = MeasureSettings()
     database: DatabaseSettings = DatabaseSettings()
+    balancing: BalancingSettings = BalancingSettings()
+
+    @model_validator(mode="after")
+    def _every_instance_has_its_share(self) -> Self:
+        weights, backups, instances = self.balancing.weights, self.balancing.backups, self.stack.instances
+        if weights and len(weights) != instances:
+            raise ValueError(
+                f"balancing.weights has {len(weights)} entries but stack.instances is {instances}; "
+                "set one weight for each instance, or remove balancing.weights"
+            )
+        if backups >= instances:
+            raise ValueError(
+                f"balancing.backups is {backups} but stack.instances is {instances}, so that nobody would "
+                "get requests in ordinary times; set stack.instances higher or balancing.backups = 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _placeholders_can_be_filled(self) -> Self:

@@ -85,3 +85,9 @@ class Stack(Protocol):
     @property
     def access_log(self) -> Path | None:
         """nginx's JSON access log, or None without nginx."""
+
+    def restart(self, server: Server) -> None:
+        """Start a server of this stack again, on the same port; one that runs is ended first."""
+
+    def replace(self, server: Server) -> object:
+        """Replace an app instance without failing a request: out of nginx, drained, ended, started, in."""

@@ -290,7 +290,7 @@ def test_the_account_is_exact_whatever_happens(seed: int, limit: int, waiting: i
 
 
 def test_a_plain_framework_behind_it() -> None:
-    """Async and sync endpoints, a failing one, a missing one: through the limiter they answer as without it."""
+    """Async and sync endpoints, a failing one, a missing one: they answer as without it."""
 
     async def slow(request: Request) -> PlainTextResponse:
         await asyncio.sleep(0.001)

@@ -135,11 +135,12 @@ def test_every_key_is_there_with_its_default() -> None:
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure"):
+    for table in ("stack", "measure", "balancing"):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
-    assert set(shown) == {"app", "prepare", "environment", "postgresql_bin", "redis_server", "nginx_binary"}
+    servers = {"postgresql_bin", "redis_server", "nginx_binary"}
+    assert set(shown) == {"app", "prepare", "environment", "server_names", *servers}
 
 
 def uncommented(text: str) -> str:
@@ -153,9 +154,10 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_every_key_of_the_models_is_named() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    assert tables.keys() == {"service", "stack", "measure"}
+    assert tables.keys() == {"service", "stack", "measure", "balancing"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
+    assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.measure import conftest
 
 from tenfold.database import pool_options, timeouts
-from tenfold.database.pool import PoolTimeoutError, WatchedPool
+from tenfold.database.deadlines import enforce_deadlines
+from tenfold.database.pool import PoolDeadlineError, WatchedPool
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 
@@ -63,7 +64,7 @@ def test_the_steps(left_s: float, step: int) -> None:
 def test_nobody_waits_longer_for_a_connection_than_the_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     started = time.monotonic()
-    with engine.connect(), deadline(0.1), pytest.raises(PoolTimeoutError, match=r"came back in 0\.\d s"):
+    with engine.connect(), deadline(0.1), pytest.raises(PoolDeadlineError, match=r"in 0\.\d s.* held by 1"):
         engine.connect()
     assert time.monotonic() - started < 20
 
@@ -87,7 +88,7 @@ def test_the_server_ends_a_statement_that_nobody_waits_for(
     engine_of: Callable[..., Engine], statement_timeout: str
 ) -> None:
     engine = engine_of(statement_timeout=statement_timeout)
-    late = pytest.raises(OperationalError, match="statement timeout")
+    late = pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement")
     with deadline(0.2), engine.connect() as connection, late:
         connection.execute(SLEEP)
     with engine.connect() as connection:  # and whoever comes next has time again
@@ -105,7 +106,7 @@ def test_an_async_engine_does_the_same(url: str) -> None:
         engine = create_async_engine(url, **pool_options(url, is_async=True, metrics=False))
         with deadline(0.2):
             async with engine.connect() as connection:
-                with pytest.raises(OperationalError, match="statement timeout"):
+                with pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement"):
                     await connection.execute(SLEEP)
         async with engine.connect() as connection:
             assert await connection.scalar(SHOWN) == "0"
@@ -119,6 +120,26 @@ def test_a_limit_of_ones_own_is_never_raised(engine_of: Callable[..., Engine]) -
     for seconds, shown in ((60, "700ms"), (0.5, "563ms"), (60, "700ms")):
         with deadline(seconds), engine.connect() as connection:
             assert connection.scalar(SHOWN) == shown
+
+
+@pytest.mark.parametrize("statement_timeout", ["session", "transaction"])
+def test_a_long_transaction_gets_less_and_less(
+    engine_of: Callable[..., Engine], statement_timeout: str
+) -> None:
+    engine = engine_of(statement_timeout=statement_timeout)
+    setting = text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
+    with deadline(60), engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        with deadline(5):
+            assert 0 < connection.scalar(setting) <= 5000
+        connection.rollback()
+        assert connection.scalar(setting) > 5000  # the next has what is left of the minute
+
+
+def test_a_watched_engine_is_left_to_its_pool(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of()
+    enforce_deadlines(engine)
+    assert not engine._has_events
 
 
 def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., Engine]) -> None:

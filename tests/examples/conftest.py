@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import shop_postgresql
 import shop_service
 from psycopg import sql
 from shop_service import EXAMPLES, VARIANTS, Variant
+from tests.sessions.session_servers import RedisServer
+
+from tenfold.settings import Settings
+from tenfold.stack.programs import Program, find_redis
 
 sys.path.insert(0, str(EXAMPLES))
 
@@ -46,25 +51,42 @@ def create_database(postgresql: str) -> Callable[[], str]:
     return create
 
 
+@pytest.fixture(scope="session")
+def redis_url(requires_server: Callable[[Program | None, str], Program]) -> Iterator[str]:
+    server = RedisServer(requires_server(find_redis(Settings()), "Redis").path)
+    yield server.url
+    server.close()
+
+
 @pytest.fixture(scope="session", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> Variant:
     return VARIANTS[request.param]
 
 
 @pytest.fixture(scope="session")
-def database_url(variant: Variant, create_database: Callable[[], str]) -> str:
-    """The variant's database, filled."""
-    url = create_database()
-    shop_service.prepare(variant, url)
-    return url
+def filled(create_database: Callable[[], str]) -> Callable[[Variant], str]:
+    """A variant's database, filled, for tests that may share it."""
+
+    @cache
+    def fill(variant: Variant) -> str:
+        url = create_database()
+        shop_service.prepare(variant, url)
+        return url
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def database_url(variant: Variant, filled: Callable[[Variant], str]) -> str:
+    return filled(variant)
 
 
 @pytest.fixture(scope="session")
 def service_url(
-    variant: Variant, database_url: str, tmp_path_factory: pytest.TempPathFactory
+    variant: Variant, database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     log: Path = tmp_path_factory.mktemp("shop") / "log"
-    with shop_service.serving(variant, database_url, log) as url:
+    with shop_service.serving(variant, database_url, redis_url, log) as url:
         yield url
 
 

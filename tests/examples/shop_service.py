@@ -27,12 +27,16 @@ class Variant:
     prepare: str
 
 
-VARIANTS = {"naive": Variant(app="shop.naive.app:app", prepare="shop.naive.data:load")}
+VARIANTS = {
+    "naive": Variant(app="shop.naive.app:app", prepare="shop.naive.data:load"),
+    "scaled": Variant(app="shop.scaled.app:app", prepare="shop.scaled.data:load"),
+}
 
 
-def environment(database_url: str) -> dict[str, str]:
+def environment(database_url: str, redis_url: str = "") -> dict[str, str]:
     paths = [str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": os.pathsep.join(paths)}
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    return {**os.environ, **servers, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def prepare(variant: Variant, database_url: str) -> None:
@@ -43,13 +47,17 @@ def prepare(variant: Variant, database_url: str) -> None:
 
 
 @contextmanager
-def serving(variant: Variant, database_url: str, log: Path) -> Iterator[str]:
+def serving(variant: Variant, database_url: str, redis_url: str, log: Path) -> Iterator[str]:
     """Start the variant and wait until it is ready; yields its URL."""
     port = free_port()
     command = [sys.executable, "-m", "granian", "--interface", "asgi", "--port", str(port), variant.app]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, env=environment(database_url), stdout=output, stderr=output, start_new_session=True
+            command,
+            env=environment(database_url, redis_url),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         url = f"http://127.0.0.1:{port}"

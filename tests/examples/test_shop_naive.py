@@ -40,6 +40,11 @@ def app(naive_url: str) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
+def engine(app: ModuleType) -> Engine:
+    return importlib.import_module("shop.naive.database").engine
+
+
+@pytest.fixture
 def statements(app: ModuleType) -> Iterator[list[Statement]]:
     """Every statement that an engine sends, with the innermost line of the shop that caused it."""
     sent: list[Statement] = []
@@ -96,8 +101,7 @@ def test_a_list_of_products_asks_twice(app: ModuleType, statements: list[Stateme
     assert len(statements) == 3  # the login, the total, the page
 
 
-def plan(app: ModuleType, query: str, *, index: str | None = None) -> str:
-    engine = importlib.import_module("shop.naive.database").engine
+def plan(engine: Engine, query: str, *, index: str | None = None) -> str:
     with engine.connect() as connection:
         if index:
             connection.execute(text(f"CREATE INDEX ON {index}"))
@@ -112,17 +116,16 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("table", "columns", "query"), MISSING)
-def test_an_index_is_missing(app: ModuleType, table: str, columns: str, query: str) -> None:
-    assert f"Seq Scan on {table}" in plan(app, query)
-    assert "Seq Scan" not in plan(app, query, index=f"{table} ({columns})")
+def test_an_index_is_missing(engine: Engine, table: str, columns: str, query: str) -> None:
+    assert f"Seq Scan on {table}" in plan(engine, query)
+    assert "Seq Scan" not in plan(engine, query, index=f"{table} ({columns})")
 
 
-def test_the_items_of_an_order_are_found_by_their_key(app: ModuleType) -> None:
-    assert "Index Scan" in plan(app, "SELECT * FROM order_items WHERE order_id = 77777")
+def test_the_items_of_an_order_are_found_by_their_key(engine: Engine) -> None:
+    assert "Index Scan" in plan(engine, "SELECT * FROM order_items WHERE order_id = 77777")
 
 
-def test_two_connections_and_a_third_waits(app: ModuleType) -> None:
-    engine = importlib.import_module("shop.naive.database").engine
+def test_two_connections_and_a_third_waits(engine: Engine) -> None:
     held = [engine.connect() for _ in range(2)]
     third = threading.Thread(target=lambda: engine.connect().close(), daemon=True)
     third.start()
@@ -137,7 +140,7 @@ def test_two_connections_and_a_third_waits(app: ModuleType) -> None:
 
 def test_a_restart_signs_everybody_out(naive_url: str, tmp_path: Path) -> None:
     for restarted in (False, True):
-        with shop_service.serving(VARIANTS["naive"], naive_url, tmp_path / "log") as url:
+        with shop_service.serving(VARIANTS["naive"], naive_url, "", tmp_path / "log") as url:
             if not restarted:
                 token = httpx.post(f"{url}/login", json=CREDENTIALS).json()["token"]
             answer = httpx.get(f"{url}/api/user/profile", headers={"Authorization": f"Bearer {token}"})

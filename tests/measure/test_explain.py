@@ -113,6 +113,12 @@ def test_values_in_the_text_are_not_shown(database: str) -> None:
     assert "secret" not in "".join(found.lines)
 
 
+def test_the_control_postgresql_itself_would_show_them(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("""EXPLAIN SELECT id FROM "Sale" WHERE state = 'secret'""").fetchall()
+    assert "secret" in str(rows)
+
+
 def test_a_value_does_not_get_out_with_an_error(database: str) -> None:
     found = plan(database, """SELECT id FROM "Sale" WHERE buyer = 'secret'""")
     assert found.reason == "a value in its text does not fit (22P02)"

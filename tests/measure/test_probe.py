@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -186,6 +187,16 @@ def test_a_paused_collector_never_blocks_the_worker_and_drops_are_counted(addres
         probe.close()
         collecting.kill()
         collecting.wait()
+
+
+def test_the_control_a_sender_without_the_queue_stands_still(address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as paused, socket.socket(socket.AF_UNIX) as sender:
+        paused.bind(str(address))
+        paused.listen()
+        sender.settimeout(1)
+        sender.connect(str(address))  # taken in by the kernel; nobody ever reads
+        with pytest.raises(TimeoutError):
+            sender.sendall(b"a record of a request " * 1_000_000)
 
 
 def _ask(probe, requests: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,19 @@ def test_text_from_the_service_cannot_become_markup() -> None:
     attack = "<script>alert(1)</script>"
     page = render(report(service=attack, errors={attack: 3}, notices=(attack,)))
     assert attack not in page and "&lt;script&gt;" in page
+
+
+def test_the_control_without_escaping_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jinja2
+
+    attack = "<script>alert(1)</script>"
+    careful = jinja2.Environment.__init__
+
+    def careless(self: jinja2.Environment, **options: Any) -> None:
+        careful(self, **options | {"autoescape": False})
+
+    monkeypatch.setattr(jinja2.Environment, "__init__", careless)
+    assert attack in render(report(notices=(attack,)))
 
 
 def test_the_page_loads_nothing_and_shows_what_matters() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import signal
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -87,15 +89,37 @@ def test_passwords_are_asked_for(running: Stack) -> None:
         assert connection.recv(100).startswith(b"-NOAUTH")
 
 
+def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
+    """Address and port of everything that these processes listen on."""
+    found = [used for pid in pids for used in psutil.Process(pid).net_connections("inet")]
+    return {(used.laddr.ip, used.laddr.port) for used in found if used.status == psutil.CONN_LISTEN}
+
+
 def test_nothing_listens_beyond_loopback(running: Stack) -> None:
-    seen = set()
-    for server in running.servers:
-        for pid in server.pids():
-            for used in psutil.Process(pid).net_connections("inet"):
-                if used.status == psutil.CONN_LISTEN:
-                    assert used.laddr.ip == "127.0.0.1", server.name
-                    seen.add(used.laddr.port)
-    assert {server.port for server in running.servers} <= seen
+    seen = listening(pid for server in running.servers for pid in server.pids())
+    assert {address for address, _ in seen} == {"127.0.0.1"}
+    assert {server.port for server in running.servers} <= {port for _, port in seen}
+
+
+def test_the_control_another_address_is_seen() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as elsewhere:
+        assert elsewhere.getsockname() in listening([os.getpid()])
+
+
+def test_metrics_are_for_this_machine_only(running: Stack) -> None:
+    """A visitor from elsewhere: 127.0.0.2 is not 127.0.0.1. The control: every other page is theirs."""
+    answers = {}
+    for path in ("/metrics", "/"):
+        visitor = http.client.HTTPConnection("127.0.0.1", port_of(running), source_address=("127.0.0.2", 0))
+        visitor.request("GET", path)
+        answers[path] = visitor.getresponse().status
+        visitor.close()
+    assert answers == {"/metrics": 403, "/": 200}
+    assert get(f"{running.url}/metrics")["pid"]
+
+
+def port_of(stack: Stack) -> int:
+    return int(stack.url.rpartition(":")[2])
 
 
 def test_nginx_logs_json_and_forwards_what_it_knows(running: Stack) -> None:
@@ -291,6 +315,25 @@ def test_an_interrupted_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     before = stacks()
     with pytest.raises(KeyboardInterrupt):
         Stack(settings_for(), log=press).start()
+    assert stacks() == before
+
+
+def test_the_control_an_interrupted_start_that_does_not_stop_leaves_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def press(line: str) -> None:
+        if line.startswith("redis"):
+            signal.raise_signal(signal.SIGINT)
+
+    before = stacks()
+    stack = Stack(settings_for(), log=press)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(stack, "stop", lambda: None)
+            stack.start()
+        assert stacks() != before
+    finally:
+        stack.stop()
     assert stacks() == before
 
 

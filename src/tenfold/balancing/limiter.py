@@ -9,6 +9,7 @@ what an adaptive limit sees.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping, Sequence
@@ -36,7 +37,7 @@ _BODY = b"The service is busy; try again later.\n"
 
 
 class ConcurrencyLimiter:
-    """Sheds with 503 and Retry-After before latencies collapse; put it outside of every other middleware.
+    """Sheds with 503 and Retry-After before latencies collapse; only a DeadlineMiddleware goes outside of it.
 
     Beyond the limit a request waits for ``max_wait_s`` at most, a tenth of that while the overload lasts
     unless it is critical, among ``max_waiting`` others. One limiter is for one process and its event loop. A
@@ -80,7 +81,9 @@ class ConcurrencyLimiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
-        self.limit = GradientLimit() if limit is None else limit
+        if limit is None:  # a shadow cannot dip
+            limit = GradientLimit(probe_s=math.inf) if shadow else GradientLimit()
+        self.limit = limit
         self.room = WaitingRoom(size=max_waiting, calm_s=max_wait_s, busy_s=max_wait_s / 10)
         self.gate = Gate(self.limit, self.room)
         self.tenant = tenant
@@ -101,7 +104,7 @@ class ConcurrencyLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, let wait, or refuse."""
-        if scope["type"] != "http" or _below(scope["path"], self.exempt):
+        if scope["type"] != "http" or below(scope["path"], self.exempt):
             return await self.app(scope, receive, send)
         ticket = self._ticket(scope)
         if self.shadow:
@@ -217,11 +220,13 @@ def _refusal(seconds: int) -> dict[str, Any]:
 def _kind(scope: Scope, status: int) -> Hashable:
     """What costs about the same: a route where the framework says so, else the first part of the path."""
     endpoint = scope.get("endpoint")
-    where: Hashable = scope["path"].split("/", 2)[1] if endpoint is None else id(endpoint)
+    first, _, _ = scope["path"].lstrip("/").partition("/")
+    where: Hashable = first if endpoint is None else id(endpoint)
     return (where, scope["method"], status // 100)
 
 
-def _below(path: str, prefixes: Sequence[str]) -> bool:
+def below(path: str, prefixes: Sequence[str]) -> bool:
+    """Whether a path is one of ``prefixes`` or lies below it."""
     return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
 
 
@@ -230,6 +235,6 @@ def _by_prefix(priorities: Mapping[str, Priority]) -> Callable[[Scope], Priority
 
     def priority(scope: Scope) -> Priority:
         path = scope["path"]
-        return next((found for prefix, found in longest_first if _below(path, (prefix,))), "normal")
+        return next((found for prefix, found in longest_first if below(path, (prefix,))), "normal")
 
     return priority

@@ -91,6 +91,7 @@ class _Unloaded:
 
     LEAST_S = 1.0
     SAMPLES = 50
+    FIRST = 20
 
     def __init__(self, now_s: float) -> None:
         self._kept = self._latest = math.inf
@@ -112,8 +113,8 @@ class _Unloaded:
         self._count += 1
         self._sum += seconds
         self._squares += seconds * seconds
-        unknown = self.mean_s == math.inf
-        if self._count >= self.SAMPLES and (unknown or now_s - self._opened_s >= self.LEAST_S):
+        enough = self._count >= self.SAMPLES and now_s - self._opened_s >= self.LEAST_S
+        if enough or (self._count >= self.FIRST and self.mean_s == math.inf):
             self.close(now_s, memory_s=memory_s)
 
     def close(self, now_s: float, *, memory_s: float) -> None:
@@ -137,10 +138,10 @@ class GradientLimit:
       latency: a change of the mix is none of the limit. Gradient2's one average calls it a queue.
     - The unloaded latency is a minimum over ``memory_s`` and not a slow average, which under a lasting
       overload follows the queue and lets the limit grow for ever.
-    - A minimum has to be measured again: while the service is busy the limit dips for a moment, after
-      ``probe_s`` at most (BBR's ProbeRTT, Cardwell et al. 2016; Envoy's adaptive concurrency does likewise).
-    - A limit that was halved and made nothing faster was wrong: the service became slower without a queue.
-      It goes back, and the unloaded latencies are learned anew.
+    - A minimum has to be measured again: while the limit is reached it dips for a moment, after ``probe_s``
+      at most (BBR's ProbeRTT, Cardwell et al. 2016; Envoy's adaptive concurrency does likewise).
+    - A dip that makes nothing faster shows a service that became slower without a queue: the unloaded
+      latencies are learned anew, and the limit grows again.
 
     Args:
         initial: before anything is known.
@@ -150,7 +151,7 @@ class GradientLimit:
         window_s: a decision is taken at most once in this time …
         samples: … and after no fewer requests than this.
         memory_s: how long an unloaded latency is believed.
-        probe_s: longest time without a dip while the service is busy.
+        probe_s: longest time without a dip while the limit is reached; infinite for no dips.
     """
 
     KINDS = 200  # beyond which they share one
@@ -171,9 +172,13 @@ class GradientLimit:
         self._window_s, self._samples = window_s, samples
         self._memory_s, self._longest_probe_s = memory_s, probe_s
         self._limit = float(min(max(initial, least), most))
+        self._starting = True  # doubling, as TCP does, until something slows down
+        self._fresh = True  # nothing that is known was measured in a dip
         self._dip: int | None = None
-        self._probe_s = self._next_probe_s = 0.0
-        self._high = (self._limit, math.inf)  # the limit before it sank, and the slowdown there
+        self._probe_s = 0.0
+        self._next_probe_s = math.inf if probe_s == math.inf else 0.0
+        self._dipped_from = 0.0
+        self._before = (1.0, 0.0)  # the last dip: slowdown and unloaded latencies before it
         self._unloaded: dict[Hashable, _Unloaded] = {}
         self._window: _Window | None = None
 
@@ -187,19 +192,21 @@ class GradientLimit:
     ) -> None:
         """Count a request, and decide when there were enough."""
         window = self._window
-        if window is None:
-            window = self._window = _Window(ended_s, settled_s=ended_s - started_s)
-        if ended_s < window.settled_s:
-            return
         unloaded = self._kind(kind, ended_s)
+        if window is None:
+            window = self._window = _Window(ended_s, settled_s=math.inf)
+        if ended_s < window.settled_s:
+            window.settle(started_s, ended_s, unloaded.mean_s)
+            return
         window.add(ended_s - started_s, unloaded.mean_s, in_flight, dropped=dropped)
         if not dropped:
             unloaded.add(ended_s - started_s, ended_s, memory_s=self._memory_s)
         lasted_s = ended_s - window.settled_s
-        if self._dip is not None and lasted_s >= max(5 * self._window_s, 3 * window.mean_s):
+        if self._dip is None:
+            if window.count >= self._samples and lasted_s >= self._window_s:
+                self._decide(ended_s, window)
+        elif window.count >= 2 * self._samples or lasted_s >= max(5 * self._window_s, 3 * window.mean_s):
             self._end_dip(ended_s, window)
-        elif window.count >= self._samples and lasted_s >= self._window_s:
-            self._end_dip(ended_s, window) if self._dip is not None else self._decide(ended_s, window)
 
     def _kind(self, kind: Hashable, now_s: float) -> _Unloaded:
         if kind not in self._unloaded:
@@ -212,70 +219,94 @@ class GradientLimit:
 
     def _decide(self, now_s: float, window: _Window) -> None:
         self._window = _Window(now_s)
-        busy = window.busiest * 2 >= self._limit
+        reached = window.busiest >= int(self._limit)
+        slowdown = window.slowdown
         if window.dropped:
-            self._limit = max(self._limit * 0.9, self._least)
-        elif busy and window.expected_s > 0:
-            self._move(window.taken_s / window.expected_s)
-        if busy and now_s >= self._next_probe_s:
-            self._begin_dip(now_s, window)
+            self._limit = self._within(self._limit * 0.9)
+        elif self._starting and slowdown <= self._tolerance:
+            if reached:
+                self._limit = self._within(self._limit * 2)
+                self._settle(now_s)
+            return
+        elif window.busiest * 2 >= self._limit:
+            gradient = min(max(self._tolerance / slowdown, 0.5), 1.0)
+            target = self._limit * gradient + math.sqrt(self._limit)
+            self._limit = self._within(self._limit + 0.5 * (target - self._limit))
+        self._starting = False
+        if reached and (now_s >= self._next_probe_s or self._limit < self._dipped_from / 2):
+            self._begin_dip(now_s, slowdown)
 
-    def _move(self, slowdown: float) -> None:
-        gradient = min(max(self._tolerance / slowdown, 0.5), 1.0)
-        target = self._limit * gradient + math.sqrt(self._limit)
-        moved = min(max(self._limit + 0.5 * (target - self._limit), self._least), self._most)
-        high, slowdown_there = self._high
-        if moved >= self._limit:
-            self._high = (moved, math.inf)
-        elif slowdown_there == math.inf:
-            self._high = (self._limit, slowdown)
-        elif moved <= high / 2:
-            if slowdown > 0.75 * slowdown_there:
-                self._unloaded.clear()
-                self._probe_s = self._next_probe_s = 0.0
-                moved = high
-            self._high = (moved, math.inf)
-        self._limit = moved
+    def _within(self, limit: float) -> float:
+        return min(max(limit, self._least), self._most)
 
-    def _begin_dip(self, now_s: float, window: _Window) -> None:
-        """Low enough that the queue, if there is one, is gone: below what the limit itself calls unloaded."""
+    def _begin_dip(self, now_s: float, slowdown: float) -> None:
+        """Low enough that the queue, if there is one, is gone: below what the limit itself calls unloaded.
+
+        The first one, when all that was ever seen may have been a queue, goes all the way.
+        """
         unqueued = (self._limit - math.sqrt(self._limit)) / self._tolerance
-        self._dip = max(int(0.6 * unqueued), 1)
-        self._known_before_s = self._known_s()
-        self._settle(now_s, window)
+        self._dip = self._least if self._fresh else max(int(0.6 * unqueued), 1)
+        self._fresh = False
+        self._dipped_from = self._limit
+        self._before = (slowdown, self._known_s())
+        self._settle(now_s)
 
     def _end_dip(self, now_s: float, window: _Window) -> None:
         """What was measured is as unloaded as it gets; a dip that taught something has a successor."""
+        slowdown, known_s = self._before
+        self._probe_s = min(max(2 * self._probe_s, 0.5), self._longest_probe_s)
         for unloaded in self._unloaded.values():
             unloaded.close(now_s, memory_s=self._memory_s)
-        self._probe_s = min(max(2 * self._probe_s, 0.5), self._longest_probe_s)
-        if self._known_s() < 0.9 * self._known_before_s:
+        if slowdown > self._tolerance and window.slowdown > 0.9 * slowdown:
+            self._unloaded.clear()
+            self._starting = True
+        elif (now_known_s := self._known_s()) < 0.9 * known_s:
             self._probe_s = 0.0
-            self._high = (self._limit, math.inf)  # a slowdown beside another latency
+            target = self._limit * min(self._tolerance * now_known_s / (slowdown * known_s), 1.0)
+            self._limit = self._within(target + math.sqrt(target))
         self._next_probe_s = now_s + self._probe_s
         self._dip = None
-        self._settle(now_s, window)
+        self._settle(now_s)
 
     def _known_s(self) -> float:
         return sum(kind.mean_s for kind in self._unloaded.values() if kind.mean_s < math.inf)
 
-    def _settle(self, now_s: float, window: _Window) -> None:
-        """Leave out what ends soon: of those let in at another limit, the first to end are the short ones."""
-        self._window = _Window(now_s, settled_s=window.mean_s)
+    def _settle(self, now_s: float) -> None:
+        """Count again once the change of the limit is through."""
+        self._window = _Window(now_s, settled_s=math.inf)
         for unloaded in self._unloaded.values():
             unloaded.clear(now_s)
 
 
 class _Window:
-    """The requests that one decision is about."""
+    """The requests that one decision is about: those that end after ``settled_s``."""
 
-    __slots__ = ("busiest", "count", "dropped", "expected_s", "settled_s", "taken_s", "total_s")
+    __slots__ = (
+        "busiest",
+        "count",
+        "dropped",
+        "expected_s",
+        "opened_s",
+        "settled_s",
+        "taken_s",
+        "total_s",
+        "turned",
+    )
 
-    def __init__(self, now_s: float, *, settled_s: float = 0.0) -> None:
-        self.settled_s = now_s + settled_s
+    def __init__(self, now_s: float, *, settled_s: float | None = None) -> None:
+        self.opened_s = now_s
+        self.settled_s = now_s if settled_s is None else settled_s
         self.count = self.busiest = 0
         self.total_s = self.taken_s = self.expected_s = 0.0
-        self.dropped = False
+        self.dropped = self.turned = False
+
+    def settle(self, started_s: float, ended_s: float, unloaded_s: float) -> None:
+        """Once two generations are through, one latency more: the first to end are the short ones."""
+        if self.settled_s < math.inf or started_s < self.opened_s:
+            return
+        if self.turned:
+            self.settled_s = ended_s + (0.0 if unloaded_s == math.inf else unloaded_s)
+        self.opened_s, self.turned = ended_s, True
 
     def add(self, seconds: float, unloaded_s: float, in_flight: int, *, dropped: bool) -> None:
         self.count += 1
@@ -289,3 +320,7 @@ class _Window:
     @property
     def mean_s(self) -> float:
         return self.total_s / self.count if self.count else 0.0
+
+    @property
+    def slowdown(self) -> float:
+        return self.taken_s / self.expected_s if self.expected_s else 1.0

@@ -44,7 +44,7 @@ def _key(name: str, field: FieldInfo, values: Mapping[str, Any]) -> Iterator[str
     shown = field.get_default(call_default_factory=True)
     limits = ", ".join(_limits(field))
     text = f"{field.description} ({limits})" if limits else f"{field.description}"
-    if field.examples and name not in values and shown in (None, "", {}):
+    if field.examples and name not in values and shown in (None, "", {}, ()):
         shown, text = field.examples[0], f"{text}; for example"
     yield textwrap.fill(text, 100, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
     yield f"{name} = {_toml(values[name])}" if name in values else f"# {name} = {_toml(shown)}"

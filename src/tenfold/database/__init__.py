@@ -1,4 +1,4 @@
-"""Replicas and pools: connections that are counted, bounded and never held by nobody knows whom."""
+"""Databases: replicas, pools that name who holds them, and statements that end when nobody waits."""
 
 from __future__ import annotations
 

@@ -32,6 +32,8 @@ class Holder:
     sql = ""  # the last statement, as the driver got it
     idle_since = 0.0  # when that ended, while a transaction is open; 0 otherwise
     reported = False  # as held too long
+    carried_s = 0.0  # statement_timeout that the session carries on behalf of a deadline
+    timeout_s = 0.0  # and the one in force, which a transaction may have shortened
 
     def __init__(self, visit: Visit | None, since: float, waited_s: float) -> None:
         self.visit = visit

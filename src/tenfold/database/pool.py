@@ -18,9 +18,10 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.database import budget, connecting, timeouts, watcher
+from tenfold.database.holders import Holder
 from tenfold.database.watch import Watch, Watching
 from tenfold.deadlines import check, remaining_s
-from tenfold.errors import DependencyError, PoolExhaustedError
+from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
 from tenfold.types import Finding
 
 try:
@@ -35,7 +36,7 @@ except ImportError:
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["AsyncWatchedPool", "PoolTimeoutError", "WatchedPool", "pool_options"]
+__all__ = ["AsyncWatchedPool", "PoolDeadlineError", "PoolTimeoutError", "WatchedPool", "pool_options"]
 
 _RETURNED = "_tenfold_returned"  # of a record: when it came back, perf_counter()
 _LIBPQ = {"psycopg", "psycopg_async", "psycopg2"}
@@ -44,6 +45,10 @@ _NAME = 63  # bytes of application_name that PostgreSQL keeps
 
 class PoolTimeoutError(PoolExhaustedError, exc.TimeoutError):
     """No connection was to be had: ``except sqlalchemy.exc.TimeoutError`` catches it, too."""
+
+
+class PoolDeadlineError(DeadlineExceededError, exc.TimeoutError):
+    """No connection was to be had in the time that the request had left."""
 
 
 class _RefusedError(exc.TimeoutError):
@@ -140,7 +145,7 @@ class WatchedPool(QueuePool):
 
         Raises:
             PoolTimeoutError: none came back in time, or too many wait already.
-            DeadlineExceededError: the request's time was over before it asked.
+            DeadlineExceededError: the request's time was over before one came back.
         """
         check()
         started = perf_counter()
@@ -152,7 +157,9 @@ class WatchedPool(QueuePool):
             self._begin()
         if self._sets_timeouts:
             self._settle(connection)
-        self.watch.taken(connection._connection_record, started)
+        holder = self.watch.taken(connection._connection_record, started)
+        if self._sets_timeouts:
+            holder.carried_s = holder.timeout_s = remaining_s() or 0.0
         return connection  # type: ignore[no-any-return]
 
     def _do_get(self) -> Any:
@@ -226,7 +233,7 @@ class WatchedPool(QueuePool):
             _watch_dialect(self._dialect, self.watch)
         watcher.add(self)
 
-    def _exhausted(self, waited_s: float, refused: bool) -> PoolTimeoutError:
+    def _exhausted(self, waited_s: float, refused: bool) -> PoolTimeoutError | PoolDeadlineError:
         self.watch.failed(refused=refused)
         name, most = self.watch.watching.name, self.watch.most
         why = (
@@ -234,7 +241,8 @@ class WatchedPool(QueuePool):
             if refused
             else f"none of the {most} of pool {name} came back in {waited_s:.1f} s, {self.waiting} more wait"
         )
-        return PoolTimeoutError(
+        kind = PoolDeadlineError if remaining_s() == 0 else PoolTimeoutError
+        return kind(
             f"no connection: {why}; {self.watch.who()}; give them back sooner before you enlarge the pool"
         )
 
@@ -257,7 +265,7 @@ def _watch_dialect(dialect: Any, watch: Watch) -> None:
     for name in ("do_commit", "do_rollback"):
         setattr(dialect, name, _ending(getattr(dialect, name), watch))
     if watch.watching.statement_timeout == "transaction" and dialect.name == "postgresql":
-        dialect.do_begin = _beginning(dialect.do_begin)
+        dialect.do_begin = _beginning(dialect.do_begin, watch)
 
 
 def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
@@ -271,11 +279,19 @@ def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
         except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
             return do(cursor, statement, *rest, **named)
         check()
+        if holder.timeout_s:
+            _shorten(holder, connection)
         if holder.idle_since:
             watch.resumed(holder, connection)
         holder.sql = statement
         try:
             return do(cursor, statement, *rest, **named)
+        except Exception as error:
+            if timeouts.ended_by_deadline(error):
+                raise DeadlineExceededError(
+                    "PostgreSQL ended a statement because the request's time is over"
+                ) from error
+            raise
         finally:
             holder.idle_since = perf_counter()
 
@@ -287,20 +303,32 @@ def _ending(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
 
     def ending(connection: Any) -> Any:
         holder = held.get(getattr(connection, "_connection_record", None))
-        if holder is not None and holder.idle_since:
-            watch.resumed(holder, connection)
+        if holder is not None:
+            if holder.idle_since:
+                watch.resumed(holder, connection)
+            holder.timeout_s = holder.carried_s
         return do(connection)
 
     return ending
 
 
-def _beginning(do: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _beginning(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
     def beginning(connection: Any) -> Any:
         begun = do(connection)
-        timeouts.settle_transaction(connection)
+        holder = watch.held.get(getattr(connection, "_connection_record", None))
+        if holder is not None:
+            timeouts.settle_transaction(connection)
+            holder.timeout_s = remaining_s() or 0.0
         return begun
 
     return beginning
+
+
+def _shorten(holder: Holder, connection: Any) -> None:
+    left_s = remaining_s()
+    if left_s is not None and left_s < holder.timeout_s / 2:
+        timeouts.settle_transaction(connection)
+        holder.timeout_s = left_s
 
 
 # ------------------------------------------------------------------ options

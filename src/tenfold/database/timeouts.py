@@ -2,8 +2,9 @@
 
 Setting it costs a round trip. So the time left is rounded up to one of eight steps a decade, and a connection
 that carries the right step already is left as it is: requests with one and the same deadline find it there.
-A statement may therefore run a third longer than the deadline allows, and the connection's own limit, when it
-has a shorter one, is never raised.
+A statement may therefore run a third longer than the deadline allows. Once less than half of a timeout is
+left, the transaction gets a shorter one before its next statement. The connection's own limit, when it has a
+shorter one, is not raised.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from tenfold.deadlines import remaining_s
+
+_CANCELED = "57014"  # query_canceled
 
 STEPS = 8  # a decade; each step is a third more than the one before
 
@@ -25,6 +28,11 @@ def timeout_ms(left_s: float, *, own_ms: int) -> int:
     left_ms = max(left_s * 1000, 1.0)
     step = math.ceil(round(10 ** (math.ceil(round(STEPS * math.log10(left_ms), 6)) / STEPS), 3))
     return min(step, own_ms) if own_ms else step
+
+
+def ended_by_deadline(error: BaseException | None) -> bool:
+    """Whether the server ended a statement because the request's time is over."""
+    return getattr(error, "sqlstate", None) == _CANCELED and remaining_s() == 0
 
 
 def settle(connection: Any, info: MutableMapping[Any, Any]) -> None:
@@ -44,7 +52,7 @@ def settle(connection: Any, info: MutableMapping[Any, Any]) -> None:
 
 
 def settle_transaction(connection: Any) -> None:
-    """The same for the transaction that begins with this: exact, and always a round trip."""
+    """The same for the transaction that begins, or goes on, with this: exact, and always a round trip."""
     left_s = remaining_s()
     if left_s is not None:
         _run(connection, f"SET LOCAL statement_timeout = {max(math.ceil(left_s * 1000), 1):d}")

@@ -68,7 +68,7 @@ class Watch:
         self._looking = threading.Lock()
         self._figures = Figures(watching.name, watching.registry) if watching.metrics else None
 
-    def taken(self, record: Any, started: float) -> None:
+    def taken(self, record: Any, started: float) -> Holder:
         """A connection was handed out, asked for at ``started``."""
         now = perf_counter()
         holder = self.held[record] = Holder(current(), now, now - started)
@@ -84,6 +84,7 @@ class Watch:
             self._owners[owner] = 1
         if len(self.held) >= self._alarm_at:
             self._found("nearly full", None, 0.0, self.who)
+        return holder
 
     def given_back(self, record: Any) -> None:
         """A connection came back, or was never handed out."""

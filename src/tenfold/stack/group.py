@@ -47,6 +47,10 @@ class ProcessGroup:
         """The pids of :meth:`members`."""
         return tuple(process.pid for process in self.members())
 
+    def tell(self, number: int) -> None:
+        """Send the leader a signal; nothing happens when it has ended."""
+        signal_all([process for process in self.members() if process.pid == self.leader.pid], number)
+
     def stop(
         self, *, number: int = signal.SIGTERM, grace_s: float = 2.0, hurry: Callable[[], bool] = lambda: False
     ) -> None:
@@ -63,6 +67,7 @@ class ProcessGroup:
         if not gone(lambda: self._remaining(known), within_s=grace_s, hurry=hurry):
             signal_all(self._remaining(known), signal.SIGKILL)
             gone(lambda: self._remaining(known), within_s=KILL_WAIT_S, hurry=lambda: False)
+        self._process.poll()  # PostgreSQL takes a leader that is not reaped for one that runs
 
     def _remaining(self, known: list[psutil.Process]) -> list[psutil.Process]:
         for process in self.members():

@@ -45,6 +45,7 @@ class LocalServer(ABC):
         self.peers: Sequence[LocalServer] = ()  # all servers of the stack, before the first is started
         self.app_environment: Mapping[str, str] = {}  # for those that run the user's code
         self._group: ProcessGroup | None = None
+        self._installed = False
 
     @property
     def slug(self) -> str:
@@ -83,9 +84,12 @@ class LocalServer(ABC):
         """What must not be shown."""
         return ()
 
+    def install(self) -> None:  # noqa: B027 - most have nothing to do here
+        """Make the files that the server needs once, before its first start."""
+
     @abstractmethod
     def launch(self) -> ProcessGroup:
-        """Prepare the server's files and start its program."""
+        """Start its program."""
 
     @abstractmethod
     def ready(self) -> bool:
@@ -101,6 +105,9 @@ class LocalServer(ABC):
         Raises:
             StackError: it ended, or was not ready in time; the message has its last lines.
         """
+        if not self._installed:
+            self.install()
+            self._installed = True
         self._group = self.launch()
         ready = self.place.wait(self._ready_or_ended, timeout_s=self.timeout_s)
         if not ready:
@@ -128,7 +135,13 @@ class LocalServer(ABC):
         """What its program ended with; None while it runs and when it was never started."""
         return self._group.exit_status if self._group else None
 
-    def stop(self, *, hurry: Callable[[], bool] = lambda: False) -> None:
-        """End it and all that it started; nothing happens when it is not running."""
+    def stop(self, *, grace_s: float | None = None, hurry: Callable[[], bool] = lambda: False) -> None:
+        """End it and all that it started; nothing happens when it is not running.
+
+        Args:
+            grace_s: how long it may take before it is killed, seconds; None is what its kind usually gets.
+            hurry: when it says True, the grace is over at once.
+        """
         if self._group:
-            self._group.stop(number=self.stop_signal, grace_s=self.grace_s, hurry=hurry)
+            grace_s = self.grace_s if grace_s is None else grace_s
+            self._group.stop(number=self.stop_signal, grace_s=grace_s, hurry=hurry)

@@ -208,25 +208,7 @@ def test_nothing_is_left_after_closing(generator: Make) -> None:
 def test_the_generator_ends_when_its_parent_is_killed(scenario: Write, service: Any, busy: str) -> None:
     """Also when the locustfile never gives anybody else a turn."""
     path = scenario(GOOD.replace('self.client.get("/fast")', busy) if busy else GOOD)
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            dedent(f"""
-            from pathlib import Path
-            from tenfold.measure.generator import Generator
-            from tenfold.measure.settings import MeasureSettings
-            from tenfold.measure.trial import TrialRequest
-            with Generator(Path({str(path)!r}), {service.url!r}, settings=MeasureSettings()) as one:
-                one.start_users(1)
-                print(one.pid, flush=True)
-                one.run(TrialRequest(rate=50.0, duration_s=60.0, purpose="search", seed=1))
-            """),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
+    parent, pid, _ = measuring(path, service.url)
     assert alive(pid)
     if not busy:
         wait_until(lambda: service.seen["/fast"] > 3)
@@ -234,8 +216,49 @@ def test_the_generator_ends_when_its_parent_is_killed(scenario: Write, service: 
         time.sleep(0.3)
     parent.kill()
     parent.wait()
-    parent.stdout.close()
     wait_until(lambda: not alive(pid))
+
+
+def test_the_control_while_somebody_holds_the_parents_end_it_lives(scenario: Write, service: Any) -> None:
+    parent, pid, heir = measuring(scenario(GOOD), service.url, heir=True)
+    try:
+        wait_until(lambda: service.seen["/fast"] > 3)
+        parent.kill()
+        parent.wait()
+        answered = service.seen["/fast"]
+        wait_until(lambda: service.seen["/fast"] > answered + 20)  # on and on, for nobody
+        assert alive(pid)
+    finally:
+        os.kill(heir, signal.SIGKILL)
+    wait_until(lambda: not alive(pid))
+
+
+def measuring(path: Path, url: str, *, heir: bool = False) -> tuple[subprocess.Popen[bytes], int, int]:
+    """A process in the middle of a trial, its generator, and a process that holds the socket's same end."""
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            dedent(f"""
+            import subprocess
+            from pathlib import Path
+            from tenfold.measure.generator import Generator
+            from tenfold.measure.settings import MeasureSettings
+            from tenfold.measure.trial import TrialRequest
+            with Generator(Path({str(path)!r}), {url!r}, settings=MeasureSettings()) as one:
+                one.start_users(1)
+                end = one._process._channel._socket.fileno()
+                heir = {heir} and subprocess.Popen(["sleep", "60"], pass_fds=[end], stdout=subprocess.DEVNULL)
+                print(one.pid, heir.pid if heir else 0, flush=True)
+                one.run(TrialRequest(rate=50.0, duration_s=60.0, purpose="search", seed=1))
+            """),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid, heir_pid = map(int, parent.stdout.readline().split())
+    return parent, pid, heir_pid
 
 
 def test_ctrl_c_ends_the_trial_and_keeps_what_there_is(generator: Make, request_for: Ask) -> None:

@@ -6,6 +6,7 @@ The servers do (``fsync``, ``synchronous_commit``, ``full_page_writes``): what i
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import signal
@@ -13,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tenfold.errors import DependencyError
 from tenfold.settings import Settings
-from tenfold.stack.group import ProcessGroup
+from tenfold.stack import processes
+from tenfold.stack.group import KILL_WAIT_S, ProcessGroup
 from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST
 from tenfold.stack.programs import POSTGRESQL, Program, find_postgresql, required
@@ -105,7 +109,10 @@ class _PostgreSQL(LocalServer):
             timeout_s=self.timeout_s,
         )
 
-    def _serve(self) -> ProcessGroup:
+    def launch(self) -> ProcessGroup:
+        """Start ``postgres``; after a kill it recovers by itself."""
+        if self._pid_file.exists():
+            self._clear_up()
         name = self.slug.replace("-", "_")
         return self.place.launch(
             self.name,
@@ -123,6 +130,23 @@ class _PostgreSQL(LocalServer):
             account=self.place.account,
             number=self.stop_signal,
         )
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.data / "postmaster.pid"
+
+    def _clear_up(self) -> None:
+        """End what a killed leader left: backends, in sessions of their own, and a file that says "ready".
+
+        As long as a backend lives, ``postgres`` refuses to serve the folder: then the file stays.
+        """
+
+        def orphans() -> list[psutil.Process]:
+            return processes.marked(self.data, {os.path.realpath(self.program.path)})
+
+        processes.signal_all(orphans(), self.stop_signal)
+        if processes.gone(orphans, within_s=KILL_WAIT_S, hurry=lambda: False):
+            self._pid_file.unlink()
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         """Rows of ``query``, as the superuser.
@@ -145,7 +169,7 @@ class _PostgreSQL(LocalServer):
     def _open(self) -> bool:
         """Whether its pid file says that it takes connections; asking it earlier fills its log with FATAL."""
         try:
-            return (self.data / "postmaster.pid").read_text().split()[-1] in ("ready", "standby")
+            return self._pid_file.read_text().split()[-1] in ("ready", "standby")
         except (OSError, IndexError):
             return False
 
@@ -191,8 +215,8 @@ class Primary(_PostgreSQL):
         """The owner's password and the superuser's."""
         return (self.password, self.admin_password)
 
-    def launch(self) -> ProcessGroup:
-        """Make the cluster, write what differs from PostgreSQL's defaults, start."""
+    def install(self) -> None:
+        """Make the cluster, write what differs from PostgreSQL's defaults."""
         folder = self.place.subfolder(self.slug, account=self.place.account)
         password = self.place.write(
             folder / "password", self.admin_password + "\n", account=self.place.account
@@ -214,7 +238,6 @@ class Primary(_PostgreSQL):
         # In the file and not on the command line: there, ALTER SYSTEM could not change them.
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write("".join(f"{name} = {value}\n" for name, value in self._settings().items()))
-        return self._serve()
 
     def _settings(self) -> dict[str, str]:
         return {
@@ -281,8 +304,8 @@ class Replica(_PostgreSQL):
         """``replica_urls``: this one; all of them, joined by commas, for the app."""
         return {"replica_urls": self.url}
 
-    def launch(self) -> ProcessGroup:
-        """Clone the primary, start the clone as its standby."""
+    def install(self) -> None:
+        """Clone the primary, as its standby."""
         self.place.subfolder(self.slug, account=self.place.account)
         self._run(
             "pg_basebackup",
@@ -298,7 +321,6 @@ class Replica(_PostgreSQL):
             "--no-sync",
             "--no-manifest",
         )
-        return self._serve()
 
     def ready(self) -> bool:
         """Whether it answers and streams."""

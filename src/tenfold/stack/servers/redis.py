@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tenfold.settings import Settings
 from tenfold.stack.group import ProcessGroup
@@ -51,19 +52,27 @@ class Redis(LocalServer):
         """The password."""
         return (self._password,)
 
-    def launch(self) -> ProcessGroup:
-        """Write the configuration, where no process list shows the password, and start."""
-        folder = self.place.subfolder("redis", account=self.place.account)
-        configuration = self.place.write(
-            folder / "redis.conf",
+    @property
+    def configuration(self) -> Path:
+        """Its file: no process list shows the password."""
+        return self.place.folder / "redis" / "redis.conf"
+
+    def install(self) -> None:
+        """Write the configuration."""
+        self.place.subfolder("redis", account=self.place.account)
+        self.place.write(
+            self.configuration,
             f"bind {HOST}\nport {self.port}\nprotected-mode yes\nrequirepass {self._password}\n"
             'save ""\nappendonly no\ndaemonize no\n',
             account=self.place.account,
         )
+
+    def launch(self) -> ProcessGroup:
+        """Start it with that configuration."""
         return self.place.launch(
             self.name,
-            [str(self.program.path), str(configuration)],
-            cwd=folder,
+            [str(self.program.path), str(self.configuration)],
+            cwd=self.configuration.parent,
             environment=PLAIN_ENVIRONMENT,
             account=self.place.account,
             number=self.stop_signal,

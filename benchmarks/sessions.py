@@ -1,0 +1,276 @@
+"""What sessions cost: Redis commands and microseconds per request, beside starsessions and Starlette's own.
+
+    python -m benchmarks.sessions [--rounds 40] [--requests 50]
+
+One process drives one bare ASGI app inside each middleware, one request at a time, against one real Redis.
+They take turns of a few requests, so that whatever else the machine does hits all alike. Times are medians of
+the rounds and include the app, which does nothing: on the clock, and of this process's CPU alone. Ratios are
+medians of each round's ratio to a bare GET of the same size by redis-py's client, as anybody would write it;
+beside it stands the fastest GET that redis-py allows, on a connection that is held and without a timeout.
+Starlette keeps the session in the cookie: no Redis, and no revocation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from hiredis import pack_command
+from redis.asyncio import ConnectionPool, Redis
+from starlette.middleware.sessions import SessionMiddleware as StarletteMiddleware
+from starlette.requests import Request
+from starsessions import SessionMiddleware as StarsessionsMiddleware
+from starsessions import load_session, regenerate_session_id
+from starsessions.stores.redis import RedisStore as StarsessionsStore
+
+from tenfold.sessions import RedisStore, SessionMiddleware, current
+from tenfold.settings import Settings, StackSettings
+from tenfold.stack import Stack
+
+SCENARIOS = ("untouched", "read only", "one write", "login")
+FLOORS = ("bare GET", "held GET")
+PROFILE = {"theme": "dark", "cart": [{"product": number, "count": 1} for number in range(5)], "seen": 0}
+Scope = MutableMapping[str, Any]
+Times = tuple[float, float]
+App = Callable[..., Awaitable[None]]
+Endpoint = Callable[[Request], Awaitable[None]]
+
+
+async def untouched(request: Request) -> None: ...
+
+
+async def tenfold_begin(request: Request) -> None:
+    (await current(request)).update(PROFILE)
+
+
+async def tenfold_read(request: Request) -> None:
+    assert (await current(request))["theme"] == "dark"
+
+
+async def tenfold_write(request: Request) -> None:
+    session = await current(request)
+    session["seen"] = session["seen"] + 1
+
+
+async def tenfold_login(request: Request) -> None:
+    (await current(request)).login("user 42")
+
+
+async def starsessions_begin(request: Request) -> None:
+    await load_session(request)
+    request.session.update(PROFILE)
+
+
+async def starsessions_read(request: Request) -> None:
+    await load_session(request)
+    assert request.session["theme"] == "dark"
+
+
+async def starsessions_write(request: Request) -> None:
+    await load_session(request)
+    request.session["seen"] += 1
+
+
+async def starsessions_login(request: Request) -> None:
+    await load_session(request)
+    request.session["user"] = "user 42"
+    regenerate_session_id(request)
+
+
+async def starlette_begin(request: Request) -> None:
+    request.session.update(PROFILE)
+
+
+async def starlette_read(request: Request) -> None:
+    assert request.session["theme"] == "dark"
+
+
+async def starlette_write(request: Request) -> None:
+    request.session["seen"] += 1
+
+
+async def starlette_login(request: Request) -> None:
+    request.session["user"] = "user 42"
+
+
+async def service(scope: Scope, receive: Any, send: Any) -> None:
+    await scope["endpoint"](Request(scope, receive))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class Contender:
+    """A middleware around the service, and a visitor with a session in it."""
+
+    def __init__(self, name: str, app: App, begin: Endpoint, *endpoints: Endpoint) -> None:
+        self.name, self.app = name, app
+        self.endpoints = dict(zip(SCENARIOS, (untouched, *endpoints), strict=True))
+        self.begin, self.cookie = begin, b""
+
+    async def request(self, endpoint: Endpoint, *, new: bool = False) -> None:
+        headers = [(b"host", b"localhost")] if new else [(b"host", b"localhost"), (b"cookie", self.cookie)]
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "GET", "scheme": "https", "path": "/",
+            "raw_path": b"/", "query_string": b"", "root_path": "", "headers": headers, "endpoint": endpoint,
+        }  # fmt: skip
+        await self.app(scope, _receive, self._send)
+
+    async def visit(self, scenario: str) -> None:
+        """A login is that of a visitor without a session; whoever comes back brings the latest cookie."""
+        kept = self.cookie
+        await self.request(self.endpoints[scenario], new=scenario == "login")
+        if scenario == "login":
+            self.cookie = kept
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200, message
+            for name, value in message["headers"]:
+                if name.lower() == b"set-cookie":
+                    self.cookie = value.partition(b";")[0]
+
+
+async def _receive() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def contenders(url: str, client: Redis) -> list[Contender]:
+    starlette = (starlette_begin, starlette_read, starlette_write, starlette_login)
+    starsessions = (starsessions_begin, starsessions_read, starsessions_write, starsessions_login)
+    tenfold = (tenfold_begin, tenfold_read, tenfold_write, tenfold_login)
+    store = StarsessionsStore(connection=client)
+    return [
+        Contender("tenfold", SessionMiddleware(service, store=RedisStore(url)), *tenfold),
+        Contender("starsessions", StarsessionsMiddleware(service, store, lifetime=3600), *starsessions),
+        Contender("Starlette", StarletteMiddleware(service, secrets.token_hex(32)), *starlette),
+    ]
+
+
+class Monitor:
+    """Every command that clients send to Redis; those that scripts run within it are not counted."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.connection = socket.create_connection((parts.hostname, parts.port), timeout=10)
+        self.lines = self.connection.makefile("rb")
+        self.connection.sendall(f"AUTH {parts.password}\r\nMONITOR\r\n".encode())
+        assert [self.lines.readline() for _ in range(2)] == [b"+OK\r\n"] * 2
+
+    def close(self) -> None:
+        self.lines.close()
+        self.connection.close()
+
+    async def until(self, client: Redis) -> Counter[str]:
+        """What was sent since the last time."""
+        mark = secrets.token_hex(8)
+        await client.echo(mark)
+        found: Counter[str] = Counter()
+        while mark.encode() not in (line := self.lines.readline()):
+            who, _, command = line.partition(b"] ")
+            if not who.endswith(b" lua"):
+                found[command.split(b'"')[1].decode()] += 1
+        return found
+
+
+async def count(
+    client: Redis, url: str, parties: list[Contender], requests: int
+) -> dict[tuple[str, str], str]:
+    """Commands per request, such as ``GET + SET``."""
+    told = {}
+    with closing(Monitor(url)) as monitor:
+        for scenario in SCENARIOS:
+            for party in parties:
+                await party.visit(scenario)
+                await monitor.until(client)
+                for _ in range(requests):
+                    await party.visit(scenario)
+                found = await monitor.until(client)
+                each = {name: calls / requests for name, calls in found.items()}
+                told[party.name, scenario] = " + ".join(
+                    name if calls == 1 else f"{calls:g} {name}" for name, calls in sorted(each.items())
+                )
+    return told
+
+
+async def measure(
+    calls: dict[tuple[str, str], Callable[[], Awaitable[object]]], rounds: int, requests: int
+) -> dict[tuple[str, str], list[Times]]:
+    """Microseconds per call, on the clock and of CPU, one pair a round."""
+    taken: dict[tuple[str, str], list[Times]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            started, cpu_started = time.perf_counter_ns(), time.process_time_ns()
+            for _ in range(requests):
+                await call()
+            elapsed, cpu = time.perf_counter_ns() - started, time.process_time_ns() - cpu_started
+            taken[key].append((elapsed / requests / 1000, cpu / requests / 1000))
+    return taken
+
+
+def print_table(
+    taken: dict[tuple[str, str], list[Times]], commands: dict[tuple[str, str], str], floor: list[Times]
+) -> None:
+    print(f"{'':25}{'µs':>7}{'× GET':>7}{'CPU µs':>9}{'× GET':>7}  Redis commands a request")
+    for (name, scenario), times in taken.items():
+        columns = ""
+        for which, width in ((0, 7), (1, 9)):
+            ratios = [time[which] / least[which] for time, least in zip(times, floor, strict=True)]
+            middle = statistics.median(time[which] for time in times)
+            columns += f"{middle:{width}.1f}{statistics.median(ratios):7.2f}"
+        shown = commands.get((name, scenario), "GET" if name in FLOORS else "") or "–"
+        print(f"{name:14}{scenario:11}{columns}  {shown}")
+
+
+async def run(url: str, rounds: int, requests: int) -> None:
+    client = Redis.from_url(url)
+    held = await ConnectionPool.from_url(url, protocol=2, socket_timeout=None).get_connection()
+    parties = contenders(url, client)
+    for party in parties:
+        await party.request(party.begin, new=True)
+    key = next(iter(await client.keys("tenfold:session:*")))
+
+    packed = pack_command(("GET", key))
+
+    async def held_get() -> None:
+        await held.send_packed_command(packed, check_health=False)
+        await held.read_response()
+
+    calls: dict[tuple[str, str], Callable[[], Awaitable[object]]] = {
+        ("bare GET", "client"): lambda: client.get(key),
+        ("held GET", "connection"): held_get,
+    }
+    for scenario in SCENARIOS:
+        for party in parties:
+            calls[party.name, scenario] = lambda party=party, scenario=scenario: party.visit(scenario)
+    commands = await count(client, url, parties, 20)
+    await measure(calls, 2, requests)  # warm
+    taken = await measure(calls, rounds, requests)
+    print_table(taken, commands, taken["bare GET", "client"])
+    await held.disconnect()
+    await client.aclose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--requests", type=int, default=50, help="in a row, before the next one's turn")
+    given = parser.parse_args()
+    with Stack(Settings(stack=StackSettings(database=False, nginx=False))) as stack:
+        redis = next(server for server in stack.servers if server.kind == "redis")
+        print(f"{redis.about}, {given.rounds} rounds of {given.requests} requests\n")
+        asyncio.run(run(redis.url, given.rounds, given.requests))
+
+
+if __name__ == "__main__":
+    main()

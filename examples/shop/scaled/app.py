@@ -1,0 +1,38 @@
+"""The service: `granian --interface asgi shop.scaled.app:app`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy import text
+
+from shop.scaled import orders, products, reports, sessions, users
+from shop.scaled.database import Session
+from tenfold.balancing.health import Health, HealthMiddleware
+from tenfold.balancing.limiter import ConcurrencyLimiter
+from tenfold.deadlines import DeadlineMiddleware
+from tenfold.sessions import BearerTransport, SessionMiddleware
+
+
+def database() -> None:
+    with Session() as session:
+        session.execute(text("SELECT 1"))
+
+
+app = FastAPI(title="Shop")
+app.include_router(sessions.router)
+app.include_router(products.router)
+app.include_router(orders.router)
+app.include_router(users.router)
+app.include_router(reports.router)
+app.mount("/static", StaticFiles(directory=Path(__file__).parent.parent / "static"))
+
+# What is added last is asked first: who is too many is refused before anything is done for them.
+app.add_middleware(SessionMiddleware, sessions=sessions.sessions, transport=BearerTransport())
+app.add_middleware(DeadlineMiddleware, timeout_s=10)
+app.add_middleware(
+    ConcurrencyLimiter, priority={"/api/orders": "critical", "/login": "critical", "/reports": "sheddable"}
+)
+app.add_middleware(HealthMiddleware, health=Health({"database": database}))

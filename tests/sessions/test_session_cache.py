@@ -1,0 +1,132 @@
+"""What one process remembers: never longer than it may, and never against what it did itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tenfold.sessions import MemoryStore, Session, Sessions
+from tenfold.sessions.cache import RecordCache
+from tenfold.sessions.keeper import Kept
+from tenfold.sessions.record import Record
+from tests.sessions.client import Client
+from tests.sessions.interleaving import SteppedStore, run
+from tests.sessions.service import Clock, WatchedStore, service
+
+RECORD = Record(format=100, created=0, seen=0, ends=0)
+
+
+def cached(store: MemoryStore, clock: Clock, cache_ms: float = 500) -> Sessions:
+    sessions = Sessions(store, cache_ms=cache_ms)
+    assert sessions._cache is not None
+    sessions._cache.clock = clock
+    return sessions
+
+
+@pytest.fixture
+def store() -> WatchedStore:
+    return WatchedStore()
+
+
+def test_reads_within_the_bound_ask_nobody(store: WatchedStore) -> None:
+    clock = Clock(0)
+    client = Client(service(sessions=cached(store, clock)))
+    client.get("/put?a=1")
+    store.operations.clear()
+    for _ in range(10):
+        assert client.get("/show").json["data"] == {"a": "1"}
+    assert store.operations == []
+    clock.now += 0.5
+    client.get("/show")
+    assert store.operations == ["read"]
+
+
+@pytest.mark.parametrize(("after_ms", "principal"), [(0, "ann"), (499, "ann"), (500, None), (5000, None)])
+def test_a_revocation_elsewhere_takes_effect_within_the_bound(
+    store: WatchedStore, after_ms: int, principal: str | None
+) -> None:
+    """The first rows are the control: without the bound it would not take effect at all."""
+    clock = Clock(0)
+    here, there = Client(service(sessions=cached(store, clock))), Client(service(store=store))
+    here.get("/login?who=ann")
+    there.cookies = dict(here.cookies)
+    here.get("/show")
+    there.get("/logout")
+    clock.now += after_ms / 1000
+    assert here.get("/show").json["principal"] == principal
+
+
+def test_what_this_process_does_takes_effect_at_once(store: WatchedStore) -> None:
+    sessions = cached(store, Clock(0))
+    client = Client(service(sessions=sessions))
+    client.get("/login?who=ann")
+    before = dict(client.cookies)
+    client.get("/put?a=1")
+    assert client.get("/show").json["data"] == {"a": "1"}
+    client.get("/rotate")
+    assert Client(client.app, before).get("/show").json["principal"] is None
+    after = dict(client.cookies)
+    asyncio.run(sessions.logout_everywhere("ann"))
+    assert Client(client.app, after).get("/show").json["principal"] is None
+
+
+def test_a_token_that_is_newer_than_the_cache_is_asked_for(store: WatchedStore) -> None:
+    here, there = Client(service(sessions=cached(store, Clock(0)))), Client(service(store=store))
+    here.get("/put?a=1")
+    there.cookies = dict(here.cookies)
+    there.get("/login?who=ann")
+    here.cookies = dict(there.cookies)
+    assert here.get("/show").json["principal"] == "ann"
+
+
+def test_writes_never_rest_on_the_cache(store: WatchedStore) -> None:
+    clock = Clock(0)
+    here, there = Client(service(sessions=cached(store, clock))), Client(service(store=store))
+    here.get("/put?a=1")
+    there.cookies = dict(here.cookies)
+    there.get("/put?a=2&b=2")
+    here.get("/put?a=1&c=3")  # as it is in the cache, yet not in the store
+    assert there.get("/show").json["data"] == {"a": "1", "b": "2", "c": "3"}
+    clock.now += 0.1
+    here.get("/show")
+    there.get("/logout")
+    assert here.get("/put?d=4").status == 409
+    assert there.get("/show").json["data"] == {}
+
+
+def test_a_read_that_a_revocation_overtook_is_not_remembered() -> None:
+    store, clock = SteppedStore(), Clock(0)
+    sessions = cached(store, clock)
+    session = Session(sessions)
+    session.login("ann")
+    run(session.save())
+    clock.now = 10
+    reading: Any = sessions.load(session.outbox or "")
+    reading.send(None)  # on its way to the store
+    found = run(sessions.load(session.outbox or ""))
+    assert isinstance(found, Kept)
+    store_read = store._entries.copy()
+    run(sessions.revoke(found))
+    store._entries = store_read  # what the read that was on its way had seen
+    with pytest.raises(StopIteration):
+        reading.send(None)
+    assert sessions._cache is not None
+    assert sessions._cache.get(found.handle) is None
+
+
+def test_the_cache_is_bounded_and_drops_what_was_not_used() -> None:
+    cache = RecordCache(1000, entries=2, clock=Clock(0))
+    cache.put("a", 1, RECORD, at=0)
+    cache.put("b", 1, RECORD, at=0)
+    cache.get("a")
+    cache.put("c", 1, RECORD, at=0)
+    assert [cache.get(handle) is not None for handle in "abc"] == [True, False, True]
+
+
+def test_an_older_version_does_not_replace_a_newer_one() -> None:
+    cache = RecordCache(1000, clock=Clock(0))
+    cache.put("a", 2, RECORD, at=0)
+    cache.put("a", 1, RECORD, at=0)
+    assert cache.get("a") == (2, RECORD)

@@ -1,0 +1,253 @@
+"""The store is gone, or full of what others wrote: never a 500, and nothing acknowledged that is not so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tenfold.errors import SettingsError
+from tenfold.sessions import CookieTransport, Sessions
+from tenfold.sessions.policy import policy_of
+from tests.sessions.client import Client
+from tests.sessions.sealing import PlainSealer
+from tests.sessions.service import WatchedStore, service
+
+COOKIE = "__Host-session"
+FAULTS = [None, TimeoutError(), ConnectionRefusedError(), OSError("gone")]
+
+
+@pytest.fixture
+def store() -> WatchedStore:
+    return WatchedStore()
+
+
+@pytest.fixture(params=["inside", "outside"])
+def outside(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "outside")
+
+
+def with_session(store: WatchedStore, **options: Any) -> Client:
+    client = Client(service(store=store, **options))
+    assert client.get("/put?a=1").status == 200
+    return client
+
+
+def break_down(store: WatchedStore, fault: Exception | None) -> None:
+    store.break_down()
+    store.fault = fault or store.fault
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_closed_is_a_503_with_retry_after(
+    store: WatchedStore, outside: bool, fault: Exception | None
+) -> None:
+    client = with_session(store, outside=outside, retry_after_s=7)
+    cookies = dict(client.cookies)
+    break_down(store, fault)
+    for path in ("/show", "/put?a=2", "/login?who=ann", "/logout", "/swallow", "/blocking", "/fail"):
+        answer = client.get(path)
+        assert (path, answer.status) == (path, 503)
+        assert answer.header("retry-after") == ["7"]
+        assert answer.header("cache-control") == ["no-store"]
+        assert client.cookies == cookies
+    assert client.get("/untouched").status == 200
+    store.fault = None
+    assert client.get("/show").json["data"] == {"a": "1"}
+
+
+def test_one_request_waits_for_a_dead_store_once(store: WatchedStore) -> None:
+    client = with_session(store)
+    store.break_down()
+    store.operations.clear()
+    assert client.get("/twice").status == 503
+    assert store.operations == ["read"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_first_write_that_cannot_be_stored_is_a_503(
+    store: WatchedStore, outside: bool, fault: Exception | None
+) -> None:
+    client = Client(service(store=store, outside=outside))
+    break_down(store, fault)
+    assert client.get("/put?a=1").status == 503
+    assert client.cookies == {}
+    assert client.raised is None
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_anonymous_reads_as_nobody_and_writes_nothing(
+    store: WatchedStore, outside: bool, fault: Exception | None
+) -> None:
+    client = with_session(store, outside=outside, when_unavailable="anonymous")
+    client.get("/login?who=ann")
+    cookies = dict(client.cookies)
+    break_down(store, fault)
+    assert client.get("/show").json == {"data": {}, "principal": None}
+    for path in ("/put?a=2", "/login?who=bob", "/logout", "/blocking"):
+        assert client.get(path).status == 503
+    # Not even a write for which the store is back: it would replace the session that could not be read.
+    assert client.cookies == cookies
+    store.fault = None
+    assert client.get("/show").json == {"data": {"a": "1"}, "principal": "ann"}
+
+
+def test_the_control_the_policy_makes_the_difference(store: WatchedStore) -> None:
+    client = with_session(store, when_unavailable={"/": "anonymous", "/put": "closed", "/show": "closed"})
+    store.break_down()
+    assert client.get("/show").status == 503
+    assert client.get("/swallow").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "policy"),
+    [
+        ("/", "closed"),
+        ("/shop", "anonymous"),
+        ("/shop/", "anonymous"),
+        ("/shop/1", "anonymous"),
+        ("/shopping", "closed"),
+        ("/shop/admin", "closed"),
+        ("/shop/admin/1", "closed"),
+        ("/shop/administration", "anonymous"),
+        ("/Shop", "closed"),
+        ("", "closed"),
+    ],
+)
+def test_the_longest_prefix_of_whole_segments_decides(path: str, policy: str) -> None:
+    decide = policy_of({"/shop": "anonymous", "/shop/admin/": "closed"})
+    assert decide({"path": path}) == policy
+
+
+def test_a_function_decides_as_well(store: WatchedStore) -> None:
+    client = with_session(
+        store, when_unavailable=lambda scope: "anonymous" if scope["path"] == "/show" else "closed"
+    )
+    store.break_down()
+    assert [client.get(path).status for path in ("/show", "/swallow")] == [200, 503]
+
+
+@pytest.mark.parametrize("policy", ["open", {"/": "open"}, {"show": "closed"}])
+def test_a_policy_that_does_not_exist(policy: Any) -> None:
+    with pytest.raises(SettingsError):
+        service(outside=True, store=WatchedStore(), when_unavailable=policy)
+
+
+def test_a_refresh_that_fails_harms_no_read(store: WatchedStore) -> None:
+    now = [0.0]
+    client = Client(service(sessions=Sessions(store, clock=lambda: now[0])))
+    client.get("/put?a=1")
+    now[0] = 600
+    reads = store.read
+
+    async def read_then_gone(handle: str) -> Any:
+        found = await reads(handle)
+        store.break_down()
+        return found
+
+    store.read = read_then_gone  # type: ignore[method-assign]
+    assert client.get("/show").json["data"] == {"a": "1"}
+
+
+def test_a_websocket_is_told_to_come_again(store: WatchedStore) -> None:
+    client = with_session(store)
+    store.break_down()
+    assert client.websocket("/chat") == [
+        {"type": "websocket.close", "code": 1013, "reason": "try again later"}
+    ]
+    sent = client.websocket("/chat", extensions={"websocket.http.response": {}})
+    assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 503)
+
+
+# ------------------------------------------------------------------ two releases, one store
+
+
+def rewritten(store: WatchedStore, change: Any) -> bytes:
+    """What a release to come would have written in place of the only session."""
+    (entry,) = store._entries.values()
+    assert entry.stored is not None
+    payload = json.dumps(change(json.loads(entry.stored.payload))).encode()
+    entry.stored = type(entry.stored)(entry.stored.version, payload)
+    return payload
+
+
+def test_fields_that_a_newer_release_added_survive_a_write_of_this_one(store: WatchedStore) -> None:
+    client = with_session(store)
+    rewritten(store, lambda record: {**record, "v": 101, "mood": {"x": [1]}})
+    assert client.get("/show").json["data"] == {"a": "1"}
+    assert client.get("/put?b=2").status == 200
+    (entry,) = store._entries.values()
+    assert entry.stored is not None
+    written = json.loads(entry.stored.payload)
+    assert (written["v"], written["mood"], written["k"]) == (101, {"x": [1]}, {"a": "1", "b": "2"})
+
+
+def test_a_record_in_a_format_to_come_is_left_alone(store: WatchedStore) -> None:
+    client = with_session(store)
+    cookies = dict(client.cookies)
+    payload = rewritten(store, lambda record: {"v": 200, "everything": "else"})
+    assert [client.get(path).status for path in ("/show", "/put?a=2", "/login?who=ann")] == [503] * 3
+    (entry,) = store._entries.values()
+    assert entry.stored is not None
+    assert entry.stored.payload == payload
+    assert client.cookies == cookies
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"{", b"[]", b"{}", b'{"v": 100}', b"\xff\x00", b'{"v": "x"}', b"gASV"]
+)
+def test_what_is_no_record_is_no_session(store: WatchedStore, payload: bytes) -> None:
+    client = with_session(store)
+    (entry,) = store._entries.values()
+    entry.stored = type(entry.stored)(1, payload)  # type: ignore[misc]
+    assert client.get("/show").json["data"] == {}
+
+
+# ------------------------------------------------------------------ encryption at rest
+
+
+OLD, NEW = bytes(range(32)), bytes(range(1, 33))
+
+
+def test_payloads_are_sealed_and_keys_rotate(store: WatchedStore) -> None:
+    client = Client(service(sessions=Sessions(store, sealer=PlainSealer(OLD))))
+    client.get("/put?secret=plain")
+    assert "plain" not in repr(store._entries)
+    rotated = Client(service(sessions=Sessions(store, sealer=PlainSealer(NEW, OLD))), client.cookies)
+    assert rotated.get("/show").json["data"] == {"secret": "plain"}
+    rotated.get("/put?a=1")  # written anew, hence with the new key
+    done = Client(service(sessions=Sessions(store, sealer=PlainSealer(NEW))), client.cookies)
+    assert done.get("/show").json["data"] == {"secret": "plain", "a": "1"}
+    assert client.get("/show").json["data"] == {}
+
+
+def test_a_payload_moved_to_another_handle_opens_nothing(store: WatchedStore) -> None:
+    app = service(sessions=Sessions(store, sealer=PlainSealer(OLD)))
+    ann, mallory = Client(app), Client(app)
+    ann.get("/login?who=ann")
+    mallory.get("/login?who=mallory")
+    handles = [client.cookies[COOKIE].partition(".")[0] for client in (ann, mallory)]
+    store._entries[handles[0]] = store._entries[handles[1]]
+    moved = Client(app, {COOKIE: handles[0] + "." + mallory.cookies[COOKIE].partition(".")[2]})
+    assert moved.get("/show").json["principal"] is None
+
+
+def test_the_control_without_sealing_a_payload_can_be_read_and_moved(store: WatchedStore) -> None:
+    app = service(store=store)
+    mallory = Client(app)
+    mallory.get("/login?who=mallory")
+    handle, _, secret = mallory.cookies[COOKIE].partition(".")
+    store._entries["A" * 22] = store._entries[handle]
+    assert "mallory" in repr(store._entries)
+    moved = Client(app, {COOKIE: "A" * 22 + "." + secret})
+    assert moved.get("/show").json["principal"] == "mallory"
+
+
+def test_plain_http_is_for_development(store: WatchedStore) -> None:
+    client = Client(service(store=store, transport=CookieTransport(secure=False, max_age_s=60)))
+    (cookie,) = client.get("/put?a=1").header("set-cookie")
+    name, _, attributes = cookie.partition("=")
+    assert name == "session"
+    assert "Secure" not in attributes
+    assert attributes.endswith("; Path=/; HttpOnly; SameSite=Lax; Max-Age=60")

@@ -1,0 +1,358 @@
+"""What a request costs, what is stored and when, and what an answer says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI, WebSocket
+
+from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SettingsError
+from tenfold.sessions import MemoryStore, Session, SessionMiddleware, Sessions, current
+from tests.sessions.client import Client
+from tests.sessions.service import Clock, WatchedStore, service
+
+COOKIE = "__Host-session"
+
+
+@pytest.fixture
+def store() -> WatchedStore:
+    return WatchedStore()
+
+
+@pytest.fixture(params=["inside", "outside"])
+def client(store: WatchedStore, request: pytest.FixtureRequest) -> Client:
+    return Client(service(store=store, outside=request.param == "outside"))
+
+
+def costs(store: WatchedStore, client: Client, path: str) -> list[str]:
+    before = len(store.operations)
+    assert client.get(path).status == 200
+    return store.operations[before:]
+
+
+# ------------------------------------------------------------------ round trips
+
+
+def test_a_request_that_never_touches_the_session_costs_nothing(store: WatchedStore, client: Client) -> None:
+    client.get("/put?a=1")
+    assert costs(store, client, "/untouched") == []
+    answer = client.get("/untouched")
+    assert {name for name, _ in answer.headers} == {"content-length", "content-type"}
+
+
+def test_ten_reads_are_ten_reads_and_no_write(store: WatchedStore, client: Client) -> None:
+    client.get("/put?a=1")
+    assert [operation for _ in range(10) for operation in costs(store, client, "/show")] == ["read"] * 10
+    assert not client.get("/show").header("set-cookie")
+
+
+def test_without_a_token_reading_asks_nobody(store: WatchedStore, client: Client) -> None:
+    assert costs(store, client, "/show") == []
+    assert client.cookies == {}
+
+
+def test_a_write_is_one_read_and_one_write(store: WatchedStore, client: Client) -> None:
+    assert costs(store, client, "/put?a=1") == ["create"]
+    assert costs(store, client, "/put?a=2") == ["read", "replace"]
+    assert costs(store, client, "/put?a=2") == ["read"]  # it is so already
+
+
+def test_two_who_ask_in_one_request_get_one_session_in_one_read(store: WatchedStore, client: Client) -> None:
+    client.get("/put?a=1")
+    assert costs(store, client, "/twice") == ["read"]
+    assert client.get("/twice").json is True
+
+
+def test_nested_edits_are_noticed_and_merely_looking_is_not(store: WatchedStore, client: Client) -> None:
+    client.get("/nested")
+    client.get("/nested")
+    assert client.get("/show").json["data"]["cart"] == [{"n": 3}, {"n": 1}]
+    assert costs(store, client, "/show") == ["read"]
+
+
+# ------------------------------------------------------------------ expiry
+
+
+def test_reads_refresh_the_expiry_once_in_a_tenth_of_the_idle_time(store: WatchedStore) -> None:
+    clock = Clock()
+    client = Client(service(sessions=Sessions(store, idle_s=1000, clock=clock)))
+    client.get("/put?a=1")
+    store.operations.clear()
+    for _ in range(100):
+        clock.now += 10
+        client.get("/show")
+    assert store.operations.count("replace") == 10
+    assert store.operations.count("read") == 100
+
+
+def test_idle_and_absolute_time_end_a_session() -> None:
+    clock = Clock()
+    client = Client(
+        service(sessions=Sessions(MemoryStore(clock=clock), idle_s=100, absolute_s=1000, clock=clock))
+    )
+    client.get("/put?a=1")
+    clock.now += 101
+    assert client.get("/show").json["data"] == {}
+    client.get("/put?a=1")
+    for _ in range(11):
+        assert client.get("/show").json["data"] == {"a": "1"}
+        clock.now += 90
+    clock.now += 10
+    assert client.get("/show").json["data"] == {}
+
+
+def test_steps_of_the_wall_clock_log_nobody_out_and_bring_nobody_back() -> None:
+    real, wall = Clock(), Clock()
+    client = Client(
+        service(sessions=Sessions(MemoryStore(clock=real), idle_s=100, absolute_s=10_000, clock=wall))
+    )
+    client.get("/put?a=1")
+    for step in (7200, -7200, -3600, 3600):
+        wall.now += step
+        assert client.get("/show").json["data"] == {"a": "1"}
+    real.now += 101
+    wall.now -= 3600
+    assert client.get("/show").json["data"] == {}
+
+
+# ------------------------------------------------------------------ acknowledged means stored
+
+
+def test_what_was_changed_is_stored_before_the_answer_starts(store: WatchedStore) -> None:
+    order: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = await current(scope)
+        session["a"] = 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        async def send(message: Any) -> None:
+            order.extend([*store.operations, message["type"]])
+            store.operations.clear()
+
+        scope = {"type": "http", "path": "/", "headers": []}
+        await SessionMiddleware(app, store=store)(scope, None, send)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    assert order == ["create", "http.response.start", "http.response.body"]
+
+
+def test_a_change_after_the_answer_began_is_an_error(client: Client) -> None:
+    client.get("/put?a=1")
+    client.get("/stream")
+    assert isinstance(client.raised, SessionError)
+    assert client.get("/show").json["data"] == {"a": "1"}
+
+
+def test_a_background_task_saves_explicitly_or_hears_of_it(client: Client) -> None:
+    client.get("/background")
+    assert isinstance(client.raised, SessionError)
+    assert client.get("/show").json["data"] == {"before": 1}
+    client.get("/background?save")
+    assert client.raised is None
+    assert client.get("/show").json["data"] == {"before": 1, "after": 1}
+
+
+def test_a_request_that_fails_saves_nothing_but_its_logout(client: Client) -> None:
+    client.get("/put?a=1")
+    client.get("/fail")
+    assert isinstance(client.raised, RuntimeError)
+    assert client.get("/show").json["data"] == {"a": "1"}
+    client.get("/fail?logout")
+    assert client.get("/show").json["data"] == {}
+
+
+def test_a_refusal_is_an_answer_and_is_saved(client: Client) -> None:
+    assert [client.get("/refuse").status for _ in range(2)] == [403, 403]
+    assert client.get("/show").json["data"] == {"refused": 2}
+
+
+def test_a_session_that_ended_meanwhile_refuses_the_write(store: WatchedStore) -> None:
+    sessions = Sessions(store)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = await current(scope)
+        if scope["path"] == "/late":
+            await store.revoke(session.handle or "", ttl_s=60)
+        session["a"] = session.get("a", 0) + 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = Client(SessionMiddleware(app, sessions=sessions))
+    assert client.get("/").status == 200
+    cookies = dict(client.cookies)
+    answer = client.get("/late")
+    assert (answer.status, client.raised, client.cookies) == (409, None, cookies)
+
+
+# ------------------------------------------------------------------ what fits
+
+
+@pytest.mark.parametrize("size", [16_400, 100_000])
+def test_too_much_is_refused_as_a_whole(client: Client, size: int) -> None:
+    answer = client.get(f"/large?bytes={size}")
+    assert answer.status == 413
+    assert client.cookies == {}
+
+
+@pytest.mark.parametrize("size", [16_400, 100_000])
+def test_the_key_that_is_too_large_is_named(size: int) -> None:
+    session = Session(Sessions(MemoryStore()))
+    with pytest.raises(SessionSizeError, match="'large' with"):
+        session["large"] = "x" * size
+    assert dict(session) == {}
+
+
+def test_many_small_keys_are_too_much_as_well() -> None:
+    session = Session(Sessions(MemoryStore(), max_bytes=1000))
+    with pytest.raises(SessionSizeError):
+        session.update({str(number): number for number in range(1000)})
+
+
+@pytest.mark.parametrize(
+    "value", [(1, 2), {1: "a"}, {"a": {1}}, b"x", float("nan"), object(), "\ud800", {"when": Clock()}]
+)
+def test_what_would_not_come_back_is_refused_where_it_is_written(value: Any) -> None:
+    session = Session(Sessions(MemoryStore()))
+    with pytest.raises(SessionError, match=r"session\['key'\]"):
+        session["key"] = value
+
+
+@pytest.mark.parametrize("value", [None, True, 0, -1.5, "", "é", [], {}, {"a": [{"b": None}]}])
+def test_what_is_json_comes_back(value: Any) -> None:
+    async def run() -> Any:
+        sessions = Sessions(MemoryStore())
+        session = Session(sessions)
+        session["key"] = value
+        await session.save()
+        return dict(Session(sessions, await sessions.load(session.outbox or "")))
+
+    assert asyncio.run(run()) == {"key": value}
+
+
+# ------------------------------------------------------------------ frameworks
+
+
+def user(session: Annotated[Session, Depends(current)]) -> str | None:
+    return session.principal
+
+
+def fastapi_service(store: MemoryStore) -> SessionMiddleware:
+    app = FastAPI()
+
+    @app.get("/sync")
+    def sync(session: Annotated[Session, Depends(current)], who: Annotated[str | None, Depends(user)]) -> Any:
+        session.change("n", lambda n: n + 1, 0)
+        return [who, session["n"]]
+
+    @app.get("/async")
+    async def asynchronous(session: Annotated[Session, Depends(current)]) -> Any:
+        session.login("ann")
+        return session["n"]
+
+    @app.websocket("/socket")
+    async def socket(websocket: WebSocket, session: Annotated[Session, Depends(current)]) -> None:
+        await websocket.accept()
+        await websocket.send_json([session.principal])
+
+    return SessionMiddleware(app, store=store)
+
+
+def test_fastapi_gets_it_as_a_dependency(store: WatchedStore) -> None:
+    client = Client(fastapi_service(store))
+    assert client.get("/sync").json == [None, 1]
+    store.operations.clear()
+    assert client.get("/sync").json == [None, 2]
+    assert store.operations == ["read", "replace"]
+    assert client.get("/async").json == 2
+    assert client.get("/sync").json == ["ann", 3]
+    assert client.websocket("/socket")[1]["text"] == '["ann"]'
+
+
+def test_a_sync_endpoint_of_starlette_gets_it_too(client: Client) -> None:
+    assert [client.get("/blocking").json["blocking"] for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_websocket_gets_its_cookie_with_the_handshake_and_saves_explicitly(client: Client) -> None:
+    sent = client.websocket("/chat", "one", "two")
+    assert sent[0]["type"] == "websocket.accept"
+    assert client.raised is None
+    assert client.get("/show").json["data"] == {"joined": True, "last": "two"}
+    client.websocket("/chat", "three", "forget")
+    assert isinstance(client.raised, SessionError)
+    assert client.get("/show").json["data"]["last"] == "three"
+
+
+def test_without_the_middleware_the_error_says_so() -> None:
+    with pytest.raises(SessionError, match="SessionMiddleware"):
+        asyncio.run(current({"type": "http"}))
+
+
+@pytest.mark.parametrize("options", [{}, {"store": MemoryStore(), "sessions": Sessions(MemoryStore())}])
+def test_options_that_contradict_each_other(options: Any) -> None:
+    with pytest.raises(SettingsError):
+        service(outside=True, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"idle_s": 0}, {"idle_s": 10, "absolute_s": 5}, {"max_bytes": 10}, {"cache_ms": -1}]
+)
+def test_limits_that_make_no_sense(options: Any) -> None:
+    with pytest.raises(SettingsError):
+        Sessions(MemoryStore(), **options)
+
+
+# ------------------------------------------------------------------ what others get to see
+
+
+def test_tokens_are_in_no_log_no_repr_and_no_error(
+    store: WatchedStore, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = client.get("/login?who=ann").json
+    secret = token.partition(".")[2]
+    client.get("/stream")
+    raised = repr(client.raised)
+    store.break_down()
+    assert client.get("/show").status == 503
+    session = Session(Sessions(MemoryStore()))
+    fresh = session.login("ann").partition(".")[2]
+    ended = repr(SessionEndedError("x")) + repr(session) + repr(session._changes())
+    assert caplog.records
+    assert secret not in caplog.text + raised
+    assert fresh not in ended
+
+
+def test_the_store_has_only_a_digest_of_the_secret() -> None:
+    store = MemoryStore()
+    token = Client(service(store=store)).get("/login?who=ann").json
+    assert token.partition(".")[2].encode() not in repr(store._entries).encode()
+    assert token.partition(".")[0] in store._entries
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/cached", ["private"]),
+        ("/cached?cache-control=no-store", ["no-store"]),
+        ("/cached?cache-control=max-age%3D60", ["max-age=60"]),
+        ("/put?a=1", ["no-store"]),
+    ],
+)
+def test_caches_are_told_that_the_answer_is_somebodys(client: Client, path: str, expected: list[str]) -> None:
+    answer = client.get(path)
+    assert answer.header("cache-control") == expected
+    assert answer.header("vary") == ["Cookie"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("cookie", ["cookie"]), ("*", ["*"]), ("Accept", ["Accept", "Cookie"])],
+)
+def test_vary_is_added_where_it_is_not(client: Client, said: str, expected: list[str]) -> None:
+    assert client.get(f"/cached?vary={said}").header("vary") == expected

@@ -1,0 +1,89 @@
+"""Sessions in a real Redis: what one instance wrote, another reads, at the price that was promised."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+from tenfold.sessions import RedisStore, Session, Sessions
+from tenfold.sessions.keeper import Kept
+from tests.sessions.client import Client
+from tests.sessions.service import service
+from tests.sessions.session_servers import RedisServer
+
+
+def with_store(server: RedisServer, run: Any, **options: Any) -> Any:
+    async def inside() -> Any:
+        store = RedisStore(server.url, **options)
+        try:
+            return await run(store)
+        finally:
+            await store.aclose()
+
+    return asyncio.run(inside())
+
+
+def test_a_read_is_one_get_and_a_write_one_script_more(redis_server: RedisServer) -> None:
+    async def run(store: RedisStore) -> dict[str, dict[str, int]]:
+        client = Client(service(store=store))
+        await client.aget("/nested")
+        await client.aget("/nested")  # the script is known to the server from here on
+        redis_server.command("CONFIG", "RESETSTAT")
+        for _ in range(10):
+            await client.aget("/show")
+            await client.aget("/untouched")
+        reads = redis_server.calls()
+        redis_server.command("CONFIG", "RESETSTAT")
+        await client.aget("/nested")
+        return {"reads": reads, "write": redis_server.calls()}
+
+    counts = with_store(redis_server, run, timeout_s=5)
+    assert counts["reads"] == {"get": 10}
+    # What the script calls itself is counted as well.
+    assert counts["write"] == {"get": 2, "evalsha": 1, "set": 1}
+
+
+def test_concurrent_requests_at_two_instances_lose_nothing(redis_server: RedisServer) -> None:
+    async def run(store: RedisStore) -> dict[str, Any]:
+        instances = [Sessions(store), Sessions(RedisStore(redis_server.url, timeout_s=5))]
+        first = Session(instances[0])
+        first["n"] = 0
+        await first.save()
+
+        async def request(number: int) -> None:
+            sessions = instances[number % 2]
+            kept = await sessions.load(first.outbox or "")
+            assert isinstance(kept, Kept)
+            session = Session(sessions, kept)
+            session.change("n", lambda n: n + 1)
+            session[f"own{number}"] = number
+            await session.save()
+
+        await asyncio.gather(*(request(number) for number in range(20)))
+        kept = await instances[0].load(first.outbox or "")
+        assert isinstance(kept, Kept)
+        await instances[1].aclose()
+        return dict(Session(instances[0], kept))
+
+    kept = with_store(redis_server, run, timeout_s=5)
+    assert kept["n"] == 20
+    assert sum(key.startswith("own") for key in kept) == 20
+
+
+def test_a_redis_that_hangs_or_is_gone_is_a_503_and_comes_back(own_redis: RedisServer) -> None:
+    async def run(store: RedisStore) -> list[Any]:
+        client = Client(service(store=store))
+        await client.aget("/put?a=1")
+        own_redis.signal(signal.SIGSTOP)
+        hanging = [(await client.aget("/show")).status, (await client.aget("/put?a=2")).status]
+        own_redis.signal(signal.SIGCONT)
+        for _ in range(100):
+            answer = await client.aget("/show")
+            if answer.status == 200:
+                break
+            await asyncio.sleep(0.05)
+        own_redis.kill()
+        return [hanging, answer.json["data"], (await client.aget("/show")).status]
+
+    assert with_store(own_redis, run, timeout_s=0.1) == [[503, 503], {"a": "1"}, 503]

@@ -1,0 +1,69 @@
+"""Clients that keep their connections and count everything that goes wrong."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Crowd:
+    """What clients saw: ``failed`` by method and reason, paths of ``sent`` POSTs, ``pids`` that answered."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.failed: Counter[tuple[str, str]] = Counter()
+        self.failed_posts: set[str] = set()
+        self.sent: list[str] = []
+        self.pids: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._numbers = itertools.count()
+
+    @property
+    def done(self) -> int:
+        return sum(self.pids.values())
+
+    def visit(self) -> None:
+        """One client: GET and POST in turns over one connection; a lost one is made anew."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        for method in itertools.cycle(("GET", "POST")):
+            if self._over.is_set():
+                return connection.close()
+            path = f"/{next(self._numbers)}"
+            try:
+                connection.request(method, path, body=b"x" * 100 if method == "POST" else None)
+                answer = connection.getresponse()
+                body, reason = answer.read().decode(), str(answer.status)
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                reason = type(error).__name__
+            if method == "POST":
+                self.sent.append(path)
+            if reason == "200":
+                self.pids[body] += 1
+            else:
+                self.failed[method, reason] += 1
+                self.failed_posts |= {path} if method == "POST" else set()
+
+
+@contextmanager
+def crowd(port: int, *, clients: int = 6) -> Iterator[Crowd]:
+    made = Crowd(port)
+    threads = [threading.Thread(target=made.visit) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield made
+    finally:
+        made._over.set()
+        for thread in threads:
+            thread.join()
+
+
+def ran(ledger: Path) -> Counter[str]:
+    """How often each POST was carried out."""
+    return Counter(ledger.read_text().splitlines())

@@ -1,0 +1,181 @@
+"""Instances that end and come back: replaced without a failed request, killed without one that runs twice."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tenfold.balancing.settings import BalancingSettings
+from tenfold.errors import ReplacementError, StackError
+from tenfold.stack import Stack
+from tests.stack.conftest import eventually, settings_for, small
+from tests.stack.crowd import Crowd, crowd, ran
+
+
+@pytest.fixture(scope="module")
+def ledger(temporary: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="l-"))
+    yield folder / "ledger"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def stack(ledger: Path) -> Iterator[Stack]:
+    service = {"environment": {"LEDGER": str(ledger)}, "ready_path": "/ready"}
+    settings = small("counting:app", service=service, redis=False, instances=3, start_timeout_s=4)
+    balancing = BalancingSettings(drain_timeout_s=20, fail_timeout_s=1)
+    with Stack(settings.model_copy(update={"balancing": balancing})) as stack:
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def whole(stack: Stack, ledger: Path) -> None:
+    """Each test begins with all instances running, known to nginx as such, and an empty ledger."""
+    for server in stack.servers:
+        if not server.pids():
+            stack.restart(server)
+    answered: set[str] = set()
+    workers = {str(server.pids()[-1]) for server in apps(stack)}
+
+    def all_known() -> bool:
+        with suppress(urllib.error.HTTPError):
+            answered.add(get(stack.url))
+        return workers <= answered
+
+    eventually(all_known)
+    ledger.write_text("")
+
+
+def apps(stack: Stack) -> list:
+    return [server for server in stack.servers if server.kind == "app"]
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def port(stack: Stack) -> int:
+    return int(stack.url.rpartition(":")[2])
+
+
+def went_on(seen: Crowd, *, more: int = 60) -> None:
+    target = seen.done + more
+    eventually(lambda: seen.done >= target)
+
+
+def test_a_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, ledger: Path) -> None:
+    before = [server.pids() for server in apps(stack)]
+    with crowd(port(stack)) as seen:
+        went_on(seen)
+        for server in apps(stack):
+            done = stack.replace(server)
+            assert done.drained
+            went_on(seen)
+    assert seen.failed == {}
+    assert ran(ledger) == dict.fromkeys(seen.sent, 1)
+    assert not {pid for pids in before for pid in pids} & {
+        pid for server in apps(stack) for pid in server.pids()
+    }
+    assert {str(server.pids()[-1]) for server in apps(stack)} <= seen.pids.keys()  # all three are in again
+
+
+def test_the_control_without_draining_requests_fail(stack: Stack, ledger: Path) -> None:
+    with crowd(port(stack)) as seen:
+        for server in apps(stack):
+            went_on(seen)
+            server.stop(grace_s=0)
+            stack.restart(server)
+    assert seen.failed
+
+
+def test_a_killed_instance_fails_no_idempotent_request_and_nothing_runs_twice(
+    stack: Stack, ledger: Path
+) -> None:
+    with crowd(port(stack)) as seen:
+        for server in apps(stack)[:2]:
+            went_on(seen)
+            for pid in server.pids():
+                psutil.Process(pid).kill()
+            went_on(seen)
+    assert {method for method, _ in seen.failed} <= {"POST"}
+    # Each failed once and was not tried again: what nobody answered may have run, what was answered has.
+    counts = ran(ledger)
+    assert max(counts.values()) == 1
+    assert set(seen.sent) - counts.keys() <= seen.failed_posts
+
+
+def test_a_new_instance_that_does_not_get_ready_stays_out(stack: Stack, ledger: Path) -> None:
+    server = apps(stack)[1]
+    broken = ledger.with_name("broken")
+    with crowd(port(stack)) as seen:
+        broken.touch()
+        try:
+            with pytest.raises(
+                ReplacementError, match=r"app 2 stays out of the balancer: app 2 was not ready"
+            ):
+                stack.replace(server)
+        finally:
+            broken.unlink()
+        went_on(seen)
+        assert not server.pids()
+        stack.restart(server)
+        eventually(lambda: str(server.pids()[-1]) in seen.pids)
+    assert seen.failed == {}
+
+
+def test_a_killed_server_is_started_again_where_it_was(stack: Stack) -> None:
+    for server in (apps(stack)[0], stack.servers[-1]):
+        url = server.url
+        for pid in server.pids():
+            psutil.Process(pid).kill()
+        eventually(lambda server=server: server in stack.ended())
+        stack.restart(server)
+        assert server.url == url
+        assert stack.ended() == []
+        assert get(stack.url)
+
+
+def kept(url: str) -> list[tuple]:
+    import psycopg
+
+    with psycopg.connect(url) as connection:
+        there = connection.execute("select to_regclass('kept') is not null").fetchone()[0]
+        return connection.execute("select n from kept").fetchall() if there else []
+
+
+def test_databases_come_back_with_their_data() -> None:
+    import psycopg
+
+    with Stack(settings_for("", replicas=1)) as stack:
+        with psycopg.connect(stack.database_url, autocommit=True) as connection:
+            connection.execute("create table kept as select 7 as n")
+        for server in stack.servers:
+            for pid in server.pids()[:1]:
+                psutil.Process(pid).kill()
+            stack.restart(server)
+            if server.kind == "primary":
+                assert kept(server.url) == [(7,)]  # ready is ready, whatever a file of the killed one says
+        for server in stack.servers:
+            if server.kind in ("primary", "replica"):
+                eventually(lambda url=server.url: kept(url) == [(7,)])
+
+
+def test_what_cannot_be_replaced_is_said(stack: Stack) -> None:
+    with pytest.raises(StackError, match="nginx cannot be replaced: only app instances"):
+        stack.replace(stack.servers[-1])
+    first, *others = apps(stack)
+    for other in others:
+        other.stop()
+    with pytest.raises(StackError, match="app 1 cannot be replaced: no other instance"):
+        stack.replace(first)
+    with pytest.raises(StackError, match="redis is not a server of this stack"), Stack(small("")) as other:
+        stack.restart(other.servers[0])
