@@ -11,14 +11,13 @@ pools of the process (:mod:`tenfold.database.watcher`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.database import budget, connecting, timeouts, watcher
-from tenfold.database.holders import Holder
+from tenfold.database import budget, connecting, statements, timeouts, watcher
 from tenfold.database.watch import Watch, Watching
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
@@ -230,7 +229,7 @@ class WatchedPool(QueuePool):
         self._sets_timeouts = wanted and getattr(self._dialect, "name", "") == "postgresql"
         if self.watch.dialect is not self._dialect:
             self.watch.dialect = self._dialect
-            _watch_dialect(self._dialect, self.watch)
+            statements.follow(self._dialect, self.watch)
         watcher.add(self)
 
     def _exhausted(self, waited_s: float, refused: bool) -> PoolTimeoutError | PoolDeadlineError:
@@ -253,82 +252,6 @@ class AsyncWatchedPool(WatchedPool, AsyncAdaptedQueuePool):
     _is_asyncio = True
     _queue_class = _AsyncQueue
     _dialect = AsyncAdaptedQueuePool._dialect
-
-
-# ------------------------------------------------------------------ statements
-
-
-def _watch_dialect(dialect: Any, watch: Watch) -> None:
-    """Wraps a few methods of this one dialect: listeners to an engine's events cost 7 µs a statement."""
-    for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-        setattr(dialect, name, _executing(getattr(dialect, name), watch))
-    for name in ("do_commit", "do_rollback"):
-        setattr(dialect, name, _ending(getattr(dialect, name), watch))
-    if watch.watching.statement_timeout == "transaction" and dialect.name == "postgresql":
-        dialect.do_begin = _beginning(dialect.do_begin, watch)
-
-
-def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
-    held = watch.held
-
-    def executing(cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
-        context: Any = rest[-1] if rest else named.get("context")
-        try:
-            connection = context.root_connection._dbapi_connection
-            holder = held[connection._connection_record]
-        except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
-            return do(cursor, statement, *rest, **named)
-        check()
-        if holder.timeout_s:
-            _shorten(holder, connection)
-        if holder.idle_since:
-            watch.resumed(holder, connection)
-        holder.sql = statement
-        try:
-            return do(cursor, statement, *rest, **named)
-        except Exception as error:
-            if timeouts.ended_by_deadline(error):
-                raise DeadlineExceededError(
-                    "PostgreSQL ended a statement because the request's time is over"
-                ) from error
-            raise
-        finally:
-            holder.idle_since = perf_counter()
-
-    return executing
-
-
-def _ending(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
-    held = watch.held
-
-    def ending(connection: Any) -> Any:
-        holder = held.get(getattr(connection, "_connection_record", None))
-        if holder is not None:
-            if holder.idle_since:
-                watch.resumed(holder, connection)
-            holder.timeout_s = holder.carried_s
-        return do(connection)
-
-    return ending
-
-
-def _beginning(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
-    def beginning(connection: Any) -> Any:
-        begun = do(connection)
-        holder = watch.held.get(getattr(connection, "_connection_record", None))
-        if holder is not None:
-            timeouts.settle_transaction(connection)
-            holder.timeout_s = remaining_s() or 0.0
-        return begun
-
-    return beginning
-
-
-def _shorten(holder: Holder, connection: Any) -> None:
-    left_s = remaining_s()
-    if left_s is not None and left_s < holder.timeout_s / 2:
-        timeouts.settle_transaction(connection)
-        holder.timeout_s = left_s
 
 
 # ------------------------------------------------------------------ options
