@@ -26,6 +26,7 @@ from tenfold.types import Finding
 try:
     from sqlalchemy import URL, exc, make_url
     from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
+    from sqlalchemy.pool.base import _ConnectionRecord
     from sqlalchemy.util import queue
 except ImportError:
     raise DependencyError(
@@ -57,9 +58,6 @@ class _RefusedError(exc.TimeoutError):
 # ------------------------------------------------------------------ waiting
 
 
-_ROOM = object()  # handed to whoever waits in place of a connection
-
-
 class _Patience:
     """In front of a queue's ``get``: nobody joins a queue that is too long, or outwaits a deadline."""
 
@@ -69,7 +67,7 @@ class _Patience:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         try:
-            return self.present()
+            return super().get(False)  # type: ignore[misc]
         except queue.Empty:
             if not block:
                 raise
@@ -81,25 +79,10 @@ class _Patience:
                 raise _RefusedError
             self.waiting += 1
         try:
-            found = super().get(block, timeout)  # type: ignore[misc]
+            return super().get(block, timeout)  # type: ignore[misc]
         finally:
             with self.lock:
                 self.waiting -= 1
-        if found is _ROOM:
-            raise queue.Empty  # QueuePool looks again whether it may open one
-        return found
-
-    def present(self) -> Any:
-        """What is there without waiting; a place that somebody no longer waits for is none."""
-        while (found := super().get(False)) is _ROOM:  # type: ignore[misc]
-            pass
-        return found
-
-    def wake(self) -> None:
-        """Tell somebody who waits that a connection may be opened."""
-        if self.waiting:
-            with suppress(queue.Full):
-                self.put(_ROOM, False)  # type: ignore[attr-defined]
 
 
 class _Queue(_Patience, queue.Queue[Any]):
@@ -178,11 +161,13 @@ class WatchedPool(QueuePool):
         super()._do_return_conn(record)
 
     def _dec_overflow(self) -> Literal[True]:
-        # A connection that could not be opened leaves room; QueuePool lets those who wait sleep on.
-        super()._dec_overflow()
-        waiting: Any = self._pool
-        waiting.wake()
-        return True
+        # A connection that could not be opened leaves room, and QueuePool lets those who wait sleep on: one
+        # of them gets the place, as a record without a connection, and tries for itself.
+        if self.waiting:
+            with suppress(queue.Full):
+                self._pool.put(_ConnectionRecord(self, connect=False), False)
+                return True
+        return super()._dec_overflow()
 
     def _ping(self, record: Any) -> None:
         """As SQLAlchemy's pre-ping: a dead connection makes all that are as old suspect, and is replaced."""
