@@ -251,6 +251,41 @@ def test_the_control_sqlalchemys_own_pool_lets_them_wait(url: str, postgres_url:
     assert waited_s(engine, failing) > 0.3  # all of its time, less what had passed before
 
 
+def crowd(url: str, *, held_s: float, **changed: Any) -> int:
+    """How many of 10 × pool size clients, all at once, twice each, are left without a connection."""
+
+    async def run() -> int:
+        size = 4
+        engine = create_async_engine(
+            url, **options(url, is_async=True, pool_size=size, max_overflow=2, **changed)
+        )
+        refused = 0
+
+        async def client() -> None:
+            nonlocal refused
+            for _ in range(2):
+                try:
+                    async with engine.connect() as connection:
+                        await connection.execute(text("SELECT 1"))
+                        await asyncio.sleep(held_s)
+                except PoolExhaustedError:
+                    refused += 1
+
+        await asyncio.gather(*(client() for _ in range(10 * size)))
+        await engine.dispose()
+        return refused
+
+    return asyncio.run(run())
+
+
+def test_ten_times_as_many_clients_as_connections_all_get_one(url: str) -> None:
+    assert crowd(url, held_s=0, timeout_s=30.0) == 0
+
+
+def test_the_control_clients_that_hold_on_exhaust_it(url: str) -> None:
+    assert crowd(url, held_s=0.2, timeout_s=0.1) > 0
+
+
 # ------------------------------------------------------------------ findings
 
 
