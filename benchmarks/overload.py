@@ -3,8 +3,8 @@
 Two endpoints of known cost, each served by granian in one process: one of an event loop that computes, one of
 threads that wait for one of ten connections. The capacity is what the bare service sustains within the
 objective (p95 below 200 ms), by bisection. Then both services are asked for three times that, open-loop, in
-turns. *kept* is good answers a second, from the third second of each trial on, over the capacity.
-*of work* is the same over what the bare service completed beside it, too late or not: a ratio for machines whose pace
+turns. *kept* is good answers a second, from the third second of each trial on, over the capacity. *of work*
+is the same over what the bare service completed beside it, too late or not: a ratio for machines whose pace
 changes. At the end: is nobody refused at 0.7 of the capacity?
 
     python -m benchmarks.overload [--rounds 3] [--seconds 8] [--work-ms 5] [--only loop]

@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.measure.sqlalchemy": IN_THE_APP,
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": IN_THE_APP,
+    "tenfold.sessions.settings": {"pydantic"},
     "tenfold.sessions.redis": {"cryptography", "hiredis", "redis"},  # redis-py looks for cryptography itself
     "tenfold.sessions.sqlalchemy": {"sqlalchemy"},
     "tenfold.sessions.sqlalchemy_statements": {"sqlalchemy"},

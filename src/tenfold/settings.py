@@ -20,6 +20,7 @@ from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
+from tenfold.sessions.settings import SessionsSettings
 
 __all__ = ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"]
 
@@ -153,6 +154,7 @@ class Settings(BaseModel):
     measure: MeasureSettings = MeasureSettings()
     database: DatabaseSettings = DatabaseSettings()
     balancing: BalancingSettings = BalancingSettings()
+    sessions: SessionsSettings = SessionsSettings()
 
     @model_validator(mode="after")
     def _every_instance_has_its_share(self) -> Self:

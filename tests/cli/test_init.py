@@ -135,12 +135,16 @@ def test_every_key_is_there_with_its_default() -> None:
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure", "balancing"):
+    for table in ("stack", "measure", "balancing", "sessions"):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
     servers = {"postgresql_bin", "redis_server", "nginx_binary"}
-    assert set(shown) == {"app", "prepare", "environment", "server_names", *servers}
+    probes = {"probe_read", "probe_write"}
+    users = {"user", "password", "other_user", "other_password"}
+    requests = {"login", "logout", "whoami", "write", "read"}
+    service = {"app", "prepare", "environment"}
+    assert set(shown) == {*service, *servers, "server_names", *probes, "cookie", *users, *requests}
 
 
 def uncommented(text: str) -> str:
@@ -154,10 +158,11 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_every_key_of_the_models_is_named() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    assert tables.keys() == {"service", "stack", "measure", "balancing"}
+    assert tables.keys() == {"service", "stack", "measure", "balancing", "sessions"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
     assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
+    assert tables["sessions"].keys() == set(Settings().sessions.model_dump())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -58,11 +58,16 @@ class Right:
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
         self.kept[handle] = None, self.clock.now + ttl_s
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         members = self.groups.setdefault(group, {})
+        for gone in instead_of:
+            members.pop(gone, None)
+        if handle not in members and (surplus := len(members) + 1 - self.most) > 0:
+            return sorted(members, key=members.__getitem__)[:surplus]
         members[handle] = max(members.get(handle, 0.0), self.clock.now + ttl_s)
-        while len(members) > self.most:
-            del members[next(iter(members))]
+        return []
 
     async def members(self, group: str) -> list[str]:
         return [handle for handle, until in self.groups.get(group, {}).items() if until > self.clock.now]
@@ -252,8 +257,10 @@ class NamesMembersTwice(Right):
 
 
 class OneGroupForAll(Right):
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
-        await super().enlist("", handle, ttl_s=ttl_s)
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        return await super().enlist("", handle, ttl_s=ttl_s, instead_of=instead_of)
 
     async def members(self, group: str) -> list[str]:
         return await super().members("")
@@ -265,20 +272,27 @@ class SortsMembersByName(Right):
 
 
 class MembersForEver(Right):
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
-        await super().enlist(group, handle, ttl_s=1e9)
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        return await super().enlist(group, handle, ttl_s=1e9, instead_of=instead_of)
 
 
 class LastEnlistingDecides(Right):
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         self.groups.get(group, {}).pop(handle, None)
-        await super().enlist(group, handle, ttl_s=ttl_s)
+        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
 
 
 class FirstEnlistingDecides(Right):
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
-        if handle not in self.groups.get(group, {}):
-            await super().enlist(group, handle, ttl_s=ttl_s)
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        if handle in self.groups.get(group, {}):
+            return []
+        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
 
 
 class GroupsWithoutEnd(Right):
@@ -286,12 +300,31 @@ class GroupsWithoutEnd(Right):
 
 
 class FullGroupsTakeNobody(Right):
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
-        if len(self.groups.get(group, {})) < self.most:
-            await super().enlist(group, handle, ttl_s=ttl_s)
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        return []
+
+
+class FullGroupsForget(Right):
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        surplus = await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        return surplus and await super().enlist(group, handle, ttl_s=ttl_s, instead_of=surplus)
+
+
+class NobodyLeaves(Right):
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        return await super().enlist(group, handle, ttl_s=ttl_s)
 
 
 class GroupsAmongHandles(Right):
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         self.kept[group] = None, self.clock.now + ttl_s
-        await super().enlist(group, handle, ttl_s=ttl_s)
+        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)

@@ -38,9 +38,11 @@ class SteppedStore(MemoryStore):
         await self._turn("revoke")
         await super().revoke(handle, ttl_s=ttl_s)
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         await self._turn("enlist")
-        await super().enlist(group, handle, ttl_s=ttl_s)
+        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
 
     async def members(self, group: str) -> list[str]:
         await self._turn("members")

@@ -66,9 +66,11 @@ class WatchedStore(MemoryStore):
         self._happens("revoke")
         await super().revoke(handle, ttl_s=ttl_s)
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         self._happens("enlist")
-        await super().enlist(group, handle, ttl_s=ttl_s)
+        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
 
     async def members(self, group: str) -> list[str]:
         self._happens("members")

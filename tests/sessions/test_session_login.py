@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -127,6 +128,32 @@ def test_logout_everywhere_ends_every_device_and_nobody_elses(app: Any, store: W
     assert [principal(each) for each in (phone, laptop, bob)] == [None, None, "bob"]
     asyncio.run(Sessions(store).logout_everywhere("bob"))
     assert principal(bob) is None
+
+
+class Forgetful(WatchedStore):
+    """A full group forgets a member that nobody revoked."""
+
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        surplus = await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        return surplus and await super().enlist(group, handle, ttl_s=ttl_s, instead_of=surplus)
+
+
+def test_no_number_of_logins_hides_a_session(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenfold.sessions.memory.MOST_MEMBERS", 3)
+    thief, *others = [logged_in(app) for _ in range(5)]
+    assert [principal(each) for each in (thief, *others)] == [None, None, "ann", "ann", "ann"]
+    others[-1].get("/logout_everywhere")
+    assert not any(principal(each) for each in others)
+
+
+def test_the_control_a_store_that_forgets_members_hides_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenfold.sessions.memory.MOST_MEMBERS", 3)
+    app = service(store=Forgetful())
+    thief, *others = [logged_in(app) for _ in range(5)]
+    others[-1].get("/logout_everywhere")
+    assert principal(thief) == "ann"
 
 
 def test_nobody_cannot_log_out_everywhere(app: Any) -> None:

@@ -46,6 +46,8 @@ FOUND: list[tuple[type[Right], Check]] = [
     (stores.FirstEnlistingDecides, contract.a_membership_expires),
     (stores.GroupsWithoutEnd, contract.a_group_is_bounded),
     (stores.FullGroupsTakeNobody, contract.a_group_is_bounded),
+    (stores.FullGroupsForget, contract.a_group_is_bounded),
+    (stores.NobodyLeaves, contract.a_group_is_bounded),
     (stores.GroupsAmongHandles, contract.groups_and_handles_do_not_mix),
 ]
 

@@ -8,11 +8,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.verify import stacks
+from tests.verify.served import standing
+from tests.verify.sessions_cases import FALLEN
 
 from tenfold.errors import SettingsError, StackError
 from tenfold.settings import ServiceSettings, Settings, StackSettings
@@ -147,7 +151,7 @@ def test_selection() -> None:
 # ------------------------------------------------------------------ the list
 
 
-def without_baseline(folder: Path) -> tuple[Any, Settings]:
+def without_baseline(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
     return STACK, Settings(root=folder)
 
 
@@ -172,10 +176,12 @@ class Unwatched(http.server.BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def without_a_probe(folder: Path) -> tuple[Any, Settings]:
+def without_a_probe(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
     (folder / "locustfile.py").write_text(LOCUSTFILE)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unwatched)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    ending.callback(server.server_close)
+    ending.callback(server.shutdown)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     stack = SimpleNamespace(
         url=f"http://127.0.0.1:{server.server_port}", probe_address=Path(tempfile.mkdtemp()) / "probe"
     )
@@ -186,11 +192,54 @@ def without_a_probe(folder: Path) -> tuple[Any, Settings]:
     return stack, declared
 
 
+def fallen(name: str) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
+    """The first service that falls to this attack, on loopback threads."""
+
+    def case(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
+        _, service, sessions, _ = FALLEN[name][0]
+        made = service()
+        stack = ending.enter_context(standing(folder, *(made if isinstance(made, tuple) else (made,))))
+        return stack, Settings(
+            service=ServiceSettings(app="a:b"), stack=StackSettings(instances=2), sessions=sessions
+        )
+
+    return case
+
+
+def misled(**said: Any) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
+    """A real stack that does not do what the check is told that it does."""
+
+    def case(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
+        stack, settings = stacks.failing(folder, ending)
+        stacks.with_baseline(folder, 38)
+        return stack, stacks.said(settings, **said)
+
+    return case
+
+
 # How to make each check fail, by its name: a check that cannot fail is none.
-FAILING: dict[str, Callable[[Path], tuple[Any, Settings]]] = {
+FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "baseline established": without_baseline,
     "percentiles known": without_baseline,
     "slow queries found": without_a_probe,
+    "session fixation refused": fallen("session fixation refused"),
+    "session ids unguessable": fallen("session ids unguessable"),
+    "session replay refused": fallen("session replay refused"),
+    "no session resurrection": fallen("no session resurrection"),
+    "no lost session update": fallen("no lost session update"),
+    "oversize session refused": fallen("oversize session refused"),
+    "session cookie attributes": fallen("session cookie attributes"),
+    "session ids stay hidden": fallen("session ids stay hidden"),
+    "no affinity needed": fallen("no affinity needed"),
+    "sessions survive a kill": stacks.one_takes_all,
+    "no files on local disk": misled(),
+    "round robin is even": misled(),
+    "slow instance gets less": misled(method="least_conn"),
+    "backup only when needed": misled(backups=1),
+    "kill loses no request": misled(tries=3),
+    "no POST carried out twice": misled(tries=3),
+    "rolling replacement clean": misled(tries=3),
+    "goodput under overload": misled(),
 }
 
 
@@ -200,8 +249,9 @@ def test_every_check_has_a_case_in_which_it_fails() -> None:
 
 @pytest.mark.parametrize("found", CHECKS, ids=lambda found: found.name)
 def test_every_check_can_fail(found: Check, tmp_path: Path) -> None:
-    stack, settings = FAILING[found.name](tmp_path)
-    (outcome,) = run([found], stack, settings)
+    with ExitStack() as ending:
+        stack, settings = FAILING[found.name](tmp_path, ending)
+        (outcome,) = run([found], stack, settings)
     assert outcome.finding.verdict is Verdict.FAIL
     assert not outcome.finding.claim.startswith("raised"), "it broke, which is not the same as failing"
     assert outcome.finding.check == found.name

@@ -31,8 +31,8 @@ app.mount("/static", StaticFiles(directory=Path(__file__).parent.parent / "stati
 
 # What is added last is asked first: who is too many is refused before anything is done for them.
 app.add_middleware(SessionMiddleware, sessions=sessions.sessions, transport=BearerTransport())
-app.add_middleware(DeadlineMiddleware, timeout_s=10)
 app.add_middleware(
     ConcurrencyLimiter, priority={"/api/orders": "critical", "/login": "critical", "/reports": "sheddable"}
 )
+app.add_middleware(DeadlineMiddleware, timeout_s=10)  # what waits for a place has a deadline, too
 app.add_middleware(HealthMiddleware, health=Health({"database": database}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -80,6 +81,17 @@ class BalancingSettings(BaseModel):
         description="the names the service goes by; others are answered with 421. Empty takes any name",
         examples=[("shop.example", "*.shop.example")],
     )
+    probe_read: str = Field(
+        "",
+        description="what tenfold verify asks for, hundreds of times; without it, the ready path",
+        examples=["GET /api/products"],
+    )
+    probe_write: str = Field(
+        "",
+        description="a request that must not be carried out twice: tenfold verify sends hundreds of them",
+        examples=["POST /api/orders"],
+    )
+    probe_write_body: str = Field("{}", description="what is sent with it: JSON, or a form")
 
     @field_validator("weights")
     @classmethod
@@ -101,6 +113,13 @@ class BalancingSettings(BaseModel):
         if not all(is_host_name(name) for name in names):
             raise ValueError('a name looks like "shop.example" or "*.shop.example"')
         return names
+
+    @field_validator("probe_read", "probe_write")
+    @classmethod
+    def _is_a_request(cls, line: str) -> str:
+        if line and not re.fullmatch(r"(GET|POST|PATCH) /[!-~]*", line):
+            raise ValueError('it has to be a method and a path, for example "GET /api/products"')
+        return line
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

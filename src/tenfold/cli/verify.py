@@ -94,7 +94,7 @@ def _show(screen: Any, outcome: Outcome, widest: int) -> None:
     row.add_row(mark, outcome.check.name, outcome.check.pattern[:9], Text(finding.claim))
     screen.print(row)
     if finding.remedy and finding.verdict is not Verdict.PASS:
-        screen.print(Padding(Text(f"→ {finding.remedy}"), (0, 0, 0, widest + 13)))
+        screen.print(Padding(Text(f"→ {finding.remedy}"), (0, 0, 0, 4)))
 
 
 def _summary(outcomes: Sequence[Outcome]) -> str:

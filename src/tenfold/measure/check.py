@@ -57,6 +57,25 @@ def percentiles_known(stack: Stack, settings: MeasureSettings, *, folder: Path) 
     return Finding(PERCENTILES, claim, Verdict.PASS, numbers)
 
 
+def known_capacity(settings: MeasureSettings, *, folder: Path) -> float | None:
+    """The low end of the newest usable baseline, arrivals per second; None without one."""
+    try:
+        _, report = _newest(folder)
+        _same_objective(report, settings.objective)
+        return _capacity(report)[0]
+    except _Unusable:
+        return None
+
+
+def light_load(stack: Stack, settings: MeasureSettings, *, root: Path) -> None:
+    """Send what the scenario's users send (relative to ``root``) for a few seconds, at a low rate."""
+    from tenfold.measure.generator import Generator
+
+    with Generator(root / settings.scenario, stack.url, settings=settings, cwd=root) as generator:
+        generator.start_users(settings.users)
+        generator.run(TrialRequest(_LIGHT_RATE, _LIGHT_S, "warm-up", settings.seed))
+
+
 # ------------------------------------------------------------------ stored reports
 
 

@@ -283,15 +283,21 @@ async def a_membership_expires(store: Store, wait: Wait) -> None:
 
 async def a_group_is_bounded(store: Store, wait: Wait) -> None:
     group = _handle()
-    handles = [_handle() for _ in range(MOST_MEMBERS + 5)]
-    for at in range(0, len(handles), 50):
-        await asyncio.gather(*(store.enlist(group, handle, ttl_s=LONG_S) for handle in handles[at : at + 50]))
-    await wait(0.02)
-    last = _handle()
-    await store.enlist(group, last, ttl_s=LONG_S)
+    handles = [_handle() for _ in range(MOST_MEMBERS + 1)]
+    first, last = handles[0], handles[-1]
+    _expect(await store.enlist(group, first, ttl_s=LONG_S - 1) == [], "an empty group takes nobody")
+    for at in range(1, MOST_MEMBERS, 50):
+        some = handles[at : min(at + 50, MOST_MEMBERS)]
+        await asyncio.gather(*(store.enlist(group, handle, ttl_s=LONG_S) for handle in some))
+    surplus = await store.enlist(group, last, ttl_s=LONG_S)
+    _expect(surplus == [first], "a full group does not answer who has to go first")
+    _expect(first in await store.members(group), "a full group forgets a member that nobody revoked yet")
+    _expect(last not in await store.members(group), f"a group has more than {MOST_MEMBERS:,} members")
+    again = await store.enlist(group, handles[1], ttl_s=LONG_S)
+    _expect(again == [], "a full group takes a member of its own for a new one")
+    _expect(await store.enlist(group, last, ttl_s=LONG_S, instead_of=surplus) == [], "nobody can be replaced")
     found = await store.members(group)
-    _expect(len(found) <= MOST_MEMBERS, f"a group has {len(found):,} members, more than {MOST_MEMBERS:,}")
-    _expect(last in found, "a full group does not name the member that came last")
+    _expect(last in found and first not in found, "the one that has to go did not make room for the new one")
 
 
 async def groups_and_handles_do_not_mix(store: Store, wait: Wait) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from tenfold.errors import SessionError, SettingsError, TenfoldError
 from tenfold.sessions import expiry, tokens
 from tenfold.sessions.changes import Changes, apply
+from tenfold.sessions.devices import enlist
 from tenfold.sessions.keeper import Device, Kept, Missing, Sealer
 from tenfold.sessions.record import Record, check_size, decode, encode
 from tenfold.sessions.store import Store
@@ -112,9 +113,8 @@ class CookieSessions:
         written = self._sealed(handle, record)
         if self._revocations is not None and changes.secret:
             if record.principal is not None:
-                await self._revocations.enlist(
-                    tokens.group(record.principal), handle, ttl_s=record.ends - self._clock()
-                )
+                left_s = record.ends - self._clock()
+                await enlist(self._revocations, record.principal, handle, ttl_s=left_s, end=self._end)
             if kept:
                 await self._end(kept.handle)
         return written

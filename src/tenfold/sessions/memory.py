@@ -61,15 +61,19 @@ class MemoryStore:
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
         self._put(handle, None, ttl_s)
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         if group not in self._groups:
             self._make_room()
         members = self._groups.setdefault(group, {})
+        over = [name for name, until in members.items() if until <= self._clock()]
+        for gone in (*over, *instead_of):
+            members.pop(gone, None)
+        if handle not in members and (surplus := len(members) + 1 - MOST_MEMBERS) > 0:
+            return sorted(members, key=members.__getitem__)[:surplus]
         members[handle] = max(members.get(handle, 0.0), self._clock() + ttl_s)
-        for gone in [name for name, until in members.items() if until <= self._clock()]:
-            del members[gone]
-        while len(members) > MOST_MEMBERS:
-            del members[next(iter(members))]
+        return []
 
     async def members(self, group: str) -> list[str]:
         now = self._clock()

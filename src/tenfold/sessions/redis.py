@@ -165,11 +165,13 @@ class RedisStore:
         """``SET`` of a tombstone, one byte long."""
         await self._ask(self._execute, "SET", self._key(handle), _TOMBSTONE, "PX", _milliseconds(ttl_s))
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
-        """One script; of more than 1,000 members those go that would expire first."""
-        await self._ask(
-            self._run, self._enlist, self._key("group:" + group), handle, _milliseconds(ttl_s), MOST_MEMBERS
-        )
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        """One script."""
+        key, arguments = self._key("group:" + group), (handle, _milliseconds(ttl_s), MOST_MEMBERS)
+        surplus = await self._ask(self._run, self._enlist, key, *arguments, *instead_of)
+        return [member.decode() for member in surplus]
 
     async def members(self, group: str) -> list[str]:
         """One script; sorted by when they expire, so oldest first where all live equally long."""

@@ -9,6 +9,7 @@ from tenfold.errors import SessionEndedError, SessionStoreError, SettingsError, 
 from tenfold.sessions import expiry, tokens
 from tenfold.sessions.cache import RecordCache
 from tenfold.sessions.changes import Changes, apply
+from tenfold.sessions.devices import enlist
 from tenfold.sessions.keeper import Device, Kept, Missing, Sealer
 from tenfold.sessions.record import Record, check_size, decode, encode
 from tenfold.sessions.store import Store, Stored
@@ -135,7 +136,7 @@ class Sessions:
     async def save(self, kept: Kept | None, changes: Changes) -> Kept:
         if changes.principal is not None:
             handle = kept.handle if kept else changes.handle
-            await self._store.enlist(tokens.group(changes.principal), handle, ttl_s=self._absolute_s)
+            await enlist(self._store, changes.principal, handle, ttl_s=self._absolute_s, end=self._end)
         if kept is None:
             return await self._create(changes)
         for _ in range(TRIES):

@@ -115,10 +115,18 @@ class SQLStore:
         """One INSERT … ON CONFLICT DO UPDATE: a tombstone is a row of version 0."""
         await self._rows(self._statements.revoke, handle=handle, payload=b"", ttl_ms=_ms(ttl_s))
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
-        """One INSERT … ON CONFLICT DO UPDATE, and one DELETE of members that are over or too many."""
-        await self._rows(self._statements.enlist, group=group, handle=handle, ttl_ms=_ms(ttl_s))
-        await self._rows(self._statements.trim, name=group)
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
+        """One DELETE of what is over, one INSERT … ON CONFLICT DO UPDATE; a SELECT if that was refused.
+
+        Several at the same moment may overfill a group by as many.
+        """
+        await self._rows(self._statements.trim, name=group, handles=list(instead_of))
+        told = {"name": group, "group": group, "handle": handle, "ttl_ms": _ms(ttl_s)}
+        if await self._rows(self._statements.enlist, **told):
+            return []
+        return [member for (member,) in await self._rows(self._statements.first, name=group)]
 
     async def members(self, group: str) -> list[str]:
         """One SELECT; sorted by when they expire, so oldest first where all live equally long."""

@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    func,
     literal_column,
     select,
     tuple_,
@@ -96,24 +97,30 @@ class Statements:
 
     def _of_groups(self) -> None:
         row = self.groups.c
-        new = self._insert(self.groups).values(
-            group=bindparam("group"),
-            handle=bindparam("handle"),
-            expires_ms=self._now + bindparam("ttl_ms", type_=BigInteger),
+        ours = select(row.handle).where(row.group == bindparam("name"))
+        present = ours.where(row.handle == bindparam("handle")).exists()
+        size = select(func.count()).where(row.group == bindparam("name")).scalar_subquery()
+        new = self._insert(self.groups).from_select(
+            ["group", "handle", "expires_ms"],
+            select(
+                bindparam("group", type_=String),
+                bindparam("handle", type_=String),
+                self._now + bindparam("ttl_ms", type_=BigInteger),
+            ).where(present | (size < MOST_MEMBERS)),
         )
         later = case(
             (row.expires_ms > new.excluded.expires_ms, row.expires_ms), else_=new.excluded.expires_ms
         )
         self.enlist = new.on_conflict_do_update(
             index_elements=[row.group, row.handle], set_={"expires_ms": later}
-        )
-        ours = select(row.handle).where(row.group == bindparam("name"))
+        ).returning(row.handle)
         latest = ours.order_by(row.expires_ms.desc(), row.handle.desc())
         self.members = latest.where(row.expires_ms > self._now).limit(MOST_MEMBERS)
-        surplus = latest.offset(MOST_MEMBERS).with_for_update(skip_locked=True)
+        self.first = ours.order_by(row.expires_ms, row.handle).limit(1)
         over = ours.where(row.expires_ms <= self._now).with_for_update(skip_locked=True)
         self.trim = delete(self.groups).where(
-            row.group == bindparam("name"), row.handle.in_(surplus) | row.handle.in_(over)
+            row.group == bindparam("name"),
+            row.handle.in_(bindparam("handles", expanding=True)) | row.handle.in_(over),
         )
 
     def _sweep(self, table: Table) -> Any:

@@ -58,14 +58,19 @@ class Store(Protocol):
         ``ttl_s`` is how long a payload of this handle could still have lived.
         """
 
-    async def enlist(self, group: str, handle: str, *, ttl_s: float) -> None:
+    async def enlist(
+        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    ) -> list[str]:
         """Remembers that ``handle`` belongs to ``group`` (a digest of a principal), for ``ttl_s`` at least.
 
-        Called before the write that makes it so: a group may name handles that are gone, never lack one.
+        Called before the write that makes it so: a group may name handles that are gone, never lack one. So a
+        full group (1,000) takes nobody: the answer is then who has to go first, the ones that are over first.
+        Whoever called revokes them and calls again, with them as ``instead_of``, which leave the group in the
+        same step. An empty answer: it is remembered.
         """
 
     async def members(self, group: str) -> list[str]:
-        """The handles of ``group`` whose time is not over, oldest first; bounded by the store (1,000)."""
+        """The handles of ``group`` whose time is not over, oldest first; 1,000 at most."""
 
     async def aclose(self) -> None:
         """Gives back connections that the store itself opened."""

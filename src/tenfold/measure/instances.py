@@ -1,0 +1,33 @@
+"""The app's instances in a running stack, for the checks of every pattern."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from tenfold.types import Server, Stack
+
+
+def app_servers(stack: Stack) -> list[Server]:
+    """The app's instances, in their order."""
+    return [server for server in stack.servers if server.kind == "app"]
+
+
+def address_of(server: Server) -> str:
+    """Host and port, as nginx's log has them."""
+    return urlsplit(server.url).netloc
+
+
+def kill(server: Server) -> None:
+    """End every process of an instance with SIGKILL, as the kernel does when memory runs out."""
+    signal_all(server.pids(), signal.SIGKILL)
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each process that still lives."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
