@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -503,3 +505,43 @@ def test_disposing_leaves_connections_known_that_are_out(engine_of: Callable[...
     connection.close()
     assert pool(engine).watch.held == {}
     engine.connect().close()
+
+
+PROBED_LATER = """
+from pathlib import Path
+from sqlalchemy import create_engine, text
+from tenfold.database import pool_options
+from tenfold.measure import sqlalchemy
+from tenfold.measure.recorder import Recorder
+engine = create_engine("sqlite://", **pool_options("sqlite://", metrics=False))
+engine.connect().close()
+recorder = Recorder(Path.cwd())
+sqlalchemy.install(recorder)
+recorder.start()
+with engine.connect() as connection:
+    connection.execute(text("SELECT 1"))
+print(sorted(text.fingerprint for text in recorder.drain(1.0).statements), len(sqlalchemy.pools()))
+"""
+
+
+def test_a_probe_that_comes_later_sees_its_statements() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBED_LATER], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "['ROLLBACK', 'SELECT ?'] 1", done.stderr
+
+
+def test_threads_of_sync_endpoints_are_not_taken_for_requests(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of(max_overflow=9)
+
+    def in_thread(name: str) -> None:
+        def both() -> None:
+            with engine.connect(), engine.connect():
+                pass
+
+        thread = threading.Thread(target=both, name=name)
+        thread.start()
+        thread.join()
+
+    in_thread("AnyIO worker thread")
+    assert kinds(engine) == set()
+    in_thread("a worker of ours")
+    assert kinds(engine) == {"two connections at once"}

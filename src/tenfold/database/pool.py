@@ -18,9 +18,10 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.database import budget, connecting, statements, timeouts, watcher
-from tenfold.database.watch import Watch, Watching
+from tenfold.database.watch import TimeoutMode, Watch, Watching
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
+from tenfold.metrics import POOL_SIZE, instrument
 from tenfold.types import Finding
 
 try:
@@ -227,7 +228,8 @@ class WatchedPool(QueuePool):
         )
         kind = PoolDeadlineError if remaining_s() == 0 else PoolTimeoutError
         return kind(
-            f"no connection: {why}; {self.watch.who()}; give them back sooner before you enlarge the pool"
+            f"no connection: {why}; {self.watch.who(recent_s=1.0 if refused else 0.0)}; "
+            "give them back sooner before you enlarge the pool"
         )
 
 
@@ -255,7 +257,7 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     ping_after_s: float = budget.PING_AFTER_S,
     connect_timeout_s: int = budget.CONNECT_TIMEOUT_S,
     application_name: str = "tenfold",
-    statement_timeout: Literal["session", "transaction", "off"] = "session",
+    statement_timeout: TimeoutMode = "session",
     leak_after_s: float | None = 60.0,
     idle_in_transaction_s: float = 1.0,
     stack_every: int = 20,
@@ -298,7 +300,7 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         name=name or _place(target),
         max_waiting=waiting,
         ping_after_s=ping_after_s,
-        statement_timeout=statement_timeout,
+        statement_timeout=_timeout_mode(target, statement_timeout),
         leak_after_s=leak_after_s,
         idle_in_transaction_s=idle_in_transaction_s,
         stack_every=max(stack_every, 1),
@@ -306,6 +308,8 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         metrics=metrics,
         registry=registry,
     )
+    if metrics:
+        instrument(POOL_SIZE, registry=registry)  # or say what is missing now, and not in create_engine()
     driver = _driver_options(target, connect_timeout_s, application_name)
     if is_async and target.get_driver_name() in {"psycopg", "psycopg_async"}:
         driver["async_creator_fn"] = connecting.open_or_close
@@ -319,6 +323,11 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         "watching": watching,
         "connect_args": driver | dict(connect_args or {}),
     }
+
+
+def _timeout_mode(url: URL, wanted: TimeoutMode) -> TimeoutMode:
+    """What the session carries is set outside of a transaction, which needs libpq's drivers."""
+    return "transaction" if wanted == "session" and url.get_driver_name() not in _LIBPQ else wanted
 
 
 def _place(url: URL) -> str:

@@ -14,17 +14,20 @@ from tenfold.errors import DeadlineExceededError
 
 
 def follow(dialect: Any, watch: Watch) -> None:
-    """Wraps a few methods of this one dialect: listeners to an engine's events cost 7 µs a statement."""
+    """Wraps a few methods of this one dialect: listeners to an engine's events cost 7 µs a statement.
+
+    What is wrapped is looked up at each call: the probe of ``tenfold measure`` may wrap the class later.
+    """
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-        setattr(dialect, name, _executing(getattr(dialect, name), watch))
+        setattr(dialect, name, _executing(dialect, name, watch))
     for name in ("do_commit", "do_rollback"):
-        setattr(dialect, name, _ending(getattr(dialect, name), watch))
+        setattr(dialect, name, _ending(dialect, name, watch))
     if watch.watching.statement_timeout == "transaction" and dialect.name == "postgresql":
-        dialect.do_begin = _beginning(dialect.do_begin, watch)
+        dialect.do_begin = _beginning(dialect, watch)
 
 
-def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
-    held = watch.held
+def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
+    held, kind = watch.held, type(dialect)
 
     def executing(cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
         context: Any = rest[-1] if rest else named.get("context")
@@ -32,7 +35,7 @@ def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
             connection = context.root_connection._dbapi_connection
             holder = held[connection._connection_record]
         except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
-            return do(cursor, statement, *rest, **named)
+            return getattr(kind, name)(dialect, cursor, statement, *rest, **named)
         check()
         if holder.timeout_s:
             _shorten(holder, connection)
@@ -40,7 +43,7 @@ def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
             watch.resumed(holder, connection)
         holder.sql = statement
         try:
-            return do(cursor, statement, *rest, **named)
+            return getattr(kind, name)(dialect, cursor, statement, *rest, **named)
         except Exception as error:
             if timeouts.ended_by_deadline(error):
                 raise DeadlineExceededError(
@@ -53,8 +56,8 @@ def _executing(do: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
     return executing
 
 
-def _ending(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
-    held = watch.held
+def _ending(dialect: Any, name: str, watch: Watch) -> Callable[[Any], Any]:
+    held, kind = watch.held, type(dialect)
 
     def ending(connection: Any) -> Any:
         holder = held.get(getattr(connection, "_connection_record", None))
@@ -62,14 +65,14 @@ def _ending(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
             if holder.idle_since:
                 watch.resumed(holder, connection)
             holder.timeout_s = holder.carried_s
-        return do(connection)
+        return getattr(kind, name)(dialect, connection)
 
     return ending
 
 
-def _beginning(do: Callable[[Any], Any], watch: Watch) -> Callable[[Any], Any]:
+def _beginning(dialect: Any, watch: Watch) -> Callable[[Any], Any]:
     def beginning(connection: Any) -> Any:
-        begun = do(connection)
+        begun = type(dialect).do_begin(dialect, connection)
         holder = watch.held.get(getattr(connection, "_connection_record", None))
         if holder is not None:
             timeouts.settle_transaction(connection)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import current_thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,9 @@ from tenfold.measure.callsites import CallSites
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["Watch", "Watching"]
+__all__ = ["TimeoutMode", "Watch", "Watching"]
+
+TimeoutMode = Literal["session", "transaction", "off"]
 
 ENDED = 100_000  # uses kept between two looks of the watcher; the oldest beyond are not in the histograms
 ALERT_S = 60.0  # after a finding every checkout's stack is kept for so long
@@ -40,7 +43,7 @@ class Watching:
     name: str = "default"
     max_waiting: int | None = None
     ping_after_s: float = PING_AFTER_S
-    statement_timeout: Literal["session", "transaction", "off"] = "session"
+    statement_timeout: TimeoutMode = "session"
     leak_after_s: float | None = 60.0
     idle_in_transaction_s: float = 1.0
     stack_every: int = 20
@@ -65,6 +68,7 @@ class Watch:
         self._timeouts = self._refused = 0
         self._to_sample = watching.stack_every
         self._alert_until = 0.0
+        self._who = float("-inf"), ""
         self._looking = threading.Lock()
         self._figures = Figures(watching.name, watching.registry) if watching.metrics else None
 
@@ -79,7 +83,9 @@ class Watch:
         owner = holder.owner
         if owner in self._owners:
             self._owners[owner] += 1
-            self._found("two connections at once", holder, 0.0, lambda: stacks.here(self.sites))
+            # A thread of anyio's works for one request after the other, and their connections overlap.
+            if not (owner is holder.thread and current_thread().name.startswith("AnyIO")):
+                self._found("two connections at once", holder, 0.0, lambda: stacks.here(self.sites))
         else:
             self._owners[owner] = 1
         if len(self.held) >= self._alarm_at:
@@ -116,16 +122,22 @@ class Watch:
             self._timeouts += 1
         self._found("exhausted", None, 0.0, self.who)
 
-    def who(self) -> str:
-        """Who holds the connections now, in one line."""
-        return "held by " + described(list(self.held.values()), self.sites, perf_counter())
+    def who(self, *, recent_s: float = 0.0) -> str:
+        """Who holds the connections, in one line; that line may be so old: refusing has to be cheap."""
+        now = perf_counter()
+        if now - self._who[0] >= recent_s:
+            self._who = now, "held by " + described(list(self.held.values()), self.sites, now)
+        return self._who[1]
 
     def look(self, *, idle: int, overflow: int, waiting: int) -> None:
         """What takes time: leaks are looked for, and the figures brought up to date. Called once a second."""
         with self._looking:
             now = perf_counter()
-            for holder in list(self.held.values()):
+            holders = list(self.held.values())
+            for holder in holders:
                 self._held_too_long(holder, now)
+            if len(self._owners) > len(holders):  # threads of one request that met in taken() or given_back()
+                self._owners = dict(Counter(holder.owner for holder in self.held.copy().values()))
             ended = [self._ended.popleft() for _ in range(len(self._ended))]
             timeouts, self._timeouts = self._timeouts, 0
             refused, self._refused = self._refused, 0
