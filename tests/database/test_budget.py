@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.database.budget import Fleet, Room, judge, lifetime_s, must_ping, require
+from tenfold.database.budget import Fleet, Room, judge, lifetime_s, require
 from tenfold.errors import SettingsError
 from tenfold.types import Verdict
 
@@ -74,8 +74,3 @@ def test_connections_that_were_opened_together_do_not_end_together() -> None:
     ends = sorted(born + lifetime_s(3600, born=born) for born in (1.7e9 + n * 0.000_37 for n in range(100)))
     assert max(later - sooner for sooner, later in pairwise(ends)) < 3600 * 0.2 / 5
     assert ends[-1] - ends[0] > 3600 * 0.15
-
-
-@pytest.mark.parametrize(("idle_s", "ping"), [(0.0, False), (29.9, False), (30.0, True), (3600, True)])
-def test_a_ping_after_idleness_only(idle_s: float, ping: bool) -> None:
-    assert must_ping(idle_s, ping_after_s=30) is ping

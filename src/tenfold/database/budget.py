@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tenfold.errors import SettingsError
 from tenfold.types import Finding, Verdict
 
-__all__ = ["CHECK", "Fleet", "Room", "judge", "lifetime_s", "must_ping", "require"]
+__all__ = ["CHECK", "Fleet", "Room", "judge", "lifetime_s", "require"]
 
 CHECK = "connections fit"
 
@@ -136,8 +136,3 @@ def lifetime_s(recycle_s: float, *, born: float) -> float:
     this one was opened (``time.time()``); its digits below the millisecond are the lot that it draws.
     """
     return recycle_s * (1 - JITTER * (born * 1000 % 1))
-
-
-def must_ping(idle_s: float, *, ping_after_s: float) -> bool:
-    """Whether a connection has lain unused for so long that a firewall or a failover may have ended it."""
-    return idle_s >= ping_after_s

@@ -47,6 +47,10 @@ class Holder:
         # Whoever has two connections when two holders have the same owner.
         self.owner: Owner = visit or self.task or self.thread
 
+    def carry(self, left_s: float | None) -> None:
+        """The session's statement_timeout is from a deadline that is so far away; None is none."""
+        self.carried_s = self.timeout_s = left_s or 0.0
+
     @property
     def title(self) -> str:
         """The request or the job; ``other`` where nobody said."""

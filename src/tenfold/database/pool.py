@@ -138,19 +138,19 @@ class WatchedPool(QueuePool):
             raise self._exhausted(perf_counter() - started, isinstance(error, _RefusedError)) from None
         if not self._begun:
             self._begin()
-        if self._sets_timeouts:
+        record = connection._connection_record
+        if self._sets_timeouts and (timeouts.CARRIED in record.info or remaining_s() is not None):
             self._settle(connection)
-        holder = self.watch.taken(connection._connection_record, started)
-        if self._sets_timeouts:
-            holder.carried_s = holder.timeout_s = remaining_s() or 0.0
+            self.watch.taken(record, started).carry(remaining_s())
+        else:
+            self.watch.taken(record, started)
         return connection  # type: ignore[no-any-return]
 
     def _do_get(self) -> Any:
         record: Any = super()._do_get()
         returned = record.__dict__.get(_RETURNED)
         if returned is not None:
-            idle_s = perf_counter() - returned
-            if budget.must_ping(idle_s, ping_after_s=self.watch.watching.ping_after_s):
+            if perf_counter() - returned >= self.watch.watching.ping_after_s:
                 self._ping(record)
             if -1 < self._recycle < (time() - record.starttime) / (1 - budget.JITTER):
                 self._recycle_early(record)

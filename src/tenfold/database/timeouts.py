@@ -19,7 +19,7 @@ _CANCELED = "57014"  # query_canceled
 
 STEPS = 8  # a decade; each step is a third more than the one before
 
-_SET = "tenfold.statement_timeout_ms"  # in a connection's info: what it carries now
+CARRIED = "tenfold.statement_timeout_ms"  # in a connection's info: what it carries now
 _OWN = "tenfold.statement_timeout_own_ms"  # and what it carried at first
 
 
@@ -41,13 +41,13 @@ def settle(connection: Any, info: MutableMapping[Any, Any]) -> None:
     The value stays with the session: behind a pool in transaction mode it would be someone else's.
     """
     left_s = remaining_s()
-    if left_s is None and _SET not in info:
+    if left_s is None and CARRIED not in info:
         return
     if _OWN not in info:
         info[_OWN] = _own_ms(connection)
     wanted = info[_OWN] if left_s is None else timeout_ms(left_s, own_ms=info[_OWN])
-    if wanted != info.get(_SET, info[_OWN]):
-        info[_SET] = wanted
+    if wanted != info.get(CARRIED, info[_OWN]):
+        info[CARRIED] = wanted
         _outside(connection, f"SET statement_timeout = {wanted:d}")
 
 
