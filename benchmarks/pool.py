@@ -52,8 +52,8 @@ def engines(url: str, *, is_async: bool) -> dict[str, Any]:
     """One engine for each variant, all with room for one connection."""
     make: Any = create_async_engine if is_async else create_engine
     plain = {"pool_size": 1, "max_overflow": 0}
-    watched = pool_options(url, is_async=is_async, registry=CollectorRegistry(), **plain)
-    bound = pool_options(url, is_async=is_async, registry=CollectorRegistry(), **plain)
+    watched = pool_options(url, registry=CollectorRegistry(), **plain)
+    bound = pool_options(url, registry=CollectorRegistry(), **plain)
     return {
         "as is": make(url, **plain),
         "pre-ping": make(url, pool_pre_ping=True, **plain),

@@ -144,7 +144,7 @@ def test_every_key_is_there_with_its_default() -> None:
     users = {"user", "password", "other_user", "other_password"}
     requests = {"login", "logout", "whoami", "write", "read"}
     service = {"app", "prepare", "environment"}
-    assert set(shown) == {*service, *servers, "server_names", *probes, "cookie", *users, *requests}
+    assert set(shown) == {*service, *servers, "server_names", *probes, "cookie", *users, *requests, "url"}
 
 
 def uncommented(text: str) -> str:

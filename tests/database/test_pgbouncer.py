@@ -192,7 +192,7 @@ def options(pooled: Running, **changed: Any) -> dict[str, Any]:
 
 async def many(pooled: Running, **changed: Any) -> None:
     """Ten clients at once, each with the same statement often enough to be prepared."""
-    engine = create_async_engine(pooled.url, **options(pooled, is_async=True, **changed))
+    engine = create_async_engine(pooled.url, **options(pooled, **changed))
 
     async def client() -> None:
         async with engine.connect() as connection:

@@ -159,7 +159,7 @@ def test_the_holding_task_is_found_where_it_awaits(url: str) -> None:
             await inner(taken)
 
     async def run() -> str:
-        engine = create_async_engine(url, **options(url, is_async=True, max_overflow=0))
+        engine = create_async_engine(url, **options(url, max_overflow=0))
         taken = asyncio.Event()
         task = asyncio.create_task(hold(engine, taken))
         await taken.wait()
@@ -258,9 +258,7 @@ def crowd(url: str, *, held_s: float, **changed: Any) -> int:
 
     async def run() -> int:
         size = 4
-        engine = create_async_engine(
-            url, **options(url, is_async=True, pool_size=size, max_overflow=2, **changed)
-        )
+        engine = create_async_engine(url, **options(url, pool_size=size, max_overflow=2, **changed))
         refused = 0
 
         async def client() -> None:
@@ -327,7 +325,7 @@ def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
         kept.append(await engine.connect())
 
     async def run() -> str:
-        engine = create_async_engine(url, **options(url, is_async=True, leak_after_s=0.0))
+        engine = create_async_engine(url, **options(url, leak_after_s=0.0))
         kept: list[Any] = []
         await asyncio.create_task(forget(engine, kept))
         gc.collect()
@@ -341,7 +339,7 @@ def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
 
 def test_waiting_in_a_transaction_is_found(url: str) -> None:
     async def run() -> AsyncEngine:
-        engine = create_async_engine(url, **options(url, is_async=True, idle_in_transaction_s=0.05))
+        engine = create_async_engine(url, **options(url, idle_in_transaction_s=0.05))
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
             await asyncio.sleep(0.06)
@@ -383,7 +381,7 @@ def test_two_connections_in_one_task_are_found(url: str) -> None:
             await one()
 
     async def run(body: Callable[[AsyncEngine], Any]) -> AsyncEngine:
-        engine = create_async_engine(url, **options(url, is_async=True, max_overflow=20, timeout_s=5))
+        engine = create_async_engine(url, **options(url, max_overflow=20, timeout_s=5))
         await body(engine)
         await engine.dispose()
         return engine

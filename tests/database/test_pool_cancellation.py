@@ -33,7 +33,6 @@ def url(postgres_url: str) -> str:
 def engine_for(url: str, name: str, **changed: Any) -> AsyncEngine:
     # Tried at each checkout: one more place in which a cancellation can strike.
     options = {
-        "is_async": True,
         "pool_size": SIZE,
         "max_overflow": OVERFLOW,
         "timeout_s": 5.0,

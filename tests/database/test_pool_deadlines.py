@@ -103,7 +103,7 @@ def test_the_control_without_it_the_server_works_on(engine_of: Callable[..., Eng
 
 def test_an_async_engine_does_the_same(url: str) -> None:
     async def run() -> None:
-        engine = create_async_engine(url, **pool_options(url, is_async=True, metrics=False))
+        engine = create_async_engine(url, **pool_options(url, metrics=False))
         with deadline(0.2):
             async with engine.connect() as connection:
                 with pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement"):

@@ -26,6 +26,16 @@ async def open_or_close(*arguments: Any, **options: Any) -> Any:
         raise
 
 
+def shield(dialect: Any) -> None:
+    """Make a dialect of psycopg open its connections by :func:`open_or_close`, unless told otherwise."""
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        options.setdefault("async_creator_fn", open_or_close)
+        return type(dialect).connect(dialect, *arguments, **options)
+
+    dialect.connect = connect
+
+
 def _discard(task: asyncio.Task[Any]) -> None:
     _opening.discard(task)
     if not task.cancelled() and task.exception() is None:

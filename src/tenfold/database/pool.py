@@ -1,7 +1,7 @@
 """SQLAlchemy's queue pool, watched: who holds its connections, who waits, and for how long it is worth it.
 
     engine = create_engine(url, **pool_options(url))
-    engine = create_async_engine(url, **pool_options(url, is_async=True))
+    engine = create_async_engine(url, **pool_options(url))
 
 SQLAlchemy has no event before a connection is handed out, hence a subclass. It counts and remembers, and
 leaves handing out, waiting and taking back to QueuePool. What takes longer is done by one thread for all
@@ -105,11 +105,18 @@ class WatchedPool(QueuePool):
     _begun = False
     _sets_timeouts = False
 
+    def __new__(cls, *_: Any, dialect: Any = None, **__: Any) -> WatchedPool:
+        """The kind that the engine needs: options need not say whether it is an async one."""
+        kind = AsyncWatchedPool if dialect is not None and dialect.is_async else cls
+        return super().__new__(kind)
+
     # create_engine() looks for the names of positional arguments here and above.
     def __init__(self, creator: Any, watching: Watching | None = None, **options: Any) -> None:
         super().__init__(creator, **options)
         most = self.size() + self._max_overflow if self._max_overflow >= 0 else float("inf")
         self._adopt(Watch(watching or Watching(), size=self.size(), most=most))
+        if self._is_asyncio and getattr(self._dialect, "driver", "") == "psycopg":
+            connecting.shield(self._dialect)
 
     def _adopt(self, watch: Watch) -> None:
         self.watch = watch
@@ -247,7 +254,6 @@ class AsyncWatchedPool(WatchedPool, AsyncAdaptedQueuePool):
 def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     url: str | URL,
     *,
-    is_async: bool = False,
     name: str = "",
     pool_size: int = budget.POOL_SIZE,
     max_overflow: int = budget.MAX_OVERFLOW,
@@ -266,11 +272,10 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     registry: CollectorRegistry | None = None,
     connect_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Arguments for ``create_engine(url, **options)`` or, with ``is_async``, for ``create_async_engine``.
+    """Arguments for ``create_engine(url, **options)`` and ``create_async_engine(url, **options)`` alike.
 
     Args:
         url: as for the engine; its driver decides how connect_timeout and application_name are passed.
-        is_async: for ``create_async_engine``.
         name: of the pool, in metrics and messages; "host:port/database" unless it is given.
         pool_size: connections that are kept open; the last one given back is the first to be handed out, so
             that those beyond the need stay idle.
@@ -311,10 +316,8 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     if metrics:
         instrument(POOL_SIZE, registry=registry)  # or say what is missing now, and not in create_engine()
     driver = _driver_options(target, connect_timeout_s, application_name)
-    if is_async and target.get_driver_name() in {"psycopg", "psycopg_async"}:
-        driver["async_creator_fn"] = connecting.open_or_close
     return {
-        "poolclass": AsyncWatchedPool if is_async else WatchedPool,
+        "poolclass": WatchedPool,
         "pool_size": pool_size,
         "max_overflow": max_overflow,
         "pool_timeout": timeout_s,
