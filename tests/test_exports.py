@@ -12,7 +12,14 @@ import tenfold
 # A package that is not here exports nothing.
 PACKAGES: dict[str, list[str]] = {
     "tenfold.cli": ["main"],
-    "tenfold.database": ["ConsistencyMiddleware", "DatabaseRouter", "FreshnessLimits", "HealthLimits"],
+    "tenfold.database": [
+        "ConsistencyMiddleware",
+        "DatabaseRouter",
+        "FreshnessLimits",
+        "HealthLimits",
+        "PoolMiddleware",
+        "pool_options",
+    ],
     "tenfold.hashing": [
         "BoundedLoads",
         "HashRing",
@@ -82,6 +89,7 @@ MODULES: dict[str, list[str]] = {
         "MetricsMiddleware",
         "exposition",
         "instrument",
+        "route_template",
     ],
 }
 

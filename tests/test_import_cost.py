@@ -63,6 +63,8 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.database": set(),
     "tenfold.database.router": {"sqlalchemy"},
     "tenfold.database.sqlalchemy": {"sqlalchemy"},
+    "tenfold.database.pool": {"sqlalchemy"},
+    "tenfold.database.settings": {"pydantic"},
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
     "tenfold.measure.check": {"pydantic"},
     "tenfold.measure.emitter": IN_THE_APP,

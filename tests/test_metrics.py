@@ -28,9 +28,9 @@ from tenfold.metrics import METRICS, Metric, MetricsEndpoint, MetricsMiddleware,
 # ------------------------------------------------------------------ the table
 
 UNITS = {
-    "counter": r"tenfold_[a-z_]+_total",
-    "histogram": r"tenfold_[a-z_]+_(seconds|bytes)",
-    "gauge": r"tenfold_[a-z_]+(?<!_total)",
+    "counter": r"(tenfold|db_client)_[a-z_]+_total",
+    "histogram": r"(tenfold|db_client)_[a-z_]+_(seconds|bytes)",
+    "gauge": r"(tenfold|db_client)_[a-z_]+(?<!_total)",
 }
 SPARING = re.compile(r"path|url|user|email|session|id|ip|query|statement")
 

@@ -15,6 +15,7 @@ TenfoldError
 │   ├── ReadOnlyError      something was written through a session that only reads
 │   ├── CommitUnknownError the connection was lost during COMMIT: written or not, nobody knows
 │   └── NoReplicaError     no server may take this read now
+├── PoolExhaustedError     no connection to the database is to be had: 503, and come back
 ├── DeadlineExceededError  nobody waits for the result any more
 ├── RateStoreError         the server that counts for rate limits does not answer
 ├── SessionStoreError      the server that keeps sessions does not answer
@@ -106,6 +107,10 @@ class SessionEndedError(SessionError):
 
 class SessionStoreError(TenfoldError):
     """The server that keeps sessions cannot be reached; whether a write happened is unknown."""
+
+
+class PoolExhaustedError(TenfoldError):
+    """Every connection of a pool is taken: it was waited for in vain, or too many wait already."""
 
 
 class DeadlineExceededError(TenfoldError):

@@ -36,6 +36,7 @@ __all__ = [
     "MetricsMiddleware",
     "exposition",
     "instrument",
+    "route_template",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -52,7 +53,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 class Metric:
     """One exported metric. Every label has few values: a route's template, never a path."""
 
-    name: str  # tenfold_…_total for a counter; _seconds, _bytes or _ratio for what has a unit
+    name: str  # tenfold_…_total for a counter; _seconds, _bytes or _ratio for what has a unit; db_client_… as
+    # OpenTelemetry has them
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     help: str
@@ -91,6 +93,41 @@ RATE_LIMITED = Metric(
     ("policy", "mode"),
     "Requests beyond their rate; mode open or closed is what was done while the counter's server was gone.",
 )
+# A pool's, under OpenTelemetry's names for them; the pool is "host:port/database" unless it has a name.
+_POOL = "db_client_connection_pool_name"
+_POOL_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+POOL_CONNECTIONS = Metric(
+    "db_client_connection_count",
+    "gauge",
+    (_POOL, "db_client_connection_state"),
+    "Connections that are open now, used or idle.",
+)
+POOL_SIZE = Metric("db_client_connection_idle_max", "gauge", (_POOL,), "Connections that the pool keeps.")
+POOL_MAX = Metric("db_client_connection_max", "gauge", (_POOL,), "Connections that the pool opens at most.")
+POOL_OVERFLOW = Metric("tenfold_pool_overflow", "gauge", (_POOL,), "Open connections beyond those kept.")
+POOL_WAITING = Metric(
+    "db_client_connection_pending_requests", "gauge", (_POOL,), "Checkouts that wait for a connection now."
+)
+POOL_TIMEOUTS = Metric(
+    "db_client_connection_timeouts_total", "counter", (_POOL,), "Checkouts that waited in vain."
+)
+POOL_REFUSED = Metric(
+    "tenfold_pool_refused_total", "counter", (_POOL,), "Checkouts refused because too many wait already."
+)
+POOL_WAIT_SECONDS = Metric(
+    "db_client_connection_wait_time_seconds",
+    "histogram",
+    (_POOL, "route"),
+    "Time until a connection was handed out, opening it included.",
+    _POOL_BUCKETS,
+)
+POOL_USE_SECONDS = Metric(
+    "db_client_connection_use_time_seconds",
+    "histogram",
+    (_POOL, "route"),
+    "Time from handing a connection out to taking it back.",
+    _POOL_BUCKETS,
+)
 METRICS: tuple[Metric, ...] = (
     REQUESTS,
     REQUEST_SECONDS,
@@ -98,6 +135,15 @@ METRICS: tuple[Metric, ...] = (
     CONCURRENCY_IN_FLIGHT,
     SHED,
     RATE_LIMITED,
+    POOL_CONNECTIONS,
+    POOL_SIZE,
+    POOL_MAX,
+    POOL_OVERFLOW,
+    POOL_WAITING,
+    POOL_TIMEOUTS,
+    POOL_REFUSED,
+    POOL_WAIT_SECONDS,
+    POOL_USE_SECONDS,
 )
 
 # ------------------------------------------------------------------ registry
@@ -238,7 +284,7 @@ class MetricsMiddleware:
 
     def _record(self, scope: Scope, mounted_at: str, status: str, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        labels = (method, self._bounded(_route(scope, mounted_at)), status)
+        labels = (method, self._bounded(route_template(scope, mounted_at)), status)
         self.requests.labels(*labels).inc()
         self.seconds.labels(*labels).observe(seconds)
 
@@ -249,7 +295,7 @@ class MetricsMiddleware:
         return route
 
 
-def _route(scope: Scope, mounted_at: str) -> str:
+def route_template(scope: Scope, mounted_at: str) -> str:
     """The template of the route that took the request, with the templates of the mounts above it."""
     route = scope.get("route")
     # Newer FastAPI leaves an included router's own route there, without the prefix of include_router.

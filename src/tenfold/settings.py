@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tenfold import schema
 from tenfold.balancing.settings import BalancingSettings
+from tenfold.database.settings import DatabaseSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
 from tenfold.sessions.settings import SessionsSettings
@@ -151,6 +152,7 @@ class Settings(BaseModel):
     service: ServiceSettings = ServiceSettings()
     stack: StackSettings = StackSettings()
     measure: MeasureSettings = MeasureSettings()
+    database: DatabaseSettings = DatabaseSettings()
     balancing: BalancingSettings = BalancingSettings()
     sessions: SessionsSettings = SessionsSettings()
 

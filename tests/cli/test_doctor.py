@@ -137,6 +137,30 @@ def test_something_required_missing_is_no(
     assert "brew install valkey" in shown
 
 
+def test_a_fleet_that_the_server_has_no_room_for_is_no(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sees(monkeypatch, POSTGRESQL)
+    Path("tenfold.toml").write_text("[database]\nhosts = 4\nworkers = 8")
+    assert main(["doctor"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(20 + 10) + reserve 10 = 970 connections, and the server allows 97" in shown
+    assert "set pool_size to 1 and max_overflow to 1, put PgBouncer in front" in shown
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["connections"]["numbers"]["allowed"] == 97
+
+
+def test_a_server_that_cannot_be_asked_is_no_and_its_url_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sees(monkeypatch, POSTGRESQL)
+    monkeypatch.setenv("TENFOLD_DATABASE__URL", "postgresql://shop:hunter2@127.0.0.1:1/shop")
+    assert main(["doctor"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the server that database.url names cannot be asked: " in shown
+    assert "hunter2" not in shown
+
+
 def test_a_program_that_the_settings_name_wrongly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,7 +135,7 @@ def test_every_key_is_there_with_its_default() -> None:
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure", "balancing", "sessions"):
+    for table in ("stack", "measure", "database", "balancing", "sessions"):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
@@ -144,7 +144,7 @@ def test_every_key_is_there_with_its_default() -> None:
     users = {"user", "password", "other_user", "other_password"}
     requests = {"login", "logout", "whoami", "write", "read"}
     service = {"app", "prepare", "environment"}
-    assert set(shown) == {*service, *servers, "server_names", *probes, "cookie", *users, *requests}
+    assert set(shown) == {*service, *servers, "server_names", *probes, "cookie", *users, *requests, "url"}
 
 
 def uncommented(text: str) -> str:
@@ -158,9 +158,10 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_every_key_of_the_models_is_named() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    assert tables.keys() == {"service", "stack", "measure", "balancing", "sessions"}
+    assert tables.keys() == {"service", "stack", "measure", "database", "balancing", "sessions"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
+    assert tables["database"].keys() == set(Settings().database.model_dump())
     assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
     assert tables["sessions"].keys() == set(Settings().sessions.model_dump())
 

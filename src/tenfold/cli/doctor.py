@@ -13,8 +13,8 @@ from tenfold.cli import tools
 from tenfold.cli.console import as_json, columns, console
 from tenfold.cli.machine import Machine, look
 from tenfold.cli.tools import Sighting, Tool
-from tenfold.errors import SettingsError
-from tenfold.types import Verdict
+from tenfold.errors import SettingsError, TenfoldError
+from tenfold.types import Finding, Verdict
 
 if TYPE_CHECKING:
     from tenfold.settings import Settings
@@ -45,15 +45,29 @@ def doctor(
     """
     from tenfold.settings import load
 
-    found = examine(load(settings))
+    declared = load(settings)
+    found = examine(declared)
+    connections = add_up(declared)
     manager = tools.packager()
     missing = [sighting for sighting in found if sighting.required and not sighting.found]
     machine = look()
     if as_json_:
-        typer.echo(as_json(_facts(found, machine, manager)))
+        typer.echo(as_json(_facts(found, machine, manager) | {"connections": asdict(connections)}))
     else:
-        _show(found, machine, manager)
-    return 1 if missing else 0
+        _show(found, machine, manager, connections)
+    return 1 if missing or connections.verdict is Verdict.FAIL else 0
+
+
+def add_up(settings: Settings) -> Finding:
+    """Whether the database has room for every pool of the fleet; asks the server that database.url names."""
+    from tenfold.database import budget, server
+
+    database = settings.database
+    try:
+        room = server.ask(database.url) if database.url else database.room
+    except TenfoldError as error:
+        return Finding(budget.CHECK, str(error), Verdict.FAIL)
+    return budget.judge(database.fleet, room)
 
 
 def examine(settings: Settings) -> list[Sighting]:
@@ -101,7 +115,9 @@ def _mark(sighting: Sighting) -> Verdict:
     return Verdict.FAIL if sighting.required else Verdict.SKIP
 
 
-def _show(found: Sequence[Sighting], machine: Machine, manager: tools.Packager | None) -> None:
+def _show(
+    found: Sequence[Sighting], machine: Machine, manager: tools.Packager | None, connections: Finding
+) -> None:
     screen = console()
     for group, title in _TITLES.items():
         rows = [sighting for sighting in found if sighting.tool.group == group]
@@ -110,6 +126,9 @@ def _show(found: Sequence[Sighting], machine: Machine, manager: tools.Packager |
         screen.print(title, style="bold")
         cells = [(row.tool.name, row.version, row.tool.purpose, _help(row, manager)) for row in rows]
         screen.print(columns(cells, marks=[_mark(row) for row in rows], widths=(10, 7, 0, 0)))
+    screen.print("Connections to the database", style="bold")
+    told = "; ".join(filter(None, (connections.claim, connections.remedy)))
+    screen.print(columns([(told,)], marks=[connections.verdict], widths=(0,)))
     screen.print("Machine", style="bold")
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
     screen.print(f"  {machine.python} on {machine.system}")
@@ -121,11 +140,13 @@ def _show(found: Sequence[Sighting], machine: Machine, manager: tools.Packager |
         screen.print("  root: PostgreSQL runs under an unprivileged user")
     for remark in machine.remarks():
         screen.print(f"  {remark}")
-    _sum_up(found, screen.print)
+    _sum_up(found, connections, screen.print)
 
 
-def _sum_up(found: Sequence[Sighting], say: Callable[[str], None]) -> None:
+def _sum_up(found: Sequence[Sighting], connections: Finding, say: Callable[[str], None]) -> None:
     missing = [sighting.tool.name for sighting in found if sighting.required and not sighting.found]
+    if connections.verdict is Verdict.FAIL:
+        missing.append("connections to the database")
     say("")
     say(
         f"✘ Missing for this tenfold.toml: {', '.join(missing)}" if missing else "✔ Everything needed is here"

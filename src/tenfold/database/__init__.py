@@ -1,4 +1,4 @@
-"""Databases: replicas, pools, and statements that end when nobody waits for them."""
+"""Databases: replicas, pools that name who holds them, and statements that end when nobody waits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ if TYPE_CHECKING:
     from tenfold.database.freshness import FreshnessLimits
     from tenfold.database.health import HealthLimits
     from tenfold.database.middleware import ConsistencyMiddleware
+    from tenfold.database.pool import pool_options
     from tenfold.database.router import DatabaseRouter
+    from tenfold.database.visits import PoolMiddleware
 
-__all__ = ["ConsistencyMiddleware", "DatabaseRouter", "FreshnessLimits", "HealthLimits"]
+__all__ = [
+    "ConsistencyMiddleware",
+    "DatabaseRouter",
+    "FreshnessLimits",
+    "HealthLimits",
+    "PoolMiddleware",
+    "pool_options",
+]
 
 _HOMES = {
     "ConsistencyMiddleware": "middleware",
     "DatabaseRouter": "router",
     "FreshnessLimits": "freshness",
     "HealthLimits": "health",
+    "PoolMiddleware": "visits",
+    "pool_options": "pool",
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tenfold.database.timeouts import ended_by_deadline
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError
 
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["enforce_deadlines"]
 
-_CANCELED = "57014"  # query_canceled
 _SET_S = "tenfold_statement_timeout_s"  # in Connection.info
 
 
 def enforce_deadlines(engine: Engine | AsyncEngine, *, most_s: float = math.inf) -> None:
     """From now on what this engine does ends with the request that asked for it. Call it once, right away.
+
+    For engines with a pool of their own: one made with :func:`tenfold.database.pool.pool_options` does all
+    this by itself, mostly without the round trip, and is left as it is.
 
     - A wait for a connection ends with the deadline.
     - No statement begins after it; one that runs is ended by the server (PostgreSQL only).
@@ -48,6 +51,8 @@ def enforce_deadlines(engine: Engine | AsyncEngine, *, most_s: float = math.inf)
     except ImportError:
         raise DependencyError("deadlines of statements need SQLAlchemy: pip install sqlalchemy") from None
     plain: Any = getattr(engine, "sync_engine", None) or engine
+    if hasattr(plain.pool, "watch"):
+        return
     if plain.dialect.name == "postgresql":
         bound = _Statements(most_s)
         event.listen(plain, "begin", bound.begin)
@@ -91,8 +96,7 @@ class _Statements:
 
 def _translate(context: ExceptionContext) -> None:
     """The server ended a statement because of us."""
-    state = getattr(context.original_exception, "sqlstate", None)
-    if state == _CANCELED and remaining_s() == 0:
+    if ended_by_deadline(context.original_exception):
         raise DeadlineExceededError(
             "PostgreSQL ended a statement because the request's time is over"
         ) from context.original_exception

@@ -32,7 +32,7 @@ class CallSites:
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
         places = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-        self._libraries = tuple(f"{place.resolve()}/" for place in [*places, Path(__file__).parent])
+        self._libraries = tuple(f"{place.resolve()}/" for place in [*places, Path(__file__).parents[1]])
         self._files: dict[str, str] = {}  # file name -> path shown, or "" for a library
         self._lines: dict[tuple[str, int], CallSite] = {}
 
@@ -43,7 +43,21 @@ class CallSites:
         are those of the greenlet that started it, which stands still meanwhile.
         """
         found = self._walk(frame)
-        return self._walk(_starting_frame()) if found is NOWHERE else found
+        return self._walk(starting_frame()) if found is NOWHERE else found
+
+    def stack(self, frame: FrameType | None, *, most: int) -> list[CallSite]:
+        """The user's lines at and above ``frame``, innermost first."""
+        found: list[CallSite] = []
+        for _ in range(DEPTH):
+            if frame is None or len(found) >= most:
+                break
+            path = self._files.get(frame.f_code.co_filename)
+            if path is None:
+                path = self._path(frame.f_code.co_filename)
+            if path:
+                found.append(self._remember((path, frame.f_lineno), frame.f_code))
+            frame = frame.f_back
+        return found
 
     def of(self, function: object) -> CallSite:
         """Where a function is defined; ``NOWHERE`` for a builtin, a class or a library's function."""
@@ -99,7 +113,8 @@ def _name(code: CodeType) -> str:
     return next((name for name in reversed(names) if not name.startswith("<")), code.co_name)
 
 
-def _starting_frame() -> FrameType | None:
+def starting_frame() -> FrameType | None:
+    """The frame that waits for the greenlet at hand; None outside of one."""
     greenlet: Any = sys.modules.get("greenlet")
     parent = greenlet.getcurrent().parent if greenlet is not None else None
     return getattr(parent, "gr_frame", None)

@@ -1,0 +1,131 @@
+"""What watching costs: a checkout with one query, over SQLAlchemy's own pool and over tenfold's.
+
+    python -m benchmarks.pool [--rounds 60] [--queries 100]
+
+One real PostgreSQL on loopback, sync and async engines of psycopg. The pools take turns of a few queries
+each, so that whatever else the machine does hits all alike. "as is" is ``create_engine(url)`` and nothing
+else; "pre-ping" is what many services set to survive a restart of their database. The ratio is the median of
+the rounds' ratios to "as is"; its quartiles are printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tenfold.database import pool_options
+from tenfold.database.visits import visiting
+from tenfold.deadlines import deadline
+from tenfold.settings import Settings, StackSettings
+from tenfold.stack import Stack
+
+QUERY = text("SELECT abalance FROM accounts WHERE aid = :aid")
+VARIANTS = ("as is", "pre-ping", "watched", "watched, deadline")
+
+Run = Callable[[Any, int], Awaitable[None]]
+
+
+async def sync_queries(engine: Any, count: int) -> None:
+    """As a request does it: a connection, a transaction, one query, back."""
+    for aid in range(count):
+        with engine.connect() as connection:
+            connection.execute(QUERY, {"aid": aid}).all()
+
+
+async def async_queries(engine: Any, count: int) -> None:
+    """The same with an async engine."""
+    for aid in range(count):
+        async with engine.connect() as connection:
+            (await connection.execute(QUERY, {"aid": aid})).all()
+
+
+def engines(url: str, *, is_async: bool) -> dict[str, Any]:
+    """One engine for each variant, all with room for one connection."""
+    make: Any = create_async_engine if is_async else create_engine
+    plain = {"pool_size": 1, "max_overflow": 0}
+    watched = pool_options(url, registry=CollectorRegistry(), **plain)
+    bound = pool_options(url, registry=CollectorRegistry(), **plain)
+    return {
+        "as is": make(url, **plain),
+        "pre-ping": make(url, pool_pre_ping=True, **plain),
+        "watched": make(url, **watched),
+        "watched, deadline": make(url, **bound),
+    }
+
+
+async def microseconds(variant: str, engine: Any, run: Run, count: int) -> float:
+    """Microseconds a query."""
+    with visiting("benchmark"), deadline(5) if "deadline" in variant else nullcontext():
+        started = time.perf_counter()
+        await run(engine, count)
+        return (time.perf_counter() - started) / count * 1e6
+
+
+async def measure(url: str, *, is_async: bool, rounds: int, queries: int) -> dict[str, list[float]]:
+    """Variant → microseconds a query, one a round."""
+    run = async_queries if is_async else sync_queries
+    found: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    made = engines(url, is_async=is_async)
+    for engine in made.values():
+        await run(engine, 100)
+    for number in range(rounds):
+        # The order turns as well: what comes first in a round has no advantage.
+        turn = number % len(VARIANTS)
+        for variant in VARIANTS[turn:] + VARIANTS[:turn]:
+            found[variant].append(await microseconds(variant, made[variant], run, queries))
+    for engine in made.values():
+        ended = engine.dispose()
+        if is_async:
+            await ended
+    return found
+
+
+def prepare(url: str) -> None:
+    """A table of ten thousand rows."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE accounts AS SELECT n AS aid, 0 AS abalance, repeat('x', 80) AS filler "
+                "FROM generate_series(0, 9999) AS n"
+            )
+        )
+        connection.execute(text("ALTER TABLE accounts ADD PRIMARY KEY (aid)"))
+    engine.dispose()
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--queries", type=int, default=100)
+    options = parser.parse_args()
+    with Stack(Settings(stack=StackSettings(redis=False, nginx=False))) as stack:
+        assert stack.database_url is not None
+        url = stack.database_url.replace("postgresql:", "postgresql+psycopg:")
+        prepare(url)
+        print("µs a checkout with one query; ratio to 'as is', its median and quartiles over the rounds")
+        for is_async in (False, True):
+            found = asyncio.run(
+                measure(url, is_async=is_async, rounds=options.rounds, queries=options.queries)
+            )
+            for variant, times in found.items():
+                ratios = [mine / plain for mine, plain in zip(times, found["as is"], strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4)
+                print(
+                    f"{'async' if is_async else 'sync':<7}{variant:<20}{statistics.median(times):7.1f} µs   "
+                    f"{middle:.3f}  ({low:.3f} – {high:.3f})"
+                )
+
+
+if __name__ == "__main__":
+    main()
