@@ -58,6 +58,17 @@ def test_a_write_through_a_reader_is_refused_in_one_sentence(
         assert session.get(Counter, 1000) is None
 
 
+def test_options_for_the_driver_do_not_open_readers_for_writes(servers: Servers, route: Route) -> None:
+    options = {"connect_args": {"options": "-c work_mem=7MB"}}
+    for engine in (options, lambda url: options):
+        router = route(servers.urls, options={"engine": engine})
+        with pytest.raises(ReadOnlyError), router.read() as session:
+            session.execute(BUMP, {"id": 1})
+        for scope in (router.read(), router.write(), router.analytics()):
+            with scope as session:
+                assert session.scalar(text("show work_mem")) == "7MB"
+
+
 def test_a_write_through_an_async_reader_is_refused_too(servers: Servers, route: Route) -> None:
     router = route(servers.urls)
 

@@ -17,6 +17,7 @@ from shop_postgresql import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 READY_TIMEOUT_S = 60.0
+SECRET_KEY = "of the tests, and long enough for a key"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ VARIANTS = {
 
 def environment(database_url: str, redis_url: str = "") -> dict[str, str]:
     paths = [str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])]
-    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY}
     return {**os.environ, **servers, "PYTHONPATH": os.pathsep.join(paths)}
 
 

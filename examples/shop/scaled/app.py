@@ -9,15 +9,16 @@ from fastapi.staticfiles import StaticFiles
 from sqlalchemy import text
 
 from shop.scaled import orders, products, reports, sessions, users
-from shop.scaled.database import Session
+from shop.scaled.database import router as database
 from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.balancing.limiter import ConcurrencyLimiter
+from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
 from tenfold.sessions import BearerTransport, SessionMiddleware
 
 
-def database() -> None:
-    with Session() as session:
+def primary() -> None:
+    with database.write() as session:
         session.execute(text("SELECT 1"))
 
 
@@ -30,9 +31,11 @@ app.include_router(reports.router)
 app.mount("/static", StaticFiles(directory=Path(__file__).parent.parent / "static"))
 
 # What is added last is asked first: who is too many is refused before anything is done for them.
+app.add_middleware(PoolMiddleware)
+app.add_middleware(ConsistencyMiddleware, router=database)
 app.add_middleware(SessionMiddleware, sessions=sessions.sessions, transport=BearerTransport())
 app.add_middleware(
     ConcurrencyLimiter, priority={"/api/orders": "critical", "/login": "critical", "/reports": "sheddable"}
 )
 app.add_middleware(DeadlineMiddleware, timeout_s=10)  # what waits for a place has a deadline, too
-app.add_middleware(HealthMiddleware, health=Health({"database": database}))
+app.add_middleware(HealthMiddleware, health=Health({"primary": primary}))

@@ -1,18 +1,36 @@
-"""The engine, and the sessions that endpoints open."""
+"""Where reads and writes go: `router.read()` and `router.write()` are the sessions that endpoints open."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from sqlalchemy import create_engine, make_url
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import URL
 
-engine = create_engine(
-    make_url(os.environ["DATABASE_URL"]).set(drivername="postgresql+psycopg"),
-    pool_size=10,  # four instances of 10 + 10 leave room in the database's 100 connections
-    max_overflow=10,
-    pool_timeout=5,
-    # A report must not take every core of the database.
-    connect_args={"options": "-c max_parallel_workers_per_gather=0"},
+from tenfold.database import DatabaseRouter, pool_options
+from tenfold.database.scope import SessionScope
+
+
+def options(url: URL) -> dict[str, Any]:
+    return pool_options(
+        url,
+        pool_size=5,  # two instances, a pool each for writes, and one a server for reads
+        max_overflow=5,
+        timeout_s=2,
+        # A report must not take every core of the database.
+        connect_args={"options": "-c max_parallel_workers_per_gather=0"},
+    )
+
+
+replicas = [url for url in os.environ.get("DATABASE_REPLICA_URLS", "").split(",") if url]
+router = DatabaseRouter(
+    os.environ["DATABASE_URL"],
+    replicas,
+    keys=os.environ["SECRET_KEY"],
+    options={"engine": options},
 )
-Session = sessionmaker(engine)
+
+
+def reporting() -> SessionScope:
+    """For long statements: on a replica, with a pool of its own, where there is one."""
+    return router.analytics() if replicas else router.read()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException
 from sqlalchemy import orm, select, update
 
 from shop import api
-from shop.scaled.database import Session
+from shop.scaled.database import router as database
 from shop.scaled.models import Order, OrderItem, Product
 from shop.scaled.sessions import CurrentUserId
 
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/api/orders")
 @router.post("", status_code=201)
 def place_order(new: api.NewOrder, user_id: CurrentUserId) -> api.Order:
     order = Order(user_id=user_id, total_cents=0)
-    with Session() as session:
+    with database.write() as session:
         for product_id, quantity in sorted(quantities(new).items()):
             product = take_from_stock(session, product_id, quantity)
             order.items.append(
@@ -27,9 +27,7 @@ def place_order(new: api.NewOrder, user_id: CurrentUserId) -> api.Order:
             order.total_cents += quantity * product.price_cents
         session.add(order)
         session.flush()
-        answer = order_answer(order)  # before the commit, after which everything would be read again
-        session.commit()
-        return answer
+        return order_answer(order)  # before the commit, after which everything would be read again
 
 
 @router.get("")
@@ -41,7 +39,7 @@ def my_orders(user_id: CurrentUserId) -> api.Orders:
         .limit(10)
         .options(orm.selectinload(Order.items).joinedload(OrderItem.product))
     )
-    with Session() as session:
+    with database.read() as session:
         orders = session.scalars(newest)
         return api.Orders(orders=[order_answer(order) for order in orders])
 

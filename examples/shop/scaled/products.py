@@ -8,7 +8,7 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from sqlalchemy import func, select
 
 from shop import api
-from shop.scaled.database import Session
+from shop.scaled.database import router as database
 from shop.scaled.models import OrderItem, Product
 
 router = APIRouter(prefix="/api/products")
@@ -20,7 +20,7 @@ def list_products(
     size: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> api.ProductPage:
     newest = select(Product).order_by(Product.created_at.desc(), Product.id.desc())
-    with Session() as session:
+    with database.read() as session:
         total = session.scalar(select(func.count()).select_from(Product)) or 0
         products = session.scalars(newest.offset((page - 1) * size).limit(size))
         return api.ProductPage(
@@ -38,7 +38,7 @@ def popular_products() -> api.PopularProducts:
         .order_by(sold.desc(), Product.id)
         .limit(10)
     )
-    with Session() as session:
+    with database.read() as session:
         return api.PopularProducts(
             products=[
                 api.PopularProduct(
@@ -51,7 +51,7 @@ def popular_products() -> api.PopularProducts:
 
 @router.get("/{product_id}")
 def show_product(product_id: Annotated[api.Identifier, Path()]) -> api.Product:
-    with Session() as session:
+    with database.read() as session:
         product = session.get(Product, product_id)
         if product is None:
             raise HTTPException(404, f"No product {product_id}")

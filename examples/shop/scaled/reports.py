@@ -11,7 +11,8 @@ from fastapi import APIRouter, HTTPException
 from sqlalchemy import orm, select
 
 from shop import api
-from shop.scaled.database import Session
+from shop.scaled.database import reporting
+from shop.scaled.database import router as database
 from shop.scaled.models import Order, OrderItem, Product, Task
 from shop.scaled.sessions import CurrentUserId
 
@@ -20,17 +21,18 @@ router = APIRouter()
 
 @router.post("/reports/monthly", status_code=202)
 def monthly_report(request: api.ReportRequest, user_id: CurrentUserId) -> api.TaskCreated:
-    with Session() as session:
+    with reporting() as session:
         result = sales(session, request.month)
+    with database.write() as session:
         task = Task(user_id=user_id, kind="monthly report", status="finished", result=result)
         session.add(task)
-        session.commit()
+        session.flush()
         return api.TaskCreated(task_id=str(task.id))
 
 
 @router.get("/tasks/{task_id}")
 def show_task(task_id: UUID, user_id: CurrentUserId) -> api.Task:
-    with Session() as session:
+    with database.read() as session:
         task = session.get(Task, task_id)
     if task is None or task.user_id != user_id:
         raise HTTPException(404, f"No task {task_id}")

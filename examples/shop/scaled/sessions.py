@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException
 from sqlalchemy import select
 
 from shop import api, passwords
-from shop.scaled.database import Session
+from shop.scaled.database import router as database
 from shop.scaled.models import User
 from tenfold.sessions import Session as VisitorSession
 from tenfold.sessions import Sessions, current
@@ -23,7 +23,7 @@ Visitor = Annotated[VisitorSession, Depends(current)]
 
 @router.post("/login")
 def login(credentials: api.Credentials, visitor: Visitor) -> api.Token:
-    with Session() as session:
+    with database.read() as session:
         user = session.scalar(select(User).where(User.email == credentials.email))
     if user is None or not passwords.matches(credentials.password, user.password_hash):
         raise HTTPException(401, "Wrong e-mail address or password")

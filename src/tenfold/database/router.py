@@ -62,7 +62,8 @@ class DatabaseRouter:
         choice: ``least`` (of two by chance the less busy one), ``random`` or ``round-robin``.
         primary_reads: how many reads at once the primary takes when no replica may serve them; a bound for
             each process, so that the end of the replicas is not the end of the primary.
-        options: ``{"engine": …, "session": …}``: more arguments of ``create_engine`` and ``Session``.
+        options: ``{"engine": …, "session": …}``: more arguments of ``create_engine`` and ``Session``; those
+            of the engine may be a function of its URL: ``{"engine": pool_options}``.
 
     Raises:
         SettingsError: an argument cannot be accepted.
@@ -78,11 +79,11 @@ class DatabaseRouter:
         health: HealthLimits = HealthLimits(),  # noqa: B008 - frozen
         choice: Choice = "least",
         primary_reads: int = 10,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         _check(choice, primary_reads, freshness, health)
         self._token_s = freshness.token_s
-        self._options = {"engine": {}, "session": {}, **(options or {})}
+        self._options: dict[str, Any] = {"engine": {}, "session": {}, **(options or {})}
         primary = database_url(primary_url)
         self._cluster = Cluster(
             positions=primary.get_backend_name() == "postgresql", replicated=bool(replica_urls)
@@ -221,7 +222,9 @@ class DatabaseRouter:
 
     def _server(self, url: URL, use: Use, health: Health, *, primary: bool = False, **options: Any) -> Member:
         primary = primary or use == "write"
-        make = maker(url, use, primary=primary, options={**self._options["engine"], **options})
+        chosen = self._options["engine"]
+        engine = chosen(url) if callable(chosen) else chosen
+        make = maker(url, use, primary=primary, options={**engine, **options})
         return Member(server_name(url), primary=primary, cluster=self._cluster, health=health, make=make)
 
     def _make_sampler(self, primary: URL, replicas: Sequence[URL], limits: HealthLimits) -> Sampler | None:

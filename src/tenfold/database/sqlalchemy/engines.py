@@ -75,9 +75,13 @@ def maker(
 
     def make(asynchronous: bool, opened: Callable[[Any], None]) -> Engine:
         chosen = dict(options)
+        arguments = dict(chosen.get("connect_args") or {})
+        # What the driver is given here would win over the URL's, and with it over "this session only reads".
+        given = arguments.pop("options", "")
+        chosen["connect_args"] = arguments
         if use != "write":
             chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-        target = _prepared(url, use, primary=primary)
+        target = _prepared(url, use, primary=primary, given=given)
         engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
         if engine.dialect.driver == "psycopg":  # the only one whose connections can be cut
             event.listen(engine, "connect", lambda _, record: opened(record.driver_connection))
@@ -99,17 +103,19 @@ def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     return create_async_engine(url, **options).sync_engine
 
 
-def _prepared(url: URL, use: Use, *, primary: bool) -> URL:
-    """The URL with what PostgreSQL has to know about this use."""
+def _prepared(url: URL, use: Use, *, primary: bool, given: str = "") -> URL:
+    """The URL with what PostgreSQL has to know about this use, after the options that were ``given``."""
     if url.get_backend_name() != "postgresql":
         return url
     more: dict[str, str] = {}
+    own = url.query.get("options", "")
+    settings = [own if isinstance(own, str) else " ".join(own), given]
     if use != "write":
-        given = url.query.get("options", "")
-        settings = "-c default_transaction_read_only=on" + (
-            " -c statement_timeout=0" if use == "analytics" else ""
-        )
-        more["options"] = f"{given if isinstance(given, str) else ' '.join(given)} {settings}".strip()
+        settings.append("-c default_transaction_read_only=on")
+    if use == "analytics":
+        settings.append("-c statement_timeout=0")
+    if any(settings):
+        more["options"] = " ".join(filter(None, settings))
     if primary and isinstance(url.query.get("host"), tuple):
         # Of several hosts the one that takes writes. A session that only reads is never "read-write".
         more["target_session_attrs"] = "read-write" if use == "write" else "primary"
