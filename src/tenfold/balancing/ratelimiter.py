@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.balancing.gcra import Decision, Rate
 from tenfold.balancing.limiter import EXEMPT, below
 from tenfold.balancing.rates import RateStore
-from tenfold.errors import RateStoreError, SettingsError
+from tenfold.breaker import Breaker
+from tenfold.errors import BreakerOpenError, RateStoreError, SettingsError
 from tenfold.metrics import RATE_LIMITED, instrument
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class RateLimiter:
         self.refused = 0
         self._rate = rate if callable(rate) else lambda scope: rate
         self._key, self._cost = key, cost
-        self._pause_s, self._down_until_s = pause_s, -math.inf
+        self._pause_s = pause_s
+        self._breaker = Breaker(failures=1, cool_down_s=pause_s, jitter=0.0)
         self._exempt, self._secret = tuple(exempt), secret[:64]
         self._total: Any = instrument(RATE_LIMITED, registry=registry) if metrics else None
 
@@ -108,14 +109,12 @@ class RateLimiter:
 
     async def _decide(self, key: str, rate: Rate, scope: Scope) -> Decision | None:
         """None while the store does not answer."""
-        if time.monotonic() < self._down_until_s:
-            return None
         digest = hashlib.blake2b(key.encode(), digest_size=16, key=self._secret).hexdigest()
+        cost = self._cost(scope) if self._cost else 1
         try:
-            cost = self._cost(scope) if self._cost else 1
-            return await self.store.take(f"{self.name}:{digest}", rate, cost)
-        except RateStoreError:
-            self._down_until_s = time.monotonic() + self._pause_s
+            with self._breaker.asking(RateStoreError):
+                return await self.store.take(f"{self.name}:{digest}", rate, cost)
+        except (RateStoreError, BreakerOpenError):
             return None
 
     async def _without(self, scope: Scope, receive: Receive, send: Send) -> None:
