@@ -177,6 +177,13 @@ def test_sticky_keeps_a_client_and_finds_it_a_new_place(
         assert all(front.who(Cookie=cookie) == name for name, cookie in clients if name != clients[0][0])
 
 
+def test_the_control_without_sticky_a_client_goes_round(
+    nginx: Program, instances: list[Instance], tmp_path: Path
+) -> None:
+    with door(nginx, tmp_path, nodes(instances), method="round_robin") as front:
+        assert len({front.who(Cookie=f"{COOKIE}=one") for _ in range(8)}) == 4
+
+
 def test_limits(nginx: Program, instances: list[Instance], tmp_path: Path) -> None:
     limits = {"body_bytes": 1000, "header_bytes": 2048}
     with door(nginx, tmp_path, nodes(instances), **limits) as front:
@@ -213,6 +220,16 @@ def test_what_a_client_says_about_itself_is_replaced(
     assert headers["x-request-timeout"] == "12.5"
     assert abs(float(headers["x-request-start"].removeprefix("t=")) - asked) < 5
     assert "forwarded" not in headers
+
+
+def test_the_control_past_nginx_a_client_is_believed(instances: list[Instance]) -> None:
+    host, _, port = instances[0].address.partition(":")
+    client = http.client.HTTPConnection(host, int(port), timeout=10)
+    client.request("GET", "/", headers={"X-Forwarded-For": "6.6.6.6", "Forwarded": "for=6.6.6.6"})
+    assert client.getresponse().status == 200
+    client.close()
+    headers = instances[0].seen[0][2]
+    assert (headers["x-forwarded-for"], headers["forwarded"]) == ("6.6.6.6", "for=6.6.6.6")
 
 
 @pytest.mark.parametrize("client_idle_s", [5, 0])

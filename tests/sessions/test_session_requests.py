@@ -328,6 +328,22 @@ def test_tokens_are_in_no_log_no_repr_and_no_error(
     assert fresh not in ended
 
 
+def test_the_control_a_token_that_is_logged_is_found(
+    client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    load = Sessions.load
+
+    async def careless(self: Sessions, token: str) -> Any:
+        logging.getLogger("tenfold.sessions").debug("loading %s", token)
+        return await load(self, token)
+
+    monkeypatch.setattr(Sessions, "load", careless)
+    secret = client.get("/login?who=ann").json.partition(".")[2]
+    client.get("/show")
+    assert secret in caplog.text
+
+
 def test_the_store_has_only_a_digest_of_the_secret() -> None:
     store = MemoryStore()
     token = Client(service(store=store)).get("/login?who=ann").json
