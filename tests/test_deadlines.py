@@ -396,7 +396,17 @@ async def patient(request):
 async def ready(request):
     return PlainTextResponse("ok")
 
-app = Starlette(routes=[Route("/patient", patient, methods=["GET", "POST"]), Route("/ready", ready)])
+async def echo(request):
+    await asyncio.sleep(float(request.query_params["after"]))
+    return PlainTextResponse((await request.body()).decode())
+
+app = Starlette(
+    routes=[
+        Route("/patient", patient, methods=["GET", "POST"]),
+        Route("/echo", echo, methods=["POST"]),
+        Route("/ready", ready),
+    ]
+)
 guarded = DeadlineMiddleware(app, timeout_s=30)
 """
 
@@ -452,6 +462,23 @@ def leave(port: int, notes: Path, body: bytes) -> str:
 def test_a_handler_whose_client_left_is_cancelled(tmp_path: Path, body: bytes) -> None:
     with granian(tmp_path, "guarded") as port:
         assert leave(port, tmp_path / "notes", body) == "cancelled"
+
+
+def test_a_body_arrives_whoever_of_client_and_app_is_the_slow_one(tmp_path: Path) -> None:
+    """granian's ``receive`` answers with a future of its own kind, which calls back one listener."""
+    moments = [(sent, read) for sent in (0.0, 0.02, 0.15) for read in (0.0, 0.03, 0.1, 0.2)]
+    with granian(tmp_path, "guarded") as port:
+        for sent_after_s, read_after_s in moments:
+            head = f"POST /echo?after={read_after_s} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+                client.sendall(head.encode())
+                time.sleep(sent_after_s)  # a client may be slow: that is what is varied
+                client.sendall(b"whole")
+                answer = b""
+                while not answer.endswith(b"whole"):
+                    received = client.recv(4096)
+                    assert received, (sent_after_s, read_after_s, answer)
+                    answer += received
 
 
 def test_the_control_without_the_middleware_it_works_for_nobody(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ class _Run:
         self._begun = self._stopped = self._gone = False
         self._app_reads = self._watched = False
         self._ahead: deque[Message] = deque()
-        self._reading: asyncio.Future[Message] | None = None
+        self._reading: asyncio.Task[Message] | None = None
         self._cancel: Callable[[], None] = lambda: None
 
     async def within(self, scope: Scope, left_s: float) -> None:
@@ -251,10 +251,14 @@ class _Run:
             self._read()
 
     def _read(self) -> None:
-        self._reading = asyncio.ensure_future(self._receive())
+        self._reading = asyncio.create_task(self._message())
         self._reading.add_done_callback(self._seen)
 
-    def _seen(self, reading: asyncio.Future[Message]) -> None:
+    async def _message(self) -> Message:
+        """What a server's ``receive`` returns may be a future of its own, which knows one callback only."""
+        return await self._receive()
+
+    def _seen(self, reading: asyncio.Task[Message]) -> None:
         self._reading = None
         if reading.cancelled() or reading.exception():
             return
