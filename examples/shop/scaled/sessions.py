@@ -31,11 +31,11 @@ def login(credentials: api.Credentials, visitor: Visitor) -> api.Token:
 
 
 @router.post("/logout", status_code=204)
-def logout(visitor: Visitor) -> None:
+async def logout(visitor: Visitor) -> None:
     visitor.logout()
 
 
-def current_user_id(visitor: Visitor) -> int:
+async def current_user_id(visitor: Visitor) -> int:
     if visitor.principal is None:
         raise HTTPException(401, "Sign in first", headers={"WWW-Authenticate": "Bearer"})
     return int(visitor.principal)
