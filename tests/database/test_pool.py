@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,53 +23,11 @@ from tenfold.database import pool_options
 from tenfold.database.pool import PoolTimeoutError, WatchedPool
 from tenfold.database.visits import visiting
 from tenfold.errors import PoolExhaustedError
-from tenfold.types import Finding
+from tests.database import pools
+from tests.database.pools import kinds, line, options, pool
 from tests.measure import conftest
 
-postgres_url = conftest.postgres_url
-HERE = Path(__file__)
-
-
-@pytest.fixture
-def url(postgres_url: str) -> str:
-    return postgres_url.replace("postgresql:", "postgresql+psycopg:")
-
-
-def options(url: str, **changed: Any) -> dict[str, Any]:
-    plain = {"pool_size": 1, "max_overflow": 1, "timeout_s": 0.2, "root": HERE.parent, "stack_every": 1}
-    return pool_options(url, **{"metrics": False, **plain, **changed})
-
-
-@pytest.fixture
-def engine_of(url: str) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def make(**changed: Any) -> Engine:
-        engines.append(create_engine(url, **options(url, **changed)))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.dispose()
-
-
-def pool(engine: Engine | AsyncEngine) -> WatchedPool:
-    assert isinstance(engine.pool, WatchedPool)
-    return engine.pool
-
-
-def found(engine: Engine | AsyncEngine, kind: str) -> Finding:
-    return next(finding for finding in pool(engine).findings() if finding.check == kind)
-
-
-def kinds(engine: Engine | AsyncEngine) -> set[str]:
-    return {finding.check for finding in pool(engine).findings()}
-
-
-def line(mark: str) -> str:
-    lines = HERE.read_text().splitlines()
-    number = next(n for n, text in enumerate(lines, 1) if text.endswith(f"# mark: {mark}"))
-    return f"{HERE.name}:{number}"
+postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
 
 # ------------------------------------------------------------------ the defaults
@@ -119,7 +74,7 @@ def test_a_timeout_says_who_holds_the_connections(engine_of: Callable[..., Engin
     assert "none of the 2 of pool 127.0.0.1:" in said
     assert "held by 2 × nightly report (longest 0." in said
     assert "idle in a transaction" in said
-    assert f"now at {line('third')}" in said
+    assert f"now at {line(__file__, 'third')}" in said
     assert "last SQL SELECT ?, ?" in said
     assert "hunter2" not in said
     assert "4711" not in said
@@ -143,7 +98,7 @@ def test_the_holder_of_another_thread_is_found_where_it_is_now(engine_of: Callab
     thread = threading.Thread(target=hold)
     thread.start()
     taken.wait()
-    with pytest.raises(PoolTimeoutError, match=f"now at {line('holding')}"):
+    with pytest.raises(PoolTimeoutError, match=f"now at {line(__file__, 'holding')}"):
         engine.connect()
     done.set()
     thread.join()
@@ -172,8 +127,8 @@ def test_the_holding_task_is_found_where_it_awaits(url: str) -> None:
         return str(caught.value)
 
     said = asyncio.run(run())
-    assert f"now at {line('awaiting')}" in said
-    assert f"taken at {line('taking')}" in said
+    assert f"now at {line(__file__, 'awaiting')}" in said
+    assert f"taken at {line(__file__, 'taking')}" in said
 
 
 @pytest.mark.parametrize("max_waiting", [0, 2])
@@ -284,139 +239,6 @@ def test_ten_times_as_many_clients_as_connections_all_get_one(url: str) -> None:
 
 def test_the_control_clients_that_hold_on_exhaust_it(url: str) -> None:
     assert crowd(url, held_s=0.2, timeout_s=0.1) > 0
-
-
-# ------------------------------------------------------------------ findings
-
-
-def test_a_connection_held_for_too_long_is_reported_once(
-    engine_of: Callable[..., Engine], caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = engine_of(leak_after_s=0.0)
-    connection = engine.connect()  # mark: leak
-    with caplog.at_level(logging.WARNING, "tenfold.database"):
-        pool(engine).look()
-        pool(engine).look()
-    finding = found(engine, "held too long")
-    assert f"taken at {line('leak')}" in finding.claim
-    assert finding.numbers["count"] == 1
-    assert [record.message for record in caplog.records if "held too long" in record.message]
-    connection.close()
-
-
-def test_a_connection_given_back_in_time_is_not_reported(engine_of: Callable[..., Engine]) -> None:
-    engine = engine_of(leak_after_s=30.0)
-    with engine.connect():
-        pool(engine).look()
-    assert kinds(engine) == set()
-
-
-def test_a_forgotten_connection_comes_back_by_garbage_collection(engine_of: Callable[..., Engine]) -> None:
-    """Watching must not keep alive what SQLAlchemy would find."""
-    engine = engine_of(max_overflow=0)
-    engine.connect()
-    gc.collect()
-    assert pool(engine).watch.held == {}
-    engine.connect().close()
-
-
-def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
-    async def forget(engine: AsyncEngine, kept: list[Any]) -> None:
-        kept.append(await engine.connect())
-
-    async def run() -> str:
-        engine = create_async_engine(url, **options(url, leak_after_s=0.0))
-        kept: list[Any] = []
-        await asyncio.create_task(forget(engine, kept))
-        gc.collect()
-        pool(engine).look()
-        await kept[0].close()
-        await engine.dispose()
-        return found(engine, "held too long").claim
-
-    assert "its task has ended" in asyncio.run(run())
-
-
-def test_waiting_in_a_transaction_is_found(url: str) -> None:
-    async def run() -> AsyncEngine:
-        engine = create_async_engine(url, **options(url, idle_in_transaction_s=0.05))
-        async with engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
-            await asyncio.sleep(0.06)
-            await connection.execute(text("SELECT 2"))  # mark: resumed
-        await engine.dispose()
-        return engine
-
-    finding = found(asyncio.run(run()), "idle in a transaction")
-    assert line("resumed") in finding.claim
-    assert float(finding.numbers["worst_s"]) >= 0.05
-
-
-@pytest.mark.parametrize("how", ["commit first", "autocommit", "quick"])
-def test_waiting_outside_of_a_transaction_is_fine(engine_of: Callable[..., Engine], how: str) -> None:
-    engine = engine_of(idle_in_transaction_s=5.0 if how == "quick" else 0.05)
-    with engine.connect() as connection:
-        if how == "autocommit":
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(text("SELECT 1"))
-        if how == "commit first":
-            connection.commit()
-        time.sleep(0.06)
-        connection.execute(text("SELECT 2"))
-    assert kinds(engine) == set()
-
-
-def test_two_connections_in_one_task_are_found(url: str) -> None:
-    async def both(engine: AsyncEngine) -> None:
-        async with engine.connect(), engine.connect():  # mark: both
-            pass
-
-    async def one_each(engine: AsyncEngine) -> None:
-        async def one() -> None:
-            async with engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-
-        await asyncio.gather(*(one() for _ in range(10)))
-        for _ in range(3):
-            await one()
-
-    async def run(body: Callable[[AsyncEngine], Any]) -> AsyncEngine:
-        engine = create_async_engine(url, **options(url, max_overflow=20, timeout_s=5))
-        await body(engine)
-        await engine.dispose()
-        return engine
-
-    assert line("both") in found(asyncio.run(run(both)), "two connections at once").claim
-    assert "two connections at once" not in kinds(asyncio.run(run(one_each)))
-
-
-def test_two_connections_in_one_request_are_found_whatever_its_threads(
-    engine_of: Callable[..., Engine],
-) -> None:
-    engine = engine_of(max_overflow=9)
-
-    async def run() -> None:
-        with visiting("GET /both"), engine.connect():
-            await asyncio.to_thread(lambda: engine.connect().close())
-
-    asyncio.run(run())
-    assert found(engine, "two connections at once").numbers["route"] == "GET /both"
-
-
-def test_a_warning_before_the_pool_is_full(
-    engine_of: Callable[..., Engine], caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = engine_of(pool_size=2, max_overflow=10)
-    with caplog.at_level(logging.WARNING, "tenfold.database"):
-        held = [engine.connect() for _ in range(10)]
-        assert "nearly full" not in kinds(engine)
-        held += [engine.connect() for _ in range(2)]
-        held.pop().close()
-        held.append(engine.connect())
-        assert found(engine, "nearly full").numbers["count"] == 3
-    assert len([record for record in caplog.records if "nearly full" in record.message]) == 1
-    for connection in held:
-        connection.close()
 
 
 # ------------------------------------------------------------------ figures

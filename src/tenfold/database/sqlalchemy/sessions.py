@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -37,8 +38,9 @@ class _LeasedSession(Session):
             self._lease = self._taken()
         return self._lease.connection
 
+    @abstractmethod
     def _taken(self) -> Lease:
-        raise NotImplementedError
+        """A connection to a server that may do what this session is for."""
 
     def close(self) -> None:
         """As SQLAlchemy's."""
