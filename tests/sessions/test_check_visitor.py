@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tenfold.errors import SettingsError, TargetError
+from tenfold.measure.useragent import filled, parsed_cookie
 from tenfold.sessions import attacks
 from tenfold.sessions.settings import SessionsSettings
-from tenfold.sessions.visitor import filled, parsed_cookie
 from tenfold.settings import load
 from tests.verify.served import standing
 from tests.verify.services.own import Shop

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from tenfold.balancing.crowd import Crowd
 from tenfold.balancing.front import Front, front, slowed
 from tenfold.balancing.skew import CHANCE, chi_squared
 from tenfold.measure.accesslog import Row
+from tenfold.measure.crowd import Crowd
 from tenfold.measure.instances import address_of, app_servers, kill
 from tenfold.types import Finding, Server, Stack, Verdict
 
@@ -44,7 +44,7 @@ def even(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Findi
     door = front(stack, settings, ready_path=ready_path)
     log = door.log
     wanted = _PER_INSTANCE * len(door.weights)
-    with Crowd(stack.url, door.read, clients=4, pause_s=0.0) as crowd:
+    with Crowd(door.reading, clients=4, pause_s=0.0) as crowd:
         crowd.wait_for(wanted, within_s=20.0)
     return spread(_answered(door, log.rows(quiet_s=_SETTLE_S)), door.weights, names(stack))
 
@@ -96,7 +96,7 @@ def slow_gets_less(stack: Stack, settings: BalancingSettings, *, ready_path: str
     door = front(stack, settings, ready_path=ready_path)
     slow = app_servers(stack)[0]
     address, log = address_of(slow), door.log
-    with slowed(slow), Crowd(stack.url, door.read, clients=16, pause_s=0.0):
+    with slowed(slow), Crowd(door.reading, clients=16, pause_s=0.0):
         time.sleep(_SLOW_S)
     counts = _answered(door, log.rows(quiet_s=_SETTLE_S))
     return _share(
@@ -145,7 +145,7 @@ def _used(door: Front, requests: int) -> int:
     """How many of so many requests a backup answered."""
     log = door.log
     for _ in range(requests):
-        door.read.send(door.stack.url)
+        door.reading()
     counts = _answered(door, log.rows(quiet_s=_SETTLE_S))
     return sum(counts[address] for address in door.backups)
 
@@ -157,7 +157,7 @@ def _without(stack: Stack, door: Front, ordinary: Iterable[Server]) -> tuple[int
     try:
         for server in killed:
             kill(server)
-        statuses = [door.read.send(stack.url) for _ in range(20)]
+        statuses = [door.reading() for _ in range(20)]
     finally:
         for server in killed:
             stack.restart(server)

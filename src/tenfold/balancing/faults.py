@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
-from tenfold.balancing.crowd import Crowd, Request, Sent
 from tenfold.balancing.front import Front, front
 from tenfold.measure.accesslog import Row
+from tenfold.measure.crowd import Crowd, Request, Sent, statuses
 from tenfold.measure.instances import address_of, app_servers, kill
 from tenfold.types import Finding, Server, Stack, Verdict
 
@@ -100,12 +101,6 @@ def replaced(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> F
     return Finding(REPLACED, claim, Verdict.PASS, numbers)
 
 
-def statuses(sent: Sequence[Sent]) -> str:
-    """What failures looked like: ``502: 4, no answer: 1``."""
-    counts = Counter(str(one.status) if one.status else "no answer" for one in sent)
-    return ", ".join(f"{status}: {count}" for status, count in counts.most_common(3))
-
-
 def _ordinary(stack: Stack, door: Front) -> list[Server]:
     """The instances that get requests every day; three of them at most."""
     return [server for server in app_servers(stack) if address_of(server) in door.weights][:_MOST]
@@ -123,11 +118,15 @@ def _through_kill(door: Front, server: Server, request: Request) -> Sequence[Sen
 def _through(door: Front, requests: Sequence[Request], fault: Callable[[], object]) -> Sequence[Sent]:
     with ExitStack() as load:
         clients = _CLIENTS // len(requests)
-        crowds = [load.enter_context(Crowd(door.stack.url, one, clients=clients)) for one in requests]
+        crowds = [load.enter_context(Crowd(partial(_sent, one, door), clients=clients)) for one in requests]
         _settled(crowds)
         fault()
         _settled(crowds)
     return [one for crowd in crowds for one in crowd.sent]
+
+
+def _sent(request: Request, door: Front, _: int) -> int:
+    return request.send(door.stack.url)
 
 
 def _settled(crowds: Sequence[Crowd]) -> None:

@@ -7,12 +7,11 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from tenfold.balancing.crowd import Request
 from tenfold.errors import TargetError
 from tenfold.measure.accesslog import AccessLog, Row
+from tenfold.measure.crowd import Request
 from tenfold.measure.instances import address_of, app_servers, signal_all
 from tenfold.types import Server, Stack
 
@@ -45,6 +44,10 @@ class Front:
         assert self.stack.access_log is not None
         return AccessLog(self.stack.access_log)
 
+    def reading(self, _: int = 0) -> int:
+        """Send the declared read once, as any client of a crowd; the answer's status."""
+        return self.read.send(self.stack.url)
+
     def ours(self, rows: Iterable[Row], request: Request) -> list[Row]:
         """The rows of ``request``."""
         method, _, path = request.line.partition(" ")
@@ -55,8 +58,7 @@ class Front:
         """Wait until nginx sends requests to ``server`` after it was away; a backup never gets any."""
         address = address_of(server)
         if address not in self.backups:
-            ask = partial(self.read.send, self.stack.url)
-            self.log.answered_by(address, ask, within_s=self.away_s + BACK_S)
+            self.log.answered_by(address, self.reading, within_s=self.away_s + BACK_S)
 
 
 def front(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Front:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tenfold.measure.accesslog import AccessLog
 from tenfold.measure.instances import address_of, app_servers, kill
+from tenfold.measure.useragent import Answer
 from tenfold.sessions.footprints import (
     LINUX,
     Watch,
@@ -23,7 +24,7 @@ from tenfold.sessions.footprints import (
     working_folders,
 )
 from tenfold.sessions.target import NotDeclared, Target, attack, reached
-from tenfold.sessions.visitor import Answer, Visitor
+from tenfold.sessions.visitor import Visitor
 from tenfold.types import Finding, Server, Stack, Verdict
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tenfold.measure.useragent import Answer, Cookie
 from tenfold.sessions.target import Target, attack
-from tenfold.sessions.visitor import Answer, Cookie
 from tenfold.types import Finding, Stack, Verdict
 
 ATTRIBUTES = "session cookie attributes"

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tenfold.measure.useragent import Answer
 from tenfold.sessions.target import Target, attack
-from tenfold.sessions.visitor import Answer, Visitor
+from tenfold.sessions.visitor import Visitor
 from tenfold.types import Finding, Stack, Verdict
 
 RESURRECTION = "no session resurrection"

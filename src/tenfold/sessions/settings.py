@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-_LINE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[!-~]*)")
+from tenfold.measure.requestline import RequestLine
+
 _NAME = re.compile(r"[!#-'*+.0-9A-Z^_`a-z|~-]*")  # a token of RFC 9110, section 5.6.2
 
 
@@ -31,7 +32,7 @@ class SessionsSettings(BaseModel):
     token: str = Field(
         "token", description="bearer: where the login's JSON answer has the token, a.b for nested"
     )
-    login: str = Field("", description="signs a user in", examples=["POST /login"])
+    login: RequestLine = Field("", description="signs a user in", examples=["POST /login"])
     login_body: str = Field(
         '{"user": "{user}", "password": "{password}"}',
         description="what is sent to sign in: JSON, or a form such as user={user}&password={password}",
@@ -50,17 +51,17 @@ class SessionsSettings(BaseModel):
         description="the second user's password; rather in TENFOLD_SESSIONS__OTHER_PASSWORD",
         examples=["…"],
     )
-    logout: str = Field("", description="signs the user out", examples=["POST /logout"])
-    whoami: str = Field(
+    logout: RequestLine = Field("", description="signs the user out", examples=["POST /logout"])
+    whoami: RequestLine = Field(
         "",
         description="answers 2xx to a signed-in user only; 401, 403 or a redirect to others",
         examples=["GET /me"],
     )
-    write: str = Field(
+    write: RequestLine = Field(
         "", description="puts {value} under {key} into the session", examples=["PUT /cart/{key}"]
     )
     write_body: str = Field('{"{key}": "{value}"}', description="what is sent to write")
-    read: str = Field(
+    read: RequestLine = Field(
         "",
         description="answers with the values that were written, somewhere in its text",
         examples=["GET /cart"],
@@ -75,13 +76,6 @@ class SessionsSettings(BaseModel):
         description="how long a cache may go on accepting a revoked session, milliseconds",
     )
     plain_http: bool = Field(False, description="the service is meant for http: its cookie may lack Secure")
-
-    @field_validator("login", "logout", "whoami", "write", "read")
-    @classmethod
-    def _is_a_request(cls, line: str) -> str:
-        if line and not _LINE.fullmatch(line):
-            raise ValueError('it has to be a method and a path, for example "POST /login"')
-        return line
 
     @field_validator("cookie")
     @classmethod

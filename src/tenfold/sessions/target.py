@@ -60,7 +60,7 @@ class Target:
 
     def visitor(self, url: str = "") -> Visitor:
         """Somebody who comes for the first time."""
-        return Visitor(url or self.url, self.settings, host=urlsplit(self.url).netloc)
+        return Visitor(url or self.url, host=urlsplit(self.url).netloc, settings=self.settings)
 
     def signed_in(self, url: str = "", *, other: bool = False, planted: Visitor | None = None) -> Visitor:
         """Somebody who has just signed in, ``planted`` with what somebody else put into the browser.

@@ -1,4 +1,4 @@
-"""A few clients that send one request again and again: the load of the balancing checks.
+"""A few clients that send one request again and again: the load of the checks.
 
 As many threads as clients, each with one request at a time; what matters is not how many requests there are
 but what became of each. A client makes a new connection for every request, so that an idle one that is closed
@@ -7,17 +7,18 @@ under its hands is not taken for a failure of the service.
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+
+from tenfold.measure.useragent import UserAgent
 
 TIMEOUT_S = 30.0
-MOST_CLIENTS = 64
+MOST_CLIENTS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +42,28 @@ class Request:
     body: str = ""
 
     def send(self, url: str) -> int:
-        """Send it once; the answer's status, or 0 without an answer."""
-        method, _, path = self.line.partition(" ")
-        kind = "application/json" if self.body[:1] in ("{", "[") else "application/x-www-form-urlencoded"
-        where = urlsplit(url)
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
-        try:
-            if method == "GET":
-                connection.request(method, path, headers={"Connection": "close"})
-            else:
-                headers = {"Content-Type": kind, "Connection": "close"}
-                connection.request(method, path, body=self.body.encode(), headers=headers)
-            answer = connection.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException):
-            return 0
-        finally:
-            connection.close()
-        return answer.status
+        """Send it once, as a stranger; the answer's status, or 0 without an answer."""
+        return UserAgent(url, timeout_s=TIMEOUT_S).status_of(self.line, body=self.body)
+
+
+def statuses(sent: Iterable[Sent]) -> str:
+    """What came back, by frequency: ``502: 4, no answer: 1``."""
+    counts = Counter(str(one.status) if one.status else "no answer" for one in sent)
+    return ", ".join(f"{status}: {count}" for status, count in counts.most_common(3))
 
 
 class Crowd:
-    """Clients that send ``request`` to ``url`` until the end of the ``with`` block, and note what came back.
+    """Clients that send requests until the end of the ``with`` block, and note what came back.
 
     Args:
-        clients: how many, at most 64.
+        send: sends one request as the client of this number, from 0 on; returns the answer's status, 0
+            without one. Called from a thread for each client.
+        clients: how many, at most 512.
         pause_s: how long each waits between two requests, seconds.
     """
 
-    def __init__(self, url: str, request: Request, *, clients: int = 8, pause_s: float = 0.003) -> None:
-        self._url = url
-        self._request = request
+    def __init__(self, send: Callable[[int], int], *, clients: int = 8, pause_s: float = 0.003) -> None:
+        self._send = send
         self._pause_s = pause_s
         self._over = threading.Event()
         self._sent: list[Sent] = []
@@ -97,7 +89,7 @@ class Crowd:
 
     def _visit(self, number: int) -> None:
         while not self._over.wait(self._pause_s):
-            self._sent.append(Sent(number, self._request.send(self._url)))
+            self._sent.append(Sent(number, self._send(number)))
 
     @property
     def sent(self) -> Sequence[Sent]:
