@@ -52,6 +52,10 @@ class Server(Protocol):
         """Where it listens, password included; printing it is the caller's decision."""
 
     @property
+    def admin_url(self) -> str:
+        """A database as its superuser, password included; ``url`` for servers that know no such thing."""
+
+    @property
     def log(self) -> Path:
         """What the server wrote to stdout and stderr."""
 

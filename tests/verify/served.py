@@ -103,6 +103,10 @@ class Stood:
     log: Path
     processes: tuple[int, ...] = ()
 
+    @property
+    def admin_url(self) -> str:
+        return self.url
+
     def pids(self) -> tuple[int, ...]:
         return self.processes
 

@@ -18,12 +18,11 @@ replicas back, which makes every stale read certain, whatever the service reads 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from tenfold.database.psycopg import ask
+from tenfold.database.holding import held_back
 from tenfold.errors import DependencyError
 
 try:
@@ -32,9 +31,6 @@ except ImportError as error:
     raise DependencyError("pytest is not installed: pip install pytest") from error
 
 __all__ = ["StaleReadGuard", "replica_admin_urls", "stale_read_guard"]
-
-_PATIENCE_S = 30.0
-_DELAY_S = 30.0  # far longer than any read may wait: what is held back stays so until it is let go
 
 
 class StaleReadGuard:
@@ -66,37 +62,9 @@ class StaleReadGuard:
             )
         return later
 
-    @contextmanager
-    def held_back(self) -> Iterator[None]:
-        """For a block, what is committed does not arrive on any replica; afterwards all catch up.
-
-        Each commit is applied 30 s late; changing the delay back lets them go at once.
-        """
-        self._delay(_DELAY_S)
-        try:
-            yield
-        finally:
-            self._delay(0)
-            for url in self._urls:
-                self._await(url, "select pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn()")
-
-    def _delay(self, seconds: float) -> None:
-        milliseconds = int(seconds * 1000)
-        for url in self._urls:
-            ask(url, f"alter system set recovery_min_apply_delay = {milliseconds}")
-            ask(url, "select pg_reload_conf()")
-            self._await(
-                url,
-                "select setting::int = "  # noqa: S608 - a number of ours
-                f"{milliseconds} from pg_settings where name = 'recovery_min_apply_delay'",
-            )
-
-    def _await(self, url: str, query: str) -> None:
-        deadline = time.monotonic() + _PATIENCE_S
-        while ask(url, query) is not True:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"a replica did not get there within {_PATIENCE_S:g} s: {query}")
-            time.sleep(0.01)
+    def held_back(self) -> AbstractContextManager[None]:
+        """For a block, what is committed does not arrive on any replica; afterwards all catch up."""
+        return held_back(self._urls)
 
 
 @pytest.fixture(scope="session")

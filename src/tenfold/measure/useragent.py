@@ -9,7 +9,8 @@ import contextlib
 import http.client
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Self
@@ -129,17 +130,23 @@ class UserAgent:
         Raises:
             TargetError: there was no answer.
         """
-        method, _, path = line.partition(" ")
-        path = _PLACE.sub(lambda match: quote((values or {}).get(match[1], ""), safe=""), path)
-        payload, kind = filled(body, values or {}) if body and method != "GET" else (b"", "")
         try:
-            answer = self._exchange(method, path, payload, kind, hold)
+            with self._sent(line, body, values or {}, hold) as connection:
+                response = connection.getresponse()
+                answer = Answer(response.status, response.getheaders(), response.read(_LONGEST_ANSWER))
         except _UNREADABLE as error:
             what = f"{type(error).__name__}" + (f": {error}" if str(error) else "")
             raise TargetError(f"{line.partition('?')[0]} at {self.url} is not answered ({what})") from None
         for cookie in answer.cookies:
             self._keep(cookie)
         return answer
+
+    def leave(
+        self, line: str, *, body: str = "", values: Mapping[str, str] | None = None, after_s: float
+    ) -> None:
+        """Send a request and hang up after so many seconds, without having read a byte of its answer."""
+        with contextlib.suppress(*_UNREADABLE), self._sent(line, body, values or {}, None):
+            time.sleep(after_s)
 
     def status_of(self, line: str, *, body: str = "", values: Mapping[str, str] | None = None) -> int:
         """As :meth:`ask`, for the status alone; 0 when there was no answer."""
@@ -166,9 +173,14 @@ class UserAgent:
             headers["Content-Length"] = str(len(payload))
         return headers | ({"Content-Type": kind} if payload else {})
 
-    def _exchange(
-        self, method: str, path: str, payload: bytes, kind: str, hold: Callable[[], object] | None
-    ) -> Answer:
+    @contextlib.contextmanager
+    def _sent(
+        self, line: str, body: str, values: Mapping[str, str], hold: Callable[[], object] | None
+    ) -> Iterator[http.client.HTTPConnection]:
+        """A connection over which the request went out; closed at the end."""
+        method, _, path = line.partition(" ")
+        path = _PLACE.sub(lambda match: quote(values.get(match[1], ""), safe=""), path)
+        payload, kind = filled(body, values) if body and method != "GET" else (b"", "")
         where = urlsplit(self.url)
         connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=self.timeout_s)
         try:
@@ -183,7 +195,6 @@ class UserAgent:
                     hold()
                     payload = payload[len(payload) // 2 :]
                 connection.send(payload)
-            response = connection.getresponse()
-            return Answer(response.status, response.getheaders(), response.read(_LONGEST_ANSWER))
+            yield connection
         finally:
             connection.close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tenfold.errors import TargetError
+from tenfold.measure.useragent import UserAgent
 from tenfold.sessions.visitor import Visitor
 from tenfold.types import Finding, Stack, Verdict
 
@@ -94,6 +95,16 @@ class Target:
         elif identifier:
             visitor.cookies[self.cookie] = identifier
         return visitor
+
+
+def somebody(stack: Stack, settings: SessionsSettings) -> UserAgent:
+    """Whom the checks of other patterns send: signed in where a login is declared, else a stranger.
+
+    Raises:
+        TargetError: the login does not work.
+    """
+    target = Target(stack.url, settings, settings.cookie, {})
+    return target.signed_in() if settings.login and settings.whoami else target.visitor()
 
 
 def _look(status: int) -> str:

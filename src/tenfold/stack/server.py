@@ -58,6 +58,11 @@ class LocalServer(ABC):
         """Where it listens, password included."""
 
     @property
+    def admin_url(self) -> str:
+        """The same with all rights, where the server knows roles."""
+        return self.url
+
+    @property
     def address(self) -> str:
         """Host and port."""
         return f"{HOST}:{self.port}"

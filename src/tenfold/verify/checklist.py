@@ -10,9 +10,12 @@ from pathlib import Path
 
 from tenfold.balancing import check as balancing
 from tenfold.balancing import faults, goodput
+from tenfold.database import check as database
+from tenfold.database import crowds, outages
 from tenfold.measure import check as measure
 from tenfold.sessions import attacks, exposure, races
 from tenfold.sessions import check as sessions
+from tenfold.sessions.target import somebody
 from tenfold.settings import Settings
 from tenfold.types import Finding, Stack
 from tenfold.verify.runner import Check
@@ -54,6 +57,19 @@ def _front(name: str, body: Callable[..., Finding], *, timeout_s: float = 60.0) 
         "balancing",
         lambda stack, settings: body(stack, settings.balancing, ready_path=settings.service.ready_path),
         needs=frozenset({"app", "nginx", "instances"}),
+        timeout_s=timeout_s,
+    )
+
+
+def _database(name: str, body: Callable[..., Finding], *needs: str, timeout_s: float = 120.0) -> Check:
+    """A check that sends a visitor, signed in where a login is declared."""
+    return Check(
+        name,
+        "database",
+        lambda stack, settings: body(
+            stack, settings.database, enter=lambda: somebody(stack, settings.sessions)
+        ),
+        needs=frozenset({"app", "database", *needs}),
         timeout_s=timeout_s,
     )
 
@@ -123,4 +139,11 @@ CHECKS: tuple[Check, ...] = (
         needs=frozenset({"app"}),
         timeout_s=120,
     ),
+    _database(database.REACH, database.reach, "replicas"),
+    _database(database.OWN, database.own_writes, "replicas"),
+    _database(database.BACK, database.never_back, "replicas"),
+    _database(outages.OUTAGE, outages.outage, "replicas", timeout_s=180),
+    _database(outages.SURVIVES, outages.survives),
+    _database(crowds.BUDGET, crowds.budget),
+    _database(crowds.RETURNED, crowds.returned),
 )
