@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.verify import stacks
+from tests.verify import databases, stacks
 from tests.verify.served import standing
 from tests.verify.sessions_cases import FALLEN
 
@@ -240,7 +240,20 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "no POST carried out twice": misled(tries=3),
     "rolling replacement clean": misled(tries=3),
     "goodput under overload": misled(),
+    "reads reach replicas": databases.careless("GET /primary/notes"),
+    "own writes are seen": databases.careless(),
+    "reads never go back": databases.careless(),
+    "replica loss fails no read": databases.careless(),
+    "acknowledged write survives": databases.careless("GET /primary/notes"),
+    "pools keep their budget": databases.careless("GET /held/notes"),
+    "nothing stays checked out": databases.careless("GET /kept/notes"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_stacks() -> Iterator[None]:
+    yield
+    databases.end()
 
 
 def test_every_check_has_a_case_in_which_it_fails() -> None:

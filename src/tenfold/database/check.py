@@ -9,7 +9,7 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tenfold.database.holding import held_back
+from tenfold.database.holding import caught_up, held_back
 from tenfold.database.psycopg import ask
 from tenfold.database.witness import Enter, asked, primary, replicas, undeclared, witness
 from tenfold.measure.crowd import Crowd, statuses
@@ -118,6 +118,8 @@ def own_writes(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Fin
             if not visitor.sees():
                 gone_s = passed
             time.sleep(_PAUSE_S)
+    if missed or gone_s:
+        visitor.confirm(stack)
     numbers = {"pairs": _PAIRS, "missed": missed, "gone_after_s": round(gone_s, 1)}
     if missed:
         claim = f"{missed} of {_PAIRS} writes were missing in the read that followed, with replicas held back"
@@ -138,15 +140,17 @@ def never_back(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Fin
         return missing
     writer = witness(stack, settings, enter)
     reads = seen = back = 0
-    for late in replicas(stack) * _ROUNDS:
+    servers = replicas(stack)
+    for late in servers * _ROUNDS:
         reader = enter()
         with held_back([late.admin_url]):
             writer.write()
+            caught_up(primary(stack).admin_url, [one.admin_url for one in servers if one is not late])
             shown = [writer.sees(reader) for _ in range(_READS)]
         reads += len(shown)
         seen += any(shown)
         back += any(one and not other for one, other in pairwise(shown))
-    rounds = _ROUNDS * len(replicas(stack))
+    rounds = _ROUNDS * len(servers)
     numbers = {"readers": rounds, "reads": reads, "saw": seen, "went_back": back}
     if back:
         claim = f"{back} of {rounds} readers saw a write, and then a state without it"

@@ -29,7 +29,7 @@ _PATIENCE_S = 30.0
 _LOOK_S = 0.1
 _LEAVERS, _LONGEST_STAY_S = 8, 0.03
 _LEAST_LEFT, _MOST_LEFT = 60, 600
-_SETTLES_S = 10.0
+_SETTLES_S = 5.0
 _REFUSED = 429  # too many at once, said politely: 503 with Retry-After counts as this
 
 # Connections of the service's own role; the samplers of tenfold's router are no part of its pools.
@@ -45,7 +45,7 @@ _BUSY = f"select count(*) {_MINE} and state <> 'idle'"
 
 
 def budget(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether ten times as many clients as a pool has connections are answered, and no more are opened.
+    """Whether ten times as many clients as a pool has connections are answered, and no more opened.
 
     An answer that says "too many, come back" (429, or 503 with Retry-After) is one.
     """
@@ -182,7 +182,7 @@ def _leave(reader: UserAgent, settings: DatabaseSettings, count: int) -> None:
 
 
 def _still_busy(servers: Sequence[Server]) -> dict[str, int]:
-    """How many connections of the service are in use at each server when nothing has been asked for a while."""
+    """How many of the service's connections are in use at each server after a while without requests."""
     deadline = time.monotonic() + _SETTLES_S
     while busy := {server.name: count for server in servers if (count := _busy(server))}:
         if time.monotonic() > deadline:

@@ -78,6 +78,19 @@ class Witness:
         """
         return self.shown.by(asked(self.settings, reader or self.agent).text)
 
+    def confirm(self, stack: Stack) -> None:
+        """Return when the last write is seen with every replica up to date.
+
+        Raises:
+            TargetError: it is not even then, so that it was not the replicas that hid it.
+        """
+        settled(stack)
+        if not self.sees():
+            raise TargetError(
+                f"{self.settings.read} does not show what {self.settings.write} wrote, although every "
+                f"replica has it: correct database.read, or let database.write_body hold {_VALUE}"
+            )
+
 
 def asked(settings: DatabaseSettings, reader: UserAgent) -> Answer:
     """The answer of the declared read.
@@ -117,12 +130,7 @@ def witness(stack: Stack, settings: DatabaseSettings, enter: Enter) -> Witness:
         )
     made.shown.by(first)
     made.write()
-    settled(stack)
-    if not made.sees():
-        raise TargetError(
-            f"{settings.read} does not show what {settings.write} wrote, although every replica has it: "
-            "correct database.read"
-        )
+    made.confirm(stack)
     return made
 
 
