@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+MARK = "TENFOLD_TESTS_MARK"  # in the environment of what these tests start
 LOCUSTFILE = """
 from locust import FastHttpUser, task
 
@@ -89,15 +91,42 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tenfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    mark = uuid.uuid4().hex
     done = subprocess.run(
         [sys.executable, "-m", "tenfold", "measure", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=110,
+        env={**os.environ, MARK: mark},
     )
-    assert not [p for p in psutil.Process().children(recursive=True) if "tenfold" in " ".join(p.cmdline())]
+    assert marked(mark) == []
     return done
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Whatever inherited the mark and lives, whoever its parent is by now."""
+    return [process for process in psutil.process_iter() if environment(process).get(MARK) == mark]
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        found: dict[str, str] = process.environ()
+    except (psutil.Error, OSError):
+        return {}
+    return found
+
+
+def test_the_control_an_orphan_is_found() -> None:
+    mark, sleep = uuid.uuid4().hex, "import time; time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{sleep}'])"
+    try:
+        subprocess.run([sys.executable, "-c", parent], env={**os.environ, MARK: mark}, check=True)
+        (orphan,) = marked(mark)
+        assert orphan.parent() != psutil.Process()
+    finally:
+        for left in marked(mark):
+            left.kill()
 
 
 @pytest.mark.parametrize(
