@@ -16,7 +16,7 @@ from tenfold.database.choice import Choice
 from tenfold.database.freshness import FreshnessLimits, Verdict, judge, pauses, pinned
 from tenfold.database.member import Cluster, Member
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
-from tenfold.errors import NoReplicaError
+from tenfold.errors import DeadlineExceededError, NoReplicaError
 from tenfold.positions import Token
 
 __all__ = ["Finder"]
@@ -142,6 +142,8 @@ class Finder:
     def _of_primary(self, asynchronous: bool) -> Lease:
         try:
             return Lease.take(self._primary, asynchronous=asynchronous)
+        except DeadlineExceededError:  # some are a PoolTimeoutError, too
+            raise
         except (ServerLostError, PoolTimeoutError) as error:
             busy = isinstance(error, PoolTimeoutError)
             raise NoReplicaError(
@@ -156,6 +158,8 @@ def _taken(server: Member, asynchronous: bool) -> Lease | None:
         return Lease.take(server, asynchronous=asynchronous)
     except ServerLostError:
         server.health.failed()
+    except DeadlineExceededError:  # some are a PoolTimeoutError, too: no time is left for another server
+        raise
     except PoolTimeoutError:
         pass  # no connection is free: another replica may have one
     return None

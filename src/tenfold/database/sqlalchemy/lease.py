@@ -13,6 +13,8 @@ from tenfold.database.freshness import Place, Verdict, judge
 from tenfold.database.member import Member
 from tenfold.database.place import POSITION, WHOLE_PLACE, answered
 from tenfold.database.psycopg import is_stale, lacks_positions
+from tenfold.database.timeouts import ended_by_deadline
+from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
 __all__ = ["Lease", "ServerLostError"]
@@ -65,6 +67,7 @@ class Lease:
 
         Raises:
             ServerLostError: it did not answer.
+            DeadlineExceededError: it did not within the time that the request has.
         """
         verdict = judge(token, self.place)
         if verdict is Verdict.ASK and token is not None:
@@ -78,6 +81,7 @@ class Lease:
 
         Raises:
             ServerLostError: it did not answer.
+            DeadlineExceededError: it did not within the time that the request has.
         """
         try:
             row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
@@ -85,6 +89,10 @@ class Lease:
             if lacks_positions(error):
                 self.server.cluster.positions = False
                 return None
+            if ended_by_deadline(error):  # by a server that is fine, on a connection that is
+                raise DeadlineExceededError(
+                    "the request's time was over before a server said where it is"
+                ) from error
             self.drop(error)  # also when it was cancelled: the answer may be under way
             if not isinstance(error, Exception):
                 raise
@@ -121,7 +129,7 @@ class Lease:
         moved = heard is not None and self.place is not None and heard.timeline != self.place.timeline
         try:
             place = self.ask(whole=moved)
-        except ServerLostError:
+        except (ServerLostError, DeadlineExceededError):
             return Token.unsure(expires_at=expires_at)
         if place is None:
             return None
