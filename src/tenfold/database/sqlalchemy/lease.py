@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -12,14 +11,14 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tenfold.database.freshness import Place, Verdict, judge
 from tenfold.database.member import Member
 from tenfold.database.place import POSITION, WHOLE_PLACE, answered
-from tenfold.database.psycopg import is_stale, lacks_positions
+from tenfold.database.psycopg import Line, lacks_positions
 from tenfold.database.timeouts import ended_by_deadline
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
 __all__ = ["Lease", "ServerLostError"]
 
-_INFO, _USED = "tenfold place", "tenfold used"
+_INFO, _LINE = "tenfold place", "tenfold line"  # in a connection's info, which is cleared when it ends
 _MOST_STALE = 100
 
 
@@ -32,12 +31,11 @@ class Lease:
 
     __slots__ = ("_first", "_given", "connection", "lost", "place", "server", "shown_to")
 
-    def __init__(self, server: Member, connection: Connection) -> None:
+    def __init__(self, server: Member, connection: Connection, place: Place | None, *, first: bool) -> None:
         self.server = server
         self.connection = connection
-        info = connection.info
-        self.place: Place | None = info.get(_INFO)
-        self._first, info[_USED] = _USED not in info, True
+        self.place = place
+        self._first = first
         self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
         self.lost = self._given = False
         server.entered()
@@ -55,9 +53,14 @@ class Lease:
                 connection = engine.connect()
             except DBAPIError as error:
                 raise ServerLostError(server.name) from error
-            new = _USED not in connection.info
-            if new or not is_stale(connection.connection.driver_connection):
-                return cls(server, connection)
+            bare: Any = connection.connection
+            info = bare._connection_record.info  # which `bare.info` is, after 1 µs
+            line: Line | None = info.get(_LINE)
+            if line is None:
+                info[_LINE] = Line(bare.driver_connection)
+                return cls(server, connection, None, first=True)
+            if not line.is_dead():
+                return cls(server, connection, info.get(_INFO), first=False)
             connection.invalidate()
             connection.close()
         raise ServerLostError(server.name)
@@ -135,14 +138,15 @@ class Lease:
             return None
         return Token(place.system, place.timeline, self.shown_to, expires_at)
 
-    def served(self, seconds: float) -> None:
+    def served(self, seconds: float, *, now: float) -> None:
         """A statement took so long. What a new connection has to load says nothing of its server."""
         if self._first:
             self._first = False
             return
-        self.server.load.took(seconds, now=time.monotonic())
-        if not self.server.health.breaker.closed:
-            self.server.health.worked()
+        server = self.server
+        server.load.took(seconds, now=now)
+        if not server.health.breaker.closed:
+            server.health.worked()
 
     def drop(self, error: BaseException | None = None) -> None:
         """The connection is no more: nobody shall get it again."""
@@ -156,5 +160,7 @@ class Lease:
             return
         self._given = True
         self.server.left()
-        with contextlib.suppress(SQLAlchemyError):
+        try:  # noqa: SIM105 - suppress() is an object and two calls, for each read
             self.connection.close()
+        except SQLAlchemyError:
+            pass
