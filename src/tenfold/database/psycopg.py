@@ -10,8 +10,9 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 
-__all__ = ["Line", "ask", "connect_async", "cut", "lacks_positions", "sqlstate"]
+__all__ = ["Line", "ask", "connect_async", "cut", "lacks_positions", "refused", "server_version", "sqlstate"]
 
+_REFUSED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
 _NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
 
 
@@ -62,6 +63,16 @@ def cut(connection: Any) -> None:
 def lacks_positions(error: BaseException) -> bool:
     """Whether a server said that it has no log positions, or none for us."""
     return sqlstate(error) in _NO_POSITIONS
+
+
+def refused(error: BaseException) -> bool:
+    """Whether a server said that it does not know this statement, or does not do it here."""
+    return sqlstate(error) in _REFUSED
+
+
+def server_version(connection: Any) -> int:
+    """``server_version_num``, as the server told it when the connection was made; 0 with another driver."""
+    return int(getattr(getattr(connection, "info", None), "server_version", 0))
 
 
 def sqlstate(error: BaseException | None) -> str:

@@ -94,7 +94,9 @@ class Finder:
                     nearest = _nearer(nearest, lease)
                 else:
                     _give_back(lease)
-            return nearest if nearest and self._catches_up(nearest, token, asynchronous) else None
+            if nearest and token and self._catches_up(nearest, token, asynchronous):
+                return nearest
+            return None
         except BaseException:
             _give_back(nearest)
             raise
@@ -130,11 +132,14 @@ class Finder:
         # Where nobody samples, a read is what finds out whether it is back.
         return not self._cluster.sampled and health.in_time and health.breaker.wait_s == 0
 
-    def _catches_up(self, lease: Lease, token: Token | None, asynchronous: bool) -> bool:
+    def _catches_up(self, lease: Lease, token: Token, asynchronous: bool) -> bool:
         """Whether it does soon; given back when it does not."""
-        verdict = Verdict.BEHIND
-        if lease.server.health.lag.seconds <= self._limits.wait_s + self._sample_s:
-            for pause in pauses(self._limits.wait_s):
+        verdict, wait_s = Verdict.BEHIND, self._limits.wait_s
+        if lease.server.health.lag.seconds <= wait_s + self._sample_s:
+            begun = time.monotonic()
+            verdict = _verdict(lease, token, wait_s=wait_s)  # where the server itself cannot wait: BEHIND
+            left_s = wait_s - (time.monotonic() - begun)
+            for pause in pauses(left_s) if verdict is Verdict.BEHIND else ():
                 if asynchronous:
                     await_only(asyncio.sleep(pause))
                 else:
@@ -176,9 +181,11 @@ def _taken(server: Member, asynchronous: bool) -> Lease | None:
     return None
 
 
-def _verdict(lease: Lease, token: Token | None) -> Verdict:
+def _verdict(lease: Lease, token: Token | None, *, wait_s: float = 0.0) -> Verdict:
     """What to do with it; FOREIGN, so that it is let go of, when its server is lost."""
     try:
+        if token and wait_s > 0 and not lease.wait(token, wait_s):
+            return Verdict.BEHIND
         return lease.fresh_for(token)
     except ServerLostError:
         lease.server.health.failed()

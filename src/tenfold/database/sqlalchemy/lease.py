@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tenfold.database.freshness import Place, Verdict, judge
+from tenfold.database.freshness import Place, Verdict, can_wait, judge
 from tenfold.database.member import Member
-from tenfold.database.place import POSITION, WHOLE_PLACE, answered
-from tenfold.database.psycopg import Line, lacks_positions
+from tenfold.database.place import POSITION, WHOLE_PLACE, answered, waiting
+from tenfold.database.psycopg import Line, lacks_positions, refused, server_version, sqlstate
 from tenfold.database.timeouts import ended_by_deadline
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
-__all__ = ["Lease", "ServerLostError"]
+__all__ = ["CONFLICT", "Lease", "ServerLostError"]
+
+CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
 
 _INFO, _LINE = "tenfold place", "tenfold line"  # in a connection's info, which is cleared when it ends
 _MOST_STALE = 100
@@ -92,15 +94,39 @@ class Lease:
             if lacks_positions(error):
                 self.server.cluster.positions = False
                 return None
-            if ended_by_deadline(error):  # by a server that is fine, on a connection that is
-                raise DeadlineExceededError(
-                    "the request's time was over before a server said where it is"
-                ) from error
-            self.drop(error)  # also when it was cancelled: the answer may be under way
-            if not isinstance(error, Exception):
-                raise
-            raise ServerLostError(self.server.name) from error
+            self._failed(error)
         return self._learned(row)
+
+    def wait(self, token: Token, wait_s: float) -> bool:
+        """Whether the server could be told to wait until it has replayed ``token``. Whether it has, ask then.
+
+        Raises:
+            ServerLostError: it did not answer.
+            DeadlineExceededError: it did not within the time that the request has.
+        """
+        version = server_version(self.connection.connection.driver_connection)
+        if not self.server.waits or not can_wait(token, self.place, version=version):
+            return False
+        try:
+            self._row(waiting(token.position, wait_s))
+        except BaseException as error:
+            if refused(error):
+                self.server.waits = False
+            elif sqlstate(error) != CONFLICT:  # which is about this once
+                self._failed(error)
+            return False
+        return True
+
+    def _failed(self, error: BaseException) -> NoReturn:
+        """A question got no answer."""
+        if ended_by_deadline(error):  # by a server that is fine, on a connection that is
+            raise DeadlineExceededError(
+                "the request's time was over before a server said where it is"
+            ) from error
+        self.drop(error)  # also when it was cancelled: the answer may be under way
+        if not isinstance(error, Exception):
+            raise error
+        raise ServerLostError(self.server.name) from error
 
     def _row(self, statement: str) -> tuple[Any, ...]:
         """On the driver's connection: SQLAlchemy would begin a transaction, and time has a price here."""

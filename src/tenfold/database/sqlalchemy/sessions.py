@@ -14,11 +14,10 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from tenfold.database.member import Member
 from tenfold.database.psycopg import sqlstate
-from tenfold.database.sqlalchemy.lease import Lease
+from tenfold.database.sqlalchemy.lease import CONFLICT, Lease
 
 __all__ = ["Errand", "ReadSession", "WriteSession"]
 
-_CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
 Result = TypeVar("Result")
 
 
@@ -156,7 +155,7 @@ class ReadSession(_LeasedSession):
     def _moves(self, error: DBAPIError) -> bool:
         """Whether to run the statement again, elsewhere."""
         lease = self._lease
-        conflict = sqlstate(error.orig) == _CONFLICT
+        conflict = sqlstate(error.orig) == CONFLICT
         if (
             lease is None
             or self._errand.isolation is not None
