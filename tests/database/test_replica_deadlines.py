@@ -16,6 +16,7 @@ from sqlalchemy import text
 from tenfold.database import DatabaseRouter, HealthLimits, pool_options
 from tenfold.database.deadlines import enforce_deadlines
 from tenfold.database.pool import PoolDeadlineError
+from tenfold.database.sqlalchemy.lease import Lease
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tests.database.conftest import Servers, eventually
@@ -162,6 +163,18 @@ def test_a_server_that_cannot_say_in_time_where_it_is_is_not_lost(servers: Serve
                 session.execute(SHOWN)
             failed.assert_called()
     assert {state["in_flight"] for state in router.servers().values()} == {0}
+
+
+def test_the_question_where_a_server_is_has_not_the_last_readers_deadline(
+    reader: Callable[..., Reader],
+) -> None:
+    read = reader()
+    assert read(SHOWN, 0.5) == "563ms"
+    lease = Lease.take(read.router._primary_reads, asynchronous=False)
+    try:
+        assert lease._row("show statement_timeout") == ("0",)  # asked before anything begins
+    finally:
+        lease.give_back()
 
 
 def test_no_other_server_is_tried_when_time_is_over_in_a_queue(servers: Servers, route: Route) -> None:
