@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.database.freshness import Place, Verdict, judge, pauses, pinned, shown
+from tenfold.database.freshness import Place, Verdict, can_wait, judge, pauses, pinned, shown
 from tenfold.positions import SEGMENT_BYTES, Token, normalised
 
 NUMBERS = st.integers(0, 5)
@@ -55,6 +55,21 @@ def test_what_is_under_way_counts_as_shown(replayed: int, more: int) -> None:
 def test_a_replica_that_receives_nothing_shows_what_it_replayed() -> None:
     assert shown(100, None, segment_bytes=SEGMENT_BYTES) == 100
     assert shown(100, 50, segment_bytes=SEGMENT_BYTES) == 100
+
+
+@pytest.mark.parametrize(
+    ("version", "place", "can"),
+    [
+        (190000, Place(7, 2, 10), True),
+        (180004, Place(7, 2, 10), False),
+        (0, Place(7, 2, 10), False),  # another driver, which does not say
+        (190000, None, False),
+        (190000, Place(7, 1, 99), False),  # it would answer at once, whatever the number means there
+        (190000, Place(8, 2, 10), False),
+    ],
+)
+def test_who_can_be_told_to_wait(version: int, place: Place | None, can: bool) -> None:
+    assert can_wait(token(), place, version=version) is can
 
 
 @pytest.mark.parametrize(("age_s", "pin"), [(0, True), (4.9, True), (5.1, False), (-3, True)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tenfold.database.freshness import Place
-from tenfold.database.place import Answer, answered
+from tenfold.database.place import Answer, answered, waiting
 
 MIB = 1024 * 1024
 KNOWN = Place(7, 1, 0x10)
@@ -30,3 +30,11 @@ KNOWN = Place(7, 1, 0x10)
 def test_the_answer(row: tuple, place: Place, shown: int) -> None:
     segment_bytes = MIB if len(row) > 3 else 16 * MIB
     assert answered(row, known=KNOWN, segment_bytes=16 * MIB) == Answer(place, shown, segment_bytes)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "timeout"), [(0.05, "50ms"), (0.0001, "1ms"), (0.0, "1ms"), (2, "2000ms")]
+)
+def test_the_statement_that_waits_always_ends(wait_s: float, timeout: str) -> None:
+    expected = f"WAIT FOR LSN '16/B374D848' WITH (TIMEOUT '{timeout}', NO_THROW)"
+    assert waiting(0x16_B374D848, wait_s) == expected

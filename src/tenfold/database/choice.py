@@ -14,6 +14,8 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 _TYPICAL_S = 0.001
 _MEMORY_S = 0.5
+_MOST_KEPT = 0.95
+_IN_A_ROW_S = -_MEMORY_S * math.log(_MOST_KEPT)
 _LEAST_S = 0.00002
 _CHANCE = 1.5  # costs that differ by less than this differ by chance
 
@@ -34,7 +36,8 @@ class Load:
     def took(self, seconds: float, *, now: float) -> None:
         """A statement took so long."""
         # Of many in a row each counts for a twentieth; the first after a pause replaces what was remembered.
-        kept = min(0.95, math.exp(min(0.0, self._at - now) / _MEMORY_S))
+        pause = now - self._at
+        kept = _MOST_KEPT if pause < _IN_A_ROW_S else math.exp(-pause / _MEMORY_S)
         self.average_s = kept * self.average_s + (1 - kept) * seconds
         self._at = now
 
@@ -66,10 +69,12 @@ def order(
     if count < 2:
         return list(range(count))
     first = turn % count if choice == "round-robin" else below(count)
-    rest = [(first + step) % count for step in range(1, count)]
     if choice != "least":
-        return [first, *rest]
-    other = rest[below(count - 1)]
+        return [(first + step) % count for step in range(count)]
+    other = 1 - first if count == 2 else (first + 1 + below(count - 1)) % count
     if loads[other].cost(now) * _CHANCE < loads[first].cost(now):
         first, other = other, first
-    return [first, other, *(index for index in rest if index not in (first, other))]
+    if count == 2:
+        return [first, other]
+    turned = ((first + step) % count for step in range(1, count))
+    return [first, other, *(index for index in turned if index != other)]

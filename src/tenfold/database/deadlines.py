@@ -4,6 +4,10 @@ Each transaction that begins under a deadline has ``SET LOCAL statement_timeout`
 ends with the transaction, so nothing has to be put back, and PgBouncer's transaction mode is fine with it. It
 is one round trip more: psycopg (3.3) accepts no second command in its BEGIN. Without a deadline nothing is
 sent.
+
+In AUTOCOMMIT there is no transaction that it could end with. There the *session* gets a timeout, in the steps
+of :mod:`tenfold.database.timeouts`: whoever comes with about the same deadline finds it set and pays nothing,
+and whoever comes without one has it put back first.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tenfold.database.timeouts import ended_by_deadline
+from tenfold.database import timeouts
+from tenfold.database.timeouts import CARRIED, ended_by_deadline
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError
 
@@ -22,9 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["enforce_deadlines"]
 
 _SET_S = "tenfold_statement_timeout_s"  # in Connection.info
+_LIBPQ = {"psycopg", "psycopg2"}
 
 
-def enforce_deadlines(engine: Engine | AsyncEngine, *, most_s: float = math.inf) -> None:
+def enforce_deadlines(
+    engine: Engine | AsyncEngine, *, most_s: float = math.inf, autocommit: bool = True
+) -> None:
     """From now on what this engine does ends with the request that asked for it. Call it once, right away.
 
     For engines with a pool of their own: one made with :func:`tenfold.database.pool.pool_options` does all
@@ -35,13 +43,19 @@ def enforce_deadlines(engine: Engine | AsyncEngine, *, most_s: float = math.inf)
     - All three raise :class:`~tenfold.errors.DeadlineExceededError`, which the middleware answers with 504.
 
     A transaction's statements share a timeout that is renewed when half of it has passed, so that one may run
-    half as long again as it should, at the most. With AUTOCOMMIT the server is told nothing, and an earlier
-    ``statement_timeout`` of the role is overridden: hand it in as ``most_s``. Pools other than QueuePool and
-    its asynchronous kind are left as they are.
+    half as long again as it should, at the most. An earlier ``statement_timeout`` of the role is overridden
+    there: hand it in as ``most_s``.
+
+    In AUTOCOMMIT, where a router's reads run, the session carries the timeout, and the connection's own is
+    kept where it is shorter. A statement may run a third longer than what is left, the second and later ones
+    on the same connection twice as long. It needs psycopg: with other drivers the server is told nothing in
+    AUTOCOMMIT. PgBouncer in transaction mode would hand the session's timeout to somebody else: say
+    ``autocommit=False`` there. Pools other than QueuePool and its asynchronous kind are left as they are.
 
     Args:
         engine: sync or async, any driver.
-        most_s: no statement may take longer, however much time is left.
+        most_s: no statement under a deadline may take longer, however much time is left.
+        autocommit: whether the server is told in AUTOCOMMIT, too.
 
     Raises:
         DependencyError: SQLAlchemy is not installed.
@@ -54,7 +68,10 @@ def enforce_deadlines(engine: Engine | AsyncEngine, *, most_s: float = math.inf)
     if hasattr(plain.pool, "watch"):
         return
     if plain.dialect.name == "postgresql":
-        bound = _Statements(most_s)
+        sessions = _Sessions(plain.dialect, most_s) if autocommit and plain.driver in _LIBPQ else None
+        bound = _Statements(most_s, sessions)
+        if sessions:
+            event.listen(plain, "checkout", sessions.taken)
         event.listen(plain, "begin", bound.begin)
         event.listen(plain, "before_cursor_execute", bound.before)
         event.listen(plain, "handle_error", _translate)
@@ -64,12 +81,52 @@ def enforce_deadlines(engine: Engine | AsyncEngine, *, most_s: float = math.inf)
     event.listen(plain, "engine_disposed", _bound_waits)  # which gives it another pool
 
 
+class _Sessions:
+    """Timeouts that a session carries, for connections in AUTOCOMMIT."""
+
+    def __init__(self, dialect: Any, most_s: float) -> None:
+        self._dialect, self._most_s = dialect, most_s
+
+    def taken(self, connection: Any, record: Any, _: object) -> None:
+        """A connection leaves the pool: what its last user left on it is not for this one."""
+        if not (connection.autocommit or CARRIED in record.info):
+            return
+        try:
+            timeouts.settle(connection, record.info, most_s=self._most_s)
+        except self._dialect.loaded_dbapi.Error as error:
+            if not self._lost(error, connection):
+                raise
+            from sqlalchemy.exc import DisconnectionError
+
+            raise DisconnectionError("the server has hung up") from error  # the pool opens another
+
+    def settle(self, connection: Connection) -> None:
+        """In the middle of its use, outside of any transaction."""
+        bare: Any = connection.connection.dbapi_connection
+        try:
+            timeouts.settle(bare, connection.info, most_s=self._most_s)
+        except BaseException as error:  # a cancellation, too: what the session carries now is not known
+            if isinstance(error, self._dialect.loaded_dbapi.Error) and self._lost(error, bare):
+                return  # as the statement is about to find, whose error SQLAlchemy knows what to do with
+            connection.invalidate(error)
+            raise
+
+    def _lost(self, error: Any, connection: Any) -> bool:
+        return bool(self._dialect.is_disconnect(error, connection, None))
+
+
 class _Statements:
-    def __init__(self, most_s: float) -> None:
-        self._most_s = most_s
+    def __init__(self, most_s: float, sessions: _Sessions | None) -> None:
+        self._most_s, self._sessions = most_s, sessions
 
     def begin(self, connection: Connection) -> None:
-        connection.info.pop(_SET_S, None)
+        info = connection.info
+        info.pop(_SET_S, None)
+        if self._sessions:
+            if _autocommits(connection):
+                return
+            if CARRIED in info and remaining_s() is None:
+                self._sessions.settle(connection)
         self._bound(connection)
 
     def before(self, connection: Connection, cursor: Any, *_: object) -> None:
@@ -77,8 +134,12 @@ class _Statements:
         left_s = remaining_s()
         if left_s is not None:
             check()
-            if left_s < connection.info.get(_SET_S, 0.0) / 2:
-                self._bound(connection)
+        info = connection.info
+        if self._sessions and _autocommits(connection):
+            if not timeouts.fits(info.get(CARRIED), left_s):
+                self._sessions.settle(connection)
+        elif left_s is not None and left_s < info.get(_SET_S, 0.0) / 2:
+            self._bound(connection)
 
     def _bound(self, connection: Connection) -> None:
         left_s = remaining_s()
@@ -92,6 +153,11 @@ class _Statements:
         finally:
             cursor.close()
         connection.info[_SET_S] = left_s
+
+
+def _autocommits(connection: Connection) -> bool:
+    bare: Any = connection.connection.dbapi_connection
+    return bool(bare.autocommit)
 
 
 def _translate(context: ExceptionContext) -> None:

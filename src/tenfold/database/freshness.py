@@ -13,7 +13,10 @@ from enum import Enum
 
 from tenfold.positions import Token, normalised
 
-__all__ = ["FreshnessLimits", "Place", "Verdict", "judge", "pauses", "pinned", "shown"]
+__all__ = ["FreshnessLimits", "Place", "Verdict", "can_wait", "judge", "pauses", "pinned", "shown"]
+
+
+_WAITS_SINCE = 190000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,22 @@ def shown(replayed: int, received: int | None, *, segment_bytes: int) -> int:
     """
     under_way = received is not None and received > replayed
     return replayed + 1 if under_way else normalised(replayed, segment_bytes=segment_bytes)
+
+
+def can_wait(token: Token, place: Place | None, *, version: int) -> bool:
+    """Whether the server can be told to wait for the token itself, by ``WAIT FOR LSN`` of PostgreSQL 19.
+
+    That compares numbers and knows nothing of timelines: on another one than the token's it would answer at
+    once, and say nothing.
+
+    Args:
+        version: ``server_version_num``; 0 when it is not known.
+    """
+    return (
+        version >= _WAITS_SINCE
+        and place is not None
+        and (place.system, place.timeline) == (token.system, token.timeline)
+    )
 
 
 def pinned(token: Token | None, *, now: float, pin_s: float) -> bool:

@@ -97,6 +97,7 @@ class Member:
         self.cluster = cluster
         self.health = health
         self.load = Load()
+        self.waits = True  # until it refuses to be told so
         self._make = make
         self._engines: dict[bool, Any] = {}
         self._connections: WeakSet[Any] = WeakSet()

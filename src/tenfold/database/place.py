@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tenfold.database.freshness import Place, shown
-from tenfold.positions import normalised, parse_position
+from tenfold.positions import format_position, normalised, parse_position
 
-__all__ = ["POSITION", "WHOLE_PLACE", "Answer", "answered"]
+__all__ = ["POSITION", "WHOLE_PLACE", "Answer", "answered", "waiting"]
 
 # Where it is, what it has received, and on which timeline that is; NULL for a role that may not know (without
 # pg_monitor), and when no log comes in. A replica that was promoted answers as the primary that it is.
@@ -58,3 +59,12 @@ def answered(row: Sequence[Any], *, known: Place | None, segment_bytes: int) -> 
         shown(reached, parse_position(received) if received else None, segment_bytes=segment_bytes),
         segment_bytes,
     )
+
+
+def waiting(position: int, wait_s: float) -> str:
+    """The statement that ends when a standby has replayed ``position``, or after ``wait_s``; PostgreSQL 19.
+
+    What it answers (success, timeout, not in recovery) is no proof: it knows no timelines. Ask afterwards.
+    """
+    timeout_ms = max(1, math.ceil(wait_s * 1000))  # 0 would mean: for ever
+    return f"WAIT FOR LSN '{format_position(position)}' WITH (TIMEOUT '{timeout_ms}ms', NO_THROW)"

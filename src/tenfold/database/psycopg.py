@@ -10,26 +10,40 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 
-__all__ = ["ask", "connect_async", "cut", "is_stale", "lacks_positions", "sqlstate"]
+__all__ = ["Line", "ask", "connect_async", "cut", "lacks_positions", "refused", "server_version", "sqlstate"]
 
+_REFUSED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
 _NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
 
 
-def is_stale(connection: Any) -> bool:
-    """Whether the server has hung up on an idle connection. Costs no round trip.
+class Line:
+    """What ties a driver's connection to its server, to be looked at before each use.
 
-    Something to read on a connection that asked nothing is its end, or a farewell (57P01). A server that was
-    cut off without a word, say by a firewall, is not noticed.
+    Kept as long as the connection: to make the object that polls costs more than to poll.
     """
-    pgconn = getattr(connection, "pgconn", None)
-    if pgconn is None:
-        return False  # another driver
-    try:
-        poll = select.poll()
-        poll.register(pgconn.socket, select.POLLIN)
-        return bool(poll.poll(0))
-    except Exception:  # psycopg's own, when it is closed already
-        return True
+
+    __slots__ = ("_pgconn", "_poll", "_socket")
+
+    def __init__(self, connection: Any) -> None:
+        self._pgconn = getattr(connection, "pgconn", None)  # None: another driver
+        self._socket, self._poll = -1, select.poll()
+
+    def is_dead(self) -> bool:
+        """Whether the server has hung up on an idle connection. Costs no round trip.
+
+        Something to read on a connection that asked nothing is its end, or a farewell (57P01). A server that
+        was cut off without a word, say by a firewall, is not noticed.
+        """
+        if self._pgconn is None:
+            return False
+        try:
+            socket = self._pgconn.socket
+        except Exception:  # psycopg's own, when it is closed already
+            return True
+        if socket != self._socket:
+            self._socket, self._poll = socket, select.poll()
+            self._poll.register(socket, select.POLLIN)
+        return bool(self._poll.poll(0))
 
 
 def cut(connection: Any) -> None:
@@ -49,6 +63,16 @@ def cut(connection: Any) -> None:
 def lacks_positions(error: BaseException) -> bool:
     """Whether a server said that it has no log positions, or none for us."""
     return sqlstate(error) in _NO_POSITIONS
+
+
+def refused(error: BaseException) -> bool:
+    """Whether a server said that it does not know this statement, or does not do it here."""
+    return sqlstate(error) in _REFUSED
+
+
+def server_version(connection: Any) -> int:
+    """``server_version_num``, as the server told it when the connection was made; 0 with another driver."""
+    return int(getattr(getattr(connection, "info", None), "server_version", 0))
 
 
 def sqlstate(error: BaseException | None) -> str:

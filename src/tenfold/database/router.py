@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,12 +35,13 @@ from tenfold.database.seen import Seen
 from tenfold.database.sqlalchemy.engines import Use, database_url, maker, server_name
 from tenfold.database.sqlalchemy.finder import Finder
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
-from tenfold.database.sqlalchemy.sessions import ReadSession, WriteSession
+from tenfold.database.sqlalchemy.sessions import Errand, ReadSession, WriteSession
 from tenfold.errors import SettingsError
 
 __all__ = ["DatabaseRouter"]
 
 _PRIMARY_READS_TIMEOUT_S = 1.0
+_BOTH = (False, True)  # asynchronous or not
 
 
 class DatabaseRouter:
@@ -103,7 +105,9 @@ class DatabaseRouter:
             for replicas_of_use in (self._replicas, self._analytics)
         )
         self._sampler = self._make_sampler(primary, replicas, health)
+        self._make_errands()
         self._pid = os.getpid()
+        self._begun_in = 0
 
     # Sessions
 
@@ -117,6 +121,8 @@ class DatabaseRouter:
         Each statement has a snapshot of its own, and one whose server is lost is repeated on another.
         ``isolation="REPEATABLE READ"`` gives all of them one snapshot, in one transaction, not repeated.
         """
+        if isolation is None:
+            return SessionScope(self.get_read_session, self.get_async_read_session, commits=False)
         return SessionScope(
             partial(self.get_read_session, isolation=isolation),
             partial(self.get_async_read_session, isolation=isolation),
@@ -128,27 +134,32 @@ class DatabaseRouter:
 
         It may be late: neither lag nor what this context has seen is looked at.
         """
-        return SessionScope(
-            lambda: ReadSession(**self._reporting(False)),
-            lambda: AsyncSession(sync_session_class=ReadSession, **self._reporting(True)),
-            commits=False,
-        )
+        return SessionScope(self._get_report_session, self._get_async_report_session, commits=False)
 
     def get_write_session(self) -> Session:
         """A session on the primary, for whoever closes it: ``with router.get_write_session() as session``."""
-        return WriteSession(**self._writing(False))
+        return WriteSession(errand=self._writing, **self._of_sessions)
 
     def get_async_write_session(self) -> AsyncSession:
         """As :meth:`get_write_session`, for asyncio."""
-        return AsyncSession(sync_session_class=WriteSession, **self._writing(True))
+        return _asynchronous(WriteSession, self._async_writing, self._of_sessions)
 
     def get_read_session(self, *, isolation: str | None = None) -> Session:
         """A session as :meth:`read` gives it, for whoever closes it."""
-        return ReadSession(**self._reading(False, isolation))
+        errand = self._reading if isolation is None else replace(self._reading, isolation=isolation)
+        return ReadSession(errand=errand, **self._of_sessions)
 
     def get_async_read_session(self, *, isolation: str | None = None) -> AsyncSession:
         """As :meth:`get_read_session`, for asyncio."""
-        return AsyncSession(sync_session_class=ReadSession, **self._reading(True, isolation))
+        own = self._async_reading
+        errand = own if isolation is None else replace(own, isolation=isolation)
+        return _asynchronous(ReadSession, errand, self._of_sessions)
+
+    def _get_report_session(self) -> Session:
+        return ReadSession(errand=self._reporting, **self._of_sessions)
+
+    def _get_async_report_session(self) -> AsyncSession:
+        return _asynchronous(ReadSession, self._async_reporting, self._of_sessions)
 
     def each_engine(self, setup: Callable[[Engine], object]) -> None:
         """Calls ``setup`` with every engine when it is made: listeners, or ``enforce_deadlines``.
@@ -192,6 +203,7 @@ class DatabaseRouter:
 
     def close(self) -> None:
         """Stop sampling and close what is idle in the pools. In asyncio: ``await router.aclose()``."""
+        self._begun_in = 0  # whoever uses it again samples again
         if self._sampler:
             self._sampler.stop()
         for engine in self._forgotten():
@@ -240,50 +252,52 @@ class DatabaseRouter:
 
     # What sessions ask for
 
-    def _reading(self, asynchronous: bool, isolation: str | None) -> dict[str, Any]:
-        return {
-            "find": partial(self._find, asynchronous=asynchronous),
-            "isolation": isolation,
-            "finish": self._memory.after_read,
-            **self._options["session"],
-        }
+    def _make_errands(self) -> None:
+        """Once: each session would otherwise make its own."""
+        self._of_sessions: dict[str, Any] = dict(self._options["session"])
+        self._reading, self._async_reading = (
+            Errand(partial(self._find, asynchronous), self._memory.after_read) for asynchronous in _BOTH
+        )
+        self._reporting, self._async_reporting = (
+            Errand(partial(self._report, asynchronous), _nothing) for asynchronous in _BOTH
+        )
+        self._writing, self._async_writing = (
+            Errand(partial(self._take, asynchronous), self._memory.after_write) for asynchronous in _BOTH
+        )
 
-    def _reporting(self, asynchronous: bool) -> dict[str, Any]:
-        find = partial(self._report, asynchronous=asynchronous)
-        return {"find": find, "isolation": None, "finish": _nothing, **self._options["session"]}
-
-    def _writing(self, asynchronous: bool) -> dict[str, Any]:
-        return {
-            "take": partial(self._take, asynchronous=asynchronous),
-            "finish": self._memory.after_write,
-            **self._options["session"],
-        }
-
-    def _take(self, *, asynchronous: bool) -> Lease:
-        self._begin()
+    def _take(self, asynchronous: bool, *_: object) -> Lease:
+        if os.getpid() != self._begun_in:
+            self._begin()
         try:
             return Lease.take(self._primary, asynchronous=asynchronous)
         except ServerLostError as error:
             assert error.__cause__ is not None
             raise error.__cause__ from None
 
-    def _find(self, avoid: set[Member], primary: bool, *, asynchronous: bool) -> Lease:
-        self._begin()
+    def _find(self, asynchronous: bool, avoid: frozenset[Member], primary: bool) -> Lease:
+        if os.getpid() != self._begun_in:
+            self._begin()
         token = self._memory.token()
         return self._finder.find(token, asynchronous=asynchronous, avoid=avoid, primary=primary)
 
-    def _report(self, avoid: set[Member], _: bool, *, asynchronous: bool) -> Lease:
-        self._begin()
+    def _report(self, asynchronous: bool, avoid: frozenset[Member], _: bool) -> Lease:
+        if os.getpid() != self._begun_in:
+            self._begin()
         return self._reports.any_replica(asynchronous=asynchronous, avoid=avoid)
 
     def _begin(self) -> None:
-        """Before each use: a forked process inherits neither the thread that samples nor connections."""
+        """Before the first use in a process: a fork has neither the sampling thread nor connections."""
         if (pid := os.getpid()) != self._pid:
             self._pid = pid
             for engine in self._forgotten():
                 engine.dispose(close=False)
-        if self._sampler and self._sampler.pid != pid:
+        if self._sampler:
             self._sampler.start()
+        self._begun_in = pid
+
+
+def _asynchronous(kind: type[Session], errand: Errand, options: Mapping[str, Any]) -> AsyncSession:
+    return AsyncSession(sync_session_class=kind, errand=errand, **options)
 
 
 def _nothing(_: Lease, __: bool) -> None:

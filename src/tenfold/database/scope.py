@@ -16,12 +16,14 @@ __all__ = ["SessionScope"]
 class SessionScope:
     """Made by the router, used once. The block's end commits a write, an exception rolls it back."""
 
+    __slots__ = ("_async_session", "_commits", "_make", "_make_async", "_session")
+    _session: Session
+    _async_session: AsyncSession
+
     def __init__(
         self, make: Callable[[], Session], make_async: Callable[[], AsyncSession], *, commits: bool
     ) -> None:
         self._make, self._make_async, self._commits = make, make_async, commits
-        self._session: Session | None = None
-        self._async_session: AsyncSession | None = None
 
     def __enter__(self) -> Session:
         self._session = self._make()
@@ -30,10 +32,11 @@ class SessionScope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        with self._session as session:  # closes it, which rolls back what was not committed
+        try:
             if kind is None and self._commits:
-                session.commit()
+                self._session.commit()
+        finally:
+            self._session.close()  # which rolls back what was not committed
 
     async def __aenter__(self) -> AsyncSession:
         self._async_session = self._make_async()
@@ -42,7 +45,6 @@ class SessionScope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._async_session is not None
         async with self._async_session as session:
             if kind is None and self._commits:
                 await session.commit()

@@ -19,7 +19,7 @@ _CANCELED = "57014"  # query_canceled
 
 STEPS = 8  # a decade; each step is a third more than the one before
 
-CARRIED = "tenfold.statement_timeout_ms"  # in a connection's info: what it carries now
+CARRIED = "tenfold.statement_timeout_ms"  # in a connection's info: what it carries for a deadline
 _OWN = "tenfold.statement_timeout_own_ms"  # and what it carried at first
 
 
@@ -30,25 +30,49 @@ def timeout_ms(left_s: float, *, own_ms: int) -> int:
     return min(step, own_ms) if own_ms else step
 
 
+def shorter_ms(own_ms: int, most_s: float) -> int:
+    """The shorter of two limits, each of which may be none: 0 and infinity."""
+    if math.isinf(most_s):
+        return own_ms
+    most_ms = max(math.ceil(most_s * 1000), 1)
+    return min(own_ms, most_ms) if own_ms else most_ms
+
+
+def fits(carried_ms: int | None, left_s: float | None) -> bool:
+    """Whether a session that carries this already suits a statement of somebody who has so much left.
+
+    It may be as much as twice what is left, so that the timeout is not renewed with each statement. None is
+    what the connection had at first.
+    """
+    if left_s is None or carried_ms is None:
+        return left_s is None and carried_ms is None
+    left_ms = max(left_s * 1000, 1.0)
+    return left_ms <= carried_ms <= 2 * left_ms
+
+
 def ended_by_deadline(error: BaseException | None) -> bool:
     """Whether the server ended a statement because the request's time is over."""
     return getattr(error, "sqlstate", None) == _CANCELED and remaining_s() == 0
 
 
-def settle(connection: Any, info: MutableMapping[Any, Any]) -> None:
-    """Give a connection outside of any transaction the timeout of whoever takes it now.
+def settle(connection: Any, info: MutableMapping[Any, Any], *, most_s: float = math.inf) -> None:
+    """Give a connection outside of any transaction the timeout of whoever takes it now, at most ``most_s``.
 
-    The value stays with the session: behind a pool in transaction mode it would be someone else's.
+    The value stays with the session: behind a pool in transaction mode it would be someone else's. When this
+    fails or is cancelled nobody knows what the session carries: the connection has to go.
     """
     left_s = remaining_s()
     if left_s is None and CARRIED not in info:
         return
     if _OWN not in info:
         info[_OWN] = _own_ms(connection)
-    wanted = info[_OWN] if left_s is None else timeout_ms(left_s, own_ms=info[_OWN])
+    limit = info[_OWN] if left_s is None else shorter_ms(info[_OWN], most_s)
+    wanted = limit if left_s is None else timeout_ms(left_s, own_ms=limit)
     if wanted != info.get(CARRIED, info[_OWN]):
         info[CARRIED] = wanted
         _outside(connection, f"SET statement_timeout = {wanted:d}")
+    if left_s is None:
+        del info[CARRIED]
 
 
 def settle_transaction(connection: Any) -> None:

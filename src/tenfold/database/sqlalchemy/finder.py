@@ -16,7 +16,7 @@ from tenfold.database.choice import Choice
 from tenfold.database.freshness import FreshnessLimits, Verdict, judge, pauses, pinned
 from tenfold.database.member import Cluster, Member
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
-from tenfold.errors import NoReplicaError
+from tenfold.errors import DeadlineExceededError, NoReplicaError
 from tenfold.positions import Token
 
 __all__ = ["Finder"]
@@ -58,7 +58,7 @@ class Finder:
             NoReplicaError: there is none.
         """
         lease: Lease | None = None
-        if not primary and not self._only_primary(token):
+        if not primary and (token is None or not self._only_primary(token)):
             lease = self._of_replicas(token, asynchronous=asynchronous, avoid=avoid)
         return lease or self._of_primary(asynchronous)
 
@@ -73,10 +73,8 @@ class Finder:
                 return lease
         raise NoReplicaError("no replica answers, and reports are kept off the primary: try again later")
 
-    def _only_primary(self, token: Token | None) -> bool:
-        if self._cluster.positions or token is None:
-            return False
-        return pinned(token, now=time.time(), pin_s=self._limits.pin_s)
+    def _only_primary(self, token: Token) -> bool:
+        return not self._cluster.positions and pinned(token, now=time.time(), pin_s=self._limits.pin_s)
 
     def _of_replicas(
         self, token: Token | None, *, asynchronous: bool, avoid: Collection[Member]
@@ -86,6 +84,8 @@ class Finder:
         try:
             for server in self._in_order(avoid, token):
                 lease = _taken(server, asynchronous)
+                if lease and token is None:  # who has seen nothing may read anywhere
+                    return lease
                 verdict = _verdict(lease, token) if lease else Verdict.FOREIGN
                 if verdict is Verdict.FRESH:
                     _give_back(nearest)
@@ -94,21 +94,28 @@ class Finder:
                     nearest = _nearer(nearest, lease)
                 else:
                     _give_back(lease)
-            return nearest if nearest and self._catches_up(nearest, token, asynchronous) else None
+            if nearest and token and self._catches_up(nearest, token, asynchronous):
+                return nearest
+            return None
         except BaseException:
             _give_back(nearest)
             raise
 
     def _in_order(self, avoid: Collection[Member], token: Token | None, late: bool = False) -> list[Member]:
         """Those that serve, in the order of choice; first those that were heard to be far enough."""
-        found = [server for server in self._replicas if server not in avoid and self._serves(server, late)]
-        now = time.monotonic()
+        found = [
+            server
+            for server in self._replicas
+            if (server.health.serving or self._may_try(server, late)) and server not in avoid
+        ]
+        if len(found) < 2:
+            return found
         indices = choice.order(
             [server.load for server in found],
             choice=self._choice,
             turn=next(self._turns),
-            now=now,
-            below=random.randrange,
+            now=time.monotonic(),
+            below=_below,
         )
         ordered = [found[index] for index in indices]
         if token is not None and self._cluster.sampled:
@@ -117,18 +124,22 @@ class Finder:
             )
         return ordered
 
-    def _serves(self, server: Member, late: bool) -> bool:
+    def _may_try(self, server: Member, late: bool) -> bool:
+        """Whether one that does not serve gets this read all the same."""
         health = server.health
-        if health.serving or (late and health.answers and health.breaker.closed):
+        if late and health.answers and health.breaker.closed:
             return True
         # Where nobody samples, a read is what finds out whether it is back.
         return not self._cluster.sampled and health.in_time and health.breaker.wait_s == 0
 
-    def _catches_up(self, lease: Lease, token: Token | None, asynchronous: bool) -> bool:
+    def _catches_up(self, lease: Lease, token: Token, asynchronous: bool) -> bool:
         """Whether it does soon; given back when it does not."""
-        verdict = Verdict.BEHIND
-        if lease.server.health.lag.seconds <= self._limits.wait_s + self._sample_s:
-            for pause in pauses(self._limits.wait_s):
+        verdict, wait_s = Verdict.BEHIND, self._limits.wait_s
+        if lease.server.health.lag.seconds <= wait_s + self._sample_s:
+            begun = time.monotonic()
+            verdict = _verdict(lease, token, wait_s=wait_s)  # where the server itself cannot wait: BEHIND
+            left_s = wait_s - (time.monotonic() - begun)
+            for pause in pauses(left_s) if verdict is Verdict.BEHIND else ():
                 if asynchronous:
                     await_only(asyncio.sleep(pause))
                 else:
@@ -142,6 +153,8 @@ class Finder:
     def _of_primary(self, asynchronous: bool) -> Lease:
         try:
             return Lease.take(self._primary, asynchronous=asynchronous)
+        except DeadlineExceededError:  # some are a PoolTimeoutError, too
+            raise
         except (ServerLostError, PoolTimeoutError) as error:
             busy = isinstance(error, PoolTimeoutError)
             raise NoReplicaError(
@@ -151,19 +164,28 @@ class Finder:
             ) from error
 
 
+def _below(count: int) -> int:
+    """One of so many, by chance; ``random.randrange`` takes three times as long for what nobody would see."""
+    return int(random.random() * count)  # noqa: S311
+
+
 def _taken(server: Member, asynchronous: bool) -> Lease | None:
     try:
         return Lease.take(server, asynchronous=asynchronous)
     except ServerLostError:
         server.health.failed()
+    except DeadlineExceededError:  # some are a PoolTimeoutError, too: no time is left for another server
+        raise
     except PoolTimeoutError:
         pass  # no connection is free: another replica may have one
     return None
 
 
-def _verdict(lease: Lease, token: Token | None) -> Verdict:
+def _verdict(lease: Lease, token: Token | None, *, wait_s: float = 0.0) -> Verdict:
     """What to do with it; FOREIGN, so that it is let go of, when its server is lost."""
     try:
+        if token and wait_s > 0 and not lease.wait(token, wait_s):
+            return Verdict.BEHIND
         return lease.fresh_for(token)
     except ServerLostError:
         lease.server.health.failed()

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tenfold.database.freshness import Place, Verdict, judge
+from tenfold.database.freshness import Place, Verdict, can_wait, judge
 from tenfold.database.member import Member
-from tenfold.database.place import POSITION, WHOLE_PLACE, answered
-from tenfold.database.psycopg import is_stale, lacks_positions
+from tenfold.database.place import POSITION, WHOLE_PLACE, answered, waiting
+from tenfold.database.psycopg import Line, lacks_positions, refused, server_version, sqlstate
+from tenfold.database.timeouts import ended_by_deadline
+from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
-__all__ = ["Lease", "ServerLostError"]
+__all__ = ["CONFLICT", "Lease", "ServerLostError"]
 
-_INFO, _USED = "tenfold place", "tenfold used"
+CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
+
+_INFO, _LINE = "tenfold place", "tenfold line"  # in a connection's info, which is cleared when it ends
 _MOST_STALE = 100
 
 
@@ -30,12 +33,11 @@ class Lease:
 
     __slots__ = ("_first", "_given", "connection", "lost", "place", "server", "shown_to")
 
-    def __init__(self, server: Member, connection: Connection) -> None:
+    def __init__(self, server: Member, connection: Connection, place: Place | None, *, first: bool) -> None:
         self.server = server
         self.connection = connection
-        info = connection.info
-        self.place: Place | None = info.get(_INFO)
-        self._first, info[_USED] = _USED not in info, True
+        self.place = place
+        self._first = first
         self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
         self.lost = self._given = False
         server.entered()
@@ -53,9 +55,14 @@ class Lease:
                 connection = engine.connect()
             except DBAPIError as error:
                 raise ServerLostError(server.name) from error
-            new = _USED not in connection.info
-            if new or not is_stale(connection.connection.driver_connection):
-                return cls(server, connection)
+            bare: Any = connection.connection
+            info = bare._connection_record.info  # which `bare.info` is, after 1 µs
+            line: Line | None = info.get(_LINE)
+            if line is None:
+                info[_LINE] = Line(bare.driver_connection)
+                return cls(server, connection, None, first=True)
+            if not line.is_dead():
+                return cls(server, connection, info.get(_INFO), first=False)
             connection.invalidate()
             connection.close()
         raise ServerLostError(server.name)
@@ -65,6 +72,7 @@ class Lease:
 
         Raises:
             ServerLostError: it did not answer.
+            DeadlineExceededError: it did not within the time that the request has.
         """
         verdict = judge(token, self.place)
         if verdict is Verdict.ASK and token is not None:
@@ -78,6 +86,7 @@ class Lease:
 
         Raises:
             ServerLostError: it did not answer.
+            DeadlineExceededError: it did not within the time that the request has.
         """
         try:
             row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
@@ -85,11 +94,39 @@ class Lease:
             if lacks_positions(error):
                 self.server.cluster.positions = False
                 return None
-            self.drop(error)  # also when it was cancelled: the answer may be under way
-            if not isinstance(error, Exception):
-                raise
-            raise ServerLostError(self.server.name) from error
+            self._failed(error)
         return self._learned(row)
+
+    def wait(self, token: Token, wait_s: float) -> bool:
+        """Whether the server could be told to wait until it has replayed ``token``. Whether it has, ask then.
+
+        Raises:
+            ServerLostError: it did not answer.
+            DeadlineExceededError: it did not within the time that the request has.
+        """
+        version = server_version(self.connection.connection.driver_connection)
+        if not self.server.waits or not can_wait(token, self.place, version=version):
+            return False
+        try:
+            self._row(waiting(token.position, wait_s))
+        except BaseException as error:
+            if refused(error):
+                self.server.waits = False
+            elif sqlstate(error) != CONFLICT:  # which is about this once
+                self._failed(error)
+            return False
+        return True
+
+    def _failed(self, error: BaseException) -> NoReturn:
+        """A question got no answer."""
+        if ended_by_deadline(error):  # by a server that is fine, on a connection that is
+            raise DeadlineExceededError(
+                "the request's time was over before a server said where it is"
+            ) from error
+        self.drop(error)  # also when it was cancelled: the answer may be under way
+        if not isinstance(error, Exception):
+            raise error
+        raise ServerLostError(self.server.name) from error
 
     def _row(self, statement: str) -> tuple[Any, ...]:
         """On the driver's connection: SQLAlchemy would begin a transaction, and time has a price here."""
@@ -121,20 +158,21 @@ class Lease:
         moved = heard is not None and self.place is not None and heard.timeline != self.place.timeline
         try:
             place = self.ask(whole=moved)
-        except ServerLostError:
+        except (ServerLostError, DeadlineExceededError):
             return Token.unsure(expires_at=expires_at)
         if place is None:
             return None
         return Token(place.system, place.timeline, self.shown_to, expires_at)
 
-    def served(self, seconds: float) -> None:
+    def served(self, seconds: float, *, now: float) -> None:
         """A statement took so long. What a new connection has to load says nothing of its server."""
         if self._first:
             self._first = False
             return
-        self.server.load.took(seconds, now=time.monotonic())
-        if not self.server.health.breaker.closed:
-            self.server.health.worked()
+        server = self.server
+        server.load.took(seconds, now=now)
+        if not server.health.breaker.closed:
+            server.health.worked()
 
     def drop(self, error: BaseException | None = None) -> None:
         """The connection is no more: nobody shall get it again."""
@@ -148,5 +186,7 @@ class Lease:
             return
         self._given = True
         self.server.left()
-        with contextlib.suppress(SQLAlchemyError):
+        try:  # noqa: SIM105 - suppress() is an object and two calls, for each read
             self.connection.close()
+        except SQLAlchemyError:
+            pass

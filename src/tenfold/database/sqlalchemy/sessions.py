@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import event
@@ -13,22 +14,37 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from tenfold.database.member import Member
 from tenfold.database.psycopg import sqlstate
-from tenfold.database.sqlalchemy.lease import Lease
+from tenfold.database.sqlalchemy.lease import CONFLICT, Lease
 
-__all__ = ["ReadSession", "WriteSession"]
+__all__ = ["Errand", "ReadSession", "WriteSession"]
 
-_CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a session asks of its router. One for all sessions of a kind, since each read makes a session.
+
+    Attributes:
+        find: a lease, on none of these servers; only on the primary when the second argument is True.
+        finish: told of a lease whose transaction is over, and of whether it was committed.
+        isolation: a level, for one transaction; None is AUTOCOMMIT for readers, the server's for writers.
+    """
+
+    find: Callable[[frozenset[Member], bool], Lease]
+    finish: Callable[[Lease, bool], None]
+    isolation: str | None = None
 
 
 class _LeasedSession(Session):
     """Holds one lease from the first statement of a transaction to its end."""
 
-    def __init__(self, *, finish: Callable[[Lease, bool], None], **options: Any) -> None:
+    _lease: Lease | None = None
+    _committed = False
+
+    def __init__(self, *, errand: Errand, **options: Any) -> None:
         super().__init__(**options)
-        self._finish = finish
-        self._lease: Lease | None = None
-        self._committed = False
+        self._errand = errand
 
     def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
         """The connection that this transaction runs on."""
@@ -45,17 +61,16 @@ class _LeasedSession(Session):
     def close(self) -> None:
         """As SQLAlchemy's."""
         super().close()
-        self._end()  # a bind that was asked for and never used has no transaction to end it
+        if self._lease is not None:  # a bind that was asked for and never used has no transaction to end it
+            self._end(self._lease)
 
-    def _end(self) -> None:
-        lease, self._lease = self._lease, None
+    def _end(self, lease: Lease) -> None:
+        self._lease = None
         committed, self._committed = self._committed, False
-        if lease is None:
-            return
         try:
             lease.lost = lease.lost or lease.connection.invalidated
             if self._touched(lease):
-                self._finish(lease, committed)
+                self._errand.finish(lease, committed)
         finally:
             lease.give_back()
 
@@ -72,18 +87,17 @@ def _committed(session: _LeasedSession) -> None:
 @event.listens_for(_LeasedSession, "after_transaction_end", propagate=True)
 def _ended(session: _LeasedSession, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
-        session._end()
+        if session._lease is None:
+            session._committed = False
+        else:
+            session._end(session._lease)
 
 
 class WriteSession(_LeasedSession):
     """A session on the primary. A connection that is lost during COMMIT is a CommitUnknownError."""
 
-    def __init__(self, *, take: Callable[[], Lease], **options: Any) -> None:
-        super().__init__(**options)
-        self._take = take
-
     def _taken(self) -> Lease:
-        return self._take()
+        return self._errand.find(frozenset(), True)
 
 
 class ReadSession(_LeasedSession):
@@ -93,24 +107,21 @@ class ReadSession(_LeasedSession):
     of a transaction a read may be repeated. With an isolation level, one snapshot is promised: it may not.
     """
 
-    def __init__(
-        self, *, find: Callable[[set[Member], bool], Lease], isolation: str | None, **options: Any
-    ) -> None:
-        super().__init__(**options)
-        self._find, self._isolation = find, isolation
-        self._avoid: set[Member] = set()
-        self._has_read = self._on_primary = False
-        self._since = 0.0
+    _avoid: frozenset[Member] = frozenset()  # servers that failed this session
+    _has_read = _on_primary = False
+    _since = 0.0
 
     def _taken(self) -> Lease:
-        lease = self._find(self._avoid, self._on_primary)
-        if self._isolation is not None:
+        errand = self._errand
+        lease = errand.find(self._avoid, self._on_primary)
+        if errand.isolation is not None:
             try:
-                lease.connection.execution_options(isolation_level=self._isolation)
+                lease.connection.execution_options(isolation_level=errand.isolation)
             except BaseException:
                 lease.give_back()
                 raise
-        self._since = time.perf_counter()  # what finding it took is not the server's fault
+        self._has_read = False
+        self._since = time.monotonic()  # what finding it took is not the server's fault
         return lease
 
     def execute(self, *args: Any, **options: Any) -> Any:
@@ -127,7 +138,8 @@ class ReadSession(_LeasedSession):
 
     def _moving(self, run: Callable[..., Result], args: tuple[Any, ...], options: dict[str, Any]) -> Result:
         while True:
-            self._since = time.perf_counter()
+            if self._lease is not None:
+                self._since = time.monotonic()
             try:
                 result = run(*args, **options)
             except DBAPIError as error:
@@ -136,21 +148,26 @@ class ReadSession(_LeasedSession):
             else:
                 self._has_read = True
                 if self._lease is not None:
-                    self._lease.served(time.perf_counter() - self._since)
+                    now = time.monotonic()
+                    self._lease.served(now - self._since, now=now)
                 return result
 
     def _moves(self, error: DBAPIError) -> bool:
         """Whether to run the statement again, elsewhere."""
         lease = self._lease
-        conflict = sqlstate(error.orig) == _CONFLICT
-        if lease is None or self._isolation is not None or not (error.connection_invalidated or conflict):
+        conflict = sqlstate(error.orig) == CONFLICT
+        if (
+            lease is None
+            or self._errand.isolation is not None
+            or not (error.connection_invalidated or conflict)
+        ):
             return False
         if lease.server in self._avoid or (lease.server.primary and self._on_primary):
             return False
         if not conflict:
             lease.lost = True
             lease.server.health.failed()
-        self._avoid.add(lease.server)
+        self._avoid |= {lease.server}
         # What this session has read there may be ahead of every other replica; the primary is not behind it.
         self._on_primary = self._has_read
         if (transaction := self.get_transaction()) is not None:
@@ -159,13 +176,10 @@ class ReadSession(_LeasedSession):
 
     def connection(self, *args: Any, **options: Any) -> Any:
         """As SQLAlchemy's. What is read on it directly is not repeated elsewhere."""
+        connection = super().connection(*args, **options)
         self._has_read = True
-        return super().connection(*args, **options)
+        return connection
 
     def _touched(self, lease: Lease) -> bool:
         # A server that was lost before it answered has shown nothing: the next one need not be ahead of it.
         return self._has_read or not lease.lost
-
-    def _end(self) -> None:
-        super()._end()
-        self._has_read = False
