@@ -66,8 +66,8 @@ class Readers:
 
     def more(self, count: int = 100) -> set[int]:
         """Await so many answers more; the ports that gave them, the ones under way before excluded."""
-        before = self.answered
-        eventually(lambda: self.answered > before + len(self._threads))
-        self.ports = set()
-        eventually(lambda: self.answered > before + count)
-        return self.ports
+        had = self.answers.copy()
+        eventually(lambda: all(has > before for has, before in zip(self.answers, had, strict=True)))
+        self.ports, before = set(), self.answered
+        eventually(lambda: self.answered >= before + count)
+        return self.ports.copy()
