@@ -35,8 +35,20 @@ def test_every_promise_names_tests_that_exist(row: str) -> None:
             assert f"def {test}(" in (TESTS / file).read_text(), f"{file}::{test}"
 
 
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_every_promise_has_a_control(row: str) -> None:
+    assert row.split("|")[-2].strip(" –")
+
+
 def test_a_test_that_is_not_there_is_noticed() -> None:
     with pytest.raises(AssertionError, match="test_nobody_wrote_this"):
         test_every_promise_names_tests_that_exist(
             "| x | y | `test_guarantees.py::test_nobody_wrote_this` | – |"
+        )
+
+
+def test_a_control_that_is_owed_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        test_every_promise_has_a_control(
+            "| x | y | `test_guarantees.py::test_a_test_that_is_not_there` | – |"
         )

@@ -63,6 +63,21 @@ class Servers:
             for statement in statements:
                 connection.execute(statement)
 
+    @contextmanager
+    def told(self, server: Any, setting: str, value: str) -> Iterator[None]:
+        """With a setting of its own until the end of the block."""
+
+        def reload(statement: str) -> None:
+            former = server.ask(f"show {setting}")
+            self.tell(server, statement, "select pg_reload_conf()")
+            eventually(lambda: server.ask(f"show {setting}") != former)
+
+        reload(f"alter system set {setting} = '{value}'")
+        try:
+            yield
+        finally:
+            reload(f"alter system reset {setting}")
+
     def signal(self, server: Any, number: int) -> None:
         for pid in server.pids():
             os.kill(pid, number)

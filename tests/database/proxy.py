@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 
 
 class Proxy:
@@ -45,6 +46,15 @@ class Proxy:
         for end in (one, other):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Nothing goes by until the end of the block."""
+        self.flows.clear()
+        try:
+            yield
+        finally:
+            self.flows.set()
 
     def close(self) -> None:
         self.flows.set()

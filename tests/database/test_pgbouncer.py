@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 from hypothesis import given
@@ -20,21 +21,25 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.database import pool_options
+from tenfold.database import pgbouncer, pool_options
 from tenfold.database.budget import Fleet, Room
 from tenfold.database.pgbouncer import PgBouncer, driver_options, render, sized
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError, SettingsError
 from tenfold.stack.account import unprivileged
+from tests.database.pgbouncer_files import UnreadableError, read_databases, read_ini, read_users
 from tests.measure import conftest
 
 postgres_url = conftest.postgres_url
 PLAIN = {"host": "db.internal", "databases": {"shop": "shop"}, "users": {"shop": "secret"}}
 
 
+def pooler(**changed: Any) -> PgBouncer:
+    return PgBouncer(**{**PLAIN, **changed})  # type: ignore[arg-type]
+
+
 def rendered(**changed: Any) -> dict[str, str]:
-    pooler: Any = PgBouncer(**{**PLAIN, **changed})
-    return {str(file.path): file.text for file in render(pooler)}
+    return {str(file.path): file.text for file in render(pooler(**changed))}
 
 
 # ------------------------------------------------------------------ rendering
@@ -95,10 +100,38 @@ HOSTILE = [
     {"databases": {}},
     {"users": {}},
     {"users": {"shop": "a\nb"}},
+    {"users": {"shop": "\udcff"}},
+    {"databases": {"shop": "\ud800"}},
+    {"userlist": "\udcff"},
     {"users": {"": "x"}},
     {"users": {"shop": ""}},
     {"userlist": "users\nauth_type = any"},
 ]
+
+
+def misread(meant: PgBouncer, files: dict[str, str]) -> list[str]:
+    """What PgBouncer would read in these files that was not meant."""
+    try:
+        "".join(files.values()).encode()
+        settings = read_ini(files["pgbouncer.ini"])["pgbouncer"]
+        databases = read_databases(files["pgbouncer.ini"])
+        users = read_users(files["userlist.txt"])
+    except (UnreadableError, UnicodeEncodeError) as error:
+        return [str(error)]
+    place = [("host", meant.host), ("port", str(meant.port))]
+    ours = {"listen_addr": meant.listen, "auth_file": meant.userlist}
+    plain = read_ini(rendered()["pgbouncer.ini"])["pgbouncer"]
+    found = {
+        "settings": settings == [(key, ours.get(key, value)) for key, value in plain],
+        "databases": databases
+        == [(alias, [*place, ("dbname", name)]) for alias, name in meant.databases.items()],
+        "users": users == list(meant.users.items()),
+    }
+    return [what for what, as_meant in found.items() if not as_meant]
+
+
+def test_what_is_plain_is_read_as_it_was_meant() -> None:
+    assert misread(pooler(), rendered()) == []
 
 
 @pytest.mark.parametrize("changed", HOSTILE, ids=str)
@@ -107,17 +140,52 @@ def test_what_cannot_be_written_safely_is_refused(changed: dict[str, Any]) -> No
         rendered(**changed)
 
 
-@given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
-def test_no_text_opens_a_line_or_a_value_of_its_own(name: str, user: str, password: str) -> None:
-    plain = rendered()["pgbouncer.ini"].splitlines()
+@pytest.mark.parametrize("changed", HOSTILE, ids=str)
+def test_the_control_what_is_refused_would_be_misread(
+    changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for guard in ("_alias", "_address", "_path"):
+        monkeypatch.setattr(pgbouncer, guard, str)
+    monkeypatch.setattr(pgbouncer, "_controls", lambda _: False)
+    monkeypatch.setattr(pgbouncer, "_quoted", lambda text, **_: '"' + text.replace('"', '""') + '"')
+    meant = pooler(**changed)
+    files = {"pgbouncer.ini": pgbouncer._ini(meant), "userlist.txt": pgbouncer._userlist(meant.users)}
+    assert misread(meant, files)
+
+
+TELLING = st.sampled_from("'\"\\ ;#%=*[]\n") | st.characters(exclude_categories=["Cs"])
+TEXTS = st.tuples(*[st.text(TELLING, min_size=1, max_size=20)] * 3)
+
+
+def injects(name: str, user: str, password: str) -> list[str]:
+    """What of a database's name, a user and a password is written and then misread."""
+    changed = {"databases": {"shop": name}, "users": {user: password}}
     try:
-        files = rendered(databases={"shop": name}, users={user: password})
+        files = rendered(**changed)
     except SettingsError:
-        return
-    lines = files["pgbouncer.ini"].split("\n")
-    assert len(lines) == len(plain) + 1
-    assert re.fullmatch(r"shop = host=db\.internal port=5432 dbname='(?:[^']|'')*'", lines[1])
-    assert re.fullmatch(r'"(?:[^"\n]|"")+" "(?:[^"\n]|"")+"\n', files["userlist.txt"])
+        return []
+    return misread(pooler(**changed), files)
+
+
+@given(TEXTS)
+def test_no_text_opens_a_line_or_a_value_of_its_own(texts: tuple[str, str, str]) -> None:
+    assert injects(*texts) == []
+
+
+@pytest.mark.parametrize(
+    ("guard", "without"),
+    [
+        ("_literal", lambda text: f"'{text}'"),
+        ("_quoted", lambda text, **_: f'"{text}"'),
+        ("_controls", lambda _: False),
+    ],
+)
+def test_the_control_without_escapes_some_text_does(
+    guard: str, without: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgbouncer, guard, without)
+    search = hypothesis.settings(derandomize=True, database=None, max_examples=1000)
+    assert hypothesis.find(TEXTS, lambda texts: bool(injects(*texts)), settings=search)
 
 
 # ------------------------------------------------------------------ the real one

@@ -6,14 +6,15 @@ import ast
 import asyncio
 import contextlib
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
 from tenfold.database.deadlines import enforce_deadlines
@@ -25,7 +26,7 @@ from tenfold.errors import (
     ReadOnlyError,
     SettingsError,
 )
-from tests.database.conftest import Servers, eventually
+from tests.database.conftest import Servers, eventually, in_threads
 from tests.database.proxy import Proxy
 
 Route = Callable[..., DatabaseRouter]
@@ -43,19 +44,43 @@ class Counter(Base):
     value: Mapped[int]
 
 
-@pytest.mark.parametrize("replicas", [True, False])
-def test_a_write_through_a_reader_is_refused_in_one_sentence(
-    servers: Servers, route: Route, replicas: bool
-) -> None:
-    primary, some = servers.urls
-    router = route((primary, some if replicas else []))
-    with pytest.raises(ReadOnlyError, match=r"router\.write"), router.read() as session:
+def value(servers: Servers, row: int) -> int:
+    return servers.primary.ask(f"select value from counters where id = {row}")[0][0]
+
+
+def bump(scope: AbstractContextManager[Session]) -> None:
+    with scope as session:
         session.execute(BUMP, {"id": 1})
-    with pytest.raises(ReadOnlyError, match=r"router\.write"), router.read() as session:
+        session.commit()
+
+
+def add(scope: AbstractContextManager[Session]) -> None:
+    with scope as session:
         session.add(Counter(id=1000, value=1))
         session.commit()
-    with router.read() as session:
-        assert session.get(Counter, 1000) is None
+
+
+async def async_bump(scope: AbstractAsyncContextManager[AsyncSession]) -> None:
+    async with scope as session:
+        await session.execute(BUMP, {"id": 1})
+        await session.commit()
+
+
+def state(servers: Servers) -> list[tuple[int, int]]:
+    """What those who write here may change."""
+    return servers.primary.ask("select id, value from counters where id in (1, 1000) order by id")
+
+
+@pytest.mark.parametrize("replicas", [True, False])
+@pytest.mark.parametrize("write", [bump, add])
+def test_a_write_through_a_reader_is_refused_in_one_sentence(
+    servers: Servers, route: Route, replicas: bool, write: Callable[..., None]
+) -> None:
+    primary, some = servers.urls
+    router, before = route((primary, some if replicas else [])), state(servers)
+    with pytest.raises(ReadOnlyError, match=r"router\.write"):
+        write(router.read())
+    assert state(servers) == before
 
 
 def test_options_for_the_driver_do_not_open_readers_for_writes(servers: Servers, route: Route) -> None:
@@ -69,16 +94,42 @@ def test_options_for_the_driver_do_not_open_readers_for_writes(servers: Servers,
                 assert session.scalar(text("show work_mem")) == "7MB"
 
 
-def test_a_write_through_an_async_reader_is_refused_too(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+@pytest.mark.parametrize("replicas", [True, False])
+def test_a_write_through_an_async_reader_is_refused_too(
+    servers: Servers, route: Route, replicas: bool
+) -> None:
+    primary, some = servers.urls
+    router, before = route((primary, some if replicas else [])), state(servers)
 
     async def scenario() -> None:
         with pytest.raises(ReadOnlyError):
-            async with router.read() as session:
-                await session.execute(BUMP, {"id": 1})
+            await async_bump(router.read())
         await router.aclose()
 
     asyncio.run(scenario())
+    assert state(servers) == before
+
+
+def test_the_control_through_a_plain_session_all_of_these_write(servers: Servers) -> None:
+    url = servers.primary.url.replace("postgresql:", "postgresql+psycopg:")
+    before = value(servers, 1)
+    engine = create_engine(url)
+    bump(Session(engine))
+    assert state(servers) == [(1, before + 1)]
+    add(Session(engine))
+    assert state(servers) == [(1, before + 1), (1000, 1)]
+    with Session(engine) as session:
+        session.delete(session.get(Counter, 1000))
+        session.commit()
+    engine.dispose()
+
+    async def scenario() -> None:
+        engine = create_async_engine(url)
+        await async_bump(AsyncSession(engine))
+        await engine.dispose()
+
+    asyncio.run(scenario())
+    assert state(servers) == [(1, before + 2)]
 
 
 def test_what_a_block_writes_is_committed_at_its_end_or_not_at_all(servers: Servers, route: Route) -> None:
@@ -105,10 +156,6 @@ def proxy(servers: Servers) -> Iterator[Proxy]:
 def through(proxy: Proxy, servers: Servers) -> tuple[str, list[str]]:
     primary, replicas = servers.urls
     return primary.replace(str(servers.primary.port), str(proxy.port)), replicas
-
-
-def value(servers: Servers, row: int) -> int:
-    return servers.primary.ask(f"select value from counters where id = {row}")[0][0]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -178,34 +225,59 @@ def test_reports_stay_off_the_primary(servers: Servers, route: Route) -> None:
         session.execute(text("select 1"))
 
 
-def test_the_primary_takes_so_many_stranded_reads_and_no_more(servers: Servers, route: Route) -> None:
-    """No replica answers: the reads that the primary is spared are refused within a second."""
+def stranded(servers: Servers, route: Route, *, reads: int, primary_reads: int) -> int:
+    """So many reads at once, and no replica answers: how many of them the primary has at the same time."""
     nowhere = "postgresql://app@127.0.0.1:1/app"
-    router = route((servers.primary.url, [nowhere]), primary_reads=2, health=HealthLimits(sample_s=0))
-    with router.read() as one, router.read() as two:
-        one.execute(text("select 1"))
-        two.execute(text("select 1"))
-        with pytest.raises(NoReplicaError, match="primary_reads"), router.read() as three:
-            three.execute(text("select 1"))
+    limits = HealthLimits(sample_s=0)
+    router = route((servers.primary.url, [nowhere]), primary_reads=primary_reads, health=limits)
+    all_known = threading.Barrier(reads)
+
+    def read(_: int) -> int:
+        with router.read() as session:
+            try:
+                return session.execute(text("select pg_backend_pid()")).scalar()
+            except NoReplicaError as error:
+                assert "primary_reads" in str(error)
+                return 0
+            finally:
+                all_known.wait(30)
+
+    backends = in_threads(reads, read)
+    assert read_alone(router)  # afterwards there is room again
+    return len(set(backends) - {0})
+
+
+def read_alone(router: DatabaseRouter) -> bool:
     with router.read() as session:
-        assert session.execute(text("select 1")).scalar() == 1
+        return session.execute(text("select true")).scalar()
 
 
-def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Route) -> None:
-    """A server that forks its workers after the app was loaded, and used: gunicorn --preload, Celery."""
-    primary, replicas = servers.urls
-    router = route((primary, replicas[:1]), health=HealthLimits(sample_s=0.05))
-    backends = text("select pg_backend_pid()")
+def test_the_primary_takes_so_many_stranded_reads_and_no_more(servers: Servers, route: Route) -> None:
+    """The reads that the primary is spared are refused within a second."""
+    assert stranded(servers, route, reads=8, primary_reads=2) == 2
 
-    def look() -> set[int]:
-        with router.write() as writer, router.read() as reader:
-            return {writer.execute(backends).scalar(), reader.execute(backends).scalar()}
 
-    mine = look()
+def test_the_control_without_the_bound_it_has_them_all(servers: Servers, route: Route) -> None:
+    assert stranded(servers, route, reads=8, primary_reads=8) == 8
+
+
+def backends(router: DatabaseRouter) -> set[int]:
+    """The server's processes that a writer and a reader are connected to."""
+    pid = text("select pg_backend_pid()")
+    with router.write() as writer, router.read() as reader:
+        return {writer.execute(pid).scalar(), reader.execute(pid).scalar()}
+
+
+def after_a_fork(router: DatabaseRouter) -> tuple[set[int], set[int]]:
+    """The backends of a process that has used the router, and of a worker that it forks then.
+
+    As a server that forks its workers after the app was loaded: gunicorn --preload, Celery.
+    """
+    mine = backends(router)
     ours, theirs = os.pipe()
     if not (child := os.fork()):
         with contextlib.suppress(BaseException):
-            found = look()
+            found = backends(router)
             eventually(lambda: all(state["serving"] for state in router.servers().values()))
             os.write(theirs, repr(found).encode())
         os._exit(0)
@@ -214,8 +286,24 @@ def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Rou
     with os.fdopen(ours) as pipe:
         others = ast.literal_eval(pipe.read())
     assert len(others) == 2
+    return mine, others
+
+
+def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Route) -> None:
+    primary, replicas = servers.urls
+    router = route((primary, replicas[:1]), health=HealthLimits(sample_s=0.05))
+    mine, others = after_a_fork(router)
     assert not others & mine
-    assert look() <= mine  # and the parent's still work
+    assert backends(router) <= mine  # and the parent's still work
+
+
+def test_the_control_without_a_look_at_the_process_it_has_its_parents(
+    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DatabaseRouter, "_begin", lambda router: None)
+    primary, replicas = servers.urls
+    mine, others = after_a_fork(route((primary, replicas[:1])))
+    assert others == mine
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -268,81 +356,3 @@ def test_a_url_that_cannot_be_read_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         DatabaseRouter("postgresql:/app:secret@x")
     assert "secret" not in str(caught.value)
-
-
-# ------------------------------------------------------------------ without positions
-
-
-def sqlite(tmp_path: Path) -> tuple[str, list[str]]:
-    names = [f"sqlite:///{tmp_path / name}" for name in ("primary.db", "replica.db")]
-    for name in names:
-        made = DatabaseRouter(name, [])
-        with made.write() as session:
-            session.execute(text("create table counters (id integer primary key, value integer)"))
-            session.execute(text("insert into counters values (1, 0)"))
-        made.close()
-    return names[0], names[1:]
-
-
-def test_where_there_are_no_positions_a_write_pins_to_the_primary_and_says_so(
-    tmp_path: Path, route: Route, caplog: pytest.LogCaptureFixture
-) -> None:
-    router = route(sqlite(tmp_path), freshness=FreshnessLimits(pin_s=60))
-    brief = route(sqlite_again(tmp_path), freshness=FreshnessLimits(pin_s=0))
-    for made, expected in (
-        (router, 1),
-        (brief, 0),
-    ):  # the second one is the control: the replica never follows
-        with made.seen():
-            with made.write() as session:
-                session.execute(text("update counters set value = 1"))
-            token = made.token()
-        with made.seen(token), made.read() as session:
-            assert session.execute(text("select value from counters")).scalar() == expected
-        with made.read() as session:
-            assert session.execute(text("select value from counters")).scalar() == 0
-    assert caplog.text.count("no log positions") == 2
-
-
-def test_where_the_functions_may_not_be_called_a_time_stands_in(
-    servers: Servers, route: Route, caplog: pytest.LogCaptureFixture
-) -> None:
-    function = "function pg_control_system() from public"
-    servers.tell(servers.primary, f"revoke execute on {function}")
-    servers.caught_up()
-    try:
-        router = route(servers.urls, freshness=FreshnessLimits(pin_s=60), health=HealthLimits(sample_s=0.05))
-        in_recovery = text("select pg_is_in_recovery()")
-        with router.seen():
-            with router.write() as session:
-                session.execute(BUMP, {"id": 13})
-            with router.read() as session:
-                assert not session.execute(in_recovery).scalar()
-        for _ in range(20):  # the sampler learns of it too, and takes nobody out for it
-            with router.read() as session:
-                assert session.execute(in_recovery).scalar()
-            time.sleep(0.01)
-        assert "no log positions" in caplog.text
-    finally:
-        servers.tell(servers.primary, f"grant execute on {function.replace('from', 'to')}")
-        servers.caught_up()
-
-
-def sqlite_again(tmp_path: Path) -> tuple[str, list[str]]:
-    return f"sqlite:///{tmp_path / 'primary.db'}", [f"sqlite:///{tmp_path / 'replica.db'}"]
-
-
-def test_sqlite_readers_write_nothing_either(tmp_path: Path, route: Route) -> None:
-    router = route(sqlite(tmp_path))
-    with pytest.raises(ReadOnlyError), router.read() as session:
-        session.execute(text("update counters set value = 1"))
-
-    async def scenario() -> None:
-        async with router.write() as session:
-            await session.execute(text("update counters set value = 3"))
-        with pytest.raises(ReadOnlyError):
-            async with router.read() as session:
-                await session.execute(text("update counters set value = 1"))
-        await router.aclose()
-
-    asyncio.run(scenario())

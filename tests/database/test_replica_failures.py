@@ -3,69 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from tenfold.database import DatabaseRouter, HealthLimits
+from tenfold.database import DatabaseRouter
 from tenfold.errors import NoReplicaError
 from tests.database.conftest import Servers, eventually
-from tests.database.proxy import Proxy
+from tests.database.readers import LOOK, Readers
 
 Route = Callable[..., DatabaseRouter]
 
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
-LOOK = text("select value, inet_server_port() from counters where id = :id")
-
-
-class Readers:
-    """Visitors who read without pause, each remembering what they saw."""
-
-    def __init__(self, router: DatabaseRouter, count: int = 3) -> None:
-        self.router = router
-        self.errors: list[Exception] = []
-        self.answered = 0
-        self.ports: set[int] = set()
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._read, args=(n,)) for n in range(count)]
-
-    def _read(self, row: int) -> None:
-        token = None
-        while not self._done.is_set():
-            try:
-                with self.router.seen(token):
-                    with self.router.read() as session:
-                        self.ports.add(session.execute(LOOK, {"id": row}).one()[1])
-                    token = self.router.token()
-                self.answered += 1
-            except Exception as error:
-                self.errors.append(error)
-
-    @contextmanager
-    def reading(self) -> Iterator[Readers]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            self.more(50)
-            yield self
-        finally:
-            self._done.set()
-            for thread in self._threads:
-                thread.join(30)
-
-    def more(self, count: int = 100) -> set[int]:
-        """Await so many answers more; the ports that gave them, the ones under way before excluded."""
-        before = self.answered
-        eventually(lambda: self.answered > before + len(self._threads))
-        self.ports = set()
-        eventually(lambda: self.answered > before + count)
-        return self.ports
 
 
 def test_no_read_fails_when_replicas_are_killed(servers: Servers, route: Route) -> None:
@@ -155,100 +108,8 @@ def test_a_read_that_only_the_dead_primary_could_answer_is_refused(servers: Serv
         resume()
 
 
-def test_no_read_fails_when_a_replica_hangs(servers: Servers, route: Route) -> None:
-    router = route(servers.urls, health=HealthLimits(sample_s=0.05, hang_s=0.6))
-    hung = servers.replicas[0]
-    with Readers(router).reading() as readers:
-        with servers.paused(hung):
-            eventually(lambda: not router.servers()[f"127.0.0.1:{hung.port}/app"]["serving"])
-            readers.more(20)
-            assert hung.port not in readers.more()
-        eventually(lambda: hung.port in readers.more(20))  # it comes back by itself
-    assert readers.errors == []
-
-
-def test_no_read_fails_when_the_line_to_a_replica_stalls(servers: Servers, route: Route) -> None:
-    one, two = servers.replicas
-    proxy = Proxy(one.port)
-    stalled = one.url.replace(str(one.port), str(proxy.port))
-    router = route((servers.primary.url, [stalled, two.url]), health=HealthLimits(sample_s=0.05, hang_s=0.6))
-    try:
-        with Readers(router).reading() as readers:
-            eventually(lambda: one.port in readers.more(20))
-            proxy.flows.clear()
-            eventually(lambda: not router.servers()[f"127.0.0.1:{proxy.port}/app"]["serving"])
-            readers.more(20)
-            assert one.port not in readers.more()
-            proxy.flows.set()
-            eventually(lambda: one.port in readers.more(20))
-        assert readers.errors == []
-    finally:
-        proxy.close()
-
-
-def test_who_gives_up_leaves_no_connection_behind(servers: Servers, route: Route) -> None:
-    """Cancelled at any moment: while connecting, asking, waiting for a replica, reading or committing."""
-    router = route(servers.urls, primary_reads=3, options={"engine": {"pool_size": 3, "max_overflow": 0}})
-    chance = random.Random(7)
-
-    async def visit(row: int) -> None:
-        with router.seen():
-            async with router.write() as session:
-                await session.execute(BUMP, {"id": row})
-            async with router.read() as session:
-                await session.execute(LOOK, {"id": row})
-
-    async def scenario() -> list[tuple[int, int]]:
-        for _ in range(40):
-            tasks = [asyncio.create_task(visit(20 + n)) for n in range(6)]
-            await asyncio.sleep(chance.random() * 0.02)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        every = [router._primary, router._primary_reads, *router._replicas]
-        found = [
-            (server.load.in_flight, engine.pool.checkedout())
-            for server in every
-            for engine in server.engines()
-        ]
-        await asyncio.gather(*(visit(20 + n) for n in range(6)))  # and it goes on
-        await router.aclose()
-        return found
-
-    with servers.held_back(servers.replicas[0], 10):
-        assert set(asyncio.run(scenario())) == {(0, 0)}
-
-
-def test_a_read_that_a_replica_had_to_cancel_runs_again_elsewhere(servers: Servers, route: Route) -> None:
-    """A standby ends statements that stand in the way of replay: here a lock, after no grace at all."""
-    one, two = servers.replicas
-    servers.tell(servers.primary, "drop table if exists shown", "create table shown as select 1 as n")
-    servers.tell(servers.primary, "grant all on shown to public")
-    servers.caught_up()
-    delay = "alter system set max_standby_streaming_delay = '{}'"
-    servers.tell(one, delay.format("0"), "select pg_reload_conf()")
-    eventually(lambda: one.ask("show max_standby_streaming_delay") == [("0",)])
-    router = route(servers.urls, choice="round-robin")
-    found: list[int] = []
-
-    def read() -> None:
-        with router.read() as session:
-            slow = text("select inet_server_port(), pg_sleep(0.3), n from shown")
-            found.append(session.execute(slow).scalar())
-
-    reader = threading.Thread(target=read)
-    try:
-        reader.start()
-        eventually(lambda: one.ask("select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
-        servers.tell(servers.primary, "alter table shown add column m int")
-        reader.join(20)
-    finally:
-        servers.tell(one, delay.format("30s"), "select pg_reload_conf()")
-    assert found == [two.port]
-
-
-def test_no_acknowledged_write_is_lost_when_the_primary_restarts(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int) -> tuple[int, int]:
+    """How many writes were acknowledged while the primary was killed and restarted, and how many remain."""
     before_all = servers.primary.ask("select value from counters where id = 2")[0][0]
     acknowledged, done = 0, threading.Event()
 
@@ -262,21 +123,37 @@ def test_no_acknowledged_write_is_lost_when_the_primary_restarts(servers: Server
             except Exception:
                 time.sleep(0.01)  # it is down: nothing was promised
 
+    def more() -> None:
+        before = acknowledged
+        eventually(lambda: acknowledged > before + 20)
+
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(2):
-            before = acknowledged
-            eventually(lambda before=before: acknowledged > before + 20)
+        for _ in range(kills):
+            more()
             with servers.killed(servers.primary):
                 pass
-        before = acknowledged
-        eventually(lambda: acknowledged > before + 20)
+        more()
     finally:
         done.set()
         writer.join()
-    counted = servers.primary.ask("select value from counters where id = 2")[0][0] - before_all
-    assert acknowledged <= counted <= acknowledged + 2  # a commit whose answer was lost, at each kill
+    return acknowledged, servers.primary.ask("select value from counters where id = 2")[0][0] - before_all
+
+
+def test_no_acknowledged_write_is_lost_when_the_primary_restarts(servers: Servers, route: Route) -> None:
+    acknowledged, there = writes_around_kills(servers, route(servers.urls), kills=2)
+    assert acknowledged <= there <= acknowledged + 2  # a commit whose answer was lost, at each kill
+
+
+def test_the_control_with_an_asynchronous_commit_what_was_acknowledged_is_lost(
+    servers: Servers, route: Route
+) -> None:
+    relaxed = {"engine": {"connect_args": {"options": "-c synchronous_commit=off"}}}
+    # By default the log is written within 0.6 s of such a commit; so the kill comes before, for sure.
+    with servers.told(servers.primary, "wal_writer_delay", "10s"):
+        acknowledged, there = writes_around_kills(servers, route(servers.urls, options=relaxed), kills=1)
+    assert there < acknowledged
 
 
 def several_hosts(servers: Servers) -> str:

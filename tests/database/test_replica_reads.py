@@ -12,6 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
+from tenfold.database.sqlalchemy.lease import Lease
+from tenfold.database.sqlalchemy.sessions import ReadSession
+from tenfold.positions import format_position
 from tests.database.conftest import Servers, eventually, in_threads
 
 Route = Callable[..., DatabaseRouter]
@@ -111,22 +114,56 @@ def test_the_control_without_monotonic_reads_they_do(servers: Servers, route: Ro
         assert went_back(servers, route, monotonic=False, reads=150) > 0
 
 
-def test_one_snapshot_is_checked_before_it_is_taken(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
-    with servers.held_back(servers.replicas[0], 300):
-        for _ in range(20):
+def snapshots(
+    servers: Servers, router: DatabaseRouter, *, count: int, isolation: str | None = "REPEATABLE READ"
+) -> Counter:
+    """Write, then read twice in one snapshot: how often it lacked the write, and how often it moved."""
+    found: Counter = Counter()
+    with servers.held_back(servers.replicas[0], 500):
+        for _ in range(count):
             with router.seen():
                 with router.write() as session:
                     written = session.execute(BUMP, {"id": 60}).scalar()
-                with router.read(isolation="REPEATABLE READ") as session:
-                    assert session.execute(text("show transaction_isolation")).scalar() == "repeatable read"
+                with router.read(isolation=isolation) as session:
                     first = session.execute(LOOK, {"id": 60}).scalar()
                     with router.write() as other:
                         other.execute(BUMP, {"id": 60})
-                    assert session.execute(LOOK, {"id": 60}).scalar() == first
-                assert first == written
-        with router.read() as session:
-            assert session.execute(text("show transaction_isolation")).scalar() == "read committed"
+                    servers.caught_up()
+                    found["moved"] += session.execute(LOOK, {"id": 60}).scalar() != first
+                found["stale"] += first < written
+    return found
+
+
+def test_one_snapshot_is_checked_before_it_is_taken(servers: Servers, route: Route) -> None:
+    router = route(servers.urls)
+    assert snapshots(servers, router, count=3) == {"stale": 0, "moved": 0}
+    for isolation, shown in (("REPEATABLE READ", "repeatable read"), (None, "read committed")):
+        with router.read(isolation=isolation) as session:
+            assert session.execute(text("show transaction_isolation")).scalar() == shown
+
+
+def test_the_control_a_snapshot_that_is_taken_before_the_check_lacks_the_write(
+    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, replicas = servers.urls
+    router = route((primary, replicas[:1]))
+
+    def taken(session: ReadSession) -> Lease:
+        """As the router's, the other way round: the transaction begins, then the replica is checked."""
+        lease = router._report(set(), False, asynchronous=False)
+        lease.connection.execution_options(isolation_level=session._isolation or "READ COMMITTED")
+        token = router._memory.token()
+        assert token is not None
+        reached = f"select pg_last_wal_replay_lsn() >= '{format_position(token.position)}'"
+        eventually(lambda: lease.connection.exec_driver_sql(reached).scalar())
+        return lease
+
+    monkeypatch.setattr(ReadSession, "_taken", taken)
+    assert snapshots(servers, router, count=2) == {"stale": 2, "moved": 0}
+
+
+def test_the_control_without_one_snapshot_what_is_read_moves(servers: Servers, route: Route) -> None:
+    assert snapshots(servers, route(servers.urls), count=2, isolation=None) == {"stale": 0, "moved": 2}
 
 
 def test_reads_reach_every_replica_and_not_the_primary(servers: Servers, route: Route) -> None:

@@ -145,10 +145,10 @@ def driver_options(
 
 def _quoted(text: str, *, most: int = _NAME) -> str:
     """A name or a password in double quotes, as userlist.txt has them."""
-    if not text or len(text.encode()) > most or _controls(text):
+    if not text or _controls(text) or len(text.encode()) > most:
         raise SettingsError(
             f"PgBouncer cannot be given a name or a password that is empty, longer than {most} bytes or has "
-            "control characters in it"
+            "control characters or broken Unicode in it"
         )
     return '"' + text.replace('"', '""') + '"'
 
@@ -180,4 +180,5 @@ def _path(path: str) -> str:
 
 
 def _controls(text: str) -> bool:
-    return any(ord(letter) < 32 or ord(letter) == 127 for letter in text)
+    """Whether it has what no file should have; half a letter is what Python makes of bytes it cannot read."""
+    return any(ord(letter) < 32 or ord(letter) == 127 or "\ud800" <= letter <= "\udfff" for letter in text)
