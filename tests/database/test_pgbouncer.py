@@ -1,36 +1,21 @@
-"""PgBouncer: what is rendered, what is refused, and the real one in front of a real PostgreSQL."""
+"""PgBouncer: what is rendered, what is refused; the real one is in ``test_pgbouncer_served``."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
-import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.database import pgbouncer, pool_options
+from tenfold.database import pgbouncer
 from tenfold.database.budget import Fleet, Room
 from tenfold.database.pgbouncer import PgBouncer, driver_options, render, sized
-from tenfold.deadlines import deadline
-from tenfold.errors import DeadlineExceededError, SettingsError
-from tenfold.stack.account import unprivileged
+from tenfold.errors import SettingsError
 from tests.database.pgbouncer_files import UnreadableError, read_databases, read_ini, read_users
-from tests.measure import conftest
 
-postgres_url = conftest.postgres_url
 PLAIN = {"host": "db.internal", "databases": {"shop": "shop"}, "users": {"shop": "secret"}}
 
 
@@ -186,130 +171,3 @@ def test_the_control_without_escapes_some_text_does(
     monkeypatch.setattr(pgbouncer, guard, without)
     search = hypothesis.settings(derandomize=True, database=None, max_examples=1000)
     assert hypothesis.find(TEXTS, lambda texts: bool(injects(*texts)), settings=search)
-
-
-# ------------------------------------------------------------------ the real one
-
-
-class Running:
-    """A PgBouncer with two connections to the server; its users are let in by password."""
-
-    def __init__(self, port: int, version: tuple[int, int]) -> None:
-        self.version = version
-        self.url = f"postgresql+psycopg://pooled:p%22w%27%20d@127.0.0.1:{port}/shop"
-
-
-@pytest.fixture(scope="module")
-def pooled(postgres_url: str, requires_server: Callable[[str | None, str], str]) -> Iterator[Running]:
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian has it, off most users' PATH
-    program = requires_server(shutil.which("pgbouncer", path=path), "PgBouncer")
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", said)
-    assert numbers is not None
-    version = (int(numbers[1]), int(numbers[2]))
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("CREATE ROLE pooled LOGIN PASSWORD 'p\"w'' d'")
-        connection.execute('CREATE DATABASE "it\'s" OWNER pooled')
-        server_port = connection.info.port
-    port = conftest.free_port()
-    files = rendered(
-        host="127.0.0.1",
-        port=server_port,
-        databases={"shop": "it's"},
-        users={"pooled": "p\"w' d"},
-        most=2,
-        listen_port=port,
-        version=version,
-    )
-    folder = Path(tempfile.mkdtemp(prefix="tenfold-"))
-    for name, written in files.items():
-        (folder / name).write_text(written)
-    account = unprivileged()
-    if account is not None:
-        for place in (folder, *folder.iterdir()):
-            os.chown(place, account.uid, account.gid)
-    process = subprocess.Popen(
-        [program, "pgbouncer.ini"],
-        cwd=folder,
-        stderr=subprocess.DEVNULL,
-        **({"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}),
-    )
-    running = Running(port, version)
-    try:
-        conftest.until(lambda: process.poll() is not None or _accepts(running.url))
-        yield running
-    finally:
-        process.terminate()
-        process.wait(10)
-        shutil.rmtree(folder)
-
-
-def _accepts(url: str) -> bool:
-    try:
-        psycopg.connect(url.replace("+psycopg", ""), connect_timeout=1).close()
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-def options(pooled: Running, **changed: Any) -> dict[str, Any]:
-    closes = psycopg.capabilities.has_send_close_prepared()
-    matching = driver_options("psycopg", version=pooled.version, closes_prepared=closes)
-    return pool_options(pooled.url, **{"metrics": False, "timeout_s": 30.0, **matching, **changed})
-
-
-async def many(pooled: Running, **changed: Any) -> None:
-    """Ten clients at once, each with the same statement often enough to be prepared."""
-    engine = create_async_engine(pooled.url, **options(pooled, **changed))
-
-    async def client() -> None:
-        async with engine.connect() as connection:
-            for number in range(12):
-                query = text("SELECT :number + 0 FROM pg_sleep(0.002)")
-                assert await connection.scalar(query, {"number": number}) == number
-                await connection.commit()
-
-    try:
-        await asyncio.gather(*(client() for _ in range(10)))
-    finally:
-        await engine.dispose()
-
-
-def test_many_clients_share_few_connections(pooled: Running, postgres_url: str) -> None:
-    asyncio.run(many(pooled))
-    with psycopg.connect(postgres_url) as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'pooled'"
-        assert (connection.execute(query).fetchone() or (0,))[0] <= 2
-
-
-def test_the_control_other_options_break(pooled: Running) -> None:
-    if pooled.version >= (1, 21):
-        pytest.skip("this PgBouncer keeps prepared statements apart")
-    with pytest.raises(DBAPIError, match="prepared statement"):
-        asyncio.run(many(pooled, connect_args={"prepare_threshold": 1}))
-
-
-def shown_to_the_next(pooled: Running, **changed: Any) -> str:
-    """Which statement_timeout another client finds after one with a deadline of five seconds."""
-    first = create_engine(pooled.url, **options(pooled, **changed))
-    other = create_engine(pooled.url, **options(pooled, statement_timeout="off"))
-    with deadline(5), first.connect() as connection:
-        assert connection.scalar(text("SHOW statement_timeout")) != "0"
-    with other.connect() as connection, other.connect() as another:
-        shown = {str(each.scalar(text("SHOW statement_timeout"))) for each in (connection, another)}
-    for engine in (first, other):
-        engine.dispose()
-    return max(shown)
-
-
-def test_a_deadline_ends_with_its_transaction(pooled: Running) -> None:
-    assert shown_to_the_next(pooled) == "0"
-    engine = create_engine(pooled.url, **options(pooled))
-    late = pytest.raises(DeadlineExceededError)
-    with deadline(0.2), engine.connect() as connection, late:
-        connection.execute(text("SELECT pg_sleep(5)"))
-    engine.dispose()
-
-
-def test_the_control_a_sessions_timeout_is_handed_to_the_next(pooled: Running) -> None:
-    assert shown_to_the_next(pooled, statement_timeout="session") == "5624ms"

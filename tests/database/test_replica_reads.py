@@ -150,8 +150,8 @@ def test_the_control_a_snapshot_that_is_taken_before_the_check_lacks_the_write(
 
     def taken(session: ReadSession) -> Lease:
         """As the router's, the other way round: the transaction begins, then the replica is checked."""
-        lease = router._report(set(), False, asynchronous=False)
-        lease.connection.execution_options(isolation_level=session._isolation or "READ COMMITTED")
+        lease = router._report(False, frozenset(), False)
+        lease.connection.execution_options(isolation_level=session._errand.isolation or "READ COMMITTED")
         token = router._memory.token()
         assert token is not None
         reached = f"select pg_last_wal_replay_lsn() >= '{format_position(token.position)}'"
