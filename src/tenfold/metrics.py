@@ -59,6 +59,7 @@ class Metric:
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()
+    workers: Literal["livesum", "livemax", "livemin"] = "livesum"  # a gauge of several processes
 
 
 # One line a metric; a boundary at 0.2 s because that is the objective unless somebody sets another.
@@ -128,6 +129,34 @@ POOL_USE_SECONDS = Metric(
     "Time from handing a connection out to taking it back.",
     _POOL_BUCKETS,
 )
+# The router's, by server: "host:port/database".
+READS = Metric(
+    "tenfold_reads_total",
+    "counter",
+    ("server", "how"),
+    "Reads by how they found their server: anywhere, known, asked, waited, primary.",
+)
+REPLICA_LAG_SECONDS = Metric(
+    "tenfold_replica_lag_seconds",
+    "gauge",
+    ("server",),
+    "Time since the primary had what a replica lacks.",
+    workers="livemax",
+)
+REPLICA_LAG_BYTES = Metric(
+    "tenfold_replica_lag_bytes",
+    "gauge",
+    ("server",),
+    "Log that a replica has yet to replay.",
+    workers="livemax",
+)
+REPLICA_SERVING = Metric(
+    "tenfold_replica_serving",
+    "gauge",
+    ("server",),
+    "1 for a replica that gets reads, else 0.",
+    workers="livemin",
+)
 METRICS: tuple[Metric, ...] = (
     REQUESTS,
     REQUEST_SECONDS,
@@ -144,6 +173,10 @@ METRICS: tuple[Metric, ...] = (
     POOL_REFUSED,
     POOL_WAIT_SECONDS,
     POOL_USE_SECONDS,
+    READS,
+    REPLICA_LAG_SECONDS,
+    REPLICA_LAG_BYTES,
+    REPLICA_SERVING,
 )
 
 # ------------------------------------------------------------------ registry
@@ -166,7 +199,7 @@ def instrument(metric: Metric, *, registry: CollectorRegistry | None = None) -> 
             known[metric.name] = client.Counter(metric.name, metric.help, **options)
         elif metric.kind == "gauge":
             # Only a "live" mode ends with its worker; a sum over the dead would never go down again.
-            options["multiprocess_mode"] = "livesum"
+            options["multiprocess_mode"] = metric.workers
             known[metric.name] = client.Gauge(metric.name, metric.help, **options)
         else:
             options["buckets"] = metric.buckets or client.Histogram.DEFAULT_BUCKETS

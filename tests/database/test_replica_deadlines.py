@@ -80,7 +80,7 @@ def reader(servers: Servers, route: Route) -> Iterator[Callable[..., Reader]]:
     def make(*, asynchronous: bool = False, watched: bool | None = False) -> Reader:
         """One server serves, by one connection; deadlines by the pool, by the hook, or (None) by nobody."""
         options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
-        engine = (lambda url: pool_options(url, metrics=False, **options)) if watched else options
+        engine = options if watched else (lambda _: options)
         router = route((servers.primary.url, []), options={"engine": engine})
         if watched is False:
             router.each_engine(enforce_deadlines)
@@ -122,8 +122,7 @@ def test_the_control_without_the_hook_the_read_goes_on(
 def test_a_read_whose_time_is_over_is_not_repeated_and_nobody_is_to_blame(
     servers: Servers, route: Route, asynchronous: bool, watched: bool
 ) -> None:
-    engine = {"engine": partial(pool_options, metrics=False)} if watched else {}
-    router = route(servers.urls, options=engine)
+    router = route(servers.urls, options={} if watched else {"engine": lambda _: {}})
     if not watched:
         router.each_engine(enforce_deadlines)
     read = Reader(router, asynchronous)
@@ -188,7 +187,7 @@ def test_no_other_server_is_tried_when_time_is_over_in_a_queue(servers: Servers,
 
 
 def test_reports_are_bounded_by_a_deadline_only(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+    router = route(servers.urls, options={"engine": lambda _: {}})
     router.each_engine(enforce_deadlines)
     with router.analytics() as session:
         assert session.scalar(SHOWN) == "0"
@@ -197,7 +196,7 @@ def test_reports_are_bounded_by_a_deadline_only(servers: Servers, route: Route) 
 
 
 def test_one_snapshot_has_what_is_left_too(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+    router = route(servers.urls, options={"engine": lambda _: {}})
     router.each_engine(enforce_deadlines)
     late = pytest.raises(DeadlineExceededError)
     with late, deadline(0.2), router.read(isolation="REPEATABLE READ") as session:

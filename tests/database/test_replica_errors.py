@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -71,13 +72,22 @@ def state(servers: Servers) -> list[tuple[int, int]]:
     return servers.primary.ask("select id, value from counters where id in (1, 1000) order by id")
 
 
+POOLS = {"watched": {}, "SQLAlchemy's own": {"engine": lambda _: {}}}
+
+
+@pytest.fixture(params=POOLS.values(), ids=POOLS)
+def pool(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options for a router's engines."""
+    return request.param
+
+
 @pytest.mark.parametrize("replicas", [True, False])
 @pytest.mark.parametrize("write", [bump, add])
 def test_a_write_through_a_reader_is_refused_in_one_sentence(
-    servers: Servers, route: Route, replicas: bool, write: Callable[..., None]
+    servers: Servers, route: Route, replicas: bool, write: Callable[..., None], pool: dict[str, Any]
 ) -> None:
     primary, some = servers.urls
-    router, before = route((primary, some if replicas else [])), state(servers)
+    router, before = route((primary, some if replicas else []), options=pool), state(servers)
     with pytest.raises(ReadOnlyError, match=r"router\.write"):
         write(router.read())
     assert state(servers) == before
@@ -160,9 +170,9 @@ def through(proxy: Proxy, servers: Servers) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_commit_whose_answer_is_lost_is_said_to_be_unknown_and_not_repeated(
-    servers: Servers, route: Route, proxy: Proxy, asynchronous: bool
+    servers: Servers, route: Route, proxy: Proxy, asynchronous: bool, pool: dict[str, Any]
 ) -> None:
-    router = route(through(proxy, servers), health=HealthLimits(sample_s=0))
+    router = route(through(proxy, servers), health=HealthLimits(sample_s=0), options=pool)
     before = value(servers, 10)
 
     def scenario() -> None:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from sqlalchemy import URL
-
-from tenfold.database import DatabaseRouter, pool_options
+from tenfold.database import DatabaseRouter
 from tenfold.database.scope import SessionScope
 
-
-def options(url: URL) -> dict[str, Any]:
-    return pool_options(
-        url,
-        pool_size=5,  # two instances, a pool each for writes, and one a server for reads
-        max_overflow=5,
-        timeout_s=2,
-        # A report must not take every core of the database.
-        connect_args={"options": "-c max_parallel_workers_per_gather=0"},
-    )
-
+POOL = {
+    "pool_size": 5,  # two instances, a pool each for writes, and one a server for reads
+    "max_overflow": 5,
+    "pool_timeout": 2,
+    # A report must not take every core of the database.
+    "connect_args": {"options": "-c max_parallel_workers_per_gather=0"},
+}
 
 replicas = [url for url in os.environ.get("DATABASE_REPLICA_URLS", "").split(",") if url]
 router = DatabaseRouter(
     os.environ["DATABASE_URL"],
     replicas,
     keys=os.environ["SECRET_KEY"],
-    options={"engine": options},
+    options={"engine": POOL},
 )
 
 

@@ -18,6 +18,7 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.database import budget, connecting, statements, timeouts, watcher
+from tenfold.database.sqlalchemy.urls import server_name
 from tenfold.database.watch import TimeoutMode, Watch, Watching
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
@@ -302,7 +303,7 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     target = make_url(url)
     waiting = (pool_size + max_overflow) * budget.WAITING_FOR_EACH if max_waiting is None else max_waiting
     watching = Watching(
-        name=name or _place(target),
+        name=name or server_name(target),
         max_waiting=waiting,
         ping_after_s=ping_after_s,
         statement_timeout=_timeout_mode(target, statement_timeout),
@@ -331,12 +332,6 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
 def _timeout_mode(url: URL, wanted: TimeoutMode) -> TimeoutMode:
     """What the session carries is set outside of a transaction, which needs libpq's drivers."""
     return "transaction" if wanted == "session" and url.get_driver_name() not in _LIBPQ else wanted
-
-
-def _place(url: URL) -> str:
-    """``host:port/database``, which is how OpenTelemetry names a pool that has no name."""
-    port = f":{url.port}" if url.port else ""
-    return f"{url.host or ''}{port}/{url.database or ''}"
 
 
 def _driver_options(url: URL, connect_timeout_s: int, application_name: str) -> dict[str, Any]:

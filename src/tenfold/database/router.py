@@ -14,29 +14,37 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from tenfold.database import watcher
 from tenfold.database.choice import CHOICES, Choice
 from tenfold.database.freshness import FreshnessLimits
 from tenfold.database.health import HealthLimits
 from tenfold.database.member import Cluster, Health, Member
 from tenfold.database.memory import Memory
+from tenfold.database.pool import pool_options
 from tenfold.database.sampler import Sampled, Sampler
 from tenfold.database.scope import SessionScope
 from tenfold.database.seen import Seen
-from tenfold.database.sqlalchemy.engines import Use, database_url, maker, server_name
+from tenfold.database.sqlalchemy.engines import Use, maker, pooled
 from tenfold.database.sqlalchemy.finder import Finder
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
 from tenfold.database.sqlalchemy.sessions import Errand, ReadSession, WriteSession
+from tenfold.database.sqlalchemy.urls import database_url, libpq_url, server_name
+from tenfold.database.tally import How, ReadFigures
 from tenfold.errors import SettingsError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 __all__ = ["DatabaseRouter"]
 
@@ -64,14 +72,20 @@ class DatabaseRouter:
         choice: ``least`` (of two by chance the less busy one), ``random`` or ``round-robin``.
         primary_reads: how many reads at once the primary takes when no replica may serve them; a bound for
             each process, so that the end of the replicas is not the end of the primary.
-        options: ``{"engine": …, "session": …}``: more arguments of ``create_engine`` and ``Session``; those
-            of the engine may be a function of its URL: ``{"engine": pool_options}``.
+        options: ``{"engine": …, "session": …}``: more arguments of ``create_engine`` and ``Session``. Engines
+            have watched pools (:func:`~tenfold.database.pool_options`), whose sizes and so on can be named
+            here; a function of the URL returns all arguments of its engine instead, ``{"engine": lambda url:
+            {}}`` for SQLAlchemy's own pool.
+
+        metrics: export to Prometheus, into ``registry`` (None: the default one), what the pools do, how reads
+            find their server, and how late the replicas are.
 
     Raises:
+        DependencyError: metrics are wanted and prometheus-client is not installed.
         SettingsError: an argument cannot be accepted.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one place for every option of a router
         self,
         primary_url: str | URL,
         replica_urls: Sequence[str | URL] = (),
@@ -82,10 +96,13 @@ class DatabaseRouter:
         choice: Choice = "least",
         primary_reads: int = 10,
         options: Mapping[str, Any] | None = None,
+        metrics: bool = True,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         _check(choice, primary_reads, freshness, health)
         self._token_s = freshness.token_s
         self._options: dict[str, Any] = {"engine": {}, "session": {}, **(options or {})}
+        self._pools = partial(pool_options, metrics=metrics, registry=registry)
         primary = database_url(primary_url)
         self._cluster = Cluster(
             positions=primary.get_backend_name() == "postgresql", replicated=bool(replica_urls)
@@ -105,6 +122,8 @@ class DatabaseRouter:
             for replicas_of_use in (self._replicas, self._analytics)
         )
         self._sampler = self._make_sampler(primary, replicas, health)
+        tally = self._finder.tally
+        self._figures = ReadFigures(tally, self._replicas, registry=registry) if metrics else None
         self._make_errands()
         self._pid = os.getpid()
         self._begun_in = 0
@@ -201,6 +220,13 @@ class DatabaseRouter:
             for server in self._replicas
         }
 
+    def reads(self) -> dict[How, int]:
+        """How reads found their server so far; :data:`tenfold.database.tally.HOW` explains the words."""
+        found: Counter[How] = Counter()
+        for (how, _), count in self._finder.tally.counts().items():
+            found[how] += count
+        return dict(found)
+
     def close(self) -> None:
         """Stop sampling and close what is idle in the pools. In asyncio: ``await router.aclose()``."""
         self._begun_in = 0  # whoever uses it again samples again
@@ -235,16 +261,16 @@ class DatabaseRouter:
     def _server(self, url: URL, use: Use, health: Health, *, primary: bool = False, **options: Any) -> Member:
         primary = primary or use == "write"
         chosen = self._options["engine"]
-        engine = chosen(url) if callable(chosen) else chosen
+        engine = pooled(url, use, chosen if callable(chosen) else {**chosen, **options}, watched=self._pools)
         make = maker(url, use, primary=primary, options={**engine, **options})
         return Member(server_name(url), primary=primary, cluster=self._cluster, health=health, make=make)
 
     def _make_sampler(self, primary: URL, replicas: Sequence[URL], limits: HealthLimits) -> Sampler | None:
         if not replicas or not self._cluster.positions or limits.sample_s <= 0:
             return None
-        targets = [Sampled(self._primary.name, _libpq(primary), True, self._primary.health)]
+        targets = [Sampled(self._primary.name, libpq_url(primary), True, self._primary.health)]
         targets += [
-            Sampled(server.name, _libpq(url), False, server.health, cuts=(server,))
+            Sampled(server.name, libpq_url(url), False, server.health, cuts=(server,))
             for url, server in zip(replicas, self._replicas, strict=True)
         ]
         self._cluster.sampled = True
@@ -293,6 +319,8 @@ class DatabaseRouter:
                 engine.dispose(close=False)
         if self._sampler:
             self._sampler.start()
+        if self._figures:
+            watcher.add(self._figures)
         self._begun_in = pid
 
 
@@ -302,23 +330,6 @@ def _asynchronous(kind: type[Session], errand: Errand, options: Mapping[str, Any
 
 def _nothing(_: Lease, __: bool) -> None:
     """A report is late anyway: what it has shown is nobody's business."""
-
-
-def _libpq(url: URL) -> str:
-    """The URL for psycopg itself."""
-    host = url.query.get("host")
-    plain = url.set(drivername="postgresql")
-    if isinstance(host, tuple):
-        plain = plain.difference_update_query(["host"])
-        parts = [one.rpartition(":") if ":" in one else (one, "", "") for one in host]
-        plain = plain.update_query_dict(
-            {
-                "host": ",".join(name for name, _, _ in parts),
-                "port": ",".join(port or "5432" for _, _, port in parts),
-                "target_session_attrs": "primary",
-            }
-        )
-    return plain.render_as_string(hide_password=False)
 
 
 def _check(choice: str, primary_reads: int, freshness: FreshnessLimits, health: HealthLimits) -> None:

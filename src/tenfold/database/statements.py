@@ -16,7 +16,8 @@ from tenfold.errors import DeadlineExceededError
 def follow(dialect: Any, watch: Watch) -> None:
     """Wraps a few methods of this one dialect: listeners to an engine's events cost 7 µs a statement.
 
-    What is wrapped is looked up at each call: the probe of ``tenfold measure`` may wrap the class later.
+    What somebody else has put on this dialect before is called; else the class's, looked up at each call,
+    since the probe of ``tenfold measure`` may wrap it later.
     """
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
         setattr(dialect, name, _executing(dialect, name, watch))
@@ -26,8 +27,16 @@ def follow(dialect: Any, watch: Watch) -> None:
         dialect.do_begin = _beginning(dialect, watch)
 
 
+def _former(dialect: Any, name: str) -> Callable[..., Any]:
+    """What a call of this method would have done until now."""
+    if name in dialect.__dict__:
+        return dialect.__dict__[name]  # type: ignore[no-any-return]
+    kind = type(dialect)
+    return lambda *rest, **named: getattr(kind, name)(dialect, *rest, **named)
+
+
 def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
-    held, kind = watch.held, type(dialect)
+    held, former = watch.held, _former(dialect, name)
 
     def executing(cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
         context: Any = rest[-1] if rest else named.get("context")
@@ -35,7 +44,7 @@ def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
             connection = context.root_connection._dbapi_connection
             holder = held[connection._connection_record]
         except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
-            return getattr(kind, name)(dialect, cursor, statement, *rest, **named)
+            return former(cursor, statement, *rest, **named)
         check()
         if holder.timeout_s:
             _shorten(holder, connection)
@@ -43,7 +52,7 @@ def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
             watch.resumed(holder, connection)
         holder.sql = statement
         try:
-            return getattr(kind, name)(dialect, cursor, statement, *rest, **named)
+            return former(cursor, statement, *rest, **named)
         except Exception as error:
             if timeouts.ended_by_deadline(error):
                 raise DeadlineExceededError(
@@ -57,7 +66,7 @@ def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
 
 
 def _ending(dialect: Any, name: str, watch: Watch) -> Callable[[Any], Any]:
-    held, kind = watch.held, type(dialect)
+    held, former = watch.held, _former(dialect, name)
 
     def ending(connection: Any) -> Any:
         holder = held.get(getattr(connection, "_connection_record", None))
@@ -65,7 +74,7 @@ def _ending(dialect: Any, name: str, watch: Watch) -> Callable[[Any], Any]:
             if holder.idle_since:
                 watch.resumed(holder, connection)
             holder.timeout_s = holder.carried_s
-        return getattr(kind, name)(dialect, connection)
+        return former(connection)
 
     return ending
 

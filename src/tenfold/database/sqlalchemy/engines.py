@@ -2,66 +2,56 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from tenfold.database.psycopg import sqlstate
-from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError, SettingsError
+from tenfold.database.sqlalchemy.urls import server_name
+from tenfold.database.watch import Watching
+from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError
 
 try:
     import sqlalchemy
     from sqlalchemy import event
-    from sqlalchemy.engine import URL, Engine, make_url
+    from sqlalchemy.engine import URL, Engine
 except ImportError as error:
     raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from error
 
-__all__ = ["Use", "database_url", "maker", "server_name"]
+__all__ = ["Use", "maker", "pooled"]
 
 Use = Literal["write", "read", "analytics"]
 
 _READ_ONLY_SQL_TRANSACTION = "25006"
 _SQLITE_READONLY = 8
 _CONNECT_TIMEOUT_S = 3
-_SEVERAL_HOSTS = re.compile(
-    r"(?P<head>\w+(?:\+\w+)?://(?:[^@/]*@)?)(?P<hosts>[^/?]*,[^/?]*)(?P<rest>.*)", re.S
-)
 
 
-def database_url(text: str | URL) -> URL:
-    """``text`` as SQLAlchemy's URL, with the driver that is used here: psycopg for PostgreSQL.
+def pooled(
+    url: URL,
+    use: Use,
+    chosen: Mapping[str, Any] | Callable[[URL], Mapping[str, Any]],
+    *,
+    watched: Callable[..., dict[str, Any]],
+) -> Mapping[str, Any]:
+    """The options of an engine: those of a ``watched`` pool, with what was ``chosen`` in their place.
 
-    ``postgresql://user@one:5432,two:5432/shop``, as libpq writes several hosts, is taken too.
-
-    Raises:
-        SettingsError: it is no URL; its text is not shown, since it may hold a password.
+    A function of the URL, or options with a pool of their own, are taken as they are. A watched pool without
+    a name of its own is named for its use: one server has a pool for each.
     """
-    try:
-        url = make_url(_several_hosts(text) if isinstance(text, str) else text)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise SettingsError(
-            "a database's URL cannot be read: one looks like postgresql://user:password@host:5432/name"
-        ) from None
-    if url.drivername in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg")
-    return url
-
-
-def _several_hosts(text: str) -> str:
-    found = _SEVERAL_HOSTS.fullmatch(text)
-    if not found:
-        return text
-    rest = found["rest"] or "/"
-    hosts = "&".join(f"host={host}" for host in found["hosts"].split(","))
-    return f"{found['head']}{rest}{'&' if '?' in rest else '?'}{hosts}"
-
-
-def server_name(url: URL) -> str:
-    """Host, port and database."""
-    host = url.query.get("host", "")
-    hosts = host if isinstance(host, str) else ",".join(host)
-    port = f":{url.port}" if url.port else ""
-    return f"{url.host or hosts}{port}/{url.database or ''}"
+    if callable(chosen):
+        options = chosen(url)
+    elif {"poolclass", "pool", "creator"} & chosen.keys() or url.get_backend_name() == "sqlite":
+        options = chosen
+    else:
+        sizes = {name: chosen[name] for name in ("pool_size", "max_overflow") if name in chosen}
+        options = watched(url, connect_timeout_s=_CONNECT_TIMEOUT_S, **sizes)
+        arguments = {**options["connect_args"], **(chosen.get("connect_args") or {})}
+        options |= {**chosen, "connect_args": arguments}
+    watching = options.get("watching")
+    if isinstance(watching, Watching) and watching.name == server_name(url):
+        return {**options, "watching": replace(watching, name=f"{watching.name} {use}")}
+    return options
 
 
 def maker(
@@ -85,7 +75,7 @@ def maker(
         engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
         if engine.dialect.driver == "psycopg":  # the only one whose connections can be cut
             event.listen(engine, "connect", lambda _, record: opened(record.driver_connection))
-        event.listen(engine, "handle_error", _translated)
+        event.listen(engine, "handle_error", _demoted if use == "write" else _only_reads)
         if use == "write":
             _mark_commits(engine)
         elif engine.dialect.name == "sqlite":
@@ -142,24 +132,29 @@ def _mark_commits(engine: Engine) -> None:
     engine.dialect.do_commit = do_commit  # type: ignore[assignment, method-assign]
 
 
-def _translated(context: Any) -> Exception | None:
-    """Errors that mean something to the router's user, in the place of the driver's."""
+def _demoted(context: Any) -> Exception | None:
+    """Of an engine that writes: what its user has to know, and what the next connection puts right."""
     error = context.original_exception
     if context.is_disconnect and getattr(error, "in_commit", False):
         return CommitUnknownError(
             "the connection was lost during COMMIT, so that nobody knows whether it was committed: look for "
             "what it would have left before you try it again"
         )
-    refused = sqlstate(error) == _READ_ONLY_SQL_TRANSACTION
-    if refused or getattr(error, "sqlite_errorcode", None) == _SQLITE_READONLY:
-        if context.engine is not None and not _writes(context.engine):
-            return ReadOnlyError(
-                "this session only reads: write through router.write() or router.get_write_session()"
-            )
+    if _refuses_writes(error):
         # The primary was demoted while we were connected: the next connection finds the new one.
         context.is_disconnect = True
     return None
 
 
-def _writes(engine: Engine) -> bool:
-    return "do_commit" in engine.dialect.__dict__
+def _only_reads(context: Any) -> Exception | None:
+    """Of an engine that reads: a write is a mistake in the service."""
+    if not _refuses_writes(context.original_exception):
+        return None
+    return ReadOnlyError(
+        "this session only reads: write through router.write() or router.get_write_session()"
+    )
+
+
+def _refuses_writes(error: Any) -> bool:
+    read_only = getattr(error, "sqlite_errorcode", None) == _SQLITE_READONLY
+    return read_only or sqlstate(error) == _READ_ONLY_SQL_TRANSACTION

@@ -16,6 +16,7 @@ from tenfold.database.choice import Choice
 from tenfold.database.freshness import FreshnessLimits, Verdict, judge, pauses, pinned
 from tenfold.database.member import Cluster, Member
 from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
+from tenfold.database.tally import Tally
 from tenfold.errors import DeadlineExceededError, NoReplicaError
 from tenfold.positions import Token
 
@@ -44,6 +45,7 @@ class Finder:
         self._cluster, self._limits, self._choice = cluster, limits, choice
         self._sample_s = sample_s
         self._turns = itertools.count()
+        self.tally = Tally()
 
     def find(
         self, token: Token | None, *, asynchronous: bool, avoid: Collection[Member], primary: bool = False
@@ -60,7 +62,11 @@ class Finder:
         lease: Lease | None = None
         if not primary and (token is None or not self._only_primary(token)):
             lease = self._of_replicas(token, asynchronous=asynchronous, avoid=avoid)
-        return lease or self._of_primary(asynchronous)
+        if lease is None:
+            lease = self._of_primary(asynchronous)
+            lease.how = "primary"
+        self.tally.add(lease.how, lease.server.name)
+        return lease
 
     def any_replica(self, *, asynchronous: bool, avoid: Collection[Member]) -> Lease:
         """A connection to some replica, however late: for reports.
@@ -146,6 +152,7 @@ class Finder:
                     time.sleep(pause)
                 if (verdict := _verdict(lease, token)) is not Verdict.BEHIND:
                     break
+        lease.how = "waited"
         if verdict is not Verdict.FRESH:
             _give_back(lease)
         return verdict is Verdict.FRESH

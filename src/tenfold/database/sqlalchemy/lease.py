@@ -12,6 +12,7 @@ from tenfold.database.freshness import Place, Verdict, can_wait, judge
 from tenfold.database.member import Member
 from tenfold.database.place import POSITION, WHOLE_PLACE, answered, waiting
 from tenfold.database.psycopg import Line, lacks_positions, refused, server_version, sqlstate
+from tenfold.database.tally import How
 from tenfold.database.timeouts import ended_by_deadline
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
@@ -31,13 +32,14 @@ class ServerLostError(Exception):
 class Lease:
     """A checked-out connection. Made by :meth:`take`, given back by :meth:`give_back`."""
 
-    __slots__ = ("_first", "_given", "connection", "lost", "place", "server", "shown_to")
+    __slots__ = ("_first", "_given", "connection", "how", "lost", "place", "server", "shown_to")
 
     def __init__(self, server: Member, connection: Connection, place: Place | None, *, first: bool) -> None:
         self.server = server
         self.connection = connection
         self.place = place
         self._first = first
+        self.how: How = "anywhere"
         self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
         self.lost = self._given = False
         server.entered()
@@ -75,7 +77,9 @@ class Lease:
             DeadlineExceededError: it did not within the time that the request has.
         """
         verdict = judge(token, self.place)
+        self.how = "known"
         if verdict is Verdict.ASK and token is not None:
+            self.how = "asked"
             same = self.place is not None and self.place.timeline == token.timeline
             self.ask(whole=not same)
             verdict = judge(token, self.place, asked=True)
