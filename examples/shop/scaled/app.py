@@ -14,6 +14,7 @@ from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.balancing.limiter import ConcurrencyLimiter
 from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
+from tenfold.metrics import MetricsEndpoint
 from tenfold.sessions import BearerTransport, SessionMiddleware
 
 
@@ -39,3 +40,4 @@ app.add_middleware(
 )
 app.add_middleware(DeadlineMiddleware, timeout_s=10)  # what waits for a place has a deadline, too
 app.add_middleware(HealthMiddleware, health=Health({"primary": primary}))
+app.add_middleware(MetricsEndpoint)  # pools and replicas, for this machine only
