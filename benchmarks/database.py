@@ -8,6 +8,7 @@ rounds' ratios, with its quartiles. Bare SQLAlchemy is measured as everybody use
 around the read) and in AUTOCOMMIT, which is what the router's reads are in.
 
     no token            nobody remembers what was seen: a script, a job
+    the same, unwatched with SQLAlchemy's own pool in the place of the router's watched one
     covered             the connection is known to have what the token asks for
     covered, monotonic  the same, and what was read is remembered for the next read (visitors, by default)
     probing             the token is newer than what the connection is known to have: it is asked
@@ -31,7 +32,15 @@ from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack
 
 KEY = "a key of the benchmark, 32 bytes or more"
-READS = ("bare", "bare, AUTOCOMMIT", "no token", "covered", "covered, monotonic", "probing")
+READS = (
+    "bare",
+    "bare, AUTOCOMMIT",
+    "no token",
+    "the same, unwatched",
+    "covered",
+    "covered, monotonic",
+    "probing",
+)
 WRITES = ("bare write", "write")
 
 
@@ -63,11 +72,14 @@ class Bench:
         self.primary = create_engine(primary.replace(*driver))
         brief = FreshnessLimits(wait_s=1, monotonic=False)
         self.router = DatabaseRouter(primary, [replica], keys=KEY, freshness=brief)
+        own: dict[str, Any] = {"engine": lambda _: {}}
+        self.unwatched = DatabaseRouter(primary, [replica], keys=KEY, freshness=brief, options=own)
         self.monotonic = DatabaseRouter(primary, [replica], keys=KEY, freshness=FreshnessLimits(wait_s=1))
         self.variants: dict[str, Callable[[int], float]] = {
             "bare": lambda count: timed(count, lambda: self._bare(self.plain)),
             "bare, AUTOCOMMIT": lambda count: timed(count, lambda: self._bare(self.autocommit)),
             "no token": lambda count: timed(count, lambda: self._read(self.router)),
+            "the same, unwatched": lambda count: timed(count, lambda: self._read(self.unwatched)),
             "covered": lambda count: self._covered(self.router, count),
             "covered, monotonic": lambda count: self._covered(self.monotonic, count),
             "probing": lambda count: sum(self._probing() for _ in range(count)),
@@ -81,6 +93,7 @@ class Bench:
             engine.dispose()
         self.router.close()
         self.monotonic.close()
+        self.unwatched.close()
 
     @staticmethod
     def _bare(engine: Any) -> None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.mix [--rate 40] [--seconds 30]
 
-What a probe costs is in ``benchmarks.database``; here is how many there are, counted by the router of each of the
-shop's two instances (``tenfold_reads_total``), while its scenario sends what its users send, open loop.
+What a probe costs is in ``benchmarks.database``; here is how many there are, counted by the router of each of
+the shop's two instances (``tenfold_reads_total``), while its scenario sends what its users send, open loop.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ def main() -> None:
             generator.run(TrialRequest(0.1, FLUSH_S, "warm-up", measure.seed))
             found = counted(app_servers(stack)) - before
     total = found.total()
-    print(
-        f"{trial.requests / trial.seconds:.0f} requests/s for {trial.seconds:.0f} s, two instances, two replicas: {total} reads"
-    )
+    rate = trial.requests / trial.seconds
+    print(f"{rate:.0f} requests/s for {trial.seconds:.0f} s, two instances, two replicas: {total} reads")
     for how, meaning in HOW.items():
         print(f"{how:<10}{found[how]:>8}{found[how] / max(total, 1):>8.1%}   {meaning}")
 

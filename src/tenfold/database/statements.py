@@ -27,16 +27,8 @@ def follow(dialect: Any, watch: Watch) -> None:
         dialect.do_begin = _beginning(dialect, watch)
 
 
-def _former(dialect: Any, name: str) -> Callable[..., Any]:
-    """What a call of this method would have done until now."""
-    if name in dialect.__dict__:
-        return dialect.__dict__[name]  # type: ignore[no-any-return]
-    kind = type(dialect)
-    return lambda *rest, **named: getattr(kind, name)(dialect, *rest, **named)
-
-
 def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
-    held, former = watch.held, _former(dialect, name)
+    held, kind, before = watch.held, type(dialect), dialect.__dict__.get(name)
 
     def executing(cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
         context: Any = rest[-1] if rest else named.get("context")
@@ -44,7 +36,7 @@ def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
             connection = context.root_connection._dbapi_connection
             holder = held[connection._connection_record]
         except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
-            return former(cursor, statement, *rest, **named)
+            return (before or getattr(kind, name).__get__(dialect))(cursor, statement, *rest, **named)
         check()
         if holder.timeout_s:
             _shorten(holder, connection)
@@ -52,7 +44,7 @@ def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
             watch.resumed(holder, connection)
         holder.sql = statement
         try:
-            return former(cursor, statement, *rest, **named)
+            return (before or getattr(kind, name).__get__(dialect))(cursor, statement, *rest, **named)
         except Exception as error:
             if timeouts.ended_by_deadline(error):
                 raise DeadlineExceededError(
@@ -66,7 +58,7 @@ def _executing(dialect: Any, name: str, watch: Watch) -> Callable[..., Any]:
 
 
 def _ending(dialect: Any, name: str, watch: Watch) -> Callable[[Any], Any]:
-    held, former = watch.held, _former(dialect, name)
+    held, kind, before = watch.held, type(dialect), dialect.__dict__.get(name)
 
     def ending(connection: Any) -> Any:
         holder = held.get(getattr(connection, "_connection_record", None))
@@ -74,7 +66,7 @@ def _ending(dialect: Any, name: str, watch: Watch) -> Callable[[Any], Any]:
             if holder.idle_since:
                 watch.resumed(holder, connection)
             holder.timeout_s = holder.carried_s
-        return former(connection)
+        return (before or getattr(kind, name).__get__(dialect))(connection)
 
     return ending
 
