@@ -21,10 +21,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.engine import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
-
 from tenfold.database import watcher
 from tenfold.database.choice import CHOICES, Choice
 from tenfold.database.freshness import FreshnessLimits
@@ -41,7 +37,16 @@ from tenfold.database.sqlalchemy.lease import Lease, ServerLostError
 from tenfold.database.sqlalchemy.sessions import Errand, ReadSession, WriteSession
 from tenfold.database.sqlalchemy.urls import database_url, libpq_url, server_name
 from tenfold.database.tally import How, ReadFigures
-from tenfold.errors import SettingsError
+from tenfold.errors import DependencyError, SettingsError
+
+try:
+    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
+except ImportError as error:  # also without greenlet, which SQLAlchemy does not bring by itself
+    raise DependencyError(
+        "SQLAlchemy with its asyncio part is not installed: pip install 'tenfold[database]'"
+    ) from error
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
