@@ -137,47 +137,15 @@ READS = Metric(
     "Reads by how they found their server: anywhere, known, asked, waited, primary.",
 )
 REPLICA_LAG_SECONDS = Metric(
-    "tenfold_replica_lag_seconds",
-    "gauge",
-    ("server",),
-    "Time since the primary had what a replica lacks.",
-    workers="livemax",
+    "tenfold_replica_lag_seconds", "gauge", ("server",), "Age of what a replica lacks.", workers="livemax"
 )
 REPLICA_LAG_BYTES = Metric(
-    "tenfold_replica_lag_bytes",
-    "gauge",
-    ("server",),
-    "Log that a replica has yet to replay.",
-    workers="livemax",
+    "tenfold_replica_lag_bytes", "gauge", ("server",), "Log that it has to replay.", workers="livemax"
 )
 REPLICA_SERVING = Metric(
-    "tenfold_replica_serving",
-    "gauge",
-    ("server",),
-    "1 for a replica that gets reads, else 0.",
-    workers="livemin",
+    "tenfold_replica_serving", "gauge", ("server",), "1 for one that gets reads, else 0.", workers="livemin"
 )
-METRICS: tuple[Metric, ...] = (
-    REQUESTS,
-    REQUEST_SECONDS,
-    CONCURRENCY_LIMIT,
-    CONCURRENCY_IN_FLIGHT,
-    SHED,
-    RATE_LIMITED,
-    POOL_CONNECTIONS,
-    POOL_SIZE,
-    POOL_MAX,
-    POOL_OVERFLOW,
-    POOL_WAITING,
-    POOL_TIMEOUTS,
-    POOL_REFUSED,
-    POOL_WAIT_SECONDS,
-    POOL_USE_SECONDS,
-    READS,
-    REPLICA_LAG_SECONDS,
-    REPLICA_LAG_BYTES,
-    REPLICA_SERVING,
-)
+METRICS: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))
 
 # ------------------------------------------------------------------ registry
 
