@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tenfold.database import pool_options, timeouts
 from tenfold.database.deadlines import enforce_deadlines
 from tenfold.database.pool import PoolDeadlineError, WatchedPool
+from tenfold.database.psycopg import Line
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tests.measure import conftest
@@ -158,10 +160,30 @@ def test_a_connection_that_breaks_meanwhile_is_replaced(engine_of: Callable[...,
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
     with engine_of().connect() as other:
         other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-    with deadline(5):
-        with pytest.raises(OperationalError):
-            engine.connect()
-        with engine.connect() as connection:
-            assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
+    conftest.until(lambda: dead(engine))
+    with deadline(5), engine.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
     assert isinstance(engine.pool, WatchedPool)
     assert (engine.pool.checkedout(), engine.pool.watch.held) == (0, {})
+
+
+def dead(engine: Engine) -> bool:
+    """Whether the farewell of an ended backend has arrived on the one idle connection."""
+    (record,) = engine.pool._pool.queue  # type: ignore[attr-defined]
+    line = Line(record.dbapi_connection)
+    return line.is_dead()
+
+
+def test_one_that_breaks_as_soon_as_it_is_opened_is_an_error(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of()
+    lost = psycopg.OperationalError("server closed the connection unexpectedly")
+    engine.connect().close()
+    engine.dispose()
+
+    def settle(connection: Any, info: Any) -> None:
+        connection.close()
+        raise lost
+
+    with deadline(5), mock.patch.object(timeouts, "settle", settle), pytest.raises(OperationalError):
+        engine.connect()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -148,7 +148,8 @@ class WatchedPool(QueuePool):
             self._begin()
         record = connection._connection_record
         if self._sets_timeouts and (timeouts.CARRIED in record.info or remaining_s() is not None):
-            self._settle(connection)
+            if not self._settle(connection, perf_counter() - started):
+                return self.connect()  # whose record connects anew, or says why it cannot
             self.watch.taken(record, started).carry(remaining_s())
         else:
             self.watch.taken(record, started)
@@ -195,12 +196,20 @@ class WatchedPool(QueuePool):
         if time() - record.starttime > budget.lifetime_s(self._recycle, born=record.starttime):
             record.invalidate(soft=True)
 
-    def _settle(self, connection: Any) -> None:
+    def _settle(self, connection: Any, since_s: float) -> bool:
+        """Give it the timeout of whoever takes it; False when the server has hung up while it lay idle."""
+        bare, record = connection.dbapi_connection, connection._connection_record
+        was_idle = time() - record.starttime > since_s  # one that was opened just now has no excuse
         try:
-            timeouts.settle(connection.dbapi_connection, connection._connection_record.info)
+            timeouts.settle(bare, record.info)
         except BaseException as error:
+            dialect: Any = self._dialect
+            lost = isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(error, bare, None)
             connection.invalidate(error)
-            raise
+            if not (lost and was_idle):
+                raise
+            return False
+        return True
 
     @property
     def waiting(self) -> int:

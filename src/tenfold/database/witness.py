@@ -109,7 +109,8 @@ def undeclared(check: str, settings: DatabaseSettings, *keys: str) -> Finding | 
     missing = [key for key in keys if not getattr(settings, key)]
     if not missing:
         return None
-    claim = f"{', '.join(f'database.{key}' for key in missing)} not set"
+    names = " and ".join(f"database.{key}" for key in missing)
+    claim = f"{names} {'is' if len(missing) == 1 else 'are'} not set"
     remedy = f'set database.{missing[0]}, for example {missing[0]} = "{_EXAMPLES[missing[0]]}"'
     return Finding(check, claim, Verdict.SKIP, remedy=remedy)
 
