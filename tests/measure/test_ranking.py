@@ -166,6 +166,33 @@ def test_each_kind_is_found_alone(seen: dict[str, Any], used: dict[str, Any], ti
     assert found.evidence
 
 
+UPDATE = statement(fingerprint="UPDATE t SET a = ? WHERE b = ?", total_s=0.8, slow_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("statements", "seen", "remedy"),
+    [
+        ((statement(),), "0% are N+1 or lack an index, 100% are other reads", "could take 100%"),
+        ((statement(), UPDATE), "0% are N+1 or lack an index, 20% are other reads", "write less"),
+        (
+            (statement(), msgspec.structs.replace(REPEATED, total_s=0.6, slow_s=0.01)),
+            "75% are N+1 or lack an index, 25% are other reads",
+            "these first",
+        ),
+        ((statement(fingerprint="SELECT a FROM t WHERE b = ? FOR UPDATE"),), "0% are other reads", "write"),
+        ((), "0% are other reads", "write less"),
+    ],
+)
+def test_what_could_be_saved_comes_before_replicas(
+    statements: tuple[StatementUse, ...], seen: str, remedy: str
+) -> None:
+    found = ranked(evidence(statements=statements), resources(database=1.6)).bottlenecks
+    (limit,) = [one for one in found if one.title == "the database works at its limit"]
+    assert limit.evidence[0] == "1.60 of 2 cores"
+    assert seen in limit.evidence[1]
+    assert remedy in limit.remedy
+
+
 @pytest.mark.parametrize(
     ("seen", "used"),
     [

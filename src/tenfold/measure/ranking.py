@@ -12,11 +12,10 @@ from tenfold.measure.bottlenecks import Analysis, Bottleneck
 from tenfold.measure.evidence import Evidence
 from tenfold.measure.explain import Plan
 from tenfold.measure.resources import Resources
-from tenfold.measure.rules import IN_USE, RULES, SMALL, Case, shown
+from tenfold.measure.rules import CAUSE, IN_USE, RULES, SMALL, Case, shown
 from tenfold.measure.settings import Objective
 
 MOST = 12  # bottlenecks named
-CAUSE = 0.1  # of the slow requests' time in the database: a full pool or a busy core may follow from it
 _SEVERITY = {"critical": 0, "high": 1, "medium": 2, "low": 3}
 
 

@@ -24,6 +24,8 @@ ONE_CORE = 0.9  # a Python process runs bytecode on one core at a time
 MACHINE_FULL = 0.9
 LOOP_LAG_MS = 50.0
 STATEMENT_SHOWN = 120
+CAUSE = 0.1  # of the time in the database: a full pool or a busy core may follow from it
+MOSTLY = 0.5
 
 _COLUMNS = re.compile(r"^SELECT .{40,}? FROM ")
 
@@ -199,13 +201,44 @@ def processors(case: Case) -> Iterator[Bottleneck]:
         yield _machine(case, machine.cpu, machine.cpu_pressure)
     database = groups.get("database")
     if database is not None and database.mean.cpu_cores >= 0.7 * resources.cores:
-        yield Bottleneck(
-            kind="CPU",
-            title="the database works at its limit",
-            severity="high",
-            evidence=(f"{database.mean.cpu_cores:.2f} of {resources.cores} cores",),
-            remedy="make its costliest statements cheaper, cache their results, or read from replicas",
-        )
+        yield _database(case, f"{database.mean.cpu_cores:.2f} of {resources.cores} cores")
+
+
+def _database(case: Case, cores: str) -> Bottleneck:
+    """A database without a free core: what could be saved comes before what replicas could take."""
+    uses = [use for use in case.evidence.statements if use.fingerprint not in ROUND_TRIPS]
+    ran_s = sum(use.total_s for use in uses) or 1.0
+    saved = sum(use.total_s for use in uses if _is_wasteful(case, use)) / ran_s
+    reads = sum(use.total_s for use in uses if _is_read(use) and not _is_wasteful(case, use)) / ran_s
+    if saved >= CAUSE:
+        remedy = f"these first: they cost less to mend than a server; replicas could take {reads:.0%}"
+    elif reads >= MOSTLY:
+        remedy = f"keep results in a cache, or read from replicas, which could take {reads:.0%}"
+    else:
+        remedy = "write less, or in larger batches: replicas take no writes off it"
+    return Bottleneck(
+        kind="CPU",
+        title="the database works at its limit",
+        severity="high",
+        evidence=(
+            cores,
+            f"of its statements' time {saved:.0%} are N+1 or lack an index, {reads:.0%} are other reads",
+        ),
+        remedy=remedy,
+    )
+
+
+def _is_wasteful(case: Case, use: StatementUse) -> bool:
+    plan = case.plans.get(use.fingerprint)
+    missing = plan.missing if plan is not None else ()
+    return bool(use.repeating) or any(one.proof is None or one.proof.helps for one in missing)
+
+
+def _is_read(use: StatementUse) -> bool:
+    """Whether a replica could answer it; what locks rows, or writes in a WITH, is none."""
+    words = use.fingerprint.upper()
+    writes = (" FOR ", "INSERT INTO", "UPDATE ", "DELETE FROM")
+    return words.startswith(("SELECT", "WITH")) and not any(word in words for word in writes)
 
 
 def _machine(case: Case, cpu: float, pressure: float) -> Bottleneck:
