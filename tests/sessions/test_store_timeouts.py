@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+import tenfold.sessions.timeouts
 from tenfold.sessions.timeouts import Limit, Timeouts
 
 
@@ -109,6 +112,43 @@ def test_how_late_it_was_noticed_tells_of_the_loop() -> None:
     late_s = asyncio.run(run()).late_s
     assert late_s is not None
     assert late_s > 0.1
+
+
+def arrived_while_the_loop_was_held_up() -> str:
+    """What becomes of an answer that came in time, into a loop that noticed only when it was too late."""
+
+    async def run() -> str:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str] = loop.create_future()
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        loop.add_reader(reader, lambda: answer.set_result(reader.recv(9).decode()))
+
+        def held_up() -> None:
+            writer.send(b"answer")
+            time.sleep(0.2)
+
+        loop.call_soon(held_up)
+        try:
+            with Timeouts(0.05).limit():
+                return await answer
+        except TimeoutError:
+            return "late"
+        finally:
+            loop.remove_reader(reader)
+            reader.close()
+            writer.close()
+
+    return asyncio.run(run())
+
+
+def test_what_arrived_while_the_loop_was_held_up_is_taken() -> None:
+    assert arrived_while_the_loop_was_held_up() == "answer"
+
+
+def test_the_control_without_grace_it_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenfold.sessions.timeouts, "STALL_S", math.inf)
+    assert arrived_while_the_loop_was_held_up() == "late"
 
 
 def test_one_timer_serves_all() -> None:

@@ -20,7 +20,7 @@ from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
 from tenfold.sessions.connections import Connections
 from tenfold.sessions.store import Stored
-from tenfold.sessions.timeouts import Timeouts
+from tenfold.sessions.timeouts import STALL_S, Timeouts
 
 try:
     from hiredis import pack_command
@@ -53,7 +53,6 @@ _HEAD = struct.Struct(
 )  # kind, checksum of the handle, version, a number of the write's own: see replace.lua
 _KEPT, _TOMBSTONE = 1, b"\x00"
 _CLUSTER_BATCH = 50
-_STALL_S = 0.02  # a timer that is later than this was held up by our own event loop, not by the server
 
 # Why, and what to do: the first kind that fits. The server's own texts are left out, they quote commands.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -235,7 +234,7 @@ class RedisStore:
             succeeded = True
             return answer
         except TimeoutError:
-            succeeded = None if (limit.late_s or 0) > _STALL_S else False
+            succeeded = None if (limit.late_s or 0) > STALL_S else False
             raise SessionStoreError(
                 f"{self._name} did not answer within {self._timeouts.seconds * 1000:.0f} ms: look at its load"
             ) from None

@@ -1,13 +1,17 @@
 """Many timeouts of the same length on one timer: each with a timer of its own costs a third of a read.
 
 What is begun first is due first: the timer is set for the oldest call alone, and anew when it rings. While
-calls end in time it rings once in ``seconds``, whatever their number. Otherwise as :func:`asyncio.timeout`.
+calls end in time it rings once in ``seconds``, whatever their number. Otherwise as :func:`asyncio.timeout`,
+but that an event loop that was held up reads what has arrived meanwhile before it gives up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+
+STALL_S = 0.02  # a timer that is later than this was held up by our own event loop, not by the server
+_GRACE_S = 0.05
 
 
 class Timeouts:
@@ -42,7 +46,7 @@ class Timeouts:
                 self._timer = loop.call_at(limit.due, self._ring, loop)
                 return
             self.end(limit)
-            limit.expire(now)
+            limit.expire(now - limit.due, loop)
 
 
 class Limit:
@@ -53,12 +57,13 @@ class Limit:
         late_s: how much later than due it was noticed: by so much the event loop was held up. None in time.
     """
 
-    __slots__ = ("_cancelling", "_task", "_timeouts", "due", "late_s")
+    __slots__ = ("_cancelling", "_grace", "_task", "_timeouts", "due", "late_s")
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self.due = 0.0
         self.late_s: float | None = None
+        self._grace: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Limit:
         task = asyncio.current_task()
@@ -68,14 +73,22 @@ class Limit:
         self._timeouts.begin(self)
         return self
 
-    def expire(self, now: float) -> None:
-        self.late_s = now - self.due
+    def expire(self, late_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        if late_s > STALL_S:
+            self._grace = loop.call_later(_GRACE_S, self._over, late_s)
+        else:
+            self._over(late_s)
+
+    def _over(self, late_s: float) -> None:
+        self.late_s = late_s
         self._task.cancel()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timeouts.end(self)
+        if self._grace is not None:
+            self._grace.cancel()
         # Whoever else cancelled the task meanwhile goes first, as in asyncio.timeout.
         ours = self.late_s is not None and self._task.uncancel() <= self._cancelling
         if ours and kind is not None and issubclass(kind, asyncio.CancelledError):
