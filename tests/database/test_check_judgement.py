@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.database.check import shared
-from tenfold.database.crowds import kept
+from tenfold.database.crowds import Connections, kept
 from tenfold.database.outages import judged
 from tenfold.database.witness import Shown
+from tenfold.errors import TargetError
 from tenfold.measure.crowd import Sent
 from tenfold.types import Verdict
 
@@ -63,6 +65,12 @@ def test_crowds(answers: list[Sent], most: dict[str, int], verdict: Verdict, par
     found = kept(answers, most, allowed=20, clients=30)
     assert found.verdict is verdict
     assert part in found.claim
+
+
+def test_connections_that_cannot_be_counted_are_no_pass() -> None:
+    nowhere = SimpleNamespace(name="primary", admin_url="postgresql://127.0.0.1:1/shop")
+    with pytest.raises(TargetError, match="the connections could not be counted"), Connections([nowhere]):
+        pass
 
 
 texts = st.lists(st.text(max_size=3), max_size=8)

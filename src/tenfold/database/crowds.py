@@ -54,7 +54,7 @@ def budget(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding
     clients = min(_TIMES * settings.pool_size, _MOST_CLIENTS)
     reader = enter()
     asked(settings, reader)
-    with _Watch([primary(stack), *replicas(stack)]) as watch:
+    with Connections([primary(stack), *replicas(stack)]) as watch:
         sent = _crowded(reader, settings, clients=clients)
     each = settings.pool_size + settings.max_overflow
     allowed = len(app_servers(stack)) * settings.engines * each
@@ -99,12 +99,13 @@ def _status(reader: UserAgent, line: str) -> int:
     return _REFUSED if answer.status == 503 and answer.header("Retry-After") else answer.status
 
 
-class _Watch:
+class Connections:
     """Counts the service's connections to each server, again and again, for a block."""
 
     def __init__(self, servers: Sequence[Server]) -> None:
         self.most = {server.name: 0 for server in servers}
         self._servers = servers
+        self._error: Exception | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="connections", daemon=True)
 
@@ -117,14 +118,21 @@ class _Watch:
     ) -> None:
         self._over.set()
         self._thread.join(_PATIENCE_S)
+        if self._error is not None and error is None:
+            why = " ".join(str(self._error).split())
+            raise TargetError(f"the connections could not be counted: {why}") from self._error
 
     def _look(self) -> None:
-        while True:
-            over = self._over.wait(_LOOK_S)
-            for server in self._servers:
-                self.most[server.name] = max(self.most[server.name], int(ask(server.admin_url, _OPEN)))
-            if over:
-                return
+        try:
+            while not self._over.wait(_LOOK_S):
+                self._count()
+            self._count()
+        except Exception as error:  # what was not counted is no pass
+            self._error = error
+
+    def _count(self) -> None:
+        for server in self._servers:
+            self.most[server.name] = max(self.most[server.name], int(ask(server.admin_url, _OPEN)))
 
 
 # ------------------------------------------------------------------ those who leave
