@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["enforce_deadlines"]
 
 _SET_S = "tenfold_statement_timeout_s"  # in Connection.info
-_LIBPQ = {"psycopg", "psycopg2"}
 
 
 def enforce_deadlines(
@@ -68,7 +67,7 @@ def enforce_deadlines(
     if hasattr(plain.pool, "watch"):
         return
     if plain.dialect.name == "postgresql":
-        sessions = _Sessions(plain.dialect, most_s) if autocommit and plain.driver in _LIBPQ else None
+        sessions = _Sessions(plain.dialect, most_s) if autocommit and plain.driver in timeouts.LIBPQ else None
         bound = _Statements(most_s, sessions)
         if sessions:
             event.listen(plain, "checkout", sessions.taken)
@@ -94,7 +93,7 @@ class _Sessions:
         try:
             timeouts.settle(connection, record.info, most_s=self._most_s)
         except self._dialect.loaded_dbapi.Error as error:
-            if not self._lost(error, connection):
+            if not timeouts.hung_up(self._dialect, error, connection):
                 raise
             from sqlalchemy.exc import DisconnectionError
 
@@ -106,13 +105,10 @@ class _Sessions:
         try:
             timeouts.settle(bare, connection.info, most_s=self._most_s)
         except BaseException as error:  # a cancellation, too: what the session carries now is not known
-            if isinstance(error, self._dialect.loaded_dbapi.Error) and self._lost(error, bare):
+            if timeouts.hung_up(self._dialect, error, bare):
                 return  # as the statement is about to find, whose error SQLAlchemy knows what to do with
             connection.invalidate(error)
             raise
-
-    def _lost(self, error: Any, connection: Any) -> bool:
-        return bool(self._dialect.is_disconnect(error, connection, None))
 
 
 class _Statements:

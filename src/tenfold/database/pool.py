@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["AsyncWatchedPool", "PoolDeadlineError", "PoolTimeoutError", "WatchedPool", "pool_options"]
 
 _RETURNED = "_tenfold_returned"  # of a record: when it came back, perf_counter()
-_LIBPQ = {"psycopg", "psycopg_async", "psycopg2"}
 _NAME = 63  # bytes of application_name that PostgreSQL keeps
 
 
@@ -203,8 +202,7 @@ class WatchedPool(QueuePool):
         try:
             timeouts.settle(bare, record.info)
         except BaseException as error:
-            dialect: Any = self._dialect
-            lost = isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(error, bare, None)
+            lost = timeouts.hung_up(self._dialect, error, bare)
             connection.invalidate(error)
             if not (lost and was_idle):
                 raise
@@ -340,12 +338,12 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
 
 def _timeout_mode(url: URL, wanted: TimeoutMode) -> TimeoutMode:
     """What the session carries is set outside of a transaction, which needs libpq's drivers."""
-    return "transaction" if wanted == "session" and url.get_driver_name() not in _LIBPQ else wanted
+    return "transaction" if wanted == "session" and url.get_driver_name() not in timeouts.LIBPQ else wanted
 
 
 def _driver_options(url: URL, connect_timeout_s: int, application_name: str) -> dict[str, Any]:
     name = application_name.encode()[:_NAME].decode(errors="ignore")
-    if url.get_driver_name() in _LIBPQ:
+    if url.get_driver_name() in timeouts.LIBPQ:
         return {"connect_timeout": connect_timeout_s, "application_name": name}
     if url.get_driver_name() == "asyncpg":
         return {"timeout": connect_timeout_s, "server_settings": {"application_name": name}}

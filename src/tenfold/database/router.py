@@ -81,7 +81,6 @@ class DatabaseRouter:
             have watched pools (:func:`~tenfold.database.pool_options`), whose sizes and so on can be named
             here; a function of the URL returns all arguments of its engine instead, ``{"engine": lambda url:
             {}}`` for SQLAlchemy's own pool.
-
         metrics: export to Prometheus, into ``registry`` (None: the default one), what the pools do, how reads
             find their server, and how late the replicas are.
 

@@ -17,6 +17,7 @@ from tenfold.deadlines import remaining_s
 
 _CANCELED = "57014"  # query_canceled
 
+LIBPQ = frozenset({"psycopg", "psycopg_async", "psycopg2"})  # drivers whose sessions can carry it
 STEPS = 8  # a decade; each step is a third more than the one before
 
 CARRIED = "tenfold.statement_timeout_ms"  # in a connection's info: what it carries for a deadline
@@ -48,6 +49,11 @@ def fits(carried_ms: int | None, left_s: float | None) -> bool:
         return left_s is None and carried_ms is None
     left_ms = max(left_s * 1000, 1.0)
     return left_ms <= carried_ms <= 2 * left_ms
+
+
+def hung_up(dialect: Any, error: BaseException, connection: Any) -> bool:
+    """Whether a driver's error means that the server has ended this connection, as SQLAlchemy knows it."""
+    return isinstance(error, dialect.loaded_dbapi.Error) and dialect.is_disconnect(error, connection, None)
 
 
 def ended_by_deadline(error: BaseException | None) -> bool:
