@@ -35,8 +35,8 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.virtual import Draw, Neighbour, Service, VirtualGenerator
-from tenfold.measure.capacity import Capacity, CapacitySearch
-from tenfold.measure.intervals import share_limits
+from tenfold.measure.search.capacity import Capacity, CapacitySearch
+from tenfold.measure.search.sequential import share_limits
 from tenfold.measure.settings import MeasureSettings
 
 SLOW_S, LIMIT = 0.2, 0.05

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tenfold.measure.generator import Generator
+from tenfold.measure.load.generator import Generator
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import TrialRequest
 

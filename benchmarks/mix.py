@@ -16,14 +16,14 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenfold.database.tally import HOW
-from tenfold.measure.generator import Generator
-from tenfold.measure.instances import app_servers
+from tenfold.database.replicas.read_counters import HOW
+from tenfold.measure.load.generator import Generator
 from tenfold.measure.trial import TrialRequest
 from tenfold.metrics import READS
 from tenfold.settings import load
 from tenfold.stack import Stack
 from tenfold.types import Server
+from tenfold.verify.kit.instances import app_servers
 
 SHOP = Path(__file__).parent.parent / "examples" / "scaled.toml"
 WARM_S, FLUSH_S = 5.0, 2.0

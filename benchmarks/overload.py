@@ -24,8 +24,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tenfold.measure.generator import Generator
-from tenfold.measure.histogram import percentile
+from tenfold.measure.load.generator import Generator
+from tenfold.measure.load.histogram import percentile
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Trial, TrialRequest
 
@@ -37,7 +37,7 @@ SETTLED_S = 2.0
 SERVICE = """
 import asyncio, os, threading, time
 from fastapi import FastAPI
-from tenfold.balancing.limiter import ConcurrencyLimiter
+from tenfold.overload.limiter import ConcurrencyLimiter
 
 work_s = float(os.environ["WORK_S"])
 connections = threading.BoundedSemaphore(int(os.environ["CONNECTIONS"]))

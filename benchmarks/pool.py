@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.visits import visiting
+from tenfold.database.pools.request_context import visiting
 from tenfold.deadlines import deadline
 from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import httpx
 
-from tenfold.measure.collector import Collector
-from tenfold.measure.processes import snapshot, tree
+from tenfold.measure.diagnosis.processes import snapshot, tree
+from tenfold.measure.probe.collector import Collector
 
 PATHS = {"4 statements": "/four", "21 statements, N+1": "/many"}
 VARIANTS = ("without", "idle", "recording")  # and the names of the apps
@@ -85,7 +85,7 @@ def probed(name):
 
 without = service
 if os.environ["VARIANT"] != "without":
-    from tenfold.measure.probe import Probe
+    from tenfold.measure.probe.probe import Probe
     idle = recording = probed(os.environ["VARIANT"] + ".sock")
 """
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.balancing.httpx import bound, bound_async
 from tenfold.deadlines import RetryBudget, deadline
 from tenfold.errors import DeadlineExceededError
+from tenfold.overload.httpx import bound, bound_async
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -20,10 +20,15 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 # What each extra is for. What loads a test runner is for those who have one.
 FOR = {
     "measure": ("tenfold.measure", "tenfold.cli", "tenfold.metrics"),
-    "redis": ("tenfold.sessions.redis", "tenfold.balancing.redis"),
+    "redis": ("tenfold.sessions.stores.redis", "tenfold.overload.redis"),
     "hashing": ("tenfold.hashing",),
     "encryption": ("tenfold.signing", "tenfold.sessions.cookie"),
-    "database": ("tenfold.database", "tenfold.positions", "tenfold.deadlines", "tenfold.sessions.sqlalchemy"),
+    "database": (
+        "tenfold.database",
+        "tenfold.positions",
+        "tenfold.deadlines",
+        "tenfold.sessions.stores.sqlalchemy",
+    ),
     "stack": ("tenfold.stack",),
 }
 NOT = {"tenfold.database.pytest", "tenfold.cli.__main__"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.balancing.settings import BalancingSettings
-from tenfold.balancing.upstream import METHODS, Node, upstream
+from tenfold.balancing.settings import BalancingSettings, upstream
+from tenfold.balancing.upstream import METHODS, Node
 from tenfold.errors import SettingsError
 from tenfold.settings import load
 

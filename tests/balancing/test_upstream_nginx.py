@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.balancing.instances import Door, Instance, door
 
 from tenfold.balancing.nginx import COOKIE
 from tenfold.balancing.upstream import Node
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_nginx
+from tests.balancing.support.instances import Door, Instance, door
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.measure.report_examples import capacity, report
 
 from tenfold.cli.bar import Bar, bar_line
 from tenfold.cli.measure import _baseline, verdict
@@ -18,6 +17,7 @@ from tenfold.cli.summary import lines
 from tenfold.errors import SettingsError
 from tenfold.measure.measurement import Progress
 from tenfold.settings import Settings
+from tests.measure.support.report_examples import capacity, report
 
 
 @pytest.mark.parametrize(

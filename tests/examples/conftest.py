@@ -12,14 +12,13 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-import shop_postgresql
-import shop_service
 from psycopg import sql
-from shop_service import EXAMPLES, VARIANTS, Variant
-from tests.sessions.session_servers import RedisServer
 
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_redis
+from tests.examples.support import shop_postgresql, shop_service
+from tests.examples.support.shop_service import EXAMPLES, VARIANTS, Variant
+from tests.sessions.support.session_servers import RedisServer
 
 sys.path.insert(0, str(EXAMPLES))
 

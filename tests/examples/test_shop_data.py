@@ -8,10 +8,10 @@ from itertools import chain
 
 import psycopg
 import pytest
-import shop_service
-from shop_service import Variant
 
 from shop import passwords, rows
+from tests.examples.support import shop_service
+from tests.examples.support.shop_service import Variant
 
 TABLES = ("users", "products", "orders", "order_items")
 CHECKSUM = "SELECT md5(string_agg(md5(t::text), '' ORDER BY t::text COLLATE \"C\")) FROM {} AS t"

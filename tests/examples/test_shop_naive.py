@@ -14,9 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
-import shop_service
-from shop_service import VARIANTS
 from sqlalchemy import Engine, event, text
+
+from tests.examples.support import shop_service
+from tests.examples.support.shop_service import VARIANTS
 
 CREDENTIALS = {"email": "user7@shop.example", "password": "correct horse battery staple"}
 

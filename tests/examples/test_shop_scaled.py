@@ -8,10 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import shop_service
-from shop_service import VARIANTS, Variant
 from sqlalchemy import Engine, create_engine, event, make_url
-from test_shop_naive import CREDENTIALS, ask, plan
+
+from tests.examples.support import shop_service
+from tests.examples.support.shop_service import VARIANTS, Variant
+from tests.examples.test_shop_naive import CREDENTIALS, ask, plan
 
 SCALED = VARIANTS["scaled"]
 

@@ -9,10 +9,9 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
-import shop_service
-from shop_service import EXAMPLES, VARIANTS, Variant
-
 from tenfold.settings import Settings
+from tests.examples.support import shop_service
+from tests.examples.support.shop_service import EXAMPLES, VARIANTS, Variant
 
 LOCUSTFILE = EXAMPLES / "shop" / "locustfile.py"
 

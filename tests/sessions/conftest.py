@@ -9,7 +9,7 @@ import pytest
 
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_postgresql, find_redis
-from tests.sessions.session_servers import PostgreSQLServer, RedisServer, valkey
+from tests.sessions.support.session_servers import PostgreSQLServer, RedisServer, valkey
 
 
 @pytest.fixture(scope="session")

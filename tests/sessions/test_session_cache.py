@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tenfold.sessions import MemoryStore, Session, Sessions
+from tenfold.sessions.backend import Kept
 from tenfold.sessions.cache import RecordCache
-from tenfold.sessions.keeper import Kept
 from tenfold.sessions.record import Record
-from tests.sessions.client import Client
-from tests.sessions.interleaving import SteppedStore, run
-from tests.sessions.service import Clock, WatchedStore, service
+from tests.sessions.support.client import Client
+from tests.sessions.support.interleaving import SteppedStore, run
+from tests.sessions.support.service import Clock, WatchedStore, service
 
 RECORD = Record(format=100, created=0, seen=0, ends=0)
 

@@ -10,8 +10,8 @@ import pytest
 from tenfold.errors import SessionError
 from tenfold.sessions import CookieSessions
 from tenfold.signing import Sealer, generate_key
-from tests.sessions.client import Client
-from tests.sessions.service import Clock, WatchedStore, service
+from tests.sessions.support.client import Client
+from tests.sessions.support.service import Clock, WatchedStore, service
 
 COOKIE = "__Host-session"
 KEY = generate_key()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.sessions import expiry
+from tenfold.sessions import record
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ from tenfold.sessions import expiry
     [(0, 0, False), (9.9, 0, False), (10, 0, True), (1000, 0, True), (-9, 0, False), (-10, 0, True)],
 )
 def test_a_refresh_is_due_a_tenth_of_the_idle_time_later(now: float, seen: float, due: bool) -> None:
-    assert expiry.is_due(now, seen, 100) is due
+    assert record.is_due(now, seen, 100) is due
 
 
 @pytest.mark.parametrize(("now", "over"), [(99.9, False), (100, True), (1e9, True)])
 def test_the_absolute_end_is_an_end(now: float, over: bool) -> None:
-    assert expiry.is_over(now, 100) is over
-    assert expiry.is_idle(now, 0, 100) is over
+    assert record.is_over(now, 100) is over
+    assert record.is_idle(now, 0, 100) is over
 
 
 @given(st.floats(0, 1e10), st.floats(0, 1e10), st.floats(0.001, 1e7))
 def test_a_lifetime_is_positive_and_ends_with_either(now: float, ends: float, idle_s: float) -> None:
-    lifetime_s = expiry.lifetime_s(now, ends, idle_s)
+    lifetime_s = record.lifetime_s(now, ends, idle_s)
     assert 0 < lifetime_s <= idle_s
     assert lifetime_s <= max(0.001, ends - now)

@@ -9,10 +9,10 @@ import pytest
 
 from tenfold.errors import SettingsError
 from tenfold.sessions import CookieTransport, Sessions
-from tenfold.sessions.policy import policy_of
-from tests.sessions.client import Client
-from tests.sessions.sealing import PlainSealer
-from tests.sessions.service import WatchedStore, service
+from tenfold.sessions.middleware import policy_of
+from tests.sessions.support.client import Client
+from tests.sessions.support.sealing import PlainSealer
+from tests.sessions.support.service import WatchedStore, service
 
 COOKIE = "__Host-session"
 FAULTS = [None, TimeoutError(), ConnectionRefusedError(), OSError("gone")]

@@ -11,8 +11,8 @@ import pytest
 
 from tenfold.errors import SessionError
 from tenfold.sessions import BearerTransport, MemoryStore, Session, Sessions
-from tests.sessions.client import Client
-from tests.sessions.service import Clock, WatchedStore, service
+from tests.sessions.support.client import Client
+from tests.sessions.support.service import Clock, WatchedStore, service
 
 COOKIE = "__Host-session"
 FORGED = "A" * 22 + "." + "B" * 43
@@ -141,7 +141,7 @@ class Forgetful(WatchedStore):
 
 
 def test_no_number_of_logins_hides_a_session(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenfold.sessions.memory.MOST_MEMBERS", 3)
+    monkeypatch.setattr("tenfold.sessions.stores.memory.MOST_MEMBERS", 3)
     thief, *others = [logged_in(app) for _ in range(5)]
     assert [principal(each) for each in (thief, *others)] == [None, None, "ann", "ann", "ann"]
     others[-1].get("/logout_everywhere")
@@ -149,7 +149,7 @@ def test_no_number_of_logins_hides_a_session(app: Any, monkeypatch: pytest.Monke
 
 
 def test_the_control_a_store_that_forgets_members_hides_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenfold.sessions.memory.MOST_MEMBERS", 3)
+    monkeypatch.setattr("tenfold.sessions.stores.memory.MOST_MEMBERS", 3)
     app = service(store=Forgetful())
     thief, *others = [logged_in(app) for _ in range(5)]
     others[-1].get("/logout_everywhere")

@@ -10,10 +10,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SessionEndedError, SessionStoreError
-from tenfold.sessions.keeper import Kept
+from tenfold.sessions.backend import Kept
 from tenfold.sessions.server import Sessions
 from tenfold.sessions.session import Session
-from tests.sessions.interleaving import LastWriteWins, SteppedStore, Upserts, interleave, run
+from tests.sessions.support.interleaving import LastWriteWins, SteppedStore, Upserts, interleave, run
 
 Request = Callable[[Session], Any]
 KEYS = ("a", "b", "c")

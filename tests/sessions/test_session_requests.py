@@ -11,8 +11,8 @@ from fastapi import Depends, FastAPI, WebSocket
 
 from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SettingsError
 from tenfold.sessions import MemoryStore, Session, SessionMiddleware, Sessions, current
-from tests.sessions.client import Client
-from tests.sessions.service import Clock, WatchedStore, service
+from tests.sessions.support.client import Client
+from tests.sessions.support.service import Clock, WatchedStore, service
 
 COOKIE = "__Host-session"
 

@@ -7,10 +7,10 @@ import signal
 from typing import Any
 
 from tenfold.sessions import RedisStore, Session, Sessions
-from tenfold.sessions.keeper import Kept
-from tests.sessions.client import Client
-from tests.sessions.service import service
-from tests.sessions.session_servers import RedisServer
+from tenfold.sessions.backend import Kept
+from tests.sessions.support.client import Client
+from tests.sessions.support.service import service
+from tests.sessions.support.session_servers import RedisServer
 
 
 def with_store(server: RedisServer, run: Any, **options: Any) -> Any:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tenfold.errors import SettingsError
 from tenfold.sessions import BearerTransport, CookieSessions, CookieTransport, MemoryStore
-from tests.sessions.sealing import PlainSealer
-from tests.sessions.service import service
+from tests.sessions.support.sealing import PlainSealer
+from tests.sessions.support.service import service
 
 NAME = b"__Host-session"
 

@@ -17,8 +17,8 @@ import pytest
 from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.stack import Stack, programs
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "src"
+HERE = Path(__file__).parent / "support"
+SOURCES = HERE.parents[2] / "src"
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -17,7 +17,7 @@ from tenfold.balancing.settings import BalancingSettings
 from tenfold.errors import ReplacementError, StackError
 from tenfold.stack import Stack
 from tests.stack.conftest import eventually, settings_for, small
-from tests.stack.crowd import Crowd, crowd, ran
+from tests.stack.support.crowd import Crowd, crowd, ran
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.verify import stacks
 
-from tenfold.balancing import faults
-from tenfold.sessions import check, exposure
 from tenfold.settings import Settings
 from tenfold.stack import Stack, programs
 from tenfold.types import Verdict
+from tenfold.verify.balancing import faults
+from tenfold.verify.sessions import instances, leaks
+from tests.verify.support import stacks
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def naive(
 
 def test_files_far_from_the_app_are_found(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
-    finding = check.local_files(stack, settings.sessions)
+    finding = instances.local_files(stack, settings.sessions)
     assert finding.verdict is Verdict.FAIL
     assert f"{settings.service.environment['CARTS']}/kept.cart" in finding.claim
 
 
 def test_ids_in_a_log_are_found(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
-    finding = exposure.hidden(stack, settings.sessions)
+    finding = leaks.hidden(stack, settings.sessions)
     assert finding.verdict is Verdict.FAIL
     assert "an id is shown in app 1" in finding.claim
 

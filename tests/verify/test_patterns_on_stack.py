@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.verify import stacks
 
 from tenfold.settings import Settings
 from tenfold.stack import Stack, programs
 from tenfold.types import Finding, Verdict
 from tenfold.verify import CHECKS, run, select
+from tests.verify.support import stacks
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.verify import databases, stacks
-from tests.verify.served import standing
-from tests.verify.sessions_cases import FALLEN
 
 from tenfold.errors import SettingsError, StackError
 from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import CHECKS, Check, run, select
+from tests.verify.support import databases, stacks
+from tests.verify.support.served import standing
+from tests.verify.support.sessions_cases import FALLEN
 
 STACK: Any = None
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.measure.check import slow_queries
 from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.stack import Stack
 from tenfold.types import Verdict
+from tenfold.verify.measure.baseline import slow_queries
 
 HERE = Path(__file__).parent / "slow_service"
 

@@ -11,10 +11,10 @@ from sqlalchemy import text
 from shop.scaled import orders, products, reports, sessions, users
 from shop.scaled.database import router as database
 from tenfold.balancing.health import Health, HealthMiddleware
-from tenfold.balancing.limiter import ConcurrencyLimiter
 from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
 from tenfold.metrics import MetricsEndpoint
+from tenfold.overload.limiter import ConcurrencyLimiter
 from tenfold.sessions import BearerTransport, SessionMiddleware
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tenfold.database import DatabaseRouter
-from tenfold.database.scope import SessionScope
+from tenfold.database.replicas.sessions import SessionScope
 
 POOL = {
     "pool_size": 5,  # two instances, a pool each for writes, and one a server for reads

@@ -13,7 +13,7 @@ from shop.scaled.database import router as database
 from shop.scaled.models import User
 from tenfold.sessions import Session as VisitorSession
 from tenfold.sessions import Sessions, current
-from tenfold.sessions.redis import RedisStore
+from tenfold.sessions.stores.redis import RedisStore
 
 sessions = Sessions(RedisStore(os.environ["REDIS_URL"]), idle_s=8 * 60 * 60)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tenfold.balancing.upstream import WITHOUT_BACKUP, is_host_name, is_key
+from tenfold.balancing.upstream import WITHOUT_BACKUP, Node, Upstream, is_host_name, is_key
+from tenfold.errors import SettingsError
 
 Method = Literal["least_conn", "round_robin", "random_two", "ip_hash", "hash", "sticky"]
 
@@ -134,3 +136,33 @@ class BalancingSettings(BaseModel):
                 'does not look at it; set balancing.method = "hash" or remove balancing.hash_key'
             )
         return self
+
+
+def upstream(settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()) -> Upstream:
+    """The upstream that ``settings`` want before ``addresses``, without those that are ``out`` at the moment.
+
+    Raises:
+        SettingsError: there are fewer addresses than the settings speak of.
+    """
+    weights = settings.weights or (1,) * len(addresses)
+    if len(weights) != len(addresses):
+        raise SettingsError(
+            f"balancing.weights has {len(weights)} numbers for {len(addresses)} instances: name one for each"
+        )
+    first_backup = len(addresses) - settings.backups
+    nodes = tuple(
+        Node(address=address, weight=weight, backup=number >= first_backup, down=address in out)
+        for number, (address, weight) in enumerate(zip(addresses, weights, strict=True))
+    )
+    return Upstream(
+        nodes=nodes,
+        method=settings.method,
+        hash_key=settings.hash_key,
+        max_fails=settings.max_fails,
+        fail_timeout_s=settings.fail_timeout_s,
+        keepalive=settings.keepalive,
+        keepalive_idle_s=settings.keepalive_idle_s,
+        tries=settings.tries,
+        connect_timeout_s=settings.connect_timeout_s,
+        read_timeout_s=settings.read_timeout_s,
+    )

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tenfold.errors import SettingsError
-
-if TYPE_CHECKING:
-    from tenfold.balancing.settings import BalancingSettings
 
 METHODS = ("least_conn", "round_robin", "random_two", "ip_hash", "hash", "sticky")
 WITHOUT_BACKUP = ("random_two", "ip_hash", "hash")
@@ -138,33 +133,3 @@ def require_seconds(seconds: float) -> None:
     """Refuse what is no duration of at least a millisecond."""
     if type(seconds) not in (int, float) or not 0.001 <= seconds < math.inf:
         raise SettingsError(f"nginx: {seconds!r} should be a number of seconds above 0")
-
-
-def upstream(settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()) -> Upstream:
-    """The upstream that ``settings`` want before ``addresses``, without those that are ``out`` at the moment.
-
-    Raises:
-        SettingsError: there are fewer addresses than the settings speak of.
-    """
-    weights = settings.weights or (1,) * len(addresses)
-    if len(weights) != len(addresses):
-        raise SettingsError(
-            f"balancing.weights has {len(weights)} numbers for {len(addresses)} instances: name one for each"
-        )
-    first_backup = len(addresses) - settings.backups
-    nodes = tuple(
-        Node(address=address, weight=weight, backup=number >= first_backup, down=address in out)
-        for number, (address, weight) in enumerate(zip(addresses, weights, strict=True))
-    )
-    return Upstream(
-        nodes=nodes,
-        method=settings.method,
-        hash_key=settings.hash_key,
-        max_fails=settings.max_fails,
-        fail_timeout_s=settings.fail_timeout_s,
-        keepalive=settings.keepalive,
-        keepalive_idle_s=settings.keepalive_idle_s,
-        tries=settings.tries,
-        connect_timeout_s=settings.connect_timeout_s,
-        read_timeout_s=settings.read_timeout_s,
-    )

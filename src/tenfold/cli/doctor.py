@@ -60,11 +60,11 @@ def doctor(
 
 def add_up(settings: Settings) -> Finding:
     """Whether the database has room for every pool of the fleet; asks the server that database.url names."""
-    from tenfold.database import budget, server
+    from tenfold.database.pools import budget
 
     database = settings.database
     try:
-        room = server.ask(database.url) if database.url else database.room
+        room = budget.ask(database.url) if database.url else database.room
     except TenfoldError as error:
         return Finding(budget.CHECK, str(error), Verdict.FAIL)
     return budget.judge(database.fleet, room)

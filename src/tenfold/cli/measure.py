@@ -14,10 +14,10 @@ from tenfold.errors import SettingsError
 
 if TYPE_CHECKING:
     from tenfold.cli.bar import Bar
-    from tenfold.measure.comparison import Comparison
-    from tenfold.measure.generator import Generator
-    from tenfold.measure.inside import Inside
-    from tenfold.measure.report import Report
+    from tenfold.measure.diagnosis.observer import Inside
+    from tenfold.measure.load.generator import Generator
+    from tenfold.measure.report.comparison import Comparison
+    from tenfold.measure.report.report import Report
     from tenfold.settings import Settings
 
 EXAMPLE = "tenfold measure http://127.0.0.1:8000 --scenario locustfile.py --min-rps 50"
@@ -81,7 +81,7 @@ def measure(
     """
     from tenfold.cli.bar import Bar
     from tenfold.cli.signals import ending_signals
-    from tenfold.measure import comparison, report
+    from tenfold.measure.report import comparison, report
     from tenfold.settings import load
 
     options = {"scenario": scenario.resolve() if scenario else None, "budget_s": budget_s, "users": users}
@@ -119,10 +119,10 @@ def _measure(
     settings: Settings, target: str | None, bar: Bar, *, owned: bool, closed_s: float | None
 ) -> Report:
     """Start what has to be started, measure, and stop it again."""
-    from tenfold.measure.generator import Generator
-    from tenfold.measure.inside import Inside
-    from tenfold.measure.target import require_loopback
-    from tenfold.measure.wording import objective
+    from tenfold.measure.diagnosis.observer import Inside
+    from tenfold.measure.load.generator import Generator
+    from tenfold.measure.load.target import require_loopback
+    from tenfold.measure.report.wording import objective
 
     scenario = settings.root / settings.measure.scenario
     with ExitStack() as running:
@@ -203,8 +203,8 @@ def _baseline(settings: Settings, name: str) -> Path:
 
 def _write(report: Report, settings: Settings, html: Path | None) -> tuple[Path, Path]:
     """report.html and report.json, as a user would type their paths."""
-    from tenfold.measure.html import render
-    from tenfold.measure.report import save, write_whole
+    from tenfold.measure.report.html import render
+    from tenfold.measure.report.report import save, write_whole
 
     folder = settings.root / ".tenfold"
     page = (html or folder / "report.html").absolute()

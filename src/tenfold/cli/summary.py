@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from tenfold.measure.report import BottleneckReport, Latency, Report
-from tenfold.measure.wording import headline, milliseconds, number, recovery, share, where
+from tenfold.measure.report.report import BottleneckReport, Latency, Report
+from tenfold.measure.report.wording import headline, milliseconds, number, recovery, share, where
 
 WIDTH = 80
 LABEL = 12

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tenfold.database.freshness import FreshnessLimits
-    from tenfold.database.health import HealthLimits
-    from tenfold.database.middleware import ConsistencyMiddleware
-    from tenfold.database.pool import pool_options
-    from tenfold.database.router import DatabaseRouter
-    from tenfold.database.visits import PoolMiddleware
+    from tenfold.database.pools.pool import pool_options
+    from tenfold.database.pools.request_context import PoolMiddleware
+    from tenfold.database.replicas.freshness import FreshnessLimits
+    from tenfold.database.replicas.middleware import ConsistencyMiddleware
+    from tenfold.database.replicas.router import DatabaseRouter
+    from tenfold.database.replicas.servers import HealthLimits
 
 __all__ = [
     "ConsistencyMiddleware",
@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ConsistencyMiddleware": "middleware",
-    "DatabaseRouter": "router",
-    "FreshnessLimits": "freshness",
-    "HealthLimits": "health",
-    "PoolMiddleware": "visits",
-    "pool_options": "pool",
+    "ConsistencyMiddleware": "replicas.middleware",
+    "DatabaseRouter": "replicas.router",
+    "FreshnessLimits": "replicas.freshness",
+    "HealthLimits": "replicas.servers",
+    "PoolMiddleware": "pools.request_context",
+    "pool_options": "pools.pool",
 }
 
 

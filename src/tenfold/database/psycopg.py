@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -11,6 +12,7 @@ from typing import Any
 from tenfold.errors import DependencyError
 
 __all__ = ["Line", "ask", "connect_async", "cut", "lacks_positions", "refused", "server_version", "sqlstate"]
+
 
 _REFUSED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
 _NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
@@ -111,3 +113,41 @@ def _library() -> Any:
     except ImportError as error:
         raise DependencyError("psycopg is not installed: pip install 'tenfold[database]'") from error
     return psycopg
+
+
+# Opening a connection that may be cancelled half way, without leaving half a connection behind.
+#
+# What SQLAlchemy's greenlets and tracebacks keep of a cancelled ``connect()`` lives until the garbage
+# collector looks at the oldest generation: minutes in which the server counts an unused connection. So the
+# connection is opened in a task of its own; when its caller was cancelled, it is closed once it is there.
+_opening: set[asyncio.Task[Any]] = set()  # the event loop itself keeps weak references only
+
+
+async def open_or_close(*arguments: Any, **options: Any) -> Any:
+    """``psycopg.AsyncConnection.connect``; connect_timeout bounds what goes on after a cancellation."""
+    from psycopg import AsyncConnection
+
+    task = asyncio.create_task(AsyncConnection.connect(*arguments, **options))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        _opening.add(task)
+        task.add_done_callback(_discard)
+        raise
+
+
+def shield(dialect: Any) -> None:
+    """Make a dialect of psycopg open its connections by :func:`open_or_close`, unless told otherwise."""
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        options.setdefault("async_creator_fn", open_or_close)
+        return type(dialect).connect(dialect, *arguments, **options)
+
+    dialect.connect = connect
+
+
+def _discard(task: asyncio.Task[Any]) -> None:
+    _opening.discard(task)
+    if not task.cancelled() and task.exception() is None:
+        # Without a transaction there is nothing to wait for: PQfinish sends the end and closes the socket.
+        task.result().pgconn.finish()

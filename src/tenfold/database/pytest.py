@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tenfold.database.holding import held_back
+from tenfold.database.replay_pause import held_back
 from tenfold.errors import DependencyError
 
 try:

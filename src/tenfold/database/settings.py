@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tenfold.database.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, Room
-from tenfold.measure.requestline import RequestLine
+from tenfold.database.pools.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, Room
+from tenfold.requestline import RequestLine
 
 
 class DatabaseSettings(BaseModel):

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tenfold.measure.bottlenecks import BottleneckDetector
-    from tenfold.measure.probe import Probe
+    from tenfold.measure.diagnosis.detector import BottleneckDetector
+    from tenfold.measure.probe.probe import Probe
     from tenfold.measure.profile import profile_function
 
 __all__ = ["BottleneckDetector", "Probe", "profile_function"]
 
-_HOMES = {"BottleneckDetector": "bottlenecks", "Probe": "probe", "profile_function": "profile"}
+_HOMES = {"BottleneckDetector": "diagnosis.detector", "Probe": "probe.probe", "profile_function": "profile"}
 
 
 def __getattr__(name: str) -> Any:

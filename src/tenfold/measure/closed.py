@@ -7,10 +7,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tenfold import __version__
-from tenfold.measure import summary
-from tenfold.measure.generator import Generator
+from tenfold.measure.load.generator import Generator
 from tenfold.measure.measurement import Progress, machine
-from tenfold.measure.report import ObjectiveReport, Report
+from tenfold.measure.report import summary
+from tenfold.measure.report.report import ObjectiveReport, Report
 from tenfold.measure.settings import MeasureSettings
 
 

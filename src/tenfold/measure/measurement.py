@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from tenfold import __version__
-from tenfold.measure import overload, summary
-from tenfold.measure.capacity import Capacity, CapacitySearch
-from tenfold.measure.inside import Diagnosis, Inside
-from tenfold.measure.report import ObjectiveReport, OverloadReport, Report, TrialReport
+from tenfold.measure import overload
+from tenfold.measure.diagnosis.machine_speed import SpeedGauge
+from tenfold.measure.diagnosis.observer import Diagnosis, Inside
+from tenfold.measure.report import summary
+from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
+from tenfold.measure.search.capacity import Capacity, CapacitySearch
 from tenfold.measure.settings import MeasureSettings
-from tenfold.measure.speed import SpeedGauge
 from tenfold.measure.trial import Block, Trial, TrialRequest
 
 # CPU time that other machines took is worth a word above this share.
@@ -30,7 +31,7 @@ CEILING = 0.9
 
 
 class LoadGenerator(Protocol):
-    """What a measurement needs of a generator; :class:`tenfold.measure.generator.Generator` is one."""
+    """What a measurement needs of a generator; :class:`tenfold.measure.load.generator.Generator` is one."""
 
     def run(self, request: TrialRequest, on_block: Callable[[Block], None] | None = None) -> Trial:
         """Carry out one trial."""

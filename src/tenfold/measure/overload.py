@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tenfold.measure.report import OverloadReport
+from tenfold.measure.report.report import OverloadReport
 from tenfold.measure.settings import Objective
 from tenfold.measure.trial import Block, Trial, TrialRequest
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenfold.sessions.cookie import CookieSessions
-    from tenfold.sessions.memory import MemoryStore
     from tenfold.sessions.middleware import SessionMiddleware
-    from tenfold.sessions.redis import RedisStore
     from tenfold.sessions.request import current
     from tenfold.sessions.server import Sessions
     from tenfold.sessions.session import Session
-    from tenfold.sessions.sqlalchemy import SQLStore
+    from tenfold.sessions.stores.memory import MemoryStore
+    from tenfold.sessions.stores.redis import RedisStore
+    from tenfold.sessions.stores.sqlalchemy import SQLStore
     from tenfold.sessions.transport import BearerTransport, CookieTransport
 
 __all__ = [
@@ -33,9 +33,9 @@ _HOMES = {
     "BearerTransport": "transport",
     "CookieSessions": "cookie",
     "CookieTransport": "transport",
-    "MemoryStore": "memory",
-    "RedisStore": "redis",
-    "SQLStore": "sqlalchemy",
+    "MemoryStore": "stores.memory",
+    "RedisStore": "stores.redis",
+    "SQLStore": "stores.sqlalchemy",
     "Session": "session",
     "SessionMiddleware": "middleware",
     "Sessions": "server",

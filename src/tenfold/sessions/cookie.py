@@ -9,12 +9,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tenfold.errors import SessionError, SettingsError, TenfoldError
-from tenfold.sessions import expiry, tokens
+from tenfold.sessions import tokens
+from tenfold.sessions.backend import Device, Kept, Missing, Sealer
 from tenfold.sessions.changes import Changes, apply
-from tenfold.sessions.devices import enlist
-from tenfold.sessions.keeper import Device, Kept, Missing, Sealer
-from tenfold.sessions.record import Record, check_size, decode, encode
-from tenfold.sessions.store import Store
+from tenfold.sessions.record import (
+    ABSOLUTE_S,
+    IDLE_S,
+    Record,
+    check_size,
+    decode,
+    encode,
+    is_due,
+    is_idle,
+    is_over,
+)
+from tenfold.sessions.stores.store import Store, enlist
 
 __all__ = ["CookieSessions"]
 
@@ -48,8 +57,8 @@ class CookieSessions:
         sealer: Sealer,
         *,
         revocations: Store | None = None,
-        idle_s: float = expiry.IDLE_S,
-        absolute_s: float = expiry.ABSOLUTE_S,
+        idle_s: float = IDLE_S,
+        absolute_s: float = ABSOLUTE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < idle_s <= absolute_s:
@@ -121,7 +130,7 @@ class CookieSessions:
 
     async def refresh(self, kept: Kept) -> Kept:
         now = self._clock()
-        if not expiry.is_due(now, kept.record.seen, self._idle_s):
+        if not is_due(now, kept.record.seen, self._idle_s):
             return kept
         return self._sealed(kept.handle, apply(kept.record, Changes(), now=now, absolute_s=0))
 
@@ -143,7 +152,7 @@ class CookieSessions:
         if record is None:
             return None
         now = self._clock()
-        if expiry.is_over(now, record.ends) or expiry.is_idle(now, record.seen, self._idle_s):
+        if is_over(now, record.ends) or is_idle(now, record.seen, self._idle_s):
             return None
         return Kept(handle, 0, record)
 

@@ -4,21 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Literal
 
 from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SessionStoreError, SettingsError
-from tenfold.sessions.headers import for_caches
-from tenfold.sessions.keeper import Keeper, Kept, Missing
-from tenfold.sessions.policy import WhenUnavailable, policy_of
+from tenfold.sessions.backend import Keeper, Kept, Missing
 from tenfold.sessions.server import Sessions
 from tenfold.sessions.session import Phase, Session
-from tenfold.sessions.store import Store
+from tenfold.sessions.stores.store import Store
 from tenfold.sessions.transport import CookieTransport, Transport
 
 __all__ = ["SessionMiddleware", "Visit"]
 
+
+# What a route does while the store of sessions does not answer. Pure.
+Policy = Literal["closed", "anonymous"]
 Scope = MutableMapping[str, Any]
+WhenUnavailable = Policy | Mapping[str, Policy] | Callable[[Scope], Policy]
+
+POLICIES = ("closed", "anonymous")
+
+
+def policy_of(when_unavailable: WhenUnavailable) -> Callable[[Scope], Policy]:
+    """What to ask for each request; a mapping has path prefixes, the longest counts, "closed" is the rest.
+
+    Raises:
+        SettingsError: a policy that does not exist, or a prefix without a leading slash.
+    """
+    if callable(when_unavailable):
+        return when_unavailable
+    if isinstance(when_unavailable, str):
+        _check(when_unavailable)
+        only = when_unavailable
+        return lambda scope: only
+    for prefix, policy in when_unavailable.items():
+        _check(policy)
+        if not prefix.startswith("/"):
+            raise SettingsError(f"when_unavailable has {prefix!r}: a path begins with a slash")
+    ordered = sorted(when_unavailable.items(), key=lambda item: len(item[0]), reverse=True)
+    return lambda scope: next(
+        (policy for prefix, policy in ordered if _covers(prefix, scope["path"])), "closed"
+    )
+
+
+def _covers(prefix: str, path: str) -> bool:
+    prefix = prefix.rstrip("/")
+    return path == prefix or path.startswith(f"{prefix}/")
+
+
+def _check(policy: str) -> None:
+    if policy not in POLICIES:
+        raise SettingsError(f"when_unavailable is {policy!r}: use closed or anonymous")
+
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -250,3 +288,32 @@ def _answer_to(error: Exception) -> tuple[int, bytes] | None:
         if isinstance(error, kind):
             return status, body
     return None
+
+
+# What an answer that depends on a session says to caches. Pure.
+Header = tuple[bytes, bytes]
+
+
+def for_caches(headers: Iterable[Header], *, varies: bytes, delivery: Header | None) -> list[Header]:
+    """The headers of an answer for which the session was read.
+
+    ``Vary`` names the header that carried the token. Without a word of the application on caching, the answer
+    is private to the client. With a token in it, it is stored nowhere, whatever the application said: the
+    strictest of several directives counts (RFC 9111 section 4.2.1).
+    """
+    result = list(headers)
+    vary, said = _values(result, b"vary"), _values(result, b"cache-control")
+    if varies.lower() not in vary and b"*" not in vary:
+        result.append((b"vary", varies))
+    if delivery is not None:
+        result.append(delivery)
+        if b"no-store" not in said:
+            result.append((b"cache-control", b"no-store"))
+    elif not said:
+        result.append((b"cache-control", b"private"))
+    return result
+
+
+def _values(headers: Iterable[Header], name: bytes) -> list[bytes]:
+    lines = [value for key, value in headers if key.lower() == name]
+    return [item.strip().lower() for line in lines for item in line.split(b",")] if lines else []

@@ -6,13 +6,22 @@ import time
 from collections.abc import Callable
 
 from tenfold.errors import SessionEndedError, SessionStoreError, SettingsError, TenfoldError
-from tenfold.sessions import expiry, tokens
+from tenfold.sessions import tokens
+from tenfold.sessions.backend import Device, Kept, Missing, Sealer
 from tenfold.sessions.cache import RecordCache
 from tenfold.sessions.changes import Changes, apply
-from tenfold.sessions.devices import enlist
-from tenfold.sessions.keeper import Device, Kept, Missing, Sealer
-from tenfold.sessions.record import Record, check_size, decode, encode
-from tenfold.sessions.store import Store, Stored
+from tenfold.sessions.record import (
+    ABSOLUTE_S,
+    IDLE_S,
+    Record,
+    check_size,
+    decode,
+    encode,
+    is_due,
+    is_over,
+    lifetime_s,
+)
+from tenfold.sessions.stores.store import Store, Stored, enlist
 
 __all__ = ["Sessions"]
 
@@ -47,8 +56,8 @@ class Sessions:
         self,
         store: Store,
         *,
-        idle_s: float = expiry.IDLE_S,
-        absolute_s: float = expiry.ABSOLUTE_S,
+        idle_s: float = IDLE_S,
+        absolute_s: float = ABSOLUTE_S,
         max_bytes: int = MAX_BYTES,
         sealer: Sealer | None = None,
         cache_ms: float = 0,
@@ -119,7 +128,7 @@ class Sessions:
         else:
             # A cached record that the token does not fit may be older than the token: the store decides.
             if (found := cache.get(handle)) and tokens.is_same(found[1].digest, digest):
-                over = expiry.is_over(self._clock(), found[1].ends)
+                over = is_over(self._clock(), found[1].ends)
                 return Missing.UNKNOWN if over else Kept(handle, *found, cached=True)
             at = cache.clock()
         stored = await self._store.read(handle)
@@ -151,7 +160,7 @@ class Sessions:
 
     async def refresh(self, kept: Kept) -> Kept:
         now = self._clock()
-        if not expiry.is_due(now, kept.record.seen, self._idle_s):
+        if not is_due(now, kept.record.seen, self._idle_s):
             return kept
         written, _ = await self._replace(kept, apply(kept.record, Changes(), now=now, absolute_s=0))
         return written or kept  # whoever came first has refreshed it as well, or ended it
@@ -172,7 +181,7 @@ class Sessions:
             except (TenfoldError, ValueError):
                 return None
         record = decode(payload)
-        return None if record is None or expiry.is_over(self._clock(), record.ends) else record
+        return None if record is None or is_over(self._clock(), record.ends) else record
 
     def _applied(self, record: Record | None, changes: Changes) -> Record:
         return apply(record, changes, now=self._clock(), absolute_s=self._absolute_s)
@@ -183,7 +192,7 @@ class Sessions:
         return self._sealer.seal(payload, handle.encode()) if self._sealer else payload
 
     def _ttl_s(self, record: Record) -> float:
-        return expiry.lifetime_s(self._clock(), record.ends, self._idle_s)
+        return lifetime_s(self._clock(), record.ends, self._idle_s)
 
     async def _create(self, changes: Changes) -> Kept:
         handle, record = changes.handle, self._applied(None, changes)

@@ -10,8 +10,8 @@ import msgspec
 
 from tenfold.errors import SessionEndedError, SessionError, SessionStoreError, TenfoldError
 from tenfold.sessions import tokens
+from tenfold.sessions.backend import Device, Keeper, Kept, Missing
 from tenfold.sessions.changes import Changes, Edit
-from tenfold.sessions.keeper import Device, Keeper, Kept, Missing
 from tenfold.sessions.record import check_size, decode_value, encode_quickly, encode_value
 
 __all__ = ["Session"]

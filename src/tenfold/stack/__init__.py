@@ -11,7 +11,7 @@ __all__ = ["Stack"]
 
 
 def __getattr__(name: str) -> Any:
-    # Every app instance imports tenfold.stack.probed: it must not load what starts servers.
+    # Every app instance imports tenfold.stack.app_process: it must not load what starts servers.
     if name == "Stack":
         from tenfold.stack.stack import Stack
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from tenfold.errors import StackError
-from tenfold.stack.group import ProcessGroup
 from tenfold.stack.logs import ending, failure
-from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST, free_port
+from tenfold.stack.processes import ProcessGroup
+from tenfold.stack.workdir import Place
 
 PLAIN_ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 """What servers other than the app get: nothing of the user's environment, where secrets live."""

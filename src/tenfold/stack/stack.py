@@ -16,15 +16,15 @@ from tenfold.balancing import rolling
 from tenfold.balancing.rolling import Replacement
 from tenfold.errors import StackError, TenfoldError
 from tenfold.settings import Settings
-from tenfold.stack import environment, premises, prepare
+from tenfold.stack import environment, targets, workdir
 from tenfold.stack.interrupts import deferred
-from tenfold.stack.place import CancelledError, Place
 from tenfold.stack.replacement import InstanceTarget
 from tenfold.stack.server import LocalServer
 from tenfold.stack.servers import wanted
 from tenfold.stack.servers.app import app_folder
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
+from tenfold.stack.workdir import CancelledError, Place
 from tenfold.types import Server
 
 PREPARED = "prepare"
@@ -165,7 +165,7 @@ class Stack:
         if self._place is not None:
             raise StackError("the stack is already running")
         try:
-            self._place = place = premises.create()
+            self._place = place = workdir.create()
             made = wanted(self._settings, place)
             self._servers = sorted(made, key=lambda server: PREPARED in server.needs)
             self._set_environment(place)
@@ -221,7 +221,7 @@ class Stack:
         if not self._settings.service.prepare:
             return ()
         seen = {**_inherited(), **self._environment}
-        return prepare.command(self._settings.service.prepare, self.app_folder, seen)
+        return targets.command(self._settings.service.prepare, self.app_folder, seen)
 
     def _prepare(self, command: Sequence[str], needed: Sequence[Future[None]]) -> None:
         _await(needed)

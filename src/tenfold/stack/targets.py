@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import re
+import shlex
+import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -100,3 +104,48 @@ def _where(error: BaseException, folder: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     return f" ({Path(own[-1].filename).relative_to(folder)}:{own[-1].lineno})" if own else ""
+
+
+# ``[service] prepare``: what has to be done once before the app starts, as a command to run.
+def command(prepare: str, folder: Path, environment: Mapping[str, str]) -> Sequence[str]:
+    """The command that ``prepare`` stands for; a callable is run by this module in a process of its own.
+
+    Raises:
+        SettingsError: it names no module, or no program.
+    """
+    if is_target(prepare):
+        check(prepare, folder, key="service.prepare")
+        return [sys.executable, "-P", "-m", "tenfold.stack.targets", prepare, str(folder)]
+    try:
+        words = shlex.split(prepare)
+    except ValueError as error:
+        raise SettingsError(f"service.prepare: {prepare!r} cannot be split into words ({error})") from error
+    if program := shutil.which(_relative_to(folder, words[0]), path=environment.get("PATH")):
+        return [program, *words[1:]]
+    raise SettingsError(
+        f'service.prepare: there is no program {words[0]}; name one, or a callable "package.module:name"'
+    )
+
+
+def _relative_to(folder: Path, program: str) -> str:
+    return str(folder / program) if "/" in program else program
+
+
+def main(target: str, folder: str) -> None:
+    """Call ``target`` without arguments; wait for it when it is asynchronous."""
+    call = load(target, Path(folder))
+    try:
+        result = call()
+        if inspect.isawaitable(result):
+            asyncio.run(_finish(result))
+    except Exception as error:
+        traceback.print_exc()
+        leave(f"service.prepare: {target} failed with {type(error).__name__}: {error}")
+
+
+async def _finish(result: Awaitable[object]) -> None:
+    await result
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

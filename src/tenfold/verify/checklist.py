@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tenfold.balancing import check as balancing
-from tenfold.balancing import faults, goodput
-from tenfold.database import check as database
-from tenfold.database import crowds, outages
-from tenfold.measure import check as measure
-from tenfold.sessions import attacks, exposure, races
-from tenfold.sessions import check as sessions
-from tenfold.sessions.target import somebody
 from tenfold.settings import Settings
 from tenfold.types import Finding, Stack
+from tenfold.verify.balancing import faults, goodput
+from tenfold.verify.balancing import shares as balancing
+from tenfold.verify.database import outages, pool_pressure
+from tenfold.verify.database import staleness as database
+from tenfold.verify.measure import baseline as measure
 from tenfold.verify.runner import Check
+from tenfold.verify.sessions import attacks, concurrency, leaks
+from tenfold.verify.sessions import instances as sessions
+from tenfold.verify.sessions.target import somebody
 
 BASELINES = Path(".tenfold", "baselines")  # in the folder of tenfold.toml
 
@@ -98,11 +98,11 @@ CHECKS: tuple[Check, ...] = (
     _session(attacks.FIXATION, attacks.fixation),
     _session(attacks.GUESSING, attacks.guessing),
     _session(attacks.REPLAY, attacks.replay),
-    _session(races.RESURRECTION, races.resurrection),
-    _session(races.LOST_UPDATE, races.lost_update),
+    _session(concurrency.RESURRECTION, concurrency.resurrection),
+    _session(concurrency.LOST_UPDATE, concurrency.lost_update),
     _session(attacks.OVERSIZE, attacks.oversize),
-    _session(exposure.ATTRIBUTES, exposure.attributes),
-    _session(exposure.HIDDEN, exposure.hidden),
+    _session(leaks.ATTRIBUTES, leaks.attributes),
+    _session(leaks.HIDDEN, leaks.hidden),
     _session(sessions.AFFINITY, sessions.affinity, "instances"),
     Check(
         sessions.SURVIVAL,
@@ -144,6 +144,6 @@ CHECKS: tuple[Check, ...] = (
     _database(database.BACK, database.never_back, "replicas"),
     _database(outages.OUTAGE, outages.outage, "replicas", timeout_s=180),
     _database(outages.SURVIVES, outages.survives),
-    _database(crowds.BUDGET, crowds.budget),
-    _database(crowds.RETURNED, crowds.returned),
+    _database(pool_pressure.BUDGET, pool_pressure.budget),
+    _database(pool_pressure.RETURNED, pool_pressure.returned),
 )

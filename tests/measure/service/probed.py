@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tenfold.measure.probe import Probe
+from tenfold.measure.probe.probe import Probe
 
 
 async def later(scope, receive, send):

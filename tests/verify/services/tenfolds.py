@@ -93,7 +93,7 @@ def in_memory(**options: Any) -> Starlette:
 
 def in_redis() -> Starlette:
     """For any number of instances."""
-    from tenfold.sessions.redis import RedisStore
+    from tenfold.sessions.stores.redis import RedisStore
 
     store = RedisStore(os.environ["REDIS_URL"])
     return Starlette(routes=ROUTES, middleware=[Middleware(SessionMiddleware, store=store)])

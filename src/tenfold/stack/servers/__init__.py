@@ -6,8 +6,8 @@ import importlib
 import pkgutil
 
 from tenfold.settings import Settings
-from tenfold.stack.place import Place
 from tenfold.stack.server import LocalServer
+from tenfold.stack.workdir import Place
 
 
 def wanted(settings: Settings, place: Place) -> list[LocalServer]:

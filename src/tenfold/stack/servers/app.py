@@ -10,10 +10,10 @@ from pathlib import Path
 from tenfold.errors import DependencyError
 from tenfold.settings import ServiceSettings, Settings
 from tenfold.stack import targets
-from tenfold.stack.group import ProcessGroup
-from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST, claimed
+from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.server import LocalServer
+from tenfold.stack.workdir import Place
 
 
 def servers(settings: Settings, place: Place) -> list[LocalServer]:
@@ -83,14 +83,14 @@ class Instance(LocalServer):
         """Start granian in the app's folder."""
         return self.place.launch(
             self.name,
-            [sys.executable, "-P", "-m", "tenfold.stack.probed", HOST, str(self.port)],
+            [sys.executable, "-P", "-m", "tenfold.stack.app_process", HOST, str(self.port)],
             cwd=self._folder,
             environment={**self.app_environment, **self._orders()},
             number=self.stop_signal,
         )
 
     def _orders(self) -> dict[str, str]:
-        """For :mod:`tenfold.stack.probed`."""
+        """For :mod:`tenfold.stack.app_process`."""
         return {
             "_TENFOLD_APP": self._service.app,
             "_TENFOLD_FACTORY": "1" if self._service.factory else "0",

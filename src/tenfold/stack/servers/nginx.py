@@ -8,17 +8,16 @@ import socket
 from pathlib import Path
 
 from tenfold.balancing import nginx as fragments
-from tenfold.balancing.settings import BalancingSettings
-from tenfold.balancing.upstream import upstream
+from tenfold.balancing.settings import BalancingSettings, upstream
 from tenfold.deploy import nginx
 from tenfold.errors import StackError
 from tenfold.settings import Settings
-from tenfold.stack.group import ProcessGroup
 from tenfold.stack.logs import failure
-from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST, claimed
+from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.programs import NGINX, Program, find_nginx, required
 from tenfold.stack.server import PLAIN_ENVIRONMENT, LocalServer
+from tenfold.stack.workdir import Place
 
 _HERE = (HOST, "localhost")
 

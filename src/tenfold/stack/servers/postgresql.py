@@ -19,11 +19,11 @@ import psutil
 from tenfold.errors import DependencyError
 from tenfold.settings import Settings
 from tenfold.stack import processes
-from tenfold.stack.group import KILL_WAIT_S, ProcessGroup
-from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST
+from tenfold.stack.processes import KILL_WAIT_S, ProcessGroup
 from tenfold.stack.programs import POSTGRESQL, Program, find_postgresql, required
 from tenfold.stack.server import PLAIN_ENVIRONMENT, LocalServer
+from tenfold.stack.workdir import Place
 
 if TYPE_CHECKING:
     import psycopg

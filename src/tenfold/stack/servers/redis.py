@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tenfold.settings import Settings
-from tenfold.stack.group import ProcessGroup
-from tenfold.stack.place import Place
 from tenfold.stack.ports import HOST
+from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.programs import REDIS, Program, find_redis, required
 from tenfold.stack.server import PLAIN_ENVIRONMENT, LocalServer
+from tenfold.stack.workdir import Place
 
 
 def servers(settings: Settings, place: Place) -> list[LocalServer]:

@@ -1,0 +1,1 @@
+"""Read replicas: routing of reads and writes, and consistency tokens."""

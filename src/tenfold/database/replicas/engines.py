@@ -1,0 +1,160 @@
+"""Engines: one for each server and use, for threads and for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from tenfold.database.pools.pool_monitor import Watching
+from tenfold.database.psycopg import sqlstate
+from tenfold.database.urls import server_name
+from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError
+
+try:
+    import sqlalchemy
+    from sqlalchemy import event
+    from sqlalchemy.engine import URL, Engine
+except ImportError as error:
+    raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from error
+
+__all__ = ["Use", "maker", "pooled"]
+
+Use = Literal["write", "read", "analytics"]
+
+_READ_ONLY_SQL_TRANSACTION = "25006"
+_SQLITE_READONLY = 8
+_CONNECT_TIMEOUT_S = 3
+
+
+def pooled(
+    url: URL,
+    use: Use,
+    chosen: Mapping[str, Any] | Callable[[URL], Mapping[str, Any]],
+    *,
+    watched: Callable[..., dict[str, Any]],
+) -> Mapping[str, Any]:
+    """The options of an engine: those of a ``watched`` pool, with what was ``chosen`` in their place.
+
+    A function of the URL, or options with a pool of their own, are taken as they are. A watched pool without
+    a name of its own is named for its use: one server has a pool for each.
+    """
+    if callable(chosen):
+        options = chosen(url)
+    elif {"poolclass", "pool", "creator"} & chosen.keys() or url.get_backend_name() == "sqlite":
+        options = chosen
+    else:
+        sizes = {name: chosen[name] for name in ("pool_size", "max_overflow") if name in chosen}
+        options = watched(url, connect_timeout_s=_CONNECT_TIMEOUT_S, **sizes)
+        arguments = {**options["connect_args"], **(chosen.get("connect_args") or {})}
+        options |= {**chosen, "connect_args": arguments}
+    watching = options.get("watching")
+    if isinstance(watching, Watching) and watching.name == server_name(url):
+        return {**options, "watching": replace(watching, name=f"{watching.name} {use}")}
+    return options
+
+
+def maker(
+    url: URL, use: Use, *, primary: bool, options: Mapping[str, Any]
+) -> Callable[[bool, Callable[[Any], None]], Engine]:
+    """A function that makes the engine of a server, for asyncio or not.
+
+    Reads run in AUTOCOMMIT: each statement has its own snapshot, as under READ COMMITTED, without the two
+    round trips of BEGIN and ROLLBACK, and a check before it really precedes that snapshot.
+    """
+
+    def make(asynchronous: bool, opened: Callable[[Any], None]) -> Engine:
+        chosen = dict(options)
+        arguments = dict(chosen.get("connect_args") or {})
+        # What the driver is given here would win over the URL's, and with it over "this session only reads".
+        given = arguments.pop("options", "")
+        chosen["connect_args"] = arguments
+        if use != "write":
+            chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+        target = _prepared(url, use, primary=primary, given=given)
+        engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
+        if engine.dialect.driver == "psycopg":  # the only one whose connections can be cut
+            event.listen(engine, "connect", lambda _, record: opened(record.driver_connection))
+        event.listen(engine, "handle_error", _demoted if use == "write" else _only_reads)
+        if use == "write":
+            _mark_commits(engine)
+        elif engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _query_only)
+        return engine
+
+    return make
+
+
+def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    if url.drivername == "sqlite":
+        url = url.set(drivername="sqlite+aiosqlite")
+    return create_async_engine(url, **options).sync_engine
+
+
+def _prepared(url: URL, use: Use, *, primary: bool, given: str = "") -> URL:
+    """The URL with what PostgreSQL has to know about this use, after the options that were ``given``."""
+    if url.get_backend_name() != "postgresql":
+        return url
+    more: dict[str, str] = {}
+    own = url.query.get("options", "")
+    settings = [own if isinstance(own, str) else " ".join(own), given]
+    if use != "write":
+        settings.append("-c default_transaction_read_only=on")
+    if use == "analytics":
+        settings.append("-c statement_timeout=0")
+    if any(settings):
+        more["options"] = " ".join(filter(None, settings))
+    if primary and isinstance(url.query.get("host"), tuple):
+        # Of several hosts the one that takes writes. A session that only reads is never "read-write".
+        more["target_session_attrs"] = "read-write" if use == "write" else "primary"
+    if "connect_timeout" not in url.query:
+        more["connect_timeout"] = str(_CONNECT_TIMEOUT_S)
+    return url.update_query_dict(more)
+
+
+def _query_only(connection: Any, _: Any) -> None:
+    connection.execute("pragma query_only = on").close()
+
+
+def _mark_commits(engine: Engine) -> None:
+    """Remember of an error that COMMIT had been sent. An event would slow every statement down."""
+    commit = engine.dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        try:
+            commit(connection)
+        except Exception as error:
+            error.__dict__["in_commit"] = True
+            raise
+
+    engine.dialect.do_commit = do_commit  # type: ignore[assignment, method-assign]
+
+
+def _demoted(context: Any) -> Exception | None:
+    """Of an engine that writes: what its user has to know, and what the next connection puts right."""
+    error = context.original_exception
+    if context.is_disconnect and getattr(error, "in_commit", False):
+        return CommitUnknownError(
+            "the connection was lost during COMMIT, so that nobody knows whether it was committed: look for "
+            "what it would have left before you try it again"
+        )
+    if _refuses_writes(error):
+        # The primary was demoted while we were connected: the next connection finds the new one.
+        context.is_disconnect = True
+    return None
+
+
+def _only_reads(context: Any) -> Exception | None:
+    """Of an engine that reads: a write is a mistake in the service."""
+    if not _refuses_writes(context.original_exception):
+        return None
+    return ReadOnlyError(
+        "this session only reads: write through router.write() or router.get_write_session()"
+    )
+
+
+def _refuses_writes(error: Any) -> bool:
+    read_only = getattr(error, "sqlite_errorcode", None) == _SQLITE_READONLY
+    return read_only or sqlstate(error) == _READ_ONLY_SQL_TRANSACTION

@@ -1,1 +1,0 @@
-"""Everything that SQLAlchemy does for the router: engines, connections that were checked, sessions."""

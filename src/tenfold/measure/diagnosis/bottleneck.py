@@ -1,0 +1,71 @@
+"""Bottlenecks as values: what stops a service, with evidence, place and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["critical", "high", "medium", "low"]
+Proof = Literal["proven", "suspected"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bottleneck:
+    """One thing that stops the service, with what was seen and what helps."""
+
+    kind: (
+        str  # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads"
+    )
+    title: str
+    severity: Severity
+    remedy: str
+    evidence: tuple[str, ...] = ()
+    where: str | None = None  # "shop/orders.py:48"
+    share: float | None = None  # of the slow requests' time, 0..1; None when it cannot be said
+    proof: Proof = "suspected"
+    follows_from: tuple[int, ...] = ()  # ranks, from 1, of what has to be removed and measured first
+
+    @property
+    def type(self) -> str:
+        """The kind, by the name that ``analyze_performance_metrics`` promises."""
+        return self.kind
+
+    @property
+    def solution(self) -> str:
+        """The remedy, by the name that ``analyze_performance_metrics`` promises."""
+        return self.remedy
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind} · {self.title}  [{self.severity}, {self.proof}]"]
+        lines += [f"   {line}" for line in (self.where, *self.evidence) if line]
+        return "\n".join([*lines, f"   → {self.remedy}"])
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Bottlenecks, the worst first, and what nobody can tell. Iterates over the bottlenecks."""
+
+    bottlenecks: tuple[Bottleneck, ...] = ()
+    not_measured: tuple[str, ...] = ()  # never to be read as healthy
+
+    def __iter__(self) -> Iterator[Bottleneck]:
+        return iter(self.bottlenecks)
+
+    def __len__(self) -> int:
+        return len(self.bottlenecks)
+
+    def __getitem__(self, index: int) -> Bottleneck:
+        return self.bottlenecks[index]
+
+    def __bool__(self) -> bool:
+        return bool(self.bottlenecks)
+
+    def __str__(self) -> str:
+        if self.bottlenecks:
+            lines = [f"{rank}  {one}" for rank, one in enumerate(self.bottlenecks, 1)]
+        else:
+            lines = ["No bottleneck in what was measured."]
+        if self.not_measured:
+            lines.append(f"Not measured: {'; '.join(self.not_measured)}")
+        return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""A stack seen from inside while it works: its probes, its processes, its database's plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from tenfold.errors import TenfoldError
+from tenfold.measure.diagnosis.bottleneck import Bottleneck
+from tenfold.measure.diagnosis.detector import BottleneckDetector
+from tenfold.measure.diagnosis.explain import Plan, explain
+from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
+from tenfold.measure.probe.collector import Collector
+from tenfold.measure.probe.evidence import Evidence
+from tenfold.measure.report.report import BottleneckReport, GroupReport, SeriesReport
+from tenfold.measure.settings import Objective
+from tenfold.types import Stack
+
+GROUPS = {
+    "app": ("app",),
+    "database": ("primary", "replica"),
+    "cache": ("redis",),
+    "proxy": ("nginx",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was seen from inside, as the report carries it."""
+
+    bottlenecks: tuple[BottleneckReport, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    groups: tuple[GroupReport, ...] = ()
+    series: tuple[SeriesReport, ...] = ()
+
+    @classmethod
+    def from_outside(cls) -> Diagnosis:
+        """What can be said of a service of which only the answers are seen: nothing, and that is said."""
+        return cls(
+            not_measured=(
+                "anything inside the service: from outside only its answers are seen; "
+                "run it under tenfold (tenfold.toml, tenfold measure) to look inside",
+            )
+        )
+
+
+class Inside:
+    """Watches ``stack`` from its entering to its leaving.
+
+    Args:
+        stack: a running stack whose app instances carry the probe.
+        objective: what counts as slow.
+        may_create_index: a missing index may be proven by creating it and dropping it again. Only ever for
+            a stack whose data are thrown away afterwards.
+    """
+
+    def __init__(self, stack: Stack, *, objective: Objective, may_create_index: bool = False) -> None:
+        self._stack = stack
+        self._objective = objective
+        self._may_create_index = may_create_index
+        self._collector = Collector(stack.probe_address)
+        self._sampler = ResourceSampler(
+            {group: self._pids_of(kinds) for group, kinds in GROUPS.items() if self._has(kinds)}
+        )
+        self._open = ExitStack()
+
+    def __enter__(self) -> Inside:
+        with self._open:
+            self._open.enter_context(self._collector)
+            self._open.enter_context(self._sampler)
+            self._open = self._open.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def mark(self) -> None:
+        """Forget what the probes told so far."""
+        self._collector.reset()
+
+    def diagnose(self, since: float, until: float, *, begun: float) -> Diagnosis:
+        """Rank what was seen between ``since`` and ``until`` (``time.monotonic()``)."""
+        evidence = self._collector.evidence()
+        whole = self._sampler.series()
+        window = whole.between(since, until)
+        plans, missing = self._plans(evidence)
+        analysis = BottleneckDetector().rank(evidence, window, plans=plans, objective=self._objective)
+        return Diagnosis(
+            bottlenecks=tuple(_bottleneck(b) for b in analysis.bottlenecks),
+            not_measured=(*analysis.not_measured, *missing),
+            groups=_groups(window),
+            series=_series(whole, begun),
+        )
+
+    def _plans(self, evidence: Evidence) -> tuple[Sequence[Plan], tuple[str, ...]]:
+        url = self._stack.database_url
+        if url is None:
+            return (), ("statements' plans: the stack has no database",)
+        try:
+            return explain(
+                url,
+                evidence.statements,
+                texts=self._collector.examples(),
+                may_create_index=self._may_create_index,
+            ), ()
+        except TenfoldError as error:
+            return (), (f"statements' plans: {error}",)
+
+    def _has(self, kinds: Sequence[str]) -> bool:
+        return any(server.kind in kinds for server in self._stack.servers)
+
+    def _pids_of(self, kinds: Sequence[str]) -> Callable[[], Sequence[int]]:
+        return lambda: [pid for s in self._stack.servers if s.kind in kinds for pid in s.pids()]
+
+
+def _bottleneck(one: Bottleneck) -> BottleneckReport:
+    return BottleneckReport(
+        kind=one.kind,
+        title=one.title,
+        severity=one.severity,
+        proof=one.proof,
+        evidence=tuple(one.evidence),
+        where=one.where,
+        remedy=one.remedy,
+        share=one.share,
+    )
+
+
+def _groups(window: Resources) -> tuple[GroupReport, ...]:
+    return tuple(
+        GroupReport(
+            name=name,
+            cpu_cores_mean=use.mean.cpu_cores,
+            cpu_cores_max=use.max.cpu_cores,
+            rss_bytes_max=use.max.rss_bytes,
+        )
+        for name, use in window.groups.items()
+    )
+
+
+def _series(whole: Resources, begun: float) -> tuple[SeriesReport, ...]:
+    names = list(dict.fromkeys(name for sample in whole.samples for name in sample.groups))
+    return tuple(_one_series(whole, name, begun) for name in names)
+
+
+def _one_series(whole: Resources, name: str, begun: float) -> SeriesReport:
+    seen = [
+        (s.at - begun, s.groups[name].cpu_cores) for s in whole.samples if name in s.groups and s.at >= begun
+    ]
+    return SeriesReport(
+        name=name,
+        seconds=tuple(round(at, 2) for at, _ in seen),
+        values=tuple(round(cores, 3) for _, cores in seen),
+    )

@@ -1,0 +1,1 @@
+"""The load generator: open-loop arrivals and the process that sends them."""

@@ -1,0 +1,306 @@
+"""The measuring process's side of the load generator: start it, ask it for trials, end it.
+
+Locust and gevent live in the generator's own process; nothing here imports them. That process has its own
+session, so that Ctrl-C reaches only us, and it ends when we do, however we end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tenfold.errors import MeasurementError, ScenarioError
+from tenfold.measure.load.arrivals import HOLD_S
+from tenfold.measure.load.generator_process import GeneratorProcess
+from tenfold.measure.load.generator_protocol import (
+    BlockDone,
+    Calibrate,
+    Ceiling,
+    Load,
+    Loaded,
+    Message,
+    Run,
+    RunClosed,
+    Started,
+    StartUsers,
+    Stop,
+    TrialDone,
+)
+from tenfold.measure.load.target import require_listening, require_loopback
+from tenfold.measure.settings import MeasureSettings
+from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
+
+LOAD_TIMEOUT_S = 60.0
+LOGIN_TIMEOUT_S = 45.0
+# What a trial may take beyond its own length: logins before it, histograms after it, a busy machine.
+GRACE_S = 20.0
+INTERRUPT_S = 3.0
+CALIBRATION_S = 1.5
+NEAR_CEILING = 0.7
+
+OnBlock = Callable[[Block], None]
+Answer = TypeVar("Answer", Started, Ceiling)
+
+
+class Generator:
+    """The load generator for one scenario and one target, as a context manager.
+
+    In an open-loop trial the locustfile's ``wait_time`` is ignored: a user acts when an arrival falls to
+    it. ``environment.stats`` stays empty then; ``run_closed`` honours both. Nothing keeps a locustfile from
+    sending to other hosts by absolute URLs.
+
+    Args:
+        scenario: a locustfile; it runs unmodified, its ``host`` replaced by ``target``.
+        target: where the service listens, ``http://127.0.0.1:8000``.
+        settings: objective and the most users at once.
+        owned: the user's word that a target elsewhere than on this machine may be put under load.
+        environ: environment of the generator's process; ours by default.
+        cwd: its working folder, which a locustfile can import from; ours by default.
+
+    Entering it raises:
+        ScenarioError: the locustfile is missing, or does not load.
+        TargetError: nothing listens at ``target``, or it is not on this machine and not ``owned``.
+        MeasurementError: the generator's process does not start.
+    """
+
+    def __init__(
+        self,
+        scenario: Path,
+        target: str,
+        *,
+        settings: MeasureSettings,
+        owned: bool = False,
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.user_classes: list[str] = []
+        self.client = ""  # the costliest kind of client in the scenario, as Locust names its class
+        self._scenario = scenario
+        self._target = target
+        self._settings = settings
+        self._owned = owned
+        self._cwd = cwd
+        self._ceiling = 0.0
+        self._process = GeneratorProcess(environ=environ, cwd=cwd)
+
+    def __enter__(self) -> Self:
+        path = _existing(self._scenario, self._cwd)
+        require_loopback(self._target, owned=self._owned)
+        require_listening(self._target)
+        try:
+            self._process.start()
+            self._load(path)
+        except BaseException:
+            self._process.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.close()
+
+    @property
+    def pid(self) -> int:
+        """The generator's process, the leader of its own process group."""
+        return self._process.pid
+
+    def start_users(self, users: int) -> int:
+        """Log ``users`` users in, a few at a time, and return how many are there.
+
+        Raises:
+            ScenarioError: none of them got through ``on_start``; with what the service answered.
+            MeasurementError: the generator's process ended.
+        """
+        return self._ask(StartUsers(users), Started, LOGIN_TIMEOUT_S).users
+
+    def run(self, request: TrialRequest, on_block: OnBlock | None = None) -> Trial:
+        """Carry out an open-loop trial.
+
+        ``on_block`` sees each block as soon as it is final; then ``request.rule`` is asked whether the
+        trial may end. Ctrl-C ends the trial and returns what there is, with ``interrupted`` set.
+
+        Raises:
+            ScenarioError: no user can be logged in any more, or the locustfile stopped the test.
+            MeasurementError: the generator's process ended or does not answer.
+        """
+        command = Run(
+            rate=request.rate,
+            duration_s=request.duration_s,
+            seed=request.seed,
+            settle_s=request.settle_s,
+            overload=request.purpose == "overload",
+        )
+        return self._trial(command, request, on_block)
+
+    def run_closed(
+        self, *, users: int, spawn_rate: float, duration_s: float, on_block: OnBlock | None = None
+    ) -> Trial:
+        """Carry out a trial at Locust's own pace, ``wait_time`` included; an arrival is due when it is sent.
+
+        The request in the returned trial has the rate that came about. Raises as :meth:`run` does.
+        """
+        request = TrialRequest(rate=0.0, duration_s=duration_s, purpose="closed", seed=0, settle_s=0.0)
+        trial = self._trial(RunClosed(users, spawn_rate, duration_s), request, on_block)
+        rate = trial.offered / trial.seconds if trial.seconds else 0.0
+        return replace(trial, request=replace(request, rate=rate))
+
+    def calibrate(self) -> float:
+        """The generator's own ceiling: arrivals a second with this kind of client.
+
+        Takes about two seconds and loads only a server of our own that does nothing. An upper bound,
+        per second of one core: what the locustfile does with the answers comes on top. 0 when its
+        clients are neither HttpUser nor FastHttpUser.
+        """
+        with _echo() as url:
+            asked = self._ask(Calibrate(url, CALIBRATION_S), Ceiling, CALIBRATION_S + GRACE_S)
+        self._ceiling = asked.rate
+        return asked.rate
+
+    def advice(self, rate: float) -> str:
+        """One sentence when ``rate`` is near the calibrated ceiling, else nothing."""
+        if not self._ceiling or rate < NEAR_CEILING * self._ceiling:
+            return ""
+        start = f"one generator sends at most {self._ceiling:,.0f} arrivals a second with {self.client}"
+        if self.client == "HttpUser":
+            return f"{start}; let its users inherit from FastHttpUser, which sends several times as many"
+        return f"{start}; at {rate:,.0f} the result is limited by the generator"
+
+    def _load(self, path: Path) -> None:
+        self._process.send(
+            Load(
+                scenario=str(path),
+                target=self._target.rstrip("/"),
+                max_users=self._settings.max_users,
+                spawn_rate=self._settings.spawn_rate,
+                slow_ms=self._settings.objective.slow_ms,
+            )
+        )
+        loaded = self._process.receive(LOAD_TIMEOUT_S)
+        if not isinstance(loaded, Loaded):
+            raise MeasurementError(f"the generator answered {type(loaded).__name__} to Load")
+        self.user_classes, self.client = loaded.user_classes, loaded.client
+
+    def _trial(self, command: Run | RunClosed, request: TrialRequest, on_block: OnBlock | None) -> Trial:
+        blocks: list[Block] = []
+        slow_s = self._settings.objective.slow_ms / 1000
+        deadline = time.monotonic() + request.duration_s + slow_s + HOLD_S + request.settle_s + GRACE_S
+        try:
+            self._process.send(command)
+            done = self._collect(blocks, deadline, request, on_block)
+            return _trial_of(request, blocks, done)
+        except KeyboardInterrupt:
+            return self._interrupted(blocks, request, slow_s)
+        except BaseException:
+            self._process.kill()
+            raise
+
+    def _collect(
+        self, blocks: list[Block], deadline: float, request: TrialRequest, on_block: OnBlock | None
+    ) -> TrialDone:
+        stopped = False
+        while True:
+            message = self._process.receive(deadline - time.monotonic())
+            if isinstance(message, TrialDone):
+                return message
+            if not isinstance(message, BlockDone):
+                continue
+            blocks.append(message.block)
+            if on_block is not None:
+                on_block(message.block)
+            if request.rule is not None and not stopped and request.rule.enough(blocks):
+                stopped = True
+                self._process.send(Stop(settle=True))
+
+    def _interrupted(self, blocks: list[Block], request: TrialRequest, slow_s: float) -> Trial:
+        """End the trial at once; without an answer, make do with the blocks that came."""
+        try:
+            self._process.send(Stop(settle=False))
+            quiet = replace(request, rule=None)
+            deadline = time.monotonic() + slow_s + HOLD_S + INTERRUPT_S
+            done = self._collect(blocks, deadline, quiet, None)
+        except (KeyboardInterrupt, MeasurementError):
+            done = _nothing(blocks)
+            self._process.kill()
+        return replace(_trial_of(request, blocks, done), interrupted=True)
+
+    def _ask(self, command: Message, kind: type[Answer], timeout_s: float) -> Answer:
+        self._process.send(command)
+        answer = self._process.receive(timeout_s)
+        if not isinstance(answer, kind):
+            raise MeasurementError(
+                f"the generator answered {type(answer).__name__} to {type(command).__name__}"
+            )
+        return answer
+
+
+def _existing(scenario: Path, cwd: Path | None) -> Path:
+    path = (cwd or Path.cwd()) / scenario
+    if path.is_file():
+        return path.resolve()
+    folder = path.parent
+    names = [one.name for one in folder.glob("*.py")] if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean {scenario.with_name(near[0])}?" if near else "; give the path of a locustfile"
+    raise ScenarioError(f"no file {scenario}{hint}")
+
+
+def _trial_of(request: TrialRequest, blocks: list[Block], done: TrialDone) -> Trial:
+    return Trial(
+        request=request,
+        seconds=done.seconds,
+        settled_s=done.settled_s,
+        blocks=tuple(blocks),
+        generator=done.generator,
+        endpoints=done.endpoints,
+        corrected=done.corrected,
+        raw=done.raw,
+        users=done.users,
+        requests=done.requests,
+        errors=done.errors,
+        notes=done.notes,
+    )
+
+
+def _nothing(blocks: list[Block]) -> TrialDone:
+    """What is known of a trial whose generator did not answer any more: its blocks."""
+    seconds = blocks[-1].start_s + blocks[-1].seconds if blocks else 0.0
+    return TrialDone(
+        seconds=seconds,
+        settled_s=0.0,
+        generator=GeneratorHealth(cpu_share=0.0, late_share=0.0, lag_p99_ms=0.0),
+        endpoints=(),
+        corrected="",
+        raw="",
+        users=0,
+        requests=0,
+        errors={},
+        notes={},
+    )
+
+
+@contextmanager
+def _echo() -> Iterator[str]:
+    """A server of our own that does nothing."""
+    command = [sys.executable, "-P", "-m", "tenfold.measure.load.echo"]
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline() or 0)
+            if not port:
+                raise MeasurementError(
+                    "the server to calibrate with did not start; free some memory and try again"
+                )
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()

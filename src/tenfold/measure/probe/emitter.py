@@ -1,0 +1,91 @@
+"""Carries what a recorder holds to the collector, on a thread of its own, and never makes a request wait.
+
+While no collector listens the thread tries to connect once a second and nothing is recorded. A collector that
+stops reading (paused, or slow) fills the socket; then one unsent frame waits here, the recorder keeps its
+bounded number of requests and counts the others as dropped. A collector that went away ends the recording
+within half a second.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from tenfold.measure.probe import probe_protocol, sqlalchemy
+from tenfold.measure.probe.eventloop import LoopWatch
+from tenfold.measure.probe.recorder import Recorder
+
+RETRY_S = 1.0
+BEAT_S = 0.05  # the loop is looked at this often
+BEATS = 5  # a frame every so many beats
+SEND_S = 0.2  # longest wait in one send
+
+
+class Emitter:
+    """One daemon thread a process; a fork gets its own when the child serves its first request."""
+
+    def __init__(self, recorder: Recorder, watch: LoopWatch, address: Path, *, instance: str) -> None:
+        self._recorder = recorder
+        self._watch = watch
+        self._address = str(address)
+        self._instance = instance
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; once a process."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stop,), name="tenfold-probe", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, within a second."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(RETRY_S)
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+                    link.settimeout(SEND_S)
+                    link.connect(self._address)
+                    self._stream(link, stop)
+            except OSError:
+                pass  # nobody listens, or nobody does any more: the app must not notice
+            finally:
+                self._recorder.stop()
+            stop.wait(RETRY_S)
+
+    def _stream(self, link: socket.socket, stop: threading.Event) -> None:
+        sqlalchemy.restart()
+        self._recorder.start()
+        pending = probe_protocol.pack(probe_protocol.Hello(os.getpid(), self._instance))
+        beat, drained = 0, time.perf_counter()
+        while not stop.wait(BEAT_S):
+            self._watch.look()
+            beat += 1
+            if not pending and beat >= BEATS:
+                now = time.perf_counter()
+                pending = probe_protocol.pack(self._batch(now - drained))
+                beat, drained = 0, now
+            if pending:
+                pending = pending[_send(link, pending) :]
+
+    def _batch(self, seconds: float) -> probe_protocol.Batch:
+        batch = self._recorder.drain(seconds)
+        self._watch.drain(batch)
+        batch.pools = sqlalchemy.pools()
+        return batch
+
+
+def _send(link: socket.socket, data: bytes) -> int:
+    try:
+        return link.send(data, getattr(socket, "MSG_NOSIGNAL", 0))
+    except TimeoutError:
+        return 0

@@ -1,0 +1,162 @@
+"""What one worker process saw, kept until the emitter fetches it. Bounded everywhere; never waits.
+
+Written by the event loop and by worker threads, read by the emitter's thread. There are no locks: a deque's
+ends and a dictionary's entries are safe under the interpreter lock, and a lost increment when two threads of
+the *same* request meet is cheaper than a lock for every statement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tenfold.callsites import CallSite, CallSites
+from tenfold.fingerprint import fingerprint
+from tenfold.measure.probe import probe_protocol
+
+REQUESTS = 5_000  # finished requests kept for the emitter; what comes on top is counted as dropped
+BATCH = 2_000  # requests sent in one frame
+GROUPS = 200  # statements told apart in one request
+STATEMENTS = 2_000  # (fingerprint, call site) pairs told apart in one process
+TEXTS = 4_096  # statement texts remembered; an app that writes values into its SQL has no end of them
+ROUTES = 300
+SQL = 20_000  # characters of one statement's text
+
+_IDENTIFIER = re.compile(
+    r"/(?:\d+|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|(?=[a-f]*\d)[0-9a-f]{8,})(?=/|$)",
+    re.IGNORECASE,
+)
+
+
+class Recorder:
+    """Requests and their statements, between the hooks that see them and the emitter that sends them."""
+
+    def __init__(self, root: Path) -> None:
+        self.on = False  # a collector listens; every hook asks this first
+        self.current: ContextVar[probe_protocol.Request | None] = ContextVar("tenfold_request", default=None)
+        self.sites = CallSites(root)
+        self.sqlalchemy = False  # a statement or a pool was seen
+        self.dropped = 0
+        self._requests: deque[probe_protocol.Request] = deque()
+        self._outside: probe_protocol.Executions = {}
+        self._routes: dict[tuple[str, str], int] = {}
+        self._route_texts: list[probe_protocol.RouteText] = []
+        self._numbers: dict[tuple[str, CallSite], int] = {}
+        self._texts: dict[tuple[str, CallSite], int] = {}
+        self._statement_texts: list[probe_protocol.StatementText] = []
+        self._next = itertools.count(1)
+        self._sent_routes = self._sent_statements = self._sent_dropped = 0
+
+    def start(self) -> None:
+        """A new collector listens: it knows nothing yet, and nothing old concerns it."""
+        self._requests.clear()
+        self._outside = {}
+        self._sent_routes = self._sent_statements = 0
+        self._sent_dropped = self.dropped
+        self.on = True
+
+    def stop(self) -> None:
+        """Nobody listens."""
+        self.on = False
+
+    def executed(self, sql: str, frame: FrameType | None, seconds: float, rows: int) -> None:
+        """One round trip to the database ended; ``frame`` is where to look for the user's line."""
+        self.sqlalchemy = True
+        request = self.current.get()
+        running = request is not None and request.duration_s < 0
+        executions = request.executions if running and request is not None else self._outside
+        key = (sql, self.sites.find(frame))
+        number = self._texts.get(key) or self._statement(key)
+        if running and len(executions) > GROUPS:
+            number = probe_protocol.OTHER
+        entry = executions.get(number)
+        if entry is None:
+            executions[number] = [1, seconds, max(rows, 0)]
+        else:
+            entry[0] += 1
+            entry[1] += seconds
+            entry[2] += max(rows, 0)
+
+    def finish(self, request: probe_protocol.Request, scope: Mapping[str, Any], root_path: str) -> None:
+        """The app is done with a request; its route is known only now."""
+        self.ended(request)
+        method = str(scope.get("method", ""))
+        path = template(scope, root_path)
+        request.route = self._routes.get((method, path)) or self._route(method, path, scope)
+        if len(self._requests) < REQUESTS:
+            self._requests.append(request)
+        else:
+            self.dropped += 1
+
+    def ended(self, request: probe_protocol.Request) -> None:
+        """The last byte was handed over: later work (background tasks) is not the visitor's wait."""
+        if request.duration_s < 0:
+            request.duration_s = time.perf_counter() - request.started
+
+    def drain(self, seconds: float) -> probe_protocol.Batch:
+        """Everything since the last call. Texts are taken last: no number travels before its text."""
+        requests = [self._requests.popleft() for _ in range(min(len(self._requests), BATCH))]
+        outside, self._outside = self._outside, {}
+        dropped, routes, statements = self.dropped, len(self._route_texts), len(self._statement_texts)
+        batch = probe_protocol.Batch(
+            seconds=seconds,
+            dropped=dropped - self._sent_dropped,
+            sqlalchemy=self.sqlalchemy,
+            routes=self._route_texts[self._sent_routes : routes],
+            statements=self._statement_texts[self._sent_statements : statements],
+            requests=requests,
+            outside=outside,
+        )
+        self._sent_dropped, self._sent_routes, self._sent_statements = dropped, routes, statements
+        return batch
+
+    def _statement(self, key: tuple[str, CallSite]) -> int:
+        sql, site = key
+        text = fingerprint(sql)
+        number = self._numbers.get((text, site))
+        if number is None:
+            if len(self._numbers) >= STATEMENTS:
+                return probe_protocol.OTHER
+            mine = next(self._next)
+            number = self._numbers.setdefault((text, site), mine)
+            if number == mine:
+                self._statement_texts.append(probe_protocol.StatementText(number, text, *site, sql[:SQL]))
+        if len(self._texts) >= TEXTS:
+            self._texts.clear()
+        self._texts[key] = number
+        return number
+
+    def _route(self, method: str, path: str, scope: Mapping[str, Any]) -> int:
+        if len(self._routes) >= ROUTES:
+            return probe_protocol.OTHER
+        mine = next(self._next)
+        number = self._routes.setdefault((method, path), mine)
+        if number == mine:
+            endpoint = self.sites.of(scope.get("endpoint"))
+            self._route_texts.append(probe_protocol.RouteText(number, method, path, endpoint.where))
+        return number
+
+
+def template(scope: Mapping[str, Any], root_path: str) -> str:
+    """The route's template (``/orders/{id}``) from what the framework left in the scope.
+
+    FastAPI and Starlette leave the route; a router that was included by FastAPI knows its prefix only in
+    FastAPI's own entry; a mounted app's prefix has moved to ``root_path``. For any other framework, and where
+    no route matched, the path itself with numbers, UUIDs and long hexadecimal parts written as ``{id}``.
+    """
+    context = scope.get("fastapi") or {}
+    included = context.get("effective_route_context") if isinstance(context, Mapping) else None
+    path = getattr(included, "path", None) or getattr(scope.get("route"), "path", None)
+    mounted = str(scope.get("root_path", ""))[len(root_path) :]
+    if isinstance(path, str):
+        return mounted + path
+    if mounted:
+        return f"{mounted}/*"
+    return _IDENTIFIER.sub("/{id}", str(scope.get("path", "")))[:200]

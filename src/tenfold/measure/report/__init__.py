@@ -1,0 +1,1 @@
+"""Reports: terminal words, JSON, HTML, comparison."""

@@ -1,0 +1,133 @@
+"""``report.html``: one file, no script, nothing loaded from anywhere. Pure: a report in, a page out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tenfold.errors import DependencyError
+from tenfold.measure.report.chart import Axis, Series, chart
+from tenfold.measure.report.report import Report, TrialReport
+from tenfold.measure.report.wording import facts, headline, number, objective, where
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart with its words."""
+
+    title: str
+    svg: Markup
+    key: Sequence[tuple[str, str]]
+    caption: str
+
+
+def render(report: Report) -> str:
+    """The page for ``report``: text from the service is escaped, no script runs, nothing is fetched."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise DependencyError(
+            "the HTML report needs Jinja2; install it with: pip install 'tenfold[measure]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tenfold.measure.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = number
+    environment.filters["place"] = where
+    return environment.get_template("template.html").render(
+        report=report,
+        headline=headline(report),
+        objective=objective(report.objective),
+        facts=facts(report),
+        figures=[f for f in (_latency(report), _bad(report), _cpu(report)) if f is not None],
+        conditions=_conditions(report),
+    )
+
+
+def _figure(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x: Axis,
+    y: Axis,
+    caption: str = "",
+    band: tuple[float, float] | None = None,
+    limit: float | None = None,
+) -> Figure | None:
+    from markupsafe import Markup
+
+    svg = chart(series, x=x, y=y, band=band, limit=limit, title=title)
+    # Safe: chart() escapes every text that it is given; all else in it are numbers.
+    return Figure(title, Markup(svg), [(s.name, s.colour) for s in series], caption) if svg else None  # noqa: S704
+
+
+def _band(report: Report) -> tuple[float, float] | None:
+    capacity = report.capacity
+    if capacity is None or capacity.low is None or capacity.high is None:
+        return None
+    return capacity.low, capacity.high
+
+
+def _trials(report: Report) -> list[TrialReport]:
+    return [t for t in report.trials if t.offered and t.purpose not in ("warm-up", "recovery")]
+
+
+def _latency(report: Report) -> Figure | None:
+    seen = [(t.rate, t.corrected_ms) for t in _trials(report) if t.corrected_ms is not None]
+    lines = {
+        "p50": [(rate, ms.p50) for rate, ms in seen],
+        "p95": [(rate, ms.p95) for rate, ms in seen],
+        "p99": [(rate, ms.p99) for rate, ms in seen],
+    }
+    return _figure(
+        "Latency as the rate grows",
+        [
+            Series(name, points, colour, line=False)
+            for (name, points), colour in zip(lines.items(), COLOURS, strict=False)
+        ],
+        x=Axis("arrivals per second", log=True),
+        y=Axis("milliseconds from the due time", log=True),
+        band=_band(report),
+        limit=report.objective.slow_ms,
+        caption="Each dot is a trial; shaded: the capacity; dashed: the objective.",
+    )
+
+
+def _bad(report: Report) -> Figure | None:
+    points = [(t.rate, 100 * (t.offered - t.good) / t.offered) for t in _trials(report)]
+    return _figure(
+        "Arrivals that missed the objective",
+        [Series("slow, failed, refused or unsent", points, COLOURS[2], line=False)],
+        x=Axis("arrivals per second", log=True),
+        y=Axis("per cent", low=0),
+        band=_band(report),
+        limit=100 * report.objective.bad_share,
+        caption="Dashed: the share that the objective allows.",
+    )
+
+
+def _cpu(report: Report) -> Figure | None:
+    series = [
+        Series(s.name, list(zip(s.seconds, s.values, strict=False)), colour, dots=False)
+        for s, colour in zip(report.series, COLOURS, strict=False)
+    ]
+    return _figure(
+        "CPU in use during the measurement",
+        series,
+        x=Axis("seconds", low=0),
+        y=Axis("cores", low=0),
+        caption="",
+    )
+
+
+def _conditions(report: Report) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
+    return f"Measured {report.started} on {report.target} with tenfold {report.tenfold}; {machine}."

@@ -1,0 +1,219 @@
+"""The report of a measurement: every number that is shown, in one value that is also ``report.json``.
+
+Nothing here measures. A :class:`Report` is made by :mod:`tenfold.measure.measurement`, printed by the command
+line, drawn by :mod:`tenfold.measure.report.html` and read back as a baseline. ``version`` changes when a
+field changes its meaning; within a version fields are only added, so that an old baseline stays readable.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tenfold.errors import SettingsError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Percentiles in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveReport:
+    """The objective that was measured against."""
+
+    slow_ms: float
+    bad_share: float
+    achieved_share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CapacityReport:
+    """The interval. ``low`` and ``high`` are arrivals per second; None where that end is not known."""
+
+    outcome: str  # "found", "at_least", "below", "undecided"
+    low: float | None
+    high: float | None
+    confidence: float
+    reason: str  # one sentence: why the search stopped, and what that means
+    seconds: float
+    trials: int
+    requests_per_arrival: float = 1.0
+
+    @property
+    def width(self) -> float | None:
+        """``(high - low) / middle``, or None without both ends."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.high - self.low) / ((self.high + self.low) / 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointReport:
+    """One endpoint near the capacity."""
+
+    name: str
+    requests: int
+    failed: int
+    refused: int
+    corrected_ms: Latency
+    raw_ms: Latency
+    statuses: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialReport:
+    """One trial of the search."""
+
+    purpose: str
+    rate: float
+    seconds: float
+    offered: int
+    good: int
+    slow: int
+    failed: int
+    refused: int
+    unsent: int
+    in_flight_max: int
+    corrected_ms: Latency | None
+    raw_ms: Latency | None
+    generator_cpu: float
+    generator_late: float
+    steal: float
+    started_s: float = 0.0
+    verdict: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OverloadReport:
+    """What stays of the service when it is asked for too much, and how fast it comes back."""
+
+    rate: float
+    seconds: float
+    goodput: float  # good answers per second
+    kept: float  # goodput / middle of the capacity interval
+    refused_share: float
+    recovered_s: float | None  # None: not within the time that was given to it
+    watched_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupReport:
+    """The processes of one kind while the service worked near its capacity."""
+
+    name: str
+    cpu_cores_mean: float
+    cpu_cores_max: float
+    rss_bytes_max: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesReport:
+    """CPU cores in use over the whole measurement, for the picture."""
+
+    name: str
+    seconds: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BottleneckReport:
+    """What stops the service."""
+
+    kind: str
+    title: str
+    severity: str
+    proof: str  # "proven" or "suspected"
+    evidence: tuple[str, ...]
+    where: str | None
+    remedy: str
+    share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One measurement, whole."""
+
+    version: int = VERSION
+    tenfold: str
+    service: str
+    target: str
+    started: str  # ISO 8601, UTC
+    seconds: float
+    mode: str  # "open" or "closed"
+    inside: bool  # the stack is tenfold's own, so that it was seen from inside
+    interrupted: bool = False
+    objective: ObjectiveReport
+    machine: dict[str, str | int | float]
+    capacity: CapacityReport | None = None
+    latency_ms: Latency | None = None  # near the capacity, from the due time
+    raw_latency_ms: Latency | None = None  # near the capacity, from the sending
+    measured_rate: float | None = None  # the rate at which these percentiles were taken
+    samples: int = 0  # requests behind these percentiles
+    error_share: float | None = None
+    refused_share: float | None = None
+    achieved_rps: float | None = None
+    overload: OverloadReport | None = None
+    generator_cpu: float | None = None
+    generator_late: float | None = None
+    generator_ceiling: float | None = None
+    endpoints: tuple[EndpointReport, ...] = ()
+    trials: tuple[TrialReport, ...] = ()
+    resources: tuple[GroupReport, ...] = ()
+    series: tuple[SeriesReport, ...] = ()
+    bottlenecks: tuple[BottleneckReport, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+def save(report: Report, path: Path) -> None:
+    """Write ``report`` as JSON, whole or not at all: a baseline is replaced while others may read it."""
+    write_whole(path, msgspec.json.format(msgspec.json.encode(report), indent=2))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` by way of a file beside it, with the mode that the umask gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> Report:
+    """Read a report that :func:`save` wrote.
+
+    Raises:
+        SettingsError: it is not there, or not a report of this version.
+    """
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=Report)
+    except FileNotFoundError:
+        stored = sorted(p.stem for p in path.parent.glob("*.json"))
+        have = f"there are {', '.join(stored)}" if stored else "save one first with --save NAME"
+        raise SettingsError(f"no baseline {path.stem} in {path.parent}; {have}") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise SettingsError(f"{path} is not a tenfold report ({error}); save it again with --save") from error
+    if report.version != VERSION:
+        raise SettingsError(
+            f"{path} is of report version {report.version}, this tenfold reads {VERSION}; save it again"
+        )
+    return report

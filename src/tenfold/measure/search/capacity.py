@@ -1,0 +1,389 @@
+"""How much can the service take? A search that asks for trials and ends with an interval. Pure.
+
+    search = CapacitySearch(settings)
+    while (request := search.next()) is not None:
+        search.tell(generator.run(request))
+    capacity = search.result()
+
+It goes in five steps, and never beyond its budget:
+
+1. *warm up*: fill pools and caches; a service that misses its objective here is tried one request at a time;
+2. *ramp*: double the rate every three seconds until a trial fails or the number in flight grows steadily;
+3. *search*: bisect the logarithm of the rate with a sequential probability ratio test per trial;
+4. *confirm*: longer trials below and above in turn, where the posterior of the capacity leaves most open;
+5. *stop* when the interval is narrow enough, or when the budget ends.
+
+The interval comes from all trials together (``crossing.py``). Exact binomial limits decide where verdicts are
+independent, at one request at a time; near the capacity they would need more arrivals than a budget has: 72
+independent ones without a bad one only to say "below 5 %", while a bad moment there lasts a second or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from math import floor, sqrt
+from statistics import stdev
+from typing import Literal
+
+from tenfold.measure.search.capacity_model import Crossing, Sample, crossing
+from tenfold.measure.search.sequential import (
+    Count,
+    Decision,
+    SequentialTest,
+    batches,
+    lagging,
+    share_limits,
+    steady,
+)
+from tenfold.measure.settings import MeasureSettings
+from tenfold.measure.trial import Block, Purpose, StopRule, Trial, TrialRequest
+
+Outcome = Literal["found", "at_least", "below", "undecided"]
+Why = Literal["width", "budget", "generator", "interrupted", "objective"]
+
+SKIP_S = 1.0  # not counted: the service is empty when a trial begins
+WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
+RAMP_START, RAMP_S = 20.0, 3.0
+SEARCH_S, SEARCH_LEAST_S = 10.0, 4.0  # the longest trial, and the least that is counted of one
+CONFIRM_S = 10.0
+_ENDS: dict[str, str] = {
+    "budget": "the budget ended: give it more seconds",
+    "generator": "the generator became the limit: give it more of a core",
+    "interrupted": "the search was interrupted: let it run on",
+}
+CLOSE = 1.2  # a bracket that needs no more bisecting: high / low
+LEAST_S = 3.0  # a shorter trial is not worth its settling
+REPEATS = 2  # of a trial that the generator limited
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the service sustains within its objective, arrivals per second.
+
+    ``found``: between ``low`` and ``high``. ``at_least``: ``low`` or more. ``below``: less than ``high``,
+    which is one request at a time. ``undecided``: nothing can be said, for the ``reason``.
+    """
+
+    outcome: Outcome
+    why: Why  # why the search stopped
+    low: float | None = None
+    high: float | None = None
+    confidence: float = 0.95
+    reason: str = ""
+    seconds: float = 0.0
+    trials: int = 0
+    clean_rate: float | None = (
+        None  # of the fastest trial that passed at a rate that the interval does not exclude
+    )
+    floor: float = 0.0  # the share of arrivals that is bad at any rate
+    run_s: float = 0.0  # how long runs of bad arrivals last at the capacity
+    steal_share: float = 0.0  # CPU time that went to other machines on the same host, mean over the trials
+    steal_width: float = 0.0  # by how much either end moved for it, relative
+
+    @property
+    def width(self) -> float | None:
+        """``(high - low) / middle``, or None without both ends."""
+        if self.low is None or self.high is None:
+            return None
+        return 2 * (self.high - self.low) / (self.high + self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchState:
+    """What a progress line shows."""
+
+    phase: Purpose
+    verdicts: tuple[tuple[float, Decision], ...]  # rate and how it ended, in order
+    spent_s: float
+    budget_s: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drowned:
+    """Ends a trial that has nothing more to say: most arrivals of the last two seconds were bad."""
+
+    share: float = 0.7
+
+    def enough(self, blocks: Sequence[Block]) -> bool:
+        """Whether the service has drowned."""
+        end = blocks[-1].start_s + blocks[-1].seconds
+        last = [block for block in blocks if block.start_s >= end - 2 - 1e-6]
+        offered, bad = sum(block.offered for block in last), sum(block.bad for block in last)
+        return end - blocks[0].start_s >= LEAST_S - 1e-6 and offered >= 10 and bad > self.share * offered
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Ends a trial when the sequential test has decided and the service keeps up, or when it has drowned."""
+
+    test: SequentialTest
+    achieved_share: float
+
+    def enough(self, blocks: Sequence[Block]) -> bool:
+        """Whether the rate has passed or failed."""
+        counted = steady(blocks, skip_s=SKIP_S)
+        if sum(block.seconds for block in counted) < SEARCH_LEAST_S - 1e-6:
+            return Drowned().enough(blocks)
+        if lagging(counted, achieved_share=self.achieved_share):
+            return False
+        return self.test.decide(counted) != "undecided" or Drowned().enough(blocks)
+
+
+class CapacitySearch:
+    """Asks for trials and ends with an interval; knows neither clocks nor sockets.
+
+    ``ceiling``: the highest rate that the generator can send. ``correlated=False`` takes arrivals for
+    independent coin flips; it is there to show what becomes of the interval then.
+    """
+
+    def __init__(self, settings: MeasureSettings, *, ceiling: float = 1e6, correlated: bool = True) -> None:
+        self._settings, self._objective = settings, settings.objective
+        self._ceiling, self._correlated = ceiling, correlated
+        limit = self._objective.bad_share
+        self._test = SequentialTest(0.6 * limit, 1.6 * limit, inflate=correlated)
+        self._slow_s = self._objective.slow_ms / 1000
+        self._lone_rate = min(1.0, 1 / self._slow_s)
+        self._trials: list[Trial] = []
+        self._samples: list[Sample] = []
+        self._verdicts: list[tuple[float, Decision]] = []
+        self._spent_s, self._asked, self._settling_s = 0.0, 0, 0.5
+        self._why: Why = "budget"
+        self._missed = False
+        self._crossing: Crossing | None = None
+        self._plan = self._steps()
+        self._request: TrialRequest | None = next(self._plan, None)
+
+    def next(self) -> TrialRequest | None:
+        """The next trial to run, or None when the search has ended."""
+        return self._request
+
+    def tell(self, trial: Trial, *, elapsed_s: float | None = None) -> None:
+        """How the trial went that ``next`` asked for.
+
+        ``elapsed_s``: what it took in all, where that is more than its seconds and its settling. An
+        interrupted trial ends the search. Raises ValueError when the search has ended already.
+        """
+        if self._request is None:
+            raise ValueError("the search has ended and asked for no trial")
+        took_s = trial.seconds + trial.settled_s if elapsed_s is None else elapsed_s
+        self._spent_s += took_s
+        self._settling_s = 0.7 * self._settling_s + 0.3 * max(took_s - trial.seconds, 0.0)
+        self._trials.append(trial)
+        if trial.interrupted:
+            self._count(trial)
+            self._why, self._request = "interrupted", None
+            return
+        try:
+            self._request = self._plan.send(trial)
+        except StopIteration:
+            self._request = None
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials so far, in order."""
+        return tuple(self._trials)
+
+    def state(self) -> SearchState:
+        """Where the search stands."""
+        phase = self._request.purpose if self._request else "confirm"
+        low = self._crossing.low if self._crossing else None
+        high = self._crossing.high if self._crossing else None
+        return SearchState(phase, tuple(self._verdicts), self._spent_s, self._settings.budget_s, low, high)
+
+    def result(self) -> Capacity:
+        """What is known so far; usable at any time."""
+        why: Why = "interrupted" if self._request is not None else self._why
+        passed = [rate for rate, verdict in self._verdicts if verdict == "passed"]
+        failed = [rate for rate, verdict in self._verdicts if verdict == "failed"]
+        if self._missed:
+            return self._capacity("below", "objective", high=self._lone_rate)
+        if failed and any(verdict != "failed" for _, verdict in self._verdicts):
+            return self._found(why)
+        if passed:
+            return self._capacity("at_least", why, low=max(passed), clean_rate=max(passed))
+        return self._capacity("undecided", why, reason=f"no rate passed before {_ENDS[why]}")
+
+    # The five steps. Each yields a request and is sent the trial.
+
+    def _steps(self) -> Generator[TrialRequest, Trial, None]:
+        lone = yield from self._warm_up()
+        if self._missed:
+            return
+        low, high, guess = yield from self._ramp(2 * self._lone_rate if lone else RAMP_START)
+        if high is None:
+            return
+        yield from self._bisect(low or self._lone_rate, high, guess)
+        yield from self._confirm()
+
+    def _warm_up(self) -> Generator[TrialRequest, Trial, bool]:
+        """Whether the service had to be tried at one request at a time, and met its objective there."""
+        trial = yield self._ask(WARM_UP_RATE, WARM_UP_S, "warm-up")
+        limit = self._objective.bad_share
+        if not trial.offered or share_limits(trial.bad, trial.offered)[0] <= limit:
+            return False
+        lone = yield from self._run(self._lone_rate, 10 / self._lone_rate, "warm-up", Drowned(0.9))
+        if lone is not None:
+            counted = steady(lone.blocks, skip_s=SKIP_S)
+            offered, bad = sum(b.offered for b in counted), sum(b.bad for b in counted)
+            self._missed = offered > 0 and share_limits(bad, offered)[0] > limit
+        return True
+
+    def _ramp(self, rate: float) -> Generator[TrialRequest, Trial, tuple[float | None, float | None, float]]:
+        """The fastest rate that passed, the one that failed, and what was completed per second there."""
+        low = None
+        while True:
+            trial = yield from self._run(min(rate, self._ceiling), RAMP_S, "ramp", Drowned())
+            if trial is None:
+                return low, None, 0.0
+            if self._verdicts[-1][1] == "failed":
+                return low, rate, (trial.offered - trial.blocks[-1].in_flight) / trial.seconds
+            low = trial.request.rate
+            if low >= self._ceiling:
+                self._why = "generator"
+                return low, None, 0.0
+            rate *= 2
+
+    def _bisect(self, low: float, high: float, guess: float) -> Generator[TrialRequest, Trial, None]:
+        """Until the bracket is close, or a rate is so near the capacity that the test cannot tell.
+
+        The first guess is what an overloaded service completes: often near; if not, one trial is lost.
+        """
+        rule = Decided(self._test, self._objective.achieved_share)
+        while high / low > CLOSE:
+            rate = guess if low * 1.02 < guess < high / 1.02 else sqrt(low * high)
+            guess = 0.0
+            if (yield from self._run(rate, SEARCH_S, "search", rule)) is None:
+                return
+            verdict = self._verdicts[-1][1]
+            if verdict == "undecided":
+                return
+            low, high = (rate, high) if verdict == "passed" else (low, rate)
+
+    def _confirm(self) -> Generator[TrialRequest, Trial, None]:
+        """Below and above in turn, one of each at the least."""
+        done = 0
+        while self._why == "budget":
+            estimate = self._crossing = self._estimate()
+            found = self._found("width")
+            if done >= 2 and found.width is not None and found.width <= self._settings.width:
+                self._why = "width"
+                return
+            rate = estimate.quarter if done % 2 == 0 else estimate.three_quarters
+            seconds = max(CONFIRM_S, min(8 * self._slow_s, 3 * CONFIRM_S))
+            rate = min(max(rate, self._lone_rate), self._ceiling)
+            if (yield from self._run(rate, seconds, "confirm", Drowned())) is None:
+                return
+            done += 1
+
+    # What they are made of.
+
+    def _run(
+        self, rate: float, seconds: float, purpose: Purpose, rule: StopRule
+    ) -> Generator[TrialRequest, Trial, Trial | None]:
+        """A trial that says something about the service, or None: no budget, or limited by the generator."""
+        for _ in range(1 + REPEATS):
+            left_s = self._settings.budget_s - self._spent_s - min(self._settling_s, 2.0)
+            if left_s < LEAST_S:
+                return None
+            whole_s = floor(2 * min(seconds, left_s)) / 2  # a block more would be beyond the budget
+            trial = yield self._ask(rate, whole_s, purpose, rule)
+            if not trial.generator.limited():
+                self._count(trial)
+                return trial
+        self._why = "generator"
+        return None
+
+    def _ask(
+        self, rate: float, seconds: float, purpose: Purpose, rule: StopRule | None = None
+    ) -> TrialRequest:
+        self._asked += 1
+        return TrialRequest(rate, seconds, purpose, self._settings.seed * 10_000 + self._asked, rule)
+
+    def _count(self, trial: Trial) -> None:
+        counted = steady(trial.blocks, skip_s=SKIP_S)
+        counts = batches(counted, seconds=1.0)
+        if trial.generator.limited() or not sum(count.offered for count in counts):
+            return
+        behind = lagging(counted, achieved_share=self._objective.achieved_share)
+        sample = Sample(trial.request.rate, trial.seconds, _behind(counts, behind))
+        self._samples.append(sample)
+        verdict = "failed" if behind else self._test.decide(counted)
+        self._verdicts.append((trial.request.rate, verdict))
+
+    def _estimate(self) -> Crossing:
+        return crossing(
+            self._samples,
+            limit=self._objective.bad_share,
+            slow_s=self._slow_s,
+            correlated=self._correlated,
+        )
+
+    def _found(self, why: Why) -> Capacity:
+        estimate = self._estimate()
+        widened = self._steal_width()
+        slowest, verdict = min(self._verdicts)
+        low = estimate.low * (1 - widened)
+        high = min(estimate.high * (1 + widened), max(sample.rate for sample in self._samples))
+        if high <= slowest:
+            return self._capacity("below", why, high=slowest)
+        if verdict != "failed":
+            low = max(low, slowest)
+        passed = [rate for rate, verdict in self._verdicts if verdict == "passed" and rate <= high]
+        return self._capacity(
+            "found",
+            why,
+            low=low,
+            high=high,
+            clean_rate=max(passed, default=None),
+            floor=estimate.floor,
+            run_s=estimate.run_s,
+        )
+
+    def _capacity(
+        self,
+        outcome: Outcome,
+        why: Why,
+        *,
+        low: float | None = None,
+        high: float | None = None,
+        reason: str = "",
+        clean_rate: float | None = None,
+        floor: float = 0.0,
+        run_s: float = 0.0,
+    ) -> Capacity:
+        steal = [trial.generator.steal_share for trial in self._trials]
+        return Capacity(
+            outcome,
+            why,
+            low,
+            high,
+            reason=reason,
+            seconds=self._spent_s,
+            trials=len(self._trials),
+            clean_rate=clean_rate,
+            floor=floor,
+            run_s=run_s,
+            steal_share=sum(steal) / len(steal) if steal else 0.0,
+            steal_width=self._steal_width(),
+        )
+
+    def _steal_width(self) -> float:
+        """Each trial's capacity was less by what was stolen meanwhile: 1.96 standard errors of its mean.
+
+        A steady theft widens nothing: it is part of the machine that was measured.
+        """
+        steal = [t.generator.steal_share for t in self._trials if t.request.purpose in ("search", "confirm")]
+        return 1.96 * stdev(steal) / sqrt(len(steal)) if len(steal) > 1 else 0.0
+
+
+def _behind(counts: Sequence[Count], behind: int) -> tuple[Count, ...]:
+    """The counts with those that the service fell behind by among the bad ones, the last first."""
+    result = []
+    for count in reversed(counts):
+        more = min(count.offered - count.bad, max(behind - count.bad, 0))
+        behind -= count.bad + more
+        result.append(Count(count.offered, count.bad + more))
+    return tuple(reversed(result))

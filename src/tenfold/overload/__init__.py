@@ -1,0 +1,1 @@
+"""Overload control: an adaptive concurrency limit, fair shares, rate limits."""

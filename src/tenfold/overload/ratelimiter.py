@@ -1,0 +1,157 @@
+"""An ASGI middleware that refuses who asks too often: 429, with when to come back."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from tenfold.breaker import Breaker
+from tenfold.errors import BreakerOpenError, RateStoreError, SettingsError
+from tenfold.metrics import RATE_LIMITED, instrument
+from tenfold.overload.gcra import Decision, Rate, RateStore
+from tenfold.overload.limiter import EXEMPT, below
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["RateLimiter"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+_MOST_SECONDS = 86_400  # what a client is told, at the most
+
+
+class RateLimiter:
+    """For each key ``burst`` requests at once and ``rate`` a second, over all instances that share a store.
+
+    Answers carry ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10; before its
+    RFC names may change). WebSockets pass. Keys are stored as digests: give a ``secret`` where they could be
+    guessed (addresses, phone numbers).
+
+    Args:
+        store: :class:`~tenfold.overload.redis.RedisRates`, or
+            :class:`~tenfold.overload.gcra.MemoryRates` for a single process.
+        rate: for everybody, or of a request's scope.
+        key: who asks, of a request's scope: a user's id, an API key, an address that a proxy vouches for.
+            None is not limited.
+        cost: of a request's scope, what it uses; 1 by default.
+        name: the policy's name, in headers, metrics and stored keys: limiters of one name share what is left.
+        when_down: while the store does not answer ``open`` lets everybody in, ``closed`` answers 503.
+        pause_s: how long a store that did not answer is left alone.
+        exempt: paths that always pass, and those below them.
+        secret: of the digests; the same on all instances.
+        shadow: refuse nobody, only count.
+        metrics: export refusals; needs prometheus-client.
+        registry: of prometheus-client; None is its default one.
+
+    Raises:
+        SettingsError: the name is not plain.
+        DependencyError: ``metrics`` without prometheus-client.
+    """
+
+    def __init__(  # noqa: PLR0913 - each option by its name
+        self,
+        app: Application,
+        store: RateStore,
+        *,
+        rate: Rate | Callable[[Scope], Rate],
+        key: Callable[[Scope], str | None],
+        cost: Callable[[Scope], int] | None = None,
+        name: str = "default",
+        when_down: Literal["open", "closed"] = "open",
+        pause_s: float = 1.0,
+        exempt: Sequence[str] = EXEMPT,
+        secret: bytes = b"",
+        shadow: bool = False,
+        metrics: bool = False,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise SettingsError(f"{name!r} is no name of a rate limit: use letters, digits, - and _")
+        self.app, self.store = app, store
+        self.name = name
+        self.when_down = when_down
+        self.shadow = shadow
+        self.refused = 0
+        self._rate = rate if callable(rate) else lambda scope: rate
+        self._key, self._cost = key, cost
+        self._pause_s = pause_s
+        self._breaker = Breaker(failures=1, cool_down_s=pause_s, jitter=0.0)
+        self._exempt, self._secret = tuple(exempt), secret[:64]
+        self._total: Any = instrument(RATE_LIMITED, registry=registry) if metrics else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request pass, or refuse it."""
+        if scope["type"] != "http" or below(scope["path"], self._exempt):
+            return await self.app(scope, receive, send)
+        key = self._key(scope)
+        if key is None:
+            return await self.app(scope, receive, send)
+        rate = self._rate(scope)
+        decision = await self._decide(key, rate, scope)
+        if decision is None:
+            return await self._without(scope, receive, send)
+        if not decision.allowed:
+            self._count("shadow" if self.shadow else "refused")
+            if not self.shadow:
+                wait_s = math.ceil(min(decision.retry_after_s, _MOST_SECONDS))
+                return await _refuse(send, 429, wait_s, self._headers(decision, rate))
+        await self.app(scope, receive, _adding(send, self._headers(decision, rate)))
+
+    async def _decide(self, key: str, rate: Rate, scope: Scope) -> Decision | None:
+        """None while the store does not answer."""
+        digest = hashlib.blake2b(key.encode(), digest_size=16, key=self._secret).hexdigest()
+        cost = self._cost(scope) if self._cost else 1
+        try:
+            with self._breaker.asking(RateStoreError):
+                return await self.store.take(f"{self.name}:{digest}", rate, cost)
+        except (RateStoreError, BreakerOpenError):
+            return None
+
+    async def _without(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._count(self.when_down)
+        if self.when_down == "open" or self.shadow:
+            return await self.app(scope, receive, send)
+        await _refuse(send, 503, max(math.ceil(self._pause_s), 1), [])
+
+    def _count(self, mode: str) -> None:
+        self.refused += mode != "open"
+        if self._total is not None:
+            self._total.labels(self.name, mode).inc()
+
+    def _headers(self, decision: Decision, rate: Rate) -> Headers:
+        window_s = max(math.ceil(rate.burst / rate.rate), 1)
+        reset_s = math.ceil(decision.reset_s)
+        return [
+            (b"ratelimit-policy", f'"{self.name}";q={rate.burst};w={window_s}'.encode()),
+            (b"ratelimit", f'"{self.name}";r={decision.remaining};t={reset_s}'.encode()),
+        ]
+
+
+def _adding(send: Send, headers: Headers) -> Send:
+    async def adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return adding
+
+
+async def _refuse(send: Send, status: int, wait_s: int, headers: Headers) -> None:
+    body = b"Too many requests; try again later.\n" if status == 429 else b"The service is busy.\n"
+    plain = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"retry-after", b"%d" % wait_s),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": plain + headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,86 @@
+"""Rate limits that all instances share: Redis 6.2 or newer, or Valkey, one round trip a decision."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable
+from importlib.resources import files
+from typing import Any
+
+from tenfold.errors import DependencyError, RateStoreError
+from tenfold.overload.gcra import Decision, Rate
+
+try:
+    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import NoScriptError, RedisError
+except ImportError:
+    raise DependencyError("rate limits in Redis need redis-py: pip install 'tenfold[redis]'") from None
+
+__all__ = ["RedisRates"]
+
+
+class RedisRates:
+    """A :class:`~tenfold.overload.gcra.RateStore` in Redis, by Redis' own clock. For one event loop.
+
+    A failover may lose the last moments: then somebody gets a part of the burst twice.
+
+    Args:
+        server: a URL, or a client that the service has already; its timeouts are its own then, but no
+            decision takes longer than ``timeout_s``.
+        prefix: of the keys, which live until they are back to nothing used.
+        timeout_s: longest wait for a decision.
+        connections: most connections, with a URL.
+    """
+
+    def __init__(
+        self,
+        server: str | Redis,
+        *,
+        prefix: str = "tenfold:rate:",
+        timeout_s: float = 0.1,
+        connections: int = 20,
+    ) -> None:
+        self._prefix, self._timeout_s = prefix, timeout_s
+        self._own = isinstance(server, str)
+        self._client: Any = _client(server, timeout_s, connections) if isinstance(server, str) else server
+        self._script = files("tenfold.overload").joinpath("gcra.lua").read_bytes()
+        self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
+
+    async def take(self, key: str, rate: Rate, cost: int = 1) -> Decision:
+        """As :meth:`tenfold.overload.gcra.RateStore.take`."""
+        arguments = (1, self._prefix + key, repr(1e6 / rate.rate), rate.burst, cost)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                allowed, remaining, wait_us, reset_us = await self._decide(arguments)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise RateStoreError(
+                f"Redis does not count ({type(error).__name__}): look whether it runs and is a primary"
+            ) from None
+        wait_s = float("inf") if wait_us < 0 else wait_us / 1e6
+        return Decision(bool(allowed), 0.0, wait_s, remaining, reset_us / 1e6)
+
+    async def _decide(self, arguments: tuple[Any, ...]) -> Any:
+        try:
+            return await self._client.evalsha(self._digest, *arguments)
+        except NoScriptError:
+            return await self._client.eval(self._script, *arguments)
+
+    async def aclose(self) -> None:
+        """Close the connections that are ours."""
+        if self._own:
+            closing: Awaitable[None] = self._client.aclose()
+            await closing
+
+
+def _client(url: str, timeout_s: float, connections: int) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)

@@ -1,0 +1,1 @@
+"""Session stores: memory, Redis, SQL, and the contract that each of them passes."""

@@ -1,0 +1,1 @@
+"""Tools of the checks: user agent, load clients, log readers."""

@@ -1,0 +1,123 @@
+"""What a visitor sees of an exhausted pool: 503 and Retry-After, at once, and the route in the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from sqlalchemy import Engine, create_engine, text
+from starlette.responses import StreamingResponse
+
+from tenfold.database import PoolMiddleware, pool_options
+from tenfold.database.pools.pool import WatchedPool
+from tenfold.database.pools.request_context import Visit, current, visiting
+from tenfold.errors import PoolExhaustedError
+
+
+@pytest.fixture
+def engine() -> Engine:
+    url = "sqlite://"
+    registry = CollectorRegistry()
+    options = pool_options(url, pool_size=1, max_overflow=0, max_waiting=0, registry=registry, name="shop")
+    options["connect_args"] = {"check_same_thread": False}
+    engine = create_engine(url, **options)
+    engine.info = registry  # type: ignore[attr-defined]
+    return engine
+
+
+def app_of(engine: Engine, *, guarded: bool = True) -> FastAPI:
+    app = FastAPI()
+    if guarded:
+        app.add_middleware(PoolMiddleware, retry_after_s=2)
+
+    @app.get("/orders/{number}")
+    def orders(number: int) -> str:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            visit = current()
+            return visit.title if visit is not None else ""
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def rows() -> AsyncIterator[bytes]:
+            yield b"first"
+            engine.connect()
+
+        return StreamingResponse(rows())
+
+    return app
+
+
+def get(app: Any, path: str) -> httpx.Response:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get(path)
+
+    return asyncio.run(run())
+
+
+def test_an_exhausted_pool_is_503_and_come_back(engine: Engine) -> None:
+    app = app_of(engine)
+    with engine.connect():
+        answer = get(app, "/orders/7")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert answer.text == "Service Unavailable\n"  # who holds what is the log's business
+    assert get(app, "/orders/7").json() == "GET /orders/{number}"
+
+
+def test_the_control_without_the_middleware_it_is_an_error(engine: Engine) -> None:
+    with engine.connect(), pytest.raises(PoolExhaustedError):
+        get(app_of(engine, guarded=False), "/orders/7")
+
+
+def test_an_answer_that_has_begun_breaks_off(engine: Engine) -> None:
+    with engine.connect(), pytest.raises(PoolExhaustedError):
+        get(app_of(engine), "/stream")
+
+
+def test_the_figures_are_by_route(engine: Engine) -> None:
+    get(app_of(engine), "/orders/7")
+    assert isinstance(engine.pool, WatchedPool)
+    engine.pool.look()
+    registry: Any = engine.info  # type: ignore[attr-defined]
+    labels = {"db_client_connection_pool_name": "shop", "route": "/orders/{number}"}
+    assert registry.get_sample_value("db_client_connection_use_time_seconds_count", labels) == 1
+
+
+def test_a_visit_keeps_nothing_of_a_request_that_is_over() -> None:
+    visit = Visit(scope={"type": "http", "method": "GET", "headers": [(b"cookie", b"x")]})
+    visit.end()
+    assert (visit.title, visit._scope) == ("GET other", None)
+
+
+def test_visits_nest() -> None:
+    def name() -> str:
+        visit = current()
+        return visit.title if visit is not None else ""
+
+    with visiting("outer"):
+        with visiting("inner"):
+            assert name() == "inner"
+        assert name() == "outer"
+    assert name() == ""
+
+
+def test_websockets_and_the_lifespan_are_passed_on() -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def app(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        visit = current()
+        seen.append((scope["type"], visit.title if visit is not None else ""))
+
+    async def nothing(*_: object) -> Any:
+        return None
+
+    for scope in ({"type": "lifespan"}, {"type": "websocket", "path": "/ws"}):
+        asyncio.run(PoolMiddleware(app)(scope, nothing, nothing))
+    assert seen == [("lifespan", ""), ("websocket", "other")]

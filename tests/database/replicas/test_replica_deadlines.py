@@ -1,0 +1,206 @@
+"""A read of the router ends on the server with its request, and is not begun anew on another one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from tenfold.database import DatabaseRouter, HealthLimits, pool_options
+from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools.pool import PoolDeadlineError
+from tenfold.database.replicas.checkout import Lease
+from tenfold.deadlines import deadline
+from tenfold.errors import DeadlineExceededError
+from tests.database.conftest import Servers, eventually
+
+Route = Callable[..., DatabaseRouter]
+SLEEP = text("select pg_sleep(5) /* a read that takes long */")
+SHOWN = text("show statement_timeout")
+BUMP = text("update counters set value = value + 1 where id = 90")
+
+
+def sleeping(servers: Servers) -> int:
+    """How many backends of all servers sleep for us."""
+    query = (
+        "select count(*) from pg_stat_activity where state = 'active'"
+        " and query like '%a read that takes long%' and pid <> pg_backend_pid()"
+    )
+    found = 0
+    for server in (servers.primary, *servers.replicas):
+        with psycopg.connect(server.admin_url) as connection:
+            found += connection.execute(query).fetchone()[0]  # type: ignore[index]
+    return found
+
+
+class Reader:
+    """Reads through a router, in threads or in tasks."""
+
+    def __init__(self, router: DatabaseRouter, asynchronous: bool) -> None:
+        self.router, self.asynchronous = router, asynchronous
+        self._loop = asyncio.new_event_loop() if asynchronous else None
+
+    def __call__(self, statement: Any, within_s: float | None = None) -> Any:
+        if within_s is None:
+            return self._read(statement)
+        with deadline(within_s):
+            return self._read(statement)
+
+    def _read(self, statement: Any) -> Any:
+        if self._loop:
+            return self._loop.run_until_complete(self._scalar(statement))
+        with self.router.read() as session:
+            return session.execute(statement).scalar()
+
+    async def _scalar(self, statement: Any) -> Any:
+        async with self.router.read() as session:
+            return (await session.execute(statement)).scalar()
+
+    def close(self) -> None:
+        if self._loop:
+            self._loop.run_until_complete(self.router.aclose())
+            self._loop.close()
+
+
+ENFORCED = pytest.mark.parametrize("watched", [False, True])
+BOTH = pytest.mark.parametrize("asynchronous", [False, True])
+
+
+@pytest.fixture
+def reader(servers: Servers, route: Route) -> Iterator[Callable[..., Reader]]:
+    made: list[Reader] = []
+
+    def make(*, asynchronous: bool = False, watched: bool | None = False) -> Reader:
+        """One server serves, by one connection; deadlines by the pool, by the hook, or (None) by nobody."""
+        options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
+        engine = options if watched else (lambda _: options)
+        router = route((servers.primary.url, []), options={"engine": engine})
+        if watched is False:
+            router.each_engine(enforce_deadlines)
+        made.append(Reader(router, asynchronous))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@BOTH
+@ENFORCED
+def test_a_read_ends_on_the_server_with_its_request(
+    servers: Servers, reader: Callable[..., Reader], asynchronous: bool, watched: bool
+) -> None:
+    read = reader(asynchronous=asynchronous, watched=watched)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement"):
+        read(SLEEP, 0.2)
+    assert time.monotonic() - started < 4
+    assert sleeping(servers) == 0
+    assert read(SHOWN) == "0"  # whoever comes next has all the time again
+    with pytest.raises(DeadlineExceededError):
+        read(SLEEP, 0.2)
+
+
+@BOTH
+def test_the_control_without_the_hook_the_read_goes_on(
+    servers: Servers, reader: Callable[..., Reader], asynchronous: bool
+) -> None:
+    read = reader(asynchronous=asynchronous, watched=None)
+    assert read(SHOWN, 0.2) == "0"
+    assert read(text("select 1 from pg_sleep(0.3)"), 0.05) == 1  # far beyond, and nobody minds
+
+
+@BOTH
+@ENFORCED
+def test_a_read_whose_time_is_over_is_not_repeated_and_nobody_is_to_blame(
+    servers: Servers, route: Route, asynchronous: bool, watched: bool
+) -> None:
+    router = route(servers.urls, options={} if watched else {"engine": lambda _: {}})
+    if not watched:
+        router.each_engine(enforce_deadlines)
+    read = Reader(router, asynchronous)
+    before = {server: executed(server) for server in (servers.primary, *servers.replicas)}
+    with mock.patch("tenfold.database.replicas.servers.Health.failed") as failed:
+        for _ in range(4):
+            with pytest.raises(DeadlineExceededError):
+                read(SLEEP, 0.1)
+    failed.assert_not_called()
+    assert sum(executed(server) - count for server, count in before.items()) == 4
+    assert {state["in_flight"] for state in router.servers().values()} == {0}
+    read.close()
+
+
+def executed(server: Any) -> int:
+    """How many statements a server ended because they took too long, as its log has it."""
+    return sum(
+        "canceling statement due to statement timeout" in line
+        for line in server.log.read_text(errors="replace").splitlines()
+    )
+
+
+def test_a_server_that_cannot_say_in_time_where_it_is_is_not_lost(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, health=HealthLimits(sample_s=0))
+    router.each_engine(enforce_deadlines)
+    row = "tenfold.database.replicas.checkout.Lease._row"
+    with router.seen():
+        with router.write() as session:
+            session.execute(BUMP)
+        ended = mock.patch(row, side_effect=psycopg.errors.QueryCanceled)
+        with mock.patch("tenfold.database.replicas.servers.Health.failed") as failed, ended:
+            with deadline(0), pytest.raises(DeadlineExceededError), router.read() as session:
+                session.execute(SHOWN)
+            failed.assert_not_called()
+            # The control: ended by somebody else while there is time. Nobody knows what is wrong with it.
+            with deadline(60), router.read() as session:
+                session.execute(SHOWN)
+            failed.assert_called()
+    assert {state["in_flight"] for state in router.servers().values()} == {0}
+
+
+def test_the_question_where_a_server_is_has_not_the_last_readers_deadline(
+    reader: Callable[..., Reader],
+) -> None:
+    read = reader()
+    assert read(SHOWN, 0.5) == "563ms"
+    lease = Lease.take(read.router._primary_reads, asynchronous=False)
+    try:
+        assert lease._row("show statement_timeout") == ("0",)  # asked before anything begins
+    finally:
+        lease.give_back()
+
+
+def test_no_other_server_is_tried_when_time_is_over_in_a_queue(servers: Servers, route: Route) -> None:
+    options = partial(pool_options, metrics=False, pool_size=1, max_overflow=0, timeout_s=20)
+    router = route(servers.urls, options={"engine": options}, primary_reads=1)
+    with router.read() as one, router.read() as other:
+        one.execute(SHOWN)
+        other.execute(SHOWN)
+        with deadline(0.1), pytest.raises(PoolDeadlineError), router.read() as session:
+            session.execute(SHOWN)
+
+
+def test_reports_are_bounded_by_a_deadline_only(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, options={"engine": lambda _: {}})
+    router.each_engine(enforce_deadlines)
+    with router.analytics() as session:
+        assert session.scalar(SHOWN) == "0"
+    with deadline(5), router.analytics() as session:
+        assert session.scalar(SHOWN) == "5624ms"
+
+
+def test_one_snapshot_has_what_is_left_too(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, options={"engine": lambda _: {}})
+    router.each_engine(enforce_deadlines)
+    late = pytest.raises(DeadlineExceededError)
+    with late, deadline(0.2), router.read(isolation="REPEATABLE READ") as session:
+        session.execute(SLEEP)
+    with router.read(isolation="REPEATABLE READ") as session:
+        assert session.scalar(SHOWN) == "0"
+    assert eventually(lambda: sleeping(servers) == 0)

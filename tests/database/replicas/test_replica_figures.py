@@ -1,0 +1,138 @@
+"""What a router says of itself: how reads found their server, how late replicas are, what its pools do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import text
+from sqlalchemy.pool import NullPool
+
+from tenfold.database import DatabaseRouter, FreshnessLimits
+from tenfold.database.pools.pool import WatchedPool, pool_options
+from tenfold.database.replicas.read_counters import HOW, Tally
+from tenfold.metrics import exposition
+from tests.database.conftest import Servers, eventually
+
+Route = Callable[..., DatabaseRouter]
+BUMP = text("update counters set value = value + 1 where id = 70")
+LOOK = text("select value from counters where id = 70")
+
+
+def look(router: DatabaseRouter) -> None:
+    with router.read() as session:
+        session.execute(LOOK)
+
+
+def write(router: DatabaseRouter) -> None:
+    with router.write() as session:
+        session.execute(BUMP)
+
+
+def test_how_each_read_found_its_server_is_counted(servers: Servers, route: Route) -> None:
+    primary, replicas = servers.urls
+    limits = FreshnessLimits(wait_s=2.0, monotonic=False)
+    router = route((primary, replicas[:1]), freshness=limits)
+    look(router)
+    assert router.reads() == {"anywhere": 1}
+    with router.seen():
+        write(router)
+        servers.caught_up()
+        look(router)
+        look(router)
+    assert router.reads() == {"anywhere": 1, "asked": 1, "known": 1}
+    with router.seen(), servers.held_back(servers.replicas[0], 200):
+        write(router)
+        look(router)
+    assert router.reads()["waited"] == 1
+    with router.seen(), servers.killed(servers.replicas[0]):
+        look(router)
+    found = router.reads()
+    assert found["primary"] == 1
+    assert found.keys() == HOW.keys()
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    return registry.get_sample_value(name, labels) or 0.0
+
+
+def test_figures_are_exported(servers: Servers, route: Route) -> None:
+    registry = CollectorRegistry()
+    primary, replicas = servers.urls
+    router = route((primary, replicas[:1]), registry=registry, freshness=FreshnessLimits(wait_s=0))
+    (name,) = router.servers()
+    for _ in range(3):
+        look(router)
+    eventually(lambda: value(registry, "tenfold_reads_total", server=name, how="anywhere") == 3)
+    eventually(lambda: value(registry, "tenfold_replica_serving", server=name) == 1)
+    with router.seen(), servers.held_back(servers.replicas[0], 5000):
+        write(router)
+        look(router)
+        eventually(lambda: value(registry, "tenfold_replica_lag_seconds", server=name) > 0)
+        assert value(registry, "tenfold_replica_lag_bytes", server=name) > 0
+    eventually(lambda: value(registry, "tenfold_replica_lag_bytes", server=name) == 0)
+    written = exposition(registry=registry).decode()
+    assert 'how="primary"' in written
+    for use in ("read", "write"):
+        assert f' {use}"' in written, "each use of a server is a pool of its own name"
+    assert servers.primary.password not in written
+
+
+def test_without_metrics_nothing_is_exported(servers: Servers, route: Route) -> None:
+    registry = CollectorRegistry()
+    router = route(servers.urls, registry=registry, metrics=False)
+    look(router)
+    assert exposition(registry=registry) == b""
+    assert router.reads() == {"anywhere": 1}
+
+
+def pools(router: DatabaseRouter) -> list[Any]:
+    """Those of the primary's engine for writes and of a replica's for reads, once they have been used."""
+    write(router)
+    look(router)
+    return [engine.pool for server in (router._primary, *router._replicas) for engine in server.engines()]
+
+
+def test_engines_have_watched_pools_unless_somebody_chose_another(servers: Servers, route: Route) -> None:
+    primary, replicas = servers.urls
+
+    def made(engine: Any) -> list[Any]:
+        router = route((primary, replicas[:1]), options={"engine": engine})
+        return pools(router)
+
+    writes, reads = made({"pool_size": 3, "pool_timeout": 2})
+    assert isinstance(writes, WatchedPool) and isinstance(reads, WatchedPool)
+    assert (reads.size(), reads._max_overflow, reads._timeout) == (3, 10, 2)
+    assert reads.watch.watching.max_waiting == 130
+    assert writes.watch.watching.name.endswith(" write")
+    assert reads.watch.watching.name.endswith(" read")
+    named = made(lambda url: pool_options(url, metrics=False))
+    assert [pool.watch.watching.name[-5:] for pool in named] == ["write", " read"]
+    named = made(lambda url: pool_options(url, name="mine", metrics=False))
+    assert [pool.watch.watching.name for pool in named] == ["mine", "mine"]
+    assert not any(isinstance(pool, WatchedPool) for pool in made(lambda _: {}))
+    assert [type(pool) for pool in made({"poolclass": NullPool})] == [NullPool, NullPool]
+
+
+def test_nothing_is_lost_between_threads() -> None:
+    tally = Tally()
+
+    def add() -> None:
+        for _ in range(5000):
+            tally.add("known", "db")
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tally.counts() == {("known", "db"): 20_000}
+
+
+@pytest.fixture(autouse=True)
+def row(servers: Servers) -> None:
+    servers.tell(servers.primary, "insert into counters values (70, 0) on conflict do nothing")
+    servers.caught_up()

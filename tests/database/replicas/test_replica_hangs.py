@@ -1,0 +1,230 @@
+"""No read fails while a replica hangs or has to cancel it, and readers who give up leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import TextClause, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from tenfold.database import DatabaseRouter, HealthLimits
+from tenfold.database.psycopg import sqlstate
+from tenfold.database.replicas import read_routing
+from tenfold.database.replicas.checkout import Lease
+from tests.database.conftest import Servers, eventually
+from tests.database.support.proxy import Proxy
+from tests.database.support.readers import LOOK, Readers
+
+Route = Callable[..., DatabaseRouter]
+
+BUMP = text("update counters set value = value + 1 where id = :id returning value")
+SAMPLED, UNSAMPLED = HealthLimits(sample_s=0.05, hang_s=0.6), HealthLimits(sample_s=0)
+
+
+@pytest.fixture
+def line(servers: Servers) -> Iterator[Proxy]:
+    """The line to the first replica."""
+    made = Proxy(servers.replicas[0].port)
+    yield made
+    made.close()
+
+
+def over(line: Proxy, servers: Servers) -> tuple[str, list[str]]:
+    one, two = servers.replicas
+    return servers.primary.url, [one.url.replace(str(one.port), str(line.port)), two.url]
+
+
+def test_no_read_fails_when_a_replica_hangs(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, health=SAMPLED)
+    hung = servers.replicas[0]
+    with Readers(router).reading() as readers:
+        with servers.paused(hung):
+            assert readers.left_waiting(within_s=20) == 0
+            eventually(lambda: not router.servers()[f"127.0.0.1:{hung.port}/app"]["serving"])
+            readers.more(20)
+            assert hung.port not in readers.more()
+        eventually(lambda: hung.port in readers.more(20))  # it comes back by itself
+    assert readers.errors == []
+
+
+def test_no_read_fails_when_the_line_to_a_replica_stalls(servers: Servers, route: Route, line: Proxy) -> None:
+    one = servers.replicas[0]
+    router = route(over(line, servers), health=SAMPLED)
+    with Readers(router).reading() as readers:
+        eventually(lambda: one.port in readers.more(20))
+        with line.stalled():
+            assert readers.left_waiting(within_s=20) == 0
+            eventually(lambda: not router.servers()[f"127.0.0.1:{line.port}/app"]["serving"])
+            readers.more(20)
+            assert one.port not in readers.more()
+        eventually(lambda: one.port in readers.more(20))
+    assert readers.errors == []
+
+
+def test_the_control_without_samples_readers_hang_with_their_replica(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, health=UNSAMPLED, choice="round-robin")
+    with Readers(router).reading() as readers, servers.paused(servers.replicas[0]):
+        assert readers.left_waiting(within_s=2) > 0
+
+
+def test_the_control_without_samples_readers_hang_with_the_line(
+    servers: Servers, route: Route, line: Proxy
+) -> None:
+    router = route(over(line, servers), health=UNSAMPLED, choice="round-robin")
+    with Readers(router).reading() as readers, line.stalled():
+        assert readers.left_waiting(within_s=2) > 0
+
+
+# ------------------------------------------------------------------ in the way of replay
+
+
+def in_the_way(servers: Servers, read: Callable[[TextClause], Any]) -> Any:
+    """What a read answers, or fails with, that the first replica has to cancel.
+
+    A standby ends statements that stand in the way of replay: here a lock, after no grace at all.
+    """
+    one = servers.replicas[0]
+    servers.tell(servers.primary, "drop table if exists shown", "create table shown as select 1 as n")
+    servers.tell(servers.primary, "grant all on shown to public")
+    servers.caught_up()
+    sleep = f"pg_sleep(case inet_server_port() when {one.port} then 30 else 0 end)"
+    found: list[Any] = []
+
+    def reading() -> None:
+        try:
+            found.append(read(text(f"select inet_server_port(), {sleep}, n from shown")))
+        except DBAPIError as error:
+            found.append(error)
+
+    reader = threading.Thread(target=reading)
+    with servers.told(one, "max_standby_streaming_delay", "0"):
+        reader.start()
+        eventually(lambda: one.ask("select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
+        servers.tell(servers.primary, "alter table shown add column m int")
+        reader.join(20)
+    return found[0]
+
+
+def test_a_read_that_a_replica_had_to_cancel_runs_again_elsewhere(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, choice="round-robin")
+
+    def read(statement: TextClause) -> Any:
+        with router.read() as session:
+            return session.execute(statement).scalar()
+
+    assert in_the_way(servers, read) == servers.replicas[1].port
+
+
+def test_the_control_through_a_plain_engine_it_fails(servers: Servers) -> None:
+    engine = create_engine(servers.replicas[0].url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def read(statement: TextClause) -> Any:
+        with engine.connect() as connection:
+            return connection.execute(statement).scalar()
+
+    failed = in_the_way(servers, read)
+    engine.dispose()
+    assert isinstance(failed, DBAPIError)
+    assert sqlstate(failed.orig) == "40001"
+
+
+# ------------------------------------------------------------------ giving up
+
+
+@types.coroutine
+def given_up(work: Coroutine[Any, Any, None], at: int) -> Generator[Any, Any, bool]:
+    """Do some work; its task is cancelled when it waits for the ``at``-th time. Whether it got that far."""
+    waits = 0
+    try:
+        awaited = work.send(None)
+        while True:
+            waits += 1
+            if waits == at and (task := asyncio.current_task()):
+                task.cancel()
+            try:
+                answer = yield awaited
+            except BaseException as error:
+                awaited = work.throw(error)
+            else:
+                awaited = work.send(answer)
+    except StopIteration:
+        return waits >= at
+
+
+async def left_behind(router: DatabaseRouter) -> set[tuple[int, int]]:
+    """Uses and connections that the router counts after visitors gave up; (0, 0) is for each server.
+
+    First at each moment that there is: while connecting, asking, waiting for a replica, reading, committing.
+    Then by chance, and more of them than a pool has connections for.
+    """
+    every = [router._primary, router._primary_reads, *router._replicas]
+
+    def counted() -> set[tuple[int, int]]:
+        engines = [(server, engine) for server in every for engine in server.engines()]
+        return {(server.load.in_flight, engine.pool.checkedout()) for server, engine in engines}
+
+    async def one(row: int, at: int) -> bool:
+        return await given_up(visit(router, row), at)
+
+    at, got_there = 0, True
+    while got_there and counted() <= {(0, 0)}:
+        at += 1
+        tasks = [asyncio.create_task(one(20 + n, at)) for n in range(3)]
+        await asyncio.wait(tasks)
+        got_there = any(task.cancelled() or task.result() for task in tasks)
+    chance = random.Random(7)
+    for _ in range(40):
+        if not counted() <= {(0, 0)}:
+            break
+        tasks = [asyncio.create_task(visit(router, 20 + n)) for n in range(6)]
+        await asyncio.sleep(chance.random() * 0.02)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return counted()
+
+
+async def visit(router: DatabaseRouter, row: int) -> None:
+    with router.seen():
+        async with router.write() as session:
+            await session.execute(BUMP, {"id": row})
+        async with router.read() as session:
+            await session.execute(LOOK, {"id": row})
+
+
+def narrow(servers: Servers, route: Route) -> DatabaseRouter:
+    return route(servers.urls, primary_reads=3, options={"engine": {"pool_size": 3, "max_overflow": 0}})
+
+
+def test_who_gives_up_leaves_no_connection_behind(servers: Servers, route: Route) -> None:
+    router = narrow(servers, route)
+
+    async def scenario() -> set[tuple[int, int]]:
+        found = await left_behind(router)
+        await asyncio.gather(*(visit(router, 20 + n) for n in range(6)))  # and it goes on
+        await router.aclose()
+        return found
+
+    with servers.held_back(servers.replicas[0], 10):
+        assert asyncio.run(scenario()) == {(0, 0)}
+
+
+def test_the_control_a_finder_that_overlooks_cancellations_leaves_some(
+    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_routing, "_verdict", Lease.fresh_for)
+    router = narrow(servers, route)
+
+    async def scenario() -> set[tuple[int, int]]:
+        found = await left_behind(router)
+        await router.aclose()
+        return found
+
+    with servers.held_back(servers.replicas[0], 10):
+        assert asyncio.run(scenario()) != {(0, 0)}

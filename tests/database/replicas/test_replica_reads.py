@@ -1,0 +1,215 @@
+"""Read your writes and monotonic reads, on a real primary with two replicas of which one is held back."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
+from tenfold.database.replicas.checkout import Lease
+from tenfold.database.replicas.sessions import ReadSession
+from tenfold.positions import format_position
+from tests.database.conftest import Servers, eventually, in_threads
+
+Route = Callable[..., DatabaseRouter]
+
+BUMP = text("update counters set value = value + 1 where id = :id returning value")
+LOOK = text("select value, inet_server_port() from counters where id = :id")
+
+
+def pairs(writer: DatabaseRouter, reader: DatabaseRouter, *, row: int, count: int, carry: bool) -> Counter:
+    """Write through one instance, read through another, as a visitor's two requests would.
+
+    Returns how many reads were stale, and how many each server answered, by port.
+    """
+    found: Counter = Counter()
+    for _ in range(count):
+        with writer.seen():
+            with writer.write() as session:
+                written = session.execute(BUMP, {"id": row}).scalar()
+            token = writer.token()
+        with reader.seen(token if carry else None), reader.read() as session:
+            value, port = session.execute(LOOK, {"id": row}).one()
+        found[port] += 1
+        found["stale"] += value < written
+    return found
+
+
+def soak(servers: Servers, route: Route, *, workers: int, count: int, carry: bool) -> Counter:
+    routers = [route(servers.urls), route(servers.urls)]
+
+    def work(number: int) -> Counter:
+        writer, reader = routers[number % 2], routers[(number + 1) % 2]
+        return pairs(writer, reader, row=number, count=count, carry=carry)
+
+    return sum(in_threads(workers, work), Counter())
+
+
+def test_nobody_misses_their_own_write(servers: Servers, route: Route) -> None:
+    with servers.held_back(servers.replicas[0], 500):
+        found = soak(servers, route, workers=4, count=100, carry=True)
+    assert found["stale"] == 0
+    assert found.total() == 400
+    assert found[servers.replicas[1].port] > 200  # replicas serve, and not the primary for the fear of it
+
+
+def test_the_control_without_the_token_writes_are_missed(servers: Servers, route: Route) -> None:
+    with servers.held_back(servers.replicas[0], 500):
+        found = soak(servers, route, workers=4, count=40, carry=False)
+    assert found["stale"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_nobody_of_a_hundred_thousand_misses_their_own_write(servers: Servers, route: Route) -> None:
+    with servers.held_back(servers.replicas[0], 2000):
+        found = soak(servers, route, workers=20, count=5000, carry=True)
+        control = soak(servers, route, workers=4, count=250, carry=False)
+    assert found["stale"] == 0
+    assert control["stale"] > 0
+
+
+def went_back(servers: Servers, route: Route, *, monotonic: bool, reads: int) -> int:
+    """How often a reader, moving between two instances, saw a value older than the one before."""
+    limits = FreshnessLimits(monotonic=monotonic, wait_s=0.2)
+    routers = itertools.cycle([route(servers.urls, freshness=limits, choice="random") for _ in range(2)])
+    done = threading.Event()
+
+    def write() -> None:
+        writer = route(servers.urls, freshness=FreshnessLimits(monotonic=False))
+        while not done.is_set():
+            with writer.write() as session:
+                session.execute(BUMP, {"id": 50})
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        backwards, before, token = 0, 0, None
+        for router in itertools.islice(routers, reads):
+            with router.seen(token):
+                with router.read() as session:
+                    value = session.execute(LOOK, {"id": 50}).scalar()
+                token = router.token()
+            backwards += value < before
+            before = value
+        return backwards
+    finally:
+        done.set()
+        writing.join()
+
+
+def test_nobody_goes_back_in_time(servers: Servers, route: Route) -> None:
+    with servers.held_back(servers.replicas[0], 60):
+        assert went_back(servers, route, monotonic=True, reads=150) == 0
+
+
+def test_the_control_without_monotonic_reads_they_do(servers: Servers, route: Route) -> None:
+    with servers.held_back(servers.replicas[0], 60):
+        assert went_back(servers, route, monotonic=False, reads=150) > 0
+
+
+def snapshots(
+    servers: Servers, router: DatabaseRouter, *, count: int, isolation: str | None = "REPEATABLE READ"
+) -> Counter:
+    """Write, then read twice in one snapshot: how often it lacked the write, and how often it moved."""
+    found: Counter = Counter()
+    with servers.held_back(servers.replicas[0], 500):
+        for _ in range(count):
+            with router.seen():
+                with router.write() as session:
+                    written = session.execute(BUMP, {"id": 60}).scalar()
+                with router.read(isolation=isolation) as session:
+                    first = session.execute(LOOK, {"id": 60}).scalar()
+                    with router.write() as other:
+                        other.execute(BUMP, {"id": 60})
+                    servers.caught_up()
+                    found["moved"] += session.execute(LOOK, {"id": 60}).scalar() != first
+                found["stale"] += first < written
+    return found
+
+
+def test_one_snapshot_is_checked_before_it_is_taken(servers: Servers, route: Route) -> None:
+    router = route(servers.urls)
+    assert snapshots(servers, router, count=3) == {"stale": 0, "moved": 0}
+    for isolation, shown in (("REPEATABLE READ", "repeatable read"), (None, "read committed")):
+        with router.read(isolation=isolation) as session:
+            assert session.execute(text("show transaction_isolation")).scalar() == shown
+
+
+def test_the_control_a_snapshot_that_is_taken_before_the_check_lacks_the_write(
+    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, replicas = servers.urls
+    router = route((primary, replicas[:1]))
+
+    def taken(session: ReadSession) -> Lease:
+        """As the router's, the other way round: the transaction begins, then the replica is checked."""
+        lease = router._report(False, frozenset(), False)
+        lease.connection.execution_options(isolation_level=session._errand.isolation or "READ COMMITTED")
+        token = router._memory.token()
+        assert token is not None
+        reached = f"select pg_last_wal_replay_lsn() >= '{format_position(token.position)}'"
+        eventually(lambda: lease.connection.exec_driver_sql(reached).scalar())
+        return lease
+
+    monkeypatch.setattr(ReadSession, "_taken", taken)
+    assert snapshots(servers, router, count=2) == {"stale": 2, "moved": 0}
+
+
+def test_the_control_without_one_snapshot_what_is_read_moves(servers: Servers, route: Route) -> None:
+    assert snapshots(servers, route(servers.urls), count=2, isolation=None) == {"stale": 0, "moved": 2}
+
+
+def test_reads_reach_every_replica_and_not_the_primary(servers: Servers, route: Route) -> None:
+    router = route(servers.urls)
+
+    def work(number: int) -> Counter:
+        found: Counter[Any] = Counter()
+        for _ in range(50):
+            with router.read() as session:
+                found[session.execute(LOOK, {"id": number}).one()[1]] += 1
+        return found
+
+    found = sum(in_threads(4, work), Counter())
+    assert set(found) == {replica.port for replica in servers.replicas}
+    assert min(found.values()) > 20
+
+
+def test_in_a_script_a_thread_remembers_what_it_wrote(servers: Servers, route: Route) -> None:
+    router = route(servers.urls)
+    with servers.held_back(servers.replicas[0], 300):
+
+        def work(_: int) -> None:
+            for _ in range(20):
+                with router.write() as session:
+                    written = session.execute(BUMP, {"id": 70}).scalar()
+                with router.read() as session:
+                    assert session.execute(LOOK, {"id": 70}).scalar() == written
+
+        in_threads(1, work)
+
+
+def test_a_replica_that_is_too_late_gets_no_reads_until_it_is_not(servers: Servers, route: Route) -> None:
+    router = route(servers.urls, health=HealthLimits(max_lag_s=0.5, sample_s=0.05))
+    late = f"127.0.0.1:{servers.replicas[0].port}/app"
+
+    def bump() -> None:
+        with router.write() as session:
+            session.execute(BUMP, {"id": 80})
+
+    def lags() -> bool:
+        bump()
+        return not router.servers()[late]["serving"]
+
+    with servers.held_back(servers.replicas[0], 3000):
+        eventually(lags)
+        for _ in range(20):
+            with router.seen(), router.read() as session:
+                assert session.execute(LOOK, {"id": 80}).one()[1] != servers.replicas[0].port
+    eventually(lambda: router.servers()[late]["serving"])

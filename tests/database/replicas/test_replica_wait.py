@@ -1,0 +1,142 @@
+"""A replica of PostgreSQL 19 waits by itself. There is none here: what it would answer is made up."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
+from tenfold.database.replicas.checkout import Lease
+from tests.database.conftest import Servers, eventually
+
+Route = Callable[..., DatabaseRouter]
+BUMP = text("update counters set value = value + 1 where id = 95 returning value")
+LOOK = text("select value, inet_server_port() from counters where id = 95")
+VERSION = "tenfold.database.replicas.checkout.server_version"
+
+
+@contextmanager
+def told(answer: Callable[[Lease, str], Any] | None = None) -> Iterator[list[str]]:
+    """What servers are asked, as "wait" and "ask", while they say that they are a 19."""
+    asked: list[str] = []
+    real = Lease._row
+
+    def row(lease: Lease, statement: str) -> Any:
+        asked.append("wait" if statement.startswith("WAIT FOR") else "ask")
+        return answer(lease, statement) if answer and asked[-1] == "wait" else real(lease, statement)
+
+    with mock.patch.object(Lease, "_row", row), mock.patch(VERSION, lambda _: 190004):
+        yield asked
+
+
+def made_up(status: str, servers: Servers) -> Callable[[Lease, str], Any]:
+    """FAKE: a 19's answer, once the replica (an 18) has replayed that far, or at once."""
+
+    def answer(_: Lease, statement: str) -> tuple[str]:
+        position = re.findall(r"'([0-9A-F/]+)'", statement)[0]
+        query = f"select pg_last_wal_replay_lsn() >= '{position}'"
+        if status == "success":
+            eventually(lambda: servers.replicas[0].ask(query)[0][0])
+        return (status,)
+
+    return answer
+
+
+def own_write(router: DatabaseRouter, asynchronous: bool = False) -> tuple[int, int, int]:
+    """What was written, what was read after it, and on which port."""
+
+    def write() -> int:
+        with router.write() as session:
+            return session.execute(BUMP).scalar()  # type: ignore[return-value]
+
+    async def scenario() -> Any:
+        async with router.read() as session:
+            found = (await session.execute(LOOK)).one()
+        await router.aclose()
+        return found
+
+    with router.read() as session:  # a connection that knows its place is known to be on this timeline
+        session.execute(LOOK)
+    with router.seen():
+        written = write()
+        if asynchronous:
+            return written, *asyncio.run(scenario())
+        with router.read() as session:
+            return written, *session.execute(LOOK).one()
+
+
+@pytest.fixture
+def router(servers: Servers, route: Route) -> DatabaseRouter:
+    limits = FreshnessLimits(wait_s=5, monotonic=False)
+    return route(
+        (servers.primary.url, [servers.replicas[0].url]), freshness=limits, health=HealthLimits(sample_s=0)
+    )
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_replica_that_can_wait_is_told_once_and_asked_once(
+    servers: Servers, router: DatabaseRouter, asynchronous: bool
+) -> None:
+    with servers.held_back(servers.replicas[0], 300), told(made_up("success", servers)) as asked:
+        written, value, port = own_write(router, asynchronous)
+    assert (value, port) == (written, servers.replicas[0].port)
+    assert asked[-2:] == ["wait", "ask"]
+    assert asked.count("wait") == 1
+    assert len(asked) <= 4  # and after the write, and where the replica is
+
+
+@pytest.mark.parametrize("status", ["timeout", "not in recovery", "success at once, and wrongly"])
+def test_what_it_answers_is_never_believed(servers: Servers, router: DatabaseRouter, status: str) -> None:
+    with servers.held_back(servers.replicas[0], 300), told(made_up(status, servers)) as asked:
+        written, value, port = own_write(router)
+    assert (value, port) == (written, servers.replicas[0].port)
+    assert asked.count("wait") == 1
+    assert asked.count("ask") > 4  # again and again, in the time that was left
+
+
+def test_a_server_that_refuses_is_asked_like_the_others_from_then_on(
+    servers: Servers, router: DatabaseRouter
+) -> None:
+    """An 18 that is taken for a 19, without anything made up but the version: a syntax error."""
+    with servers.held_back(servers.replicas[0], 100), told() as asked:
+        for _ in range(3):
+            written, value, port = own_write(router)
+            assert (value, port) == (written, servers.replicas[0].port)
+    assert asked.count("wait") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [(psycopg.errors.SerializationFailure, True), (psycopg.errors.ObjectNotInPrerequisiteState, False)],
+)
+def test_an_interrupted_wait_ends_in_questions(
+    servers: Servers, router: DatabaseRouter, error: type[Exception], waits: bool
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    with servers.held_back(servers.replicas[0], 100), told(fail) as asked:
+        for _ in range(2):
+            written, value, port = own_write(router)
+            assert (value, port) == (written, servers.replicas[0].port)
+    assert (asked.count("wait") == 2) is waits
+
+
+def test_a_server_that_is_lost_while_it_waits_is_left_for_the_primary(
+    servers: Servers, router: DatabaseRouter
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise psycopg.OperationalError("made up: the server is gone")
+
+    with servers.held_back(servers.replicas[0], 100), told(fail):
+        written, value, port = own_write(router)
+    assert (value, port) == (written, servers.primary.port)
+    assert {state["in_flight"] for state in router.servers().values()} == {0}

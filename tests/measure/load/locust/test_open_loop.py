@@ -1,0 +1,275 @@
+"""What an open-loop trial promises, and the closed loop that does not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenfold.measure.load import histogram
+from tenfold.measure.load.generator import Generator
+from tenfold.measure.load.schedule import poisson
+from tenfold.measure.trial import Block, Trial, TrialRequest
+
+Make = Callable[..., Generator]
+Ask = Callable[..., TrialRequest]
+
+
+def visiting(path: str, *, wait: str = "constant(30)") -> str:
+    return f"""
+        class Visitor(FastHttpUser):
+            wait_time = {wait}
+            @task
+            def one(self):
+                self.client.get("{path}")
+        """
+
+
+def total(trial: Trial, verdict: str) -> int:
+    return sum(getattr(block, verdict) for block in trial.blocks)
+
+
+def assert_adds_up(trial: Trial) -> None:
+    for block in trial.blocks:
+        assert block.offered == block.good + block.slow + block.failed + block.refused + block.unsent
+    assert trial.seconds == pytest.approx(sum(block.seconds for block in trial.blocks))
+
+
+def test_every_due_arrival_has_a_verdict_and_blocks_come_in_order(generator: Make, request_for: Ask) -> None:
+    one = generator(visiting("/fast"))
+    one.start_users(5)
+    seen: list[Block] = []
+    for seed in (1, 2):
+        seen.clear()
+        trial = one.run(request_for(rate=150.0, duration_s=1.3, seed=seed), seen.append)
+        assert_adds_up(trial)
+        assert list(trial.blocks) == seen
+        assert [block.start_s for block in trial.blocks] == [0.0, 0.5, 1.0]
+        assert trial.offered == len(poisson(rate=150.0, duration_s=1.3, seed=seed))
+        assert trial.seconds == pytest.approx(1.3)
+        assert trial.settled_s < 1.0
+        assert histogram.count(trial.raw) == trial.requests == sum(e.requests for e in trial.endpoints)
+        assert 0 < trial.generator.cpu_share < 1.5
+
+
+ANSWERS = [
+    ("/fast", "good", "200"),
+    ("/sleep/0.7", "slow", "200"),
+    ("/fail", "failed", "500"),
+    ("/missing", "failed", "404"),
+    ("/refuse", "refused", "503"),
+    ("/limit", "refused", "429"),
+]
+
+
+def test_the_verdict_follows_the_answer(generator: Make, request_for: Ask, tmp_path: Path) -> None:
+    switch = tmp_path / "path"
+    one = generator(
+        f"""
+        class Visitor(FastHttpUser):
+            @task
+            def one(self):
+                self.client.get(open({str(switch)!r}).read(), name="/it")
+        """,
+        slow_ms=500.0,
+    )
+    for path, verdict, status in ANSWERS:
+        switch.write_text(path)
+        one.start_users(10)
+        trial = one.run(request_for(rate=30.0))
+        assert_adds_up(trial)
+        assert total(trial, verdict) == trial.offered, (path, trial)
+        (endpoint,) = trial.endpoints
+        assert endpoint.statuses == {status: trial.offered}
+        assert endpoint.failed == (trial.offered if verdict == "failed" else 0)
+        assert endpoint.refused == (trial.offered if verdict == "refused" else 0)
+        bad = {} if verdict in ("good", "slow") else {f"GET /it answered {status}": trial.offered}
+        assert trial.errors == bad
+
+
+TASKS = [
+    ("raises", "failed", "KeyError: 'token' (locustfile.py:"),
+    ("raises_after_an_answer", "failed", "KeyError: 'no' (locustfile.py:"),
+    ("nothing", "good", ""),
+    ("fails_by_hand", "failed", "GET /fast: CatchResponseError: wrong"),
+    ("calls_a_refusal_a_success", "refused", "GET /refuse answered 503"),
+    ("fails_second", "failed", "GET /fail answered 500"),
+    ("is_slow_second", "slow", ""),
+]
+
+
+def test_the_verdict_follows_the_task(generator: Make, request_for: Ask, tmp_path: Path) -> None:
+    switch = tmp_path / "task"
+    one = generator(
+        f"""
+        class Visitor(FastHttpUser):
+            @task
+            def one(self):
+                getattr(self, open({str(switch)!r}).read())()
+            def raises(self):
+                raise KeyError("token")
+            def raises_after_an_answer(self):
+                self.client.get("/fast").json()["no"]
+            def nothing(self):
+                pass
+            def fails_by_hand(self):
+                with self.client.get("/fast", catch_response=True) as answer:
+                    answer.failure("wrong")
+            def calls_a_refusal_a_success(self):
+                with self.client.get("/refuse", catch_response=True) as answer:
+                    answer.success()
+            def fails_second(self):
+                self.client.get("/fast")
+                self.client.get("/fail")
+            def is_slow_second(self):
+                self.client.get("/fast")
+                self.client.get("/sleep/0.7")
+        """,
+        slow_ms=500.0,
+    )
+    for task, verdict, error in TASKS:
+        switch.write_text(task)
+        one.start_users(10)
+        trial = one.run(request_for(rate=30.0))
+        assert_adds_up(trial)
+        assert total(trial, verdict) == trial.offered, (task, trial)
+        assert bool(trial.errors) == bool(error)
+        assert all(message.startswith(error) for message in trial.errors)
+        assert trial.notes.get("arrivals without a request", 0) == (trial.offered if task == "nothing" else 0)
+
+
+def test_a_stall_shows_in_the_corrected_latencies_and_not_in_the_raw_ones(
+    generator: Make, request_for: Ask, service: Any
+) -> None:
+    """Two users can only wait for the service; those who came meanwhile waited too."""
+    one = generator(visiting("/fast"), slow_ms=3000.0, max_users=2)
+    one.start_users(2)
+    trial = one.run(request_for(rate=100.0, duration_s=2.6), stall_once(service))
+    assert_adds_up(trial)
+    (endpoint,) = trial.endpoints
+    assert histogram.percentile(endpoint.corrected, 99) > 600
+    assert histogram.percentile(endpoint.raw, 99) < 400
+
+
+def test_a_closed_loop_hides_the_same_stall(generator: Make, service: Any) -> None:
+    """The negative control: with the correction off, this is what is left of a second without answers."""
+    one = generator(visiting("/fast", wait="constant(0.02)"), slow_ms=3000.0, max_users=2)
+    trial = one.run_closed(users=2, spawn_rate=10, duration_s=2.6, on_block=stall_once(service))
+    assert trial.offered > 70
+    (endpoint,) = trial.endpoints
+    assert endpoint.corrected == endpoint.raw
+    assert histogram.percentile(endpoint.corrected, 97) < 400
+    assert histogram.percentile(endpoint.corrected, 100) > 600
+
+
+def stall_once(service: Any) -> Callable[[Block], None]:
+    def on_block(block: Block) -> None:
+        if block.start_s == 0.5:
+            service.stall(1.0)
+
+    return on_block
+
+
+def test_without_a_free_user_an_arrival_is_unsent(generator: Make, request_for: Ask) -> None:
+    one = generator(visiting("/sleep/0.3"), slow_ms=400.0, max_users=2)
+    one.start_users(2)
+    trial = one.run(request_for(rate=50.0, duration_s=1.5))
+    assert_adds_up(trial)
+    assert trial.users == 2
+    assert total(trial, "unsent") > trial.offered / 2
+    # They count in the latencies of all, with the time they waited for nothing.
+    assert histogram.count(trial.corrected) >= trial.requests + total(trial, "unsent")
+    assert histogram.share_above(trial.corrected, 390.0) > 0.5
+    assert total(trial, "late") == 0
+
+
+def test_users_are_added_while_the_trial_runs(generator: Make, request_for: Ask) -> None:
+    one = generator(visiting("/sleep/0.5"), slow_ms=100.0, max_users=40)
+    one.start_users(2)
+    trial = one.run(request_for(rate=30.0, duration_s=2.0))
+    assert 5 < trial.users <= 40
+    assert trial.notes["logins"] > 0
+
+
+def test_a_rule_ends_the_trial_early(generator: Make, request_for: Ask) -> None:
+    asked: list[int] = []
+
+    class AfterTwo:
+        def enough(self, blocks: Sequence[Block]) -> bool:
+            asked.append(len(blocks))
+            return len(blocks) >= 2
+
+    one = generator(visiting("/fast"))
+    one.start_users(5)
+    trial = one.run(request_for(rate=100.0, duration_s=30.0, rule=AfterTwo()))
+    assert_adds_up(trial)
+    assert 1.0 <= trial.seconds < 5.0
+    assert asked[:2] == [1, 2]
+    assert trial.request.duration_s == 30.0
+    # The generator can go on with the next.
+    assert one.run(request_for(duration_s=0.5)).good > 0
+
+
+def test_answers_that_never_come_are_latencies_of_at_least_so_long(generator: Make, request_for: Ask) -> None:
+    one = generator(visiting("/sleep/20"), slow_ms=200.0, max_users=10)
+    one.start_users(10)
+    trial = one.run(request_for(rate=20.0, duration_s=1.0, settle_s=0.5))
+    assert_adds_up(trial)
+    assert trial.good == 0
+    assert trial.settled_s >= 0.5
+    (endpoint,) = trial.endpoints
+    assert endpoint.statuses == {"unanswered": 10}
+    assert trial.notes["requests unanswered at the end"] == 10
+    assert histogram.percentile(endpoint.corrected, 100) > 500
+
+
+def test_a_generator_that_is_held_up_says_so(generator: Make, request_for: Ask) -> None:
+    """Arrivals that leave late because of the generator are its own fault, and are not hidden."""
+    one = generator(visiting("/fast"))
+    one.start_users(20)
+    # The control; a machine that stood still itself for a moment gets another try.
+    calm = (one.run(request_for(rate=50.0, duration_s=1.0)) for _ in range(5))
+    assert any(not trial.generator.limited(late=0.2) for trial in calm)
+
+    def hold_up(block: Block) -> None:
+        if block.start_s == 0.0:
+            os.kill(one.pid, signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (one.pid, signal.SIGCONT)).start()
+
+    trial = one.run(request_for(rate=50.0, duration_s=2.0), hold_up)
+    assert_adds_up(trial)
+    assert trial.generator.limited(late=0.1)
+    assert trial.generator.lag_p99_ms > 200
+    assert total(trial, "late") > 0
+
+
+def test_the_closed_loop_keeps_locusts_own_pace(generator: Make) -> None:
+    one = generator(visiting("/fast", wait="constant(0.2)"))
+    trial = one.run_closed(users=4, spawn_rate=100, duration_s=2.0)
+    assert_adds_up(trial)
+    assert trial.request.purpose == "closed"
+    assert 20 <= trial.offered <= 42
+    assert trial.users == 4
+    assert trial.request.rate == pytest.approx(trial.offered / trial.seconds)
+
+
+def test_open_and_closed_trials_can_follow_each_other(generator: Make, request_for: Ask) -> None:
+    one = generator(visiting("/fast", wait="constant(0.1)"))
+    one.start_users(3)
+    assert one.run(request_for(duration_s=0.5)).good > 0
+    assert one.run_closed(users=3, spawn_rate=100, duration_s=1.0).good > 0
+    assert one.run(request_for(duration_s=0.5)).good > 0
+
+
+def test_the_ceiling_is_a_number_and_names_the_faster_client(generator: Make) -> None:
+    one = generator(visiting("/fast").replace("FastHttpUser", "HttpUser"))
+    assert one.advice(1e9) == ""
+    ceiling = one.calibrate()
+    assert 50 < ceiling < 50_000
+    assert "FastHttpUser" in one.advice(ceiling)
+    assert one.advice(ceiling / 10) == ""

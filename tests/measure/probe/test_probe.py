@@ -1,0 +1,270 @@
+"""The probe in a real service: two granian workers, SQLAlchemy sync and async, PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenfold.measure.probe.collector import Collector
+from tenfold.measure.probe.evidence import Evidence, RouteUse, StatementUse
+from tests.measure.conftest import Service, mark, until
+
+
+@pytest.fixture
+def collector(service: Service) -> Iterator[Collector]:
+    with Collector(service.probe_address) as collector:
+        until(lambda: collector.workers == 2)
+        collector.reset()
+        yield collector
+
+
+def seen(collector: Collector, requests: int) -> Evidence:
+    until(lambda: collector.evidence().requests >= requests)
+    return collector.evidence()
+
+
+def repetitions(evidence: Evidence) -> list[StatementUse]:
+    return [use for use in evidence.statements if use.repeating]
+
+
+def route(evidence: Evidence, label: str) -> RouteUse:
+    return next(use for use in evidence.routes if use.route == label)
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "site", "times"),
+    [
+        ("/lazy/1", "GET /lazy/{customer}", "lazy", 25),
+        ("/loop", "GET /loop", "loop", 25),
+        ("/async", "GET /async", "async", 25),
+    ],
+)
+def test_repetition_is_found_with_its_line(
+    service: Service, collector: Collector, path: str, label: str, site: str, times: int
+) -> None:
+    service.get(path, 4)
+    (found,) = repetitions(seen(collector, 4))
+    assert (found.route, found.site) == (label, mark(site))
+    assert found.repeating == 4
+    assert found.repeats_mean == found.request_max == times
+    assert found.rows_mean == 1
+    assert 0 < found.mean_ms < 1000
+
+
+@pytest.mark.parametrize("path", ["/eager/1", "/four"])
+def test_no_repetition_where_there_is_none(service: Service, collector: Collector, path: str) -> None:
+    service.get(path, 4)
+    evidence = seen(collector, 4)
+    assert evidence.routes[0].statements_mean in (2, 4)
+    assert repetitions(evidence) == []
+
+
+def test_routes_carry_their_templates(service: Service, collector: Collector) -> None:
+    service.get("/outer/inner/ada/orders")
+    service.get("/lazy/2")
+    service.get("/orders/17/a3f8c2d41b9e")
+    labels = {use.route for use in seen(collector, 3).routes}
+    assert labels == {"GET /outer/inner/{name}/orders", "GET /lazy/{customer}", "GET /orders/{id}/{id}"}
+
+
+def test_both_workers_and_errors_are_counted(service: Service, collector: Collector) -> None:
+    service.get("/broken", 3)
+    evidence = seen(collector, 3)
+    assert route(evidence, "GET /broken").errors == 3
+    assert route(evidence, "GET /broken").statements_mean == 1  # a failed statement is a statement
+    until(lambda: service.get("/broken") or all(collector.evidence().seen.values()))
+    evidence = collector.evidence()
+    assert evidence.workers == 2
+    assert set(evidence.seen) == {"requests", "sqlalchemy", "pool", "event loop", "threads"}
+
+
+def test_waits_for_the_pool_are_seen(service: Service, collector: Collector) -> None:
+    threads = [threading.Thread(target=service.get, args=("/hold", 3)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    evidence = seen(collector, 36)
+    (pool,) = evidence.pools
+    assert (pool.size, pool.max_overflow, pool.checked_out_max, pool.pools) == (1, 1, 2, 2)
+    assert pool.site == mark("pool")
+    assert pool.full_share > 0.3
+    assert pool.wait_p95_ms > 50
+    assert pool.held_s > 36 * 0.1 * 0.6
+    assert route(evidence, "GET /hold").pool_wait_share > 0.3
+
+
+def test_a_pool_with_room_is_not_waited_for(service: Service, collector: Collector) -> None:
+    # What a worker sends first after a reset tells of the time before, too, and is left out.
+    until(lambda: service.get("/hold") or collector.evidence().pools)
+    (pool,) = collector.evidence().pools
+    assert (pool.waited, pool.wait_p95_ms, pool.full_share) == (0, 0, 0)
+
+
+def test_a_blocked_loop_is_seen_with_its_line(service: Service, collector: Collector) -> None:
+    service.get("/blocked", 6)
+    evidence = seen(collector, 6)
+    assert evidence.loop is not None
+    assert evidence.loop.max_ms > 100
+    assert mark("blocked") in dict(evidence.loop.blockers)
+
+
+def test_a_loop_that_waits_politely_is_not_blocked(service: Service, collector: Collector) -> None:
+    service.get("/hold", 6)
+    evidence = seen(collector, 6)
+    assert evidence.loop is not None
+    assert evidence.loop.p50_ms < 50
+    assert mark("blocked") not in dict(evidence.loop.blockers)
+
+
+def test_a_collector_that_comes_back_learns_everything_again(service: Service) -> None:
+    for _ in range(2):
+        with Collector(service.probe_address) as collector:
+            until(lambda c=collector: c.workers == 2)
+            service.get("/loop", 2)
+            (found,) = repetitions(seen(collector, 2))
+            assert found.site == mark("loop")
+        assert not service.probe_address.exists()
+
+
+def test_reset_forgets(service: Service, collector: Collector) -> None:
+    service.get("/loop", 2)
+    seen(collector, 2)
+    collector.reset()
+    assert collector.evidence().requests == 0
+
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from tenfold.measure.probe.collector import Collector
+with Collector(Path(sys.argv[1])) as collector:
+    print("listening", flush=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and collector.evidence().dropped == 0:
+        time.sleep(0.05)
+    print(collector.evidence().dropped, flush=True)
+"""
+
+
+def test_a_paused_collector_never_blocks_the_worker_and_drops_are_counted(address: Path) -> None:
+    """The receiver stands still; requests go on at their usual pace, and what did not fit is told later."""
+    from tenfold.measure.probe.probe import Probe
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    collecting = subprocess.Popen(
+        [sys.executable, "-c", PAUSED, str(address)], stdout=subprocess.PIPE, text=True
+    )
+    probe = Probe(app, address, root=Path(__file__).parent)
+    try:
+        assert collecting.stdout is not None
+        assert collecting.stdout.readline() == "listening\n"
+        _ask(probe, 1)
+        until(lambda: probe._recorder.on)
+        os.kill(collecting.pid, signal.SIGSTOP)
+        slowest, deadline = 0.0, time.monotonic() + 30
+        while not probe._recorder.dropped:
+            slowest = max(slowest, _ask(probe, 500))
+            assert time.monotonic() < deadline, "nothing was ever dropped"
+        assert slowest < 2  # for 500 requests; a blocked sender would stand still until the collector reads
+        os.kill(collecting.pid, signal.SIGCONT)
+        until(lambda: _ask(probe, 1) and collecting.poll() is not None, seconds=20)
+        assert int(collecting.stdout.read()) > 0
+    finally:
+        probe.close()
+        collecting.kill()
+        collecting.wait()
+
+
+def test_the_control_a_sender_without_the_queue_stands_still(address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as paused, socket.socket(socket.AF_UNIX) as sender:
+        paused.bind(str(address))
+        paused.listen()
+        sender.settimeout(1)
+        sender.connect(str(address))  # taken in by the kernel; nobody ever reads
+        with pytest.raises(TimeoutError):
+            sender.sendall(b"a record of a request " * 1_000_000)
+
+
+def _ask(probe, requests: int) -> float:
+    """Send requests through the probe in this process; how long they took."""
+    import asyncio
+
+    async def silent(message):
+        pass
+
+    async def run():
+        for number in range(requests):
+            scope = {"type": "http", "method": "GET", "path": f"/p{number % 7}", "root_path": ""}
+            await probe(scope, None, silent)
+
+    started = time.perf_counter()
+    asyncio.run(run())
+    return time.perf_counter() - started
+
+
+FORKING = """
+import asyncio, os, sys, time
+from pathlib import Path
+from tenfold.measure.probe.probe import Probe
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+async def silent(message): pass
+
+probe = Probe(app, Path(sys.argv[1]), root=Path.cwd())
+scope = {"type": "http", "method": "GET", "path": "/", "root_path": ""}
+asyncio.run(probe(scope, None, silent))
+os.fork()
+deadline = time.monotonic() + 20
+while time.monotonic() < deadline:
+    asyncio.run(probe(scope, None, silent))
+    time.sleep(0.02)
+"""
+
+
+def test_a_forked_worker_is_seen_as_well(address: Path) -> None:
+    with Collector(address) as collector:
+        forking = subprocess.Popen([sys.executable, "-c", FORKING, str(address)], start_new_session=True)
+        try:
+            until(lambda: collector.workers == 2)
+            until(lambda: collector.evidence().workers == 2)
+        finally:
+            os.killpg(forking.pid, signal.SIGKILL)
+            forking.wait()
+        until(lambda: collector.workers == 0)
+
+
+def test_without_a_collector_nothing_is_kept(address: Path) -> None:
+    from tenfold.measure.probe.probe import Probe
+
+    calls = []
+
+    async def app(scope, receive, send):
+        calls.append((scope["type"], send))
+
+    async def silent(message):
+        pass
+
+    probe = Probe(app, address, root=Path(__file__).parent)
+    import asyncio
+
+    for kind in ("lifespan", "websocket", "http"):
+        asyncio.run(probe({"type": kind}, None, silent))
+    probe.close()
+    assert calls == [("lifespan", silent), ("websocket", silent), ("http", silent)]
+    assert not probe._recorder._requests

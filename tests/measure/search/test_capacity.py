@@ -1,0 +1,291 @@
+"""The search for the capacity: what it ends with, and whether that is true."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from benchmarks.capacity import CASES, Case, covers, erlang_capacity, exponential, tail
+from benchmarks.virtual import Service, VirtualGenerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenfold.measure.search.capacity import Capacity, CapacitySearch
+from tenfold.measure.settings import MeasureSettings, Objective
+from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
+
+Run = Callable[[TrialRequest], Trial]
+CALM = GeneratorHealth(cpu_share=0.3, late_share=0.0, lag_p99_ms=0.2)
+
+
+def searched(run: Run, search: CapacitySearch | None = None) -> Capacity:
+    search = search or CapacitySearch(MeasureSettings())
+    while (request := search.next()) is not None:
+        search.tell(run(request))
+    return search.result()
+
+
+def scripted(
+    share: Callable[[float], float], *, health: Callable[[TrialRequest], GeneratorHealth] = lambda _: CALM
+) -> Run:
+    """A generator for a service of which exactly this share of arrivals is bad at each rate."""
+
+    def run(request: TrialRequest) -> Trial:
+        blocks: list[Block] = []
+        due = 0.0
+        while len(blocks) * 0.5 + 1e-9 < request.duration_s:
+            before, due = int(due), due + request.rate / 2
+            offered = int(due) - before
+            bad = share(request.rate)
+            slow = min(int(int(due) * bad) - int(before * bad), offered)
+            blocks.append(Block(len(blocks) * 0.5, 0.5, offered, offered - slow, slow=slow))
+            if request.rule is not None and request.rule.enough(blocks):
+                break
+        return Trial(request, len(blocks) * 0.5, 0.4, tuple(blocks), health(request))
+
+    return run
+
+
+def step(at: float) -> Callable[[float], float]:
+    return lambda rate: 1.0 if rate > at else 0.0
+
+
+@pytest.mark.parametrize("capacity", [3.0, 26.0, 58.0, 300.0, 2500.0])
+def test_a_sharp_step_is_found_and_named_as_an_interval(capacity: float) -> None:
+    found = searched(scripted(step(capacity)))
+    assert found.outcome == "found"
+    assert found.low is not None and found.high is not None and found.width is not None
+    assert found.low <= capacity <= found.high
+    assert found.width < (0.25 if capacity > 100 else 0.6 if capacity > 20 else 1.3)
+    assert found.seconds <= 90.5
+
+
+@pytest.mark.parametrize("floor", [0.01, 0.02, 0.03])
+def test_a_floor_below_the_limit_does_not_end_the_ramp(floor: float) -> None:
+    found = searched(scripted(lambda rate: 1.0 if rate > 260 else floor))
+    assert found.low is not None and found.high is not None
+    assert 180 < found.low <= 260 <= found.high < 330
+    assert found.floor == pytest.approx(floor, abs=0.012)
+
+
+def test_a_service_that_misses_its_objective_alone_is_below() -> None:
+    found = searched(scripted(lambda rate: 0.6))
+    assert (found.outcome, found.why, found.low, found.high) == ("below", "objective", None, 1.0)
+    assert found.seconds < 30
+
+
+def test_a_service_that_is_only_good_alone_is_still_found() -> None:
+    found = searched(scripted(step(3.0)))
+    assert found.outcome == "found"
+    assert found.high is not None and found.high < 8
+
+
+def test_no_rate_fails_within_the_budget() -> None:
+    found = searched(scripted(lambda rate: 0.0), CapacitySearch(MeasureSettings(budget_s=20)))
+    assert (found.outcome, found.why, found.high) == ("at_least", "budget", None)
+    assert found.low == found.clean_rate
+    assert found.low is not None and found.low >= 40
+
+
+def test_the_generators_ceiling_is_a_lower_bound() -> None:
+    found = searched(scripted(lambda rate: 0.0), CapacitySearch(MeasureSettings(), ceiling=500))
+    assert (found.outcome, found.why, found.low, found.high) == ("at_least", "generator", 500, None)
+
+
+def limited_above(rate: float) -> Callable[[TrialRequest], GeneratorHealth]:
+    late = GeneratorHealth(cpu_share=0.99, late_share=0.2, lag_p99_ms=40)
+    return lambda request: late if request.rate > rate else CALM
+
+
+def test_a_limited_trial_is_repeated_twice_and_never_blamed_on_the_service() -> None:
+    asked: list[float] = []
+    run = scripted(step(100), health=limited_above(100))
+
+    def noting(request: TrialRequest) -> Trial:
+        asked.append(request.rate)
+        return run(request)
+
+    found = searched(noting)
+    assert (found.outcome, found.why, found.low) == ("at_least", "generator", 80)
+    assert asked.count(160) == 3
+
+
+def test_a_generator_that_is_always_limited_decides_nothing() -> None:
+    found = searched(scripted(step(100), health=limited_above(0)))
+    assert (found.outcome, found.why) == ("undecided", "generator")
+    assert "generator" in found.reason
+
+
+def test_steal_that_varies_widens_the_interval_and_steady_steal_does_not() -> None:
+    def stealing(*shares: float) -> Callable[[TrialRequest], GeneratorHealth]:
+        return lambda request: GeneratorHealth(0.3, 0.0, 0.2, shares[request.seed % len(shares)])
+
+    steady = searched(scripted(step(300), health=stealing(0.1)))
+    varying = searched(scripted(step(300), health=stealing(0.0, 0.2)))
+    assert steady.steal_share == pytest.approx(0.1)
+    assert steady.steal_width == 0
+    assert varying.steal_width > 0.02
+    assert varying.width is not None and steady.width is not None
+    assert varying.width > steady.width
+
+
+def test_an_overload_shows_in_flight_before_seconds_are_slow() -> None:
+    patient = MeasureSettings(objective=Objective(slow_ms=10_000))
+    service = Service(4, exponential(4 / 400))
+    generator = VirtualGenerator(service, seed=3, slow_ms=10_000)
+    found = searched(generator.run, CapacitySearch(patient))
+    assert found.outcome == "found"
+    assert found.high is not None and found.high < 480
+
+
+@pytest.mark.parametrize("after", range(1, 16))
+def test_interrupted_after_each_trial_it_says_what_is_known(after: int) -> None:
+    search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
+    for _ in range(after):
+        request = search.next()
+        if request is None:
+            break
+        search.tell(run(request))
+    found = search.result()
+    assert found.trials <= after
+    if search.next() is not None:
+        assert found.why == "interrupted"
+    if found.outcome == "found":
+        assert found.low is not None and found.high is not None and found.low <= 150 <= 1.1 * found.high
+    elif found.outcome == "at_least":
+        assert found.low is not None and found.low <= 150
+    else:
+        assert found.outcome == "undecided" and found.reason
+
+
+def test_an_interrupted_trial_ends_the_search_and_counts_for_what_it_saw() -> None:
+    search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
+    while (request := search.next()) is not None:
+        trial = run(request)
+        if request.purpose == "search":
+            trial = Trial(request, 3.0, 0.0, trial.blocks[:6], CALM, interrupted=True)
+        search.tell(trial)
+    found = search.result()
+    assert (found.outcome, found.why) == ("found", "interrupted")
+    with pytest.raises(ValueError, match="has ended"):
+        search.tell(trial)
+
+
+def test_time_that_the_trials_did_not_take_themselves_comes_off_the_budget() -> None:
+    search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
+    while (request := search.next()) is not None:
+        trial = run(request)
+        search.tell(trial, elapsed_s=trial.seconds + 5)
+    hurried, calm = search.result(), searched(scripted(step(150)))
+    assert hurried.seconds <= 90 + 5
+    assert hurried.trials < calm.trials or calm.seconds < 60
+
+
+def test_the_state_shows_phase_verdicts_and_time() -> None:
+    search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
+    assert search.state().phase == "warm-up"
+    phases = []
+    while (request := search.next()) is not None:
+        phases.append(search.state().phase)
+        search.tell(run(request))
+    state = search.state()
+    assert phases == sorted(phases, key=["warm-up", "ramp", "search", "confirm"].index)
+    assert (80.0, "passed") in state.verdicts and (160.0, "failed") in state.verdicts
+    assert state.low is not None and state.high is not None and state.low < 150 < state.high
+    assert state.spent_s <= state.budget_s + 0.5
+
+
+def test_a_capacity_survives_json() -> None:
+    found = searched(scripted(step(150)))
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Capacity) == found
+
+
+def test_importing_the_search_loads_neither_numpy_nor_scipy() -> None:
+    code = "import sys, tenfold.measure.search.capacity; print({'numpy', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@given(
+    shares=st.lists(st.floats(0, 1), min_size=3, max_size=30),
+    health=st.lists(st.booleans(), min_size=1, max_size=7),
+    budget_s=st.floats(10, 120),
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_the_service_does_the_search_ends_within_its_budget(
+    shares: list[float], health: list[bool], budget_s: float
+) -> None:
+    limited = GeneratorHealth(cpu_share=0.99, late_share=0.5, lag_p99_ms=80)
+    search, spent, number = CapacitySearch(MeasureSettings(budget_s=budget_s)), 0.0, 0
+    rates = []
+    while (request := search.next()) is not None:
+        assert spent + request.duration_s <= budget_s + 1e-6
+        share = shares[number % len(shares)]
+        fine = health[number % len(health)]
+        run = scripted(lambda rate, s=share: s, health=lambda _, f=fine: CALM if f else limited)
+        trial = run(request)
+        rates.append(request.rate)
+        spent, number = spent + trial.seconds + trial.settled_s, number + 1
+        search.tell(trial)
+        assert number < 200
+    found = search.result()
+    if found.low is not None and found.high is not None:
+        assert found.low <= found.high <= max(rates)
+        assert found.outcome == "found" and found.low > 0
+    assert found.outcome != "undecided" or found.reason
+
+
+@given(capacity=st.floats(2, 4000), floor=st.floats(0, 0.02))
+@settings(max_examples=15, deadline=None)
+def test_the_interval_of_a_monotone_service_holds_its_step(capacity: float, floor: float) -> None:
+    found = searched(scripted(lambda rate: 1.0 if rate > capacity else floor))
+    assert found.outcome == "found"
+    assert found.low is not None and found.high is not None
+    # No queue has such a step: the model may stop up to two hundredths beside it.
+    assert 0.98 * found.low <= capacity <= 1.02 * found.high
+
+
+def test_the_truths_are_those_of_the_formula_and_of_the_simulation() -> None:
+    assert erlang_capacity(115, 1) == pytest.approx(115 + 5 * -2.995732, rel=1e-5)
+    for servers, total, rate in ((2, 300.0, 280.0), (8, 200.0, 175.0)):
+        generator = VirtualGenerator(Service(servers, exponential(servers / total)), seed=5)
+        trial = generator.run(TrialRequest(rate, 1500.0, "search", 1))
+        assert trial.bad_share == pytest.approx(tail(rate, total / servers, servers), rel=0.25)
+
+
+def sample_of_searches(each: int, *, correlated: bool = True) -> list[tuple[Case, CapacitySearch, Capacity]]:
+    done = []
+    for index, case in enumerate(CASES):
+        for number in range(each):
+            search = CapacitySearch(MeasureSettings(), correlated=correlated)
+            generator = VirtualGenerator(case.service, seed=77_000 + 100 * index + number)
+            done.append((case, search, searched(generator.run, search)))
+    return done
+
+
+def coverage(each: int, *, correlated: bool) -> float:
+    done = sample_of_searches(each, correlated=correlated)
+    return sum(covers(found, case.truth) for case, _, found in done) / len(done)
+
+
+def test_intervals_cover_the_truth() -> None:
+    """A thousand are in benchmarks/capacity.py; fewer than 80 % of 60 happen once in 10,000 at 94 %."""
+    done = sample_of_searches(2)
+    assert all(found.outcome == "found" and found.seconds <= 93 for _, _, found in done)
+    assert sum(covers(found, case.truth) for case, _, found in done) >= 0.8 * len(done)
+    # Without the confirming trials: the bracket that the sequential tests leave.
+    held = 0
+    for case, search, _ in done:
+        verdicts = search.state().verdicts
+        bisected = verdicts[: -max(1, sum(t.request.purpose == "confirm" for t in search.trials))]
+        passed = max((rate for rate, verdict in bisected if verdict == "passed"), default=0.0)
+        failed = min((rate for rate, verdict in bisected if verdict == "failed"), default=1e9)
+        held += passed <= case.truth <= failed
+    assert held < 0.75 * len(done)
+
+
+def test_intervals_that_take_arrivals_for_coin_flips_do_not() -> None:
+    assert coverage(1, correlated=False) < 0.6

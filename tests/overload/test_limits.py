@@ -1,0 +1,174 @@
+"""Limits find the knee of a service whose capacity is known, follow it, and leave a calm service alone.
+
+The service is virtual (virtual.py): the gate and the limits are the real ones, only time is not.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+
+import pytest
+
+from tenfold.overload.limits import AIMDLimit, FixedLimit, GradientLimit
+from tests.overload.support.virtual import Arrival, Outcome, VirtualService, poisson
+
+Draw = Callable[[random.Random], float]
+
+
+def steady(seconds: float) -> Draw:
+    return lambda rng: seconds
+
+
+def noisy(seconds: float) -> Draw:
+    """Exponential: a standard deviation as large as the mean."""
+    return lambda rng: rng.expovariate(1 / seconds)
+
+
+def goodput(outcomes: list[Outcome], *, slow_s: float, begin: float = 0.0, end: float = 1e9) -> float:
+    """Answers within the objective, per second of due time."""
+    some = [outcome for outcome in outcomes if begin <= outcome.arrival.due_s < end]
+    good = sum(outcome.latency_s <= slow_s for outcome in some)
+    return good / (some[-1].arrival.due_s - begin)
+
+
+def refused(outcomes: list[Outcome], *, begin: float = 0.0, end: float = 1e9) -> float:
+    some = [outcome for outcome in outcomes if begin <= outcome.arrival.due_s < end]
+    return sum(outcome.ended_s is None for outcome in some) / len(some)
+
+
+def mean_limit(service: VirtualService, *, begin: float) -> float:
+    return statistics.mean(limit for moment, limit in service.limits if moment >= begin)
+
+
+SERVICES = [
+    pytest.param(1, 0.005, id="a loop of 5 ms"),
+    pytest.param(15, 0.02, id="15 connections of 20 ms"),
+    pytest.param(40, 0.05, id="40 threads of 50 ms"),
+]
+
+
+@pytest.mark.parametrize(("servers", "work_s"), SERVICES)
+@pytest.mark.parametrize("draw", [steady, noisy])
+def test_three_times_too_much_leaves_the_capacity(
+    servers: int, work_s: float, draw: Callable[[float], Draw]
+) -> None:
+    service = VirtualService(GradientLimit(), servers)
+    capacity = servers / work_s
+    outcomes = service.run(poisson(3 * capacity, 20, work=draw(work_s)))
+    assert goodput(outcomes, slow_s=0.1 + 4 * work_s, begin=5) >= 0.9 * capacity
+    assert servers <= mean_limit(service, begin=5) <= 3 * servers + 5
+
+
+@pytest.mark.parametrize(("servers", "work_s"), SERVICES)
+def test_the_control_without_a_limit_nothing_is_left(servers: int, work_s: float) -> None:
+    service = VirtualService(FixedLimit(10**9), servers)
+    outcomes = service.run(poisson(3 * servers / work_s, 20, work=steady(work_s)))
+    assert goodput(outcomes, slow_s=0.1 + 4 * work_s, begin=5) < 0.1 * servers / work_s
+
+
+@pytest.mark.parametrize(("servers", "work_s"), SERVICES)
+@pytest.mark.parametrize("load", [0.1, 0.4, 0.7])
+def test_who_keeps_up_refuses_nobody(servers: int, work_s: float, load: float) -> None:
+    service = VirtualService(GradientLimit(), servers)
+    outcomes = service.run(poisson(load * servers / work_s, 20, work=steady(work_s)))
+    assert refused(outcomes, begin=1) == 0
+
+
+def test_bursts_are_waited_for() -> None:
+    """Fifteen at once, at a third of the capacity of a loop."""
+    arrivals = [Arrival(0.225 * group, 0.005) for group in range(100) for _ in range(15)]
+    outcomes = VirtualService(GradientLimit(), 1).run(iter(arrivals))
+    assert refused(outcomes) == 0
+
+
+def test_noise_does_not_make_it_collapse() -> None:
+    service = VirtualService(GradientLimit(), 40)
+    outcomes = service.run(poisson(560, 30, work=noisy(0.05)))
+    assert refused(outcomes, begin=3) < 0.001
+    assert min(limit for moment, limit in service.limits if moment > 5) >= 20
+
+
+def test_it_follows_a_capacity_that_is_halved_and_comes_back() -> None:
+    """Half of the servers' speed: more would only queue."""
+    service = VirtualService(GradientLimit(), 1, pace=lambda now: 2.0 if 10 <= now < 20 else 1.0)
+    outcomes = service.run(poisson(1.5 / 0.005, 30, work=steady(0.005)))
+    assert goodput(outcomes, slow_s=0.2, begin=12, end=20) >= 0.9 * 100
+    assert goodput(outcomes, slow_s=0.2, begin=22, end=30) >= 0.9 * 200
+
+
+def test_it_recovers_after_an_overload() -> None:
+    service = VirtualService(GradientLimit(), 40)
+    outcomes = service.run(poisson(lambda now: 2400 if now < 10 else 480, 20, work=noisy(0.05)))
+    assert refused(outcomes, begin=5, end=10) > 0.5
+    assert refused(outcomes, begin=11) < 0.001
+
+
+def slower_without_a_queue(limit: GradientLimit) -> float:
+    """What a service refuses whose requests take three times as long all of a sudden, with room for them."""
+    service = VirtualService(limit, 400, pace=lambda now: 3.0 if now > 10 else 1.0)
+    return refused(service.run(poisson(800, 25, work=steady(0.05))), begin=17)
+
+
+def test_a_service_that_becomes_slower_without_a_queue_is_not_throttled_for_long() -> None:
+    assert slower_without_a_queue(GradientLimit()) < 0.01
+
+
+def test_the_control_without_dips_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GradientLimit, "_begin_dip", lambda *_: None)
+    assert slower_without_a_queue(GradientLimit(memory_s=1e9)) > 0.2
+
+
+def lowest_after_a_change(*, kinds: bool) -> float:
+    """How low the limit falls, beside what it was, when dear requests take the place of cheap ones."""
+    service = VirtualService(GradientLimit(), 100)
+    cheap = [*poisson(4000, 10, work=steady(0.005), kind="cheap")]
+    few = [*poisson(20, 10, work=steady(0.1), kind="dear" if kinds else "cheap", seed=3)]
+    dear = poisson(300, 10, work=steady(0.1), kind="dear" if kinds else "cheap", seed=2)
+    later = [Arrival(arrival.due_s + 10, arrival.work_s, arrival.kind) for arrival in dear]
+    service.run(iter(sorted([*cheap, *few, *later], key=lambda arrival: arrival.due_s)))
+    before = [limit for moment, limit in service.limits if moment < 10][-1]
+    return min(limit for moment, limit in service.limits if moment > 10.2) / before
+
+
+def test_a_change_of_the_mix_is_no_queue() -> None:
+    assert lowest_after_a_change(kinds=True) >= 1
+
+
+def test_the_control_without_kinds_it_looks_like_one() -> None:
+    assert lowest_after_a_change(kinds=False) < 0.7
+
+
+def test_additive_increase_multiplicative_decrease() -> None:
+    service = VirtualService(AIMDLimit(target_s=0.02), 1)
+    outcomes = service.run(poisson(600, 20, work=steady(0.005)))
+    assert goodput(outcomes, slow_s=0.2, begin=5) >= 0.9 * 200
+    assert mean_limit(service, begin=5) == pytest.approx(4, abs=1.5)
+
+
+def test_what_is_dropped_below_lowers_the_limit() -> None:
+    limit, now = GradientLimit(), 0.0
+    for number in range(400):
+        now += 0.01
+        limit.record(now - 0.01, now, in_flight=limit.limit, kind="", dropped=number % 10 == 0)
+    assert limit.limit < 5
+
+
+def test_limits_stay_within_their_bounds() -> None:
+    rng, now = random.Random(1), 0.0
+    limits = [GradientLimit(least=3, most=30), AIMDLimit(target_s=0.05, least=3, most=30)]
+    for _ in range(20_000):
+        now += rng.expovariate(500)
+        for limit in limits:
+            taken = rng.choice([0.0, 0.001, 0.05, 5.0])
+            limit.record(
+                now - taken,
+                now,
+                in_flight=rng.randrange(1, 40),
+                kind=rng.random(),
+                dropped=rng.random() < 0.01,
+            )
+            assert 1 <= limit.limit <= 30
+    assert isinstance(limits[0], GradientLimit)
+    assert len(limits[0]._unloaded) <= GradientLimit.KINDS + 1

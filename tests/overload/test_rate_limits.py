@@ -1,0 +1,327 @@
+"""Rates hold in any window, whatever is asked when; on a real Redis whatever happens at once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from tenfold.errors import RateStoreError, SettingsError
+from tenfold.metrics import exposition
+from tenfold.overload.gcra import MemoryRates, Rate, RateStore, decide
+from tenfold.overload.ratelimiter import RateLimiter
+from tenfold.overload.redis import RedisRates
+from tenfold.settings import Settings
+from tenfold.stack.programs import Program, find_redis
+
+# ------------------------------------------------------------------ the decision
+
+steps = st.lists(
+    st.tuples(st.floats(0, 3, allow_nan=False), st.integers(1, 3)), min_size=1, max_size=60
+)  # how long after the one before, and its cost
+
+
+@given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(1, 10))
+def test_no_window_sees_more_than_the_burst_and_the_rate(
+    asked: list[tuple[float, int]], rate: float, burst: int
+) -> None:
+    now, tat, allowed = 1e9, None, []
+    for pause, cost in asked:
+        now += pause / rate
+        decision = decide(tat, now, rate=rate, burst=burst, cost=cost)
+        if decision.allowed:
+            tat = decision.tat_s
+            allowed.append((now, cost))
+    for first in range(len(allowed)):
+        for last in range(first, len(allowed)):
+            used = sum(cost for _, cost in allowed[first : last + 1])
+            assert used <= burst + rate * (allowed[last][0] - allowed[first][0]) + 1e-3
+
+
+@given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(3, 10))
+def test_who_waits_as_told_is_let_in_and_nobody_sooner(
+    asked: list[tuple[float, int]], rate: float, burst: int
+) -> None:
+    now, tat = 1000.0, None
+    for pause, cost in asked:
+        now += pause / rate / 4
+        decision = decide(tat, now, rate=rate, burst=burst, cost=cost)
+        if decision.allowed:
+            assert decision.retry_after_s == 0
+            tat = decision.tat_s
+        else:
+            wait = decision.retry_after_s
+            assert decide(tat, now + wait + 1e-9, rate=rate, burst=burst, cost=cost).allowed
+            assert not decide(tat, now + 0.9 * wait, rate=rate, burst=burst, cost=cost).allowed
+        assert 0 <= decision.remaining <= burst
+
+
+@pytest.mark.parametrize(
+    ("tat", "cost", "expected"),  # at 100 s, 2 a second, 4 at once
+    [
+        (None, 1, (True, 0.0, 3, 0.5)),
+        (99.0, 1, (True, 0.0, 3, 0.5)),
+        (101.5, 1, (True, 0.0, 0, 2.0)),
+        (102.0, 1, (False, 0.5, 0, 2.0)),
+        (101.0, 3, (False, 0.5, 2, 1.0)),
+        (None, 4, (True, 0.0, 0, 2.0)),
+        (None, 5, (False, float("inf"), 4, 0.0)),
+        (102.0, 0, (True, 0.0, 0, 2.0)),
+    ],
+)
+def test_decisions(tat: float | None, cost: int, expected: tuple[bool, float, int, float]) -> None:
+    decision = decide(tat, 100.0, rate=2, burst=4, cost=cost)
+    assert (decision.allowed, decision.retry_after_s, decision.remaining, decision.reset_s) == expected
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (float("inf"), 1), (1, 0)])
+def test_rates_that_are_none(rate: float, burst: int) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Rate(rate, burst)
+
+
+# ------------------------------------------------------------------ stores
+
+
+def test_memory_is_bounded() -> None:
+    async def test() -> None:
+        now = 0.0
+        store = MemoryRates(most_keys=10, clock=lambda: now)
+        for number in range(100):
+            assert (await store.take(str(number), Rate(1, 1))).allowed
+            assert len(store._tats) <= 10
+        assert not (await store.take("99", Rate(1, 1))).allowed  # the newest are those that are kept
+        now = 2.0
+        assert (await store.take("99", Rate(1, 1))).allowed
+
+    asyncio.run(test())
+
+
+@pytest.fixture(scope="session")
+def redis_url(
+    requires_server: Callable[[Program | None, str], Program], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    program = requires_server(find_redis(Settings()), "Redis")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [program.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    folder = tmp_path_factory.mktemp("redis")
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "Redis does not start"
+            time.sleep(0.02)
+    yield f"redis://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
+class ReadThenWrite:
+    """What not to do: Redis keeps the moment, Python decides."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+
+    async def take(self, key: str, rate: Rate, cost: int = 1) -> Any:
+        kept = await self.client.get(key)
+        decision = decide(
+            float(kept) if kept else None, time.time(), rate=rate.rate, burst=rate.burst, cost=cost
+        )
+        if decision.allowed:
+            await self.client.set(key, repr(decision.tat_s))
+        return decision
+
+
+async def admitted(store: RateStore, key: str, *, at_once: int) -> int:
+    decisions = await asyncio.gather(*[store.take(key, Rate(0.01, 10)) for _ in range(at_once)])
+    return sum(decision.allowed for decision in decisions)
+
+
+def test_at_once_no_more_than_the_burst_are_let_in(redis_url: str) -> None:
+    async def test() -> None:
+        stores = [RedisRates(redis_url, timeout_s=10) for _ in range(4)]
+        counts = await asyncio.gather(*[admitted(store, "at once", at_once=50) for store in stores])
+        assert sum(counts) == 10
+        for store in stores:
+            await store.aclose()
+
+    asyncio.run(test())
+
+
+def test_the_control_reading_and_then_writing_lets_in_too_many(redis_url: str) -> None:
+    async def test() -> None:
+        async with Redis.from_url(redis_url) as client:
+            assert await admitted(ReadThenWrite(client), "control", at_once=50) > 10
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("rate", [Rate(3, 1), Rate(1000 / 7, 5), Rate(0.001, 2), Rate(5e5, 3)])
+def test_redis_decides_as_the_pure_function_does(redis_url: str, rate: Rate) -> None:
+    """Also where a unit is no whole number of microseconds."""
+
+    async def test() -> None:
+        store = RedisRates(redis_url, timeout_s=10)
+        async with Redis.from_url(redis_url) as client:
+            await client.flushall()
+            first = await store.take("key", rate)
+            assert first.allowed
+            assert first.remaining == rate.burst - 1
+            assert first.reset_s == pytest.approx(1 / rate.rate, abs=2e-6)
+            lives_ms = await client.pttl("tenfold:rate:key")
+            assert lives_ms != -1  # for ever
+            assert lives_ms <= 1000 / rate.rate + 1
+            too_much = await store.take("other", rate, rate.burst + 1)
+            assert (too_much.allowed, too_much.retry_after_s) == (False, float("inf"))
+            assert await client.exists("tenfold:rate:other") == 0
+            assert (await store.take("other", rate, rate.burst)).allowed
+        await store.aclose()
+
+    asyncio.run(test())
+
+
+def test_the_rate_holds_against_the_clock_of_redis(redis_url: str) -> None:
+    async def test() -> None:
+        store = RedisRates(redis_url, timeout_s=10)
+        rate, started, allowed = Rate(200, 5), time.monotonic(), 0
+        while time.monotonic() - started < 0.5:
+            allowed += (await store.take("steady", rate)).allowed
+        seconds = time.monotonic() - started
+        assert 5 <= allowed <= 5 + 200 * seconds + 1
+        await store.aclose()
+
+    asyncio.run(test())
+
+
+def test_a_server_that_accepts_and_stays_silent_costs_the_timeout_only() -> None:
+    async def test() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        store = RedisRates(f"redis://127.0.0.1:{port}", timeout_s=0.05)
+        started = time.monotonic()
+        with pytest.raises(RateStoreError, match="Redis does not count"):
+            await store.take("key", Rate(1, 1))
+        assert time.monotonic() - started < 5
+        await store.aclose()
+        server.close()
+
+    asyncio.run(test())
+
+
+# ------------------------------------------------------------------ the middleware
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def ask(limiter: RateLimiter, user: str = "ann", path: str = "/") -> tuple[int, dict[bytes, bytes]]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await limiter({"type": "http", "path": path, "user": user}, None, send)  # type: ignore[arg-type]
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+class Noting(MemoryRates):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[str] = []
+
+    async def take(self, key: str, rate: Rate, cost: int = 1) -> Any:
+        self.keys.append(key)
+        return await super().take(key, rate, cost)
+
+
+class Gone:
+    asked = 0
+
+    async def take(self, key: str, rate: Rate, cost: int = 1) -> Any:
+        self.asked += 1
+        raise RateStoreError("gone")
+
+
+def limiter(store: Any, **options: Any) -> RateLimiter:
+    options = {"rate": Rate(0.1, 2), "key": lambda scope: scope["user"] or None, **options}
+    return RateLimiter(app, store, **options)
+
+
+def test_too_often_is_429_and_says_when_to_come_back() -> None:
+    async def test() -> None:
+        store = Noting()
+        limited = limiter(store, name="api", secret=b"pepper")
+        status, headers = await ask(limited)
+        assert (status, headers[b"x-own"]) == (200, b"1")
+        assert headers[b"ratelimit-policy"] == b'"api";q=2;w=20'
+        assert headers[b"ratelimit"] == b'"api";r=1;t=10'
+        assert (await ask(limited))[0] == 200
+        status, headers = await ask(limited)
+        assert status == 429
+        assert 1 <= int(headers[b"retry-after"]) <= 10
+        assert headers[b"ratelimit"].startswith(b'"api";r=0;t=')
+        assert (await ask(limited, "bob"))[0] == 200
+        for _ in range(5):
+            assert (await ask(limited, ""))[0] == 200  # no key, no limit
+            assert (await ask(limited, path="/health/live"))[0] == 200
+        assert all("ann" not in key and key.startswith("api:") for key in store.keys)
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("open", 200), ("closed", 503)])
+def test_without_its_server_it_does_what_was_declared(policy: str, expected: int) -> None:
+    async def test() -> None:
+        store = Gone()
+        limited = limiter(store, when_down=policy, pause_s=60)
+        for _ in range(5):
+            status, headers = await ask(limited)
+            assert status == expected
+            assert (b"retry-after" in headers) == (expected == 503)
+        assert store.asked == 1  # and is left alone for a while
+
+    asyncio.run(test())
+
+
+def test_the_shadow_refuses_nobody() -> None:
+    async def test() -> None:
+        registry = CollectorRegistry()
+        limited = limiter(MemoryRates(), shadow=True, metrics=True, registry=registry)
+        assert [(await ask(limited))[0] for _ in range(5)] == [200] * 5
+        assert limited.refused == 3
+        assert (
+            'tenfold_rate_limited_total{mode="shadow",policy="default"} 3.0'
+            in exposition(registry=registry).decode()
+        )
+
+    asyncio.run(test())
+
+
+def test_a_name_cannot_break_out_of_a_header() -> None:
+    with pytest.raises(SettingsError, match="no name of a rate limit"):
+        limiter(MemoryRates(), name='a";q=1\r\nx: y')
+
+
+def test_the_lua_file_is_part_of_the_package() -> None:
+    assert (Path(RedisRates.__init__.__code__.co_filename).parent / "gcra.lua").is_file()

@@ -1,0 +1,151 @@
+"""What a killed owner leaves is ended by the next start; what a living one owns is not touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tenfold.stack import Stack, cleanup, workdir
+from tenfold.stack.processes import MARK, Leader, leader_of
+from tests.stack.conftest import HERE, SOURCES, eventually, lives, python, small
+
+ROOT = HERE.parents[2]
+
+
+@contextmanager
+def owner(*what: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
+    paths = os.pathsep.join([str(SOURCES), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with python("-m", "tests.stack.support.owner", *what, cwd=ROOT, env=environment) as process:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        try:
+            yield process, json.loads(line)
+        finally:
+            process.terminate() if process.poll() is None else None
+            process.kill()
+
+
+def test_the_next_start_cleans_up_after_a_killed_owner() -> None:
+    with owner("database") as (process, told):
+        process.kill()
+        process.wait()
+        assert all(lives(pid) for pid in told["pids"])  # the damage: everything goes on without an owner
+        with Stack(small("")):
+            assert not [pid for pid in told["pids"] if lives(pid)]
+            assert not Path(told["folder"]).exists()
+
+
+def test_also_when_the_leaders_were_killed_too() -> None:
+    with owner() as (process, told):
+        process.kill()
+        process.wait()
+        mains = [pid for pid in told["pids"] if os.getsid(pid) == pid]
+        for pid in mains:
+            psutil.Process(pid).kill()
+        orphans = [pid for pid in told["pids"] if pid not in mains]
+        assert all(lives(pid) for pid in orphans)
+        assert len(orphans) >= 2  # granian's worker and nginx's
+        with Stack(small("")):
+            assert not [pid for pid in orphans if lives(pid)]
+            assert not Path(told["folder"]).exists()
+
+
+def test_a_living_owners_stack_is_not_touched() -> None:
+    with owner() as (process, told):
+        with Stack(small("")):
+            pass
+        assert all(lives(pid) for pid in told["pids"])
+        assert urllib.request.urlopen(told["url"], timeout=5).status == 200
+        process.kill()
+        process.wait()
+        with Stack(small("")):
+            assert not [pid for pid in told["pids"] if lives(pid)]
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that no stack has started, leader of a session of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def dead_stack(*entries: cleanup.Entry) -> Path:
+    """The folder of a stack whose owner is gone."""
+    folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
+    gone = Leader(os.getpid(), "another process that once had this pid")
+    cleanup.write(folder, cleanup.Ledger(owner=gone, entries=entries))
+    return folder
+
+
+def test_a_recycled_pid_is_spared(stranger: subprocess.Popen[bytes]) -> None:
+    entry = cleanup.Entry("redis", Leader(stranger.pid, "when another process had this pid"), 15)
+    folder = dead_stack(entry)
+    cleanup.clean(workdir.parent_folder())
+    assert not folder.exists()
+    assert stranger.poll() is None
+    # The same ledger with the right start time: it was the guard that spared it.
+    dead_stack(cleanup.Entry("redis", leader_of(stranger.pid), 15))
+    cleanup.clean(workdir.parent_folder())
+    assert eventually(lambda: stranger.poll() is not None)
+
+
+def test_what_the_ledger_missed_is_known_by_its_mark() -> None:
+    """The owner may be killed between a start and its entry in the ledger."""
+    folder = dead_stack()
+    command = [sys.executable, "-c", "input()"]
+    marked, other = (
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, start_new_session=True, env={**os.environ, MARK: mark}
+        )
+        for mark in (str(folder), f"{folder}x")
+    )
+    try:
+        cleanup.clean(workdir.parent_folder())
+        assert eventually(lambda: marked.poll() is not None)
+        assert other.poll() is None
+    finally:
+        for process in (marked, other):
+            process.kill()
+            process.wait()
+
+
+def test_a_shell_that_looks_around_in_the_folder_is_spared() -> None:
+    folder = dead_stack()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=folder) as visitor:
+        cleanup.clean(workdir.parent_folder())
+        assert not folder.exists()
+        assert visitor.poll() is None
+        visitor.kill()
+
+
+def test_a_folder_without_a_ledger_goes() -> None:
+    folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
+    (folder / "half").mkdir()
+    assert cleanup.clean(workdir.parent_folder()) == [folder]
+    assert not folder.exists()
+
+
+def test_a_link_in_the_parent_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    link = workdir.parent_folder() / "link"
+    link.symlink_to(tmp_path)
+    try:
+        cleanup.clean(workdir.parent_folder())
+        assert (tmp_path / "precious").exists()
+    finally:
+        link.unlink()

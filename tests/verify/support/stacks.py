@@ -1,0 +1,106 @@
+"""Real stacks for the checks: one on which they fail, one on which they pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenfold.balancing.settings import BalancingSettings
+from tenfold.measure.settings import MeasureSettings, Objective
+from tenfold.settings import ServiceSettings, Settings, StackSettings
+from tenfold.stack import Stack
+from tests.verify.support.sessions_cases import DECLARED
+
+SERVICES = Path(__file__).parents[1] / "services"
+SCENARIO = """
+from locust import FastHttpUser, task
+
+class Visitor(FastHttpUser):
+    @task
+    def visit(self):
+        self.client.get("/work")
+"""
+QUICK = {
+    "probe_read": "GET /orders",
+    "probe_write": "POST /orders",
+    "fail_timeout_s": 1,
+    "client_idle_s": 0.5,
+}
+MEASURE = MeasureSettings(objective=Objective(slow_ms=200))
+
+
+def declared(folder: Path, app: str, *, instances: int, redis: bool, **balancing: Any) -> Settings:
+    """Settings of a service that is copied into ``folder``: it may write there."""
+    shutil.copytree(SERVICES, folder / "service", dirs_exist_ok=True)
+    (folder / "locustfile.py").write_text(SCENARIO)
+    return Settings(
+        root=folder,
+        service=ServiceSettings(app=app, factory=True, folder=Path("service"), ready_path="/orders"),
+        stack=StackSettings(database=False, redis=redis, instances=instances),
+        measure=MEASURE,
+        sessions=DECLARED,
+        balancing=BalancingSettings(**{**QUICK, **balancing}),
+    )
+
+
+@dataclass
+class Careless:
+    """A stack that replaces an instance by killing it: nobody is told before."""
+
+    running: Stack
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.running, name)
+
+    def replace(self, server: Any) -> None:
+        from tenfold.verify.kit.instances import kill
+
+        kill(server)
+        self.running.restart(server)
+
+
+def with_baseline(folder: Path, low: float) -> None:
+    """A capacity that need not be searched for."""
+    stored = folder / ".tenfold" / "baselines" / "main.json"
+    stored.parent.mkdir(parents=True)
+    capacity = {"low": low, "high": low * 1.1}
+    stored.write_text(json.dumps({"capacity": capacity, "objective": MEASURE.objective.model_dump()}))
+
+
+def failing(folder: Path, ending: ExitStack) -> tuple[Careless, Settings]:
+    """Instances that share nothing, and an nginx that is not what the settings say.
+
+    It favours one instance, asks one only for each request, and never gives up on a dead one.
+    """
+    settings = declared(
+        folder,
+        "own:naive",
+        instances=2,
+        redis=False,
+        method="round_robin",
+        weights=(5, 1),
+        tries=1,
+        max_fails=0,
+    )
+    return Careless(ending.enter_context(Stack(settings))), settings
+
+
+def one_takes_all(folder: Path, ending: ExitStack) -> tuple[Stack, Settings]:
+    """Sessions in each instance's own memory, unnoticed as long as one instance gets everything."""
+    settings = declared(folder, "own:naive", instances=2, redis=False, backups=1)
+    return ending.enter_context(Stack(settings)), settings
+
+
+def said(settings: Settings, **balancing: Any) -> Settings:
+    """The settings that a check is told in place of those that the stack runs with."""
+    table = settings.balancing.model_copy(update={"weights": (), **balancing})
+    return settings.model_copy(update={"balancing": table})
+
+
+def passing(folder: Path, *, instances: int = 3, **balancing: Any) -> Settings:
+    """tenfold's own sessions in Redis, an nginx as configured, a service that refuses what is too much."""
+    return declared(folder, "tenfolds:in_redis", instances=instances, redis=True, **balancing)
