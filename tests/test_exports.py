@@ -51,6 +51,19 @@ PACKAGES: dict[str, list[str]] = {
 }
 MODULES: dict[str, list[str]] = {
     "tenfold.balancing.health": ["Health", "HealthMiddleware"],
+    "tenfold.asgi": [
+        "ASGIApp",
+        "Header",
+        "Message",
+        "Receive",
+        "Scope",
+        "Send",
+        "is_below",
+        "longest_prefix",
+        "plain_answer",
+        "route_template",
+        "send_answer",
+    ],
     "tenfold.breaker": ["Breaker"],
     "tenfold.overload.gcra": ["Decision", "MemoryRates", "Rate", "RateStore", "decide"],
     "tenfold.overload.httpx": ["bound", "bound_async"],
@@ -88,7 +101,6 @@ MODULES: dict[str, list[str]] = {
         "MetricsMiddleware",
         "exposition",
         "instrument",
-        "route_template",
     ],
 }
 

@@ -14,20 +14,15 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, send_answer
 from tenfold.errors import DeadlineExceededError
 
 __all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check", "deadline", "remaining_s"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REQUEST_START = b"x-request-start"
 REQUEST_TIMEOUT = b"x-request-timeout"
@@ -133,7 +128,7 @@ class DeadlineMiddleware:
 
     def __init__(
         self,
-        app: Application,
+        app: ASGIApp,
         *,
         timeout_s: float = 30.0,
         skew_s: float = 0.1,
@@ -153,7 +148,7 @@ class DeadlineMiddleware:
             return await self.app(scope, receive, send)
         left_s = self._budget_s(scope)
         if left_s <= 0:
-            return await _answer(send, 504, _TOO_LATE)
+            return await send_answer(send, 504, _TOO_LATE)
         with deadline(left_s):
             await _Run(self.app, receive, send).within(scope, left_s)
 
@@ -185,7 +180,7 @@ class _Run:
     WATCH_AFTER_S = 0.05
     AHEAD = 65_536
 
-    def __init__(self, app: Application, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp, receive: Receive, send: Send) -> None:
         self._app, self._receive, self._send = app, receive, send
         self._begun = self._stopped = self._gone = False
         self._app_reads = self._watched = False
@@ -210,9 +205,9 @@ class _Run:
                 self._reading.cancel()
         if self._gone and self._stopped:
             with suppress(Exception):  # there is nobody, which some servers call an error
-                await _answer(self._send, 499, b"")
+                await send_answer(self._send, 499, b"")
         elif self._stopped:
-            await _answer(self._send, 504, _TOO_LATE)
+            await send_answer(self._send, 504, _TOO_LATE)
 
     def _stop(self) -> None:
         if not self._begun and not self._stopped:
@@ -286,12 +281,6 @@ async def _cancellable() -> AsyncIterator[Callable[[], None]]:
     with suppress(TimeoutError):
         async with asyncio.timeout(None) as limit:
             yield lambda: None if limit.expired() else limit.reschedule(now_s())
-
-
-async def _answer(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 # ------------------------------------------------------------------ trying again

@@ -13,12 +13,13 @@ import ipaddress
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, route_template, send_answer
 from tenfold.errors import DependencyError
 
 if TYPE_CHECKING:
@@ -36,14 +37,8 @@ __all__ = [
     "MetricsMiddleware",
     "exposition",
     "instrument",
-    "route_template",
 ]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -252,7 +247,7 @@ class MetricsMiddleware:
     """
 
     def __init__(
-        self, app: Application, *, registry: CollectorRegistry | None = None, max_routes: int = 200
+        self, app: ASGIApp, *, registry: CollectorRegistry | None = None, max_routes: int = 200
     ) -> None:
         self.app = app
         self.max_routes = max_routes
@@ -285,7 +280,7 @@ class MetricsMiddleware:
 
     def _record(self, scope: Scope, mounted_at: str, status: str, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        labels = (method, self._bounded(route_template(scope, mounted_at)), status)
+        labels = (method, self._bounded(route_template(scope, mounted_at) or _OTHER), status)
         self.requests.labels(*labels).inc()
         self.seconds.labels(*labels).observe(seconds)
 
@@ -294,24 +289,6 @@ class MetricsMiddleware:
             return _OTHER
         self.routes.add(route)
         return route
-
-
-def route_template(scope: Scope, mounted_at: str) -> str:
-    """The template of the route that took the request, with the templates of the mounts above it."""
-    route = scope.get("route")
-    # Newer FastAPI leaves an included router's own route there, without the prefix of include_router.
-    included = scope.get("fastapi", {}).get("effective_route_context")
-    if included is not None and getattr(included, "original_route", None) is route:
-        route = included
-    template = getattr(route, "path_format", None) or getattr(route, "path", None)
-    if not isinstance(template, str):
-        return _OTHER
-    mount = scope.get("root_path", "").removeprefix(mounted_at)
-    names = {str(value): f"{{{name}}}" for name, value in scope.get("path_params", {}).items()}
-    mount = "/".join(names.get(part, part) for part in mount.split("/"))
-    if mount.endswith(template.removesuffix("/{path}") or "/"):  # the route is the mount: static files, say
-        return f"{mount}/{{path}}"
-    return mount + template or "/"
 
 
 # ------------------------------------------------------------------ /metrics
@@ -329,7 +306,7 @@ class MetricsEndpoint:
 
     def __init__(
         self,
-        app: Application | None = None,
+        app: ASGIApp | None = None,
         *,
         path: str = "/metrics",
         registry: CollectorRegistry | None = None,
@@ -347,11 +324,11 @@ class MetricsEndpoint:
         if scope["type"] != "http":
             raise RuntimeError(f"{scope['type']} is not answered here")  # how ASGI declines a lifespan
         if not all(map(self._allowed, _callers(scope))):
-            return await _answer(send, 404, b"Not Found\n")
+            return await send_answer(send, 404, b"Not Found\n")
         if scope["method"] not in {"GET", "HEAD"}:
-            return await _answer(send, 405, b"Method Not Allowed\n", allow="GET, HEAD")
+            return await send_answer(send, 405, b"Method Not Allowed\n", headers=[(b"allow", b"GET, HEAD")])
         body = await asyncio.to_thread(exposition, registry=self.registry)
-        await _answer(send, 200, body, head_only=scope["method"] == "HEAD")
+        await send_answer(send, 200, body, content_type=CONTENT_TYPE, head_only=scope["method"] == "HEAD")
 
     def _allowed(self, caller: str) -> bool:
         try:
@@ -383,12 +360,3 @@ def _without_port(text: str) -> str:
     """``127.0.0.1:80`` and ``[::1]:80`` as their addresses."""
     match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+", text.strip())
     return (match[1] or match[2]) if match else text.strip()
-
-
-async def _answer(send: Send, status: int, body: bytes, *, head_only: bool = False, allow: str = "") -> None:
-    kind = CONTENT_TYPE if status == 200 else "text/plain; charset=utf-8"
-    headers = {"content-type": kind, "content-length": str(len(body)), "cache-control": "no-store"}
-    headers |= {"allow": allow} if allow else {}
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": b"" if head_only else body})

@@ -15,18 +15,14 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, send_answer
 from tenfold.errors import SettingsError
 
 __all__ = ["Health", "HealthMiddleware"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Probe = Callable[[], object]
 
 _log = logging.getLogger(__name__)
@@ -129,7 +125,7 @@ class HealthMiddleware:
 
     def __init__(
         self,
-        app: Application,
+        app: ASGIApp,
         *,
         health: Health,
         live_path: str = "/health/live",
@@ -193,13 +189,12 @@ def _before_sigterm(call: Callable[[], None]) -> None:
 
 
 async def _answer(scope: Scope, send: Send, status: int, told: Mapping[str, object]) -> None:
-    body = json.dumps(told).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    headers = [(b"retry-after", b"1")] if status == 503 else []
+    await send_answer(
+        send,
+        status,
+        json.dumps(told).encode(),
+        content_type="application/json",
+        headers=headers,
+        head_only=scope["method"] == "HEAD",
+    )

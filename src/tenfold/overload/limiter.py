@@ -12,9 +12,10 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, longest_prefix, plain_answer
 from tenfold.deadlines import remaining_s
 from tenfold.metrics import CONCURRENCY_IN_FLIGHT, CONCURRENCY_LIMIT, SHED, instrument
 from tenfold.overload.fair_queue import Gate, Priority, Ticket, WaitingRoom
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXEMPT", "ConcurrencyLimiter"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXEMPT = ("/health/live", "/health/ready", "/metrics")
 _BODY = b"The service is busy; try again later.\n"
@@ -65,7 +61,7 @@ class ConcurrencyLimiter:
 
     def __init__(  # noqa: PLR0913 - each option by its name
         self,
-        app: Application,
+        app: ASGIApp,
         *,
         limit: Limit | None = None,
         max_waiting: int = 100,
@@ -103,7 +99,7 @@ class ConcurrencyLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, let wait, or refuse."""
-        if scope["type"] != "http" or below(scope["path"], self.exempt):
+        if scope["type"] != "http" or is_below(scope["path"], self.exempt):
             return await self.app(scope, receive, send)
         ticket = self._ticket(scope)
         if self.shadow:
@@ -206,14 +202,8 @@ class ConcurrencyLimiter:
             in_flight.set(self.gate.in_flight)
 
 
-def _refusal(seconds: int) -> dict[str, Any]:
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(_BODY)),
-        (b"retry-after", b"%d" % seconds),
-        (b"cache-control", b"no-store"),
-    ]
-    return {"type": "http.response.start", "status": 503, "headers": headers}
+def _refusal(seconds: int) -> Message:
+    return plain_answer(503, _BODY, headers=[(b"retry-after", b"%d" % seconds)])[0]
 
 
 def _kind(scope: Scope, status: int) -> Hashable:
@@ -224,16 +214,6 @@ def _kind(scope: Scope, status: int) -> Hashable:
     return (where, scope["method"], status // 100)
 
 
-def below(path: str, prefixes: Sequence[str]) -> bool:
-    """Whether a path is one of ``prefixes`` or lies below it."""
-    return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
-
-
 def _by_prefix(priorities: Mapping[str, Priority]) -> Callable[[Scope], Priority]:
-    longest_first = sorted(priorities.items(), key=lambda item: -len(item[0]))
-
-    def priority(scope: Scope) -> Priority:
-        path = scope["path"]
-        return next((found for prefix, found in longest_first if below(path, (prefix,))), "normal")
-
-    return priority
+    find = longest_prefix(priorities, otherwise="normal")
+    return lambda scope: find(scope["path"])

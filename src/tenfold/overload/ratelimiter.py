@@ -5,26 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, is_below, send_answer
 from tenfold.breaker import Breaker
 from tenfold.errors import BreakerOpenError, RateStoreError, SettingsError
 from tenfold.metrics import RATE_LIMITED, instrument
 from tenfold.overload.gcra import Decision, Rate, RateStore
-from tenfold.overload.limiter import EXEMPT, below
+from tenfold.overload.limiter import EXEMPT
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 __all__ = ["RateLimiter"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
+Headers = list[Header]
 
 _MOST_SECONDS = 86_400  # what a client is told, at the most
 
@@ -59,7 +55,7 @@ class RateLimiter:
 
     def __init__(  # noqa: PLR0913 - each option by its name
         self,
-        app: Application,
+        app: ASGIApp,
         store: RateStore,
         *,
         rate: Rate | Callable[[Scope], Rate],
@@ -90,7 +86,7 @@ class RateLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request pass, or refuse it."""
-        if scope["type"] != "http" or below(scope["path"], self._exempt):
+        if scope["type"] != "http" or is_below(scope["path"], self._exempt):
             return await self.app(scope, receive, send)
         key = self._key(scope)
         if key is None:
@@ -147,11 +143,4 @@ def _adding(send: Send, headers: Headers) -> Send:
 
 async def _refuse(send: Send, status: int, wait_s: int, headers: Headers) -> None:
     body = b"Too many requests; try again later.\n" if status == 429 else b"The service is busy.\n"
-    plain = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),
-        (b"retry-after", b"%d" % wait_s),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": plain + headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_answer(send, status, body, headers=[(b"retry-after", b"%d" % wait_s), *headers])

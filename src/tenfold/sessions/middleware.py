@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
+from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, longest_prefix, send_answer
 from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SessionStoreError, SettingsError
 from tenfold.sessions.backend import Keeper, Kept, Missing
 from tenfold.sessions.server import Sessions
@@ -19,7 +20,6 @@ __all__ = ["SessionMiddleware", "Visit"]
 
 # What a route does while the store of sessions does not answer. Pure.
 Policy = Literal["closed", "anonymous"]
-Scope = MutableMapping[str, Any]
 WhenUnavailable = Policy | Mapping[str, Policy] | Callable[[Scope], Policy]
 
 POLICIES = ("closed", "anonymous")
@@ -41,26 +41,14 @@ def policy_of(when_unavailable: WhenUnavailable) -> Callable[[Scope], Policy]:
         _check(policy)
         if not prefix.startswith("/"):
             raise SettingsError(f"when_unavailable has {prefix!r}: a path begins with a slash")
-    ordered = sorted(when_unavailable.items(), key=lambda item: len(item[0]), reverse=True)
-    return lambda scope: next(
-        (policy for prefix, policy in ordered if _covers(prefix, scope["path"])), "closed"
-    )
-
-
-def _covers(prefix: str, path: str) -> bool:
-    prefix = prefix.rstrip("/")
-    return path == prefix or path.startswith(f"{prefix}/")
+    find = longest_prefix(when_unavailable, otherwise="closed")
+    return lambda scope: find(scope["path"])
 
 
 def _check(policy: str) -> None:
     if policy not in POLICIES:
         raise SettingsError(f"when_unavailable is {policy!r}: use closed or anonymous")
 
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY = "tenfold.session"
 STARTS = frozenset(("http.response.start", "websocket.accept", "websocket.http.response.start"))
@@ -185,15 +173,8 @@ class SessionMiddleware:
                 await send({"type": "websocket.close", "code": 1013, "reason": "try again later"})
                 return
             kind = "websocket.http.response"
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(body)).encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        if status == 503:
-            headers.append((b"retry-after", self._retry_after))
-        await send({"type": f"{kind}.start", "status": status, "headers": headers})
-        await send({"type": f"{kind}.body", "body": body})
+        headers = [(b"retry-after", self._retry_after)] if status == 503 else []
+        await send_answer(send, status, body, headers=headers, kind=kind)
 
 
 class Visit:
@@ -291,7 +272,6 @@ def _answer_to(error: Exception) -> tuple[int, bytes] | None:
 
 
 # What an answer that depends on a session says to caches. Pure.
-Header = tuple[bytes, bytes]
 
 
 def for_caches(headers: Iterable[Header], *, varies: bytes, delivery: Header | None) -> list[Header]:

@@ -12,30 +12,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 
+from tenfold.asgi import ASGIApp, Receive, Scope, Send
 from tenfold.measure.probe.probe import Probe
 from tenfold.stack.targets import leave, load
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Later:
     """An ASGI app that is known later: the probe has to be in place before the user's code is imported."""
 
-    app: Application
+    app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand over to the app."""
         await self.app(scope, receive, send)
 
 
-def make() -> Application:
+def make() -> ASGIApp:
     """Build the app that this instance serves."""
     target = os.environ.pop("_TENFOLD_APP")
     folder = Path(os.environ.pop("_TENFOLD_FOLDER"))
@@ -45,23 +39,23 @@ def make() -> Application:
     return probed
 
 
-def _probe(app: Application, folder: Path) -> Application:
+def _probe(app: ASGIApp, folder: Path) -> ASGIApp:
     address = Path(os.environ.pop("_TENFOLD_PROBE"))
     instance = os.environ.pop("_TENFOLD_INSTANCE")
     return Probe(app, address, root=folder, instance=instance)
 
 
-def _application(target: str, folder: Path, *, factory: bool) -> Application:
+def _application(target: str, folder: Path, *, factory: bool) -> ASGIApp:
     app = load(target, folder)
     if factory:
         app = app()
     if not callable(app):
         leave(f"{target} is a {type(app).__name__}, not an ASGI app: name the app, or set [service] factory")
-    served: Application = app
+    served: ASGIApp = app
     return served
 
 
-def _load(target: str) -> Application:
+def _load(target: str) -> ASGIApp:
     """Called by granian in its worker."""
     return make()
 

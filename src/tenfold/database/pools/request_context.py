@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, route_template, send_answer
 from tenfold.errors import PoolExhaustedError
-from tenfold.metrics import route_template
 
 __all__ = ["PoolMiddleware", "Visit", "current", "visiting"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 NOBODY = "other"  # as in tenfold_requests_total
 
@@ -36,7 +30,7 @@ class Visit:
     def route(self) -> str:
         """The route's template, as in every metric of tenfold; ``other`` where there is none."""
         if self._scope is not None:
-            return route_template(self._scope, self._mounted_at)
+            return route_template(self._scope, self._mounted_at) or NOBODY
         return self._route
 
     @property
@@ -78,7 +72,7 @@ class PoolMiddleware:
     An answer that has begun cannot become a 503; the error is passed on then.
     """
 
-    def __init__(self, app: Application, *, retry_after_s: int = 1) -> None:
+    def __init__(self, app: ASGIApp, *, retry_after_s: int = 1) -> None:
         self.app = app
         self.retry_after_s = retry_after_s
 
@@ -105,13 +99,5 @@ class PoolMiddleware:
             visit.end()
 
     async def _refuse(self, send: Send) -> None:
-        body = b"Service Unavailable\n"
-        headers = {
-            "content-type": "text/plain; charset=utf-8",
-            "content-length": str(len(body)),
-            "cache-control": "no-store",
-            "retry-after": str(self.retry_after_s),
-        }
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 503, "headers": encoded})
-        await send({"type": "http.response.body", "body": body})
+        retry_after = (b"retry-after", b"%d" % self.retry_after_s)
+        await send_answer(send, 503, b"Service Unavailable\n", headers=[retry_after])

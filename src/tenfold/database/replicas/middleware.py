@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send
 from tenfold.database.replicas.consistency import Seen
 
 __all__ = ["ConsistencyMiddleware"]
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MOST_TOKENS = 4
 _log = logging.getLogger("tenfold.database")
@@ -55,7 +50,7 @@ class ConsistencyMiddleware:
 
     def __init__(
         self,
-        app: Application,
+        app: ASGIApp,
         *,
         router: Router,
         cookie: str | None = "tenfold_seen",

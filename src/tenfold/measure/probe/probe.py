@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.emitter import Emitter
 from tenfold.measure.probe.eventloop import LoopWatch
 from tenfold.measure.probe.recorder import Recorder
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Probe:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tenfold.asgi import route_template
 from tenfold.callsites import CallSite, CallSites
 from tenfold.fingerprint import fingerprint
 from tenfold.measure.probe import probe_protocol
@@ -88,7 +89,7 @@ class Recorder:
         """The app is done with a request; its route is known only now."""
         self.ended(request)
         method = str(scope.get("method", ""))
-        path = template(scope, root_path)
+        path = _route_name(scope, root_path)
         request.route = self._routes.get((method, path)) or self._route(method, path, scope)
         if len(self._requests) < REQUESTS:
             self._requests.append(request)
@@ -144,19 +145,10 @@ class Recorder:
         return number
 
 
-def template(scope: Mapping[str, Any], root_path: str) -> str:
-    """The route's template (``/orders/{id}``) from what the framework left in the scope.
-
-    FastAPI and Starlette leave the route; a router that was included by FastAPI knows its prefix only in
-    FastAPI's own entry; a mounted app's prefix has moved to ``root_path``. For any other framework, and where
-    no route matched, the path itself with numbers, UUIDs and long hexadecimal parts written as ``{id}``.
-    """
-    context = scope.get("fastapi") or {}
-    included = context.get("effective_route_context") if isinstance(context, Mapping) else None
-    path = getattr(included, "path", None) or getattr(scope.get("route"), "path", None)
-    mounted = str(scope.get("root_path", ""))[len(root_path) :]
-    if isinstance(path, str):
-        return mounted + path
-    if mounted:
+def _route_name(scope: Mapping[str, Any], root_path: str) -> str:
+    """The route's template; without one, the path with ``{id}`` in place of numbers, UUIDs and long hex."""
+    if (template := route_template(scope, root_path)) is not None:
+        return template
+    if mounted := str(scope.get("root_path", ""))[len(root_path) :]:
         return f"{mounted}/*"
     return _IDENTIFIER.sub("/{id}", str(scope.get("path", "")))[:200]

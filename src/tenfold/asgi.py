@@ -1,0 +1,117 @@
+"""ASGI vocabulary that all middlewares share: types, plain answers, path prefixes, route templates.
+
+ASGI 3.0 (https://asgi.readthedocs.io/en/latest/specs/www.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TypeVar
+
+__all__ = [
+    "ASGIApp",
+    "Header",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "is_below",
+    "longest_prefix",
+    "plain_answer",
+    "route_template",
+    "send_answer",
+]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
+Value = TypeVar("Value")
+
+PLAIN_TEXT = "text/plain; charset=utf-8"
+
+
+def plain_answer(
+    status: int,
+    body: bytes,
+    *,
+    content_type: str = PLAIN_TEXT,
+    headers: Iterable[Header] = (),
+    kind: str = "http.response",
+) -> tuple[Message, Message]:
+    """Build the two messages of a short answer that no cache may store.
+
+    Args:
+        status: of HTTP.
+        body: sent whole; its length is announced.
+        headers: sent after Content-Type, Content-Length and Cache-Control.
+        kind: ``"websocket.http.response"`` refuses a WebSocket where the server has that extension.
+    """
+    first = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+    ]
+    start = {"type": f"{kind}.start", "status": status, "headers": [*first, *headers]}
+    return start, {"type": f"{kind}.body", "body": body}
+
+
+async def send_answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    *,
+    content_type: str = PLAIN_TEXT,
+    headers: Iterable[Header] = (),
+    kind: str = "http.response",
+    head_only: bool = False,
+) -> None:
+    """Send a short answer; ``head_only`` leaves the body out, as an answer to HEAD wants it."""
+    start, rest = plain_answer(status, body, content_type=content_type, headers=headers, kind=kind)
+    await send(start)
+    await send({**rest, "body": b""} if head_only else rest)
+
+
+def is_below(path: str, prefixes: Iterable[str]) -> bool:
+    """Whether a path is one of ``prefixes`` or lies below it: ``/api`` covers ``/api/x``, not ``/apis``."""
+    plain = (prefix.rstrip("/") for prefix in prefixes)
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in plain)
+
+
+def longest_prefix(values: Mapping[str, Value], *, otherwise: Value) -> Callable[[str], Value]:
+    """Look up a path's value by the longest of the prefixes that cover it."""
+    longest_first = sorted(values.items(), key=lambda item: -len(item[0]))
+
+    def find(path: str) -> Value:
+        return next((value for prefix, value in longest_first if is_below(path, (prefix,))), otherwise)
+
+    return find
+
+
+def route_template(scope: Mapping[str, Any], mounted_at: str) -> str | None:
+    """The template of the route that took a request (``/orders/{id}``), or None where there is none.
+
+    Known once a router has run: Starlette and FastAPI leave the route in the scope. A router that FastAPI
+    included knows its prefix only in FastAPI's own entry, and the prefix of a mounted app has moved to
+    ``root_path``, with values in place of its parameters.
+
+    Args:
+        scope: after the app was called.
+        mounted_at: ``root_path`` before.
+    """
+    route = scope.get("route")
+    context = scope.get("fastapi") or {}
+    included = context.get("effective_route_context") if isinstance(context, Mapping) else None
+    if included is not None and getattr(included, "original_route", None) is route:
+        route = included
+    template = getattr(route, "path_format", None) or getattr(route, "path", None)
+    if not isinstance(template, str):
+        return None
+    mount = str(scope.get("root_path", "")).removeprefix(mounted_at)
+    names = {str(value): f"{{{name}}}" for name, value in scope.get("path_params", {}).items()}
+    mount = "/".join(names.get(part, part) for part in mount.split("/"))
+    if mount.endswith(template.removesuffix("/{path}") or "/"):  # the route is the mount: static files, say
+        return f"{mount}/{{path}}"
+    return mount + template or "/"
