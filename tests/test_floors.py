@@ -1,8 +1,10 @@
-"""Imports go down only, files stay small, and the guards notice when they do not."""
+"""Imports go down only and never in circles; files and folders stay small; a control for each rule."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import json
 import os
 import shutil
 import statistics
@@ -15,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "tenfold"
-MOST_LINES = 400
+MOST_LINES = 600
+MOST_FILES = 25
 
 
 def lint(tree: Path) -> subprocess.CompletedProcess[str]:
@@ -51,12 +54,13 @@ def test_imports_go_down_only() -> None:
     [
         ("errors.py", "import tenfold.settings"),
         ("metrics.py", "from tenfold.measure.settings import Objective"),
-        ("settings.py", "def late() -> None:\n    import tenfold.cli"),
+        ("settings/__init__.py", "def late() -> None:\n    import tenfold.cli"),
         (
             "measure/settings.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import tenfold.verify",
         ),
-        ("settings.py", "import locust"),
+        ("settings/__init__.py", "import locust"),
+        ("database/psycopg.py", "import tenfold.measure.trial"),
         ("utils.py", ""),  # a module that stands on no floor
     ],
 )
@@ -67,11 +71,54 @@ def test_the_control_an_import_that_goes_up_is_found(copy: Path, file: str, line
     assert done.returncode == 1, done.stdout + done.stderr
 
 
-# ------------------------------------------------------------------ small files, small functions
+# ------------------------------------------------------------------ no cycles
+
+
+def import_cycle(tree: Path) -> list[str]:
+    """Modules each of which imports the next, imports inside functions and for types only included."""
+    code = (
+        "import json, grimp; g = grimp.build_graph('tenfold', cache_dir=None);"
+        "print(json.dumps({m: sorted(g.find_modules_directly_imported_by(m)) for m in g.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(tree / "src")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    try:
+        graphlib.TopologicalSorter(json.loads(done.stdout)).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert import_cycle(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import tenfold.errors",
+        "def late() -> None:\n    import tenfold.errors",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import tenfold.errors",
+    ],
+)
+def test_the_control_a_cycle_is_found(copy: Path, line: str) -> None:
+    (copy / "src" / "tenfold" / "fingerprint.py").write_text(line + "\n")
+    errors = copy / "src" / "tenfold" / "errors.py"
+    errors.write_text(errors.read_text() + "\nfrom tenfold import fingerprint\n")
+    assert import_cycle(copy)
+
+
+# ------------------------------------------------------------------ small files, folders and functions
 
 
 def sources() -> list[Path]:
-    folders = ("src", "examples", "benchmarks")
+    folders = ("src", "tests", "examples", "benchmarks")
     return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -87,6 +134,12 @@ def function_lengths(text: str) -> Iterator[int]:
 
 def test_files_are_short() -> None:
     assert {str(file.relative_to(ROOT)) for file in sources() if lines(file) >= MOST_LINES} == set()
+
+
+def test_folders_are_small() -> None:
+    folders = {file.parent for folder in (SOURCE, ROOT / "tests") for file in folder.rglob("*.py")}
+    counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
 
 
 def test_functions_are_short() -> None:
