@@ -33,8 +33,8 @@ def settings_page(model: type[BaseModel]) -> str:
     """Every table and key of ``model``: variable, type, limits, default and description."""
     tables = [(), *(path for path in schema.keys(model) if schema.is_table(schema.annotation(model, path)))]
     intro = (
-        "# Settings\n\nEvery key of `tenfold.toml`. The variable below a key overrides the file; lists and "
-        "tables in a variable are written as TOML. `tenfold init` writes a commented file with all of them.\n"
+        "# Settings\n\nEvery key of `tenfold.toml`. The variable beside a key overrides the file; in it, "
+        "lists and tables are written as TOML. `tenfold init` writes a commented file with all of them.\n"
     )
     sections = [_section(model if not path else schema.annotation(model, path), path) for path in tables]
     return "\n".join([intro, *filter(None, sections)])
@@ -60,13 +60,13 @@ def _own_keys(model: type[BaseModel]) -> Iterator[str]:
 def _row(path: schema.KeyPath, key: Mapping[str, Any], named: Mapping[str, Any]) -> tuple[str, str, str, str]:
     default = json.dumps(key["default"], ensure_ascii=False) if key.get("default") is not None else ""
     examples = "; ".join(f"`{json.dumps(one, ensure_ascii=False)}`" for one in key.get("examples", ()))
-    text = key.get("description", "") + (f"<br>for example {examples}" if examples else "")
-    variable = PREFIX + "__".join(path).upper()
+    text = [key.get("description", ""), f"for example {examples}" if examples else ""]
+    text.append(f"`{PREFIX}{'__'.join(path).upper()}`")
     return (
-        f"`{path[-1]}`<br>`{variable}`",
+        f"`{path[-1]}`",
         _type(key, named),
         f"`{default}`" if default else "–",
-        text,
+        "<br>".join(filter(None, text)),
     )
 
 
@@ -106,6 +106,6 @@ def api_pages(modules: Iterable[str]) -> dict[str, str]:
     for module in sorted(modules):
         pages.setdefault(module.split(".")[1], []).append(module)
     return {
-        name: f"# tenfold.{name}\n\n" + "\n".join(f"::: {module}\n" for module in found)
+        name: f"# {name}\n\n" + "\n".join(f"::: {module}\n" for module in found)
         for name, found in pages.items()
     }
