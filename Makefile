@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint types docs bench format clean
+.PHONY: demo test lint types docs pictures bench format clean
 .DELETE_ON_ERROR:
 
 # $(call install,STAMP,LABEL,SECONDS,ARGUMENTS): one line about it, and everything the installer said if it fails.
@@ -42,6 +42,10 @@ types: $(VENV)/.installed
 
 docs: $(VENV)/.installed-docs
 	@$(BIN)/python -m docs.tools.site
+
+# From the report of the last `make demo`.
+pictures: $(VENV)/.installed
+	@$(BIN)/python -m docs.tools.pictures
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -85,7 +85,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._display.update(self._task, visible=False)
+        self._display.update(self._task, visible=False, refresh=True)
         self._console.print(Text(text), soft_wrap=True)
 
     def done(self, label: str, text: str, seconds: float | None = None) -> None:
