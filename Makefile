@@ -12,7 +12,7 @@ define install
 	@start=$$(date +%s); test ! -t 1 || printf '… %-13s about %s s' '$(2)' '$(3)'; \
 	{ test -x $(BIN)/python || $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv) $(VENV); } >$(VENV).log 2>&1 && \
 	$(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check) \
-	  $(4) >>$(VENV).log 2>&1 || { cat $(VENV).log >&2; exit 1; }; \
+	  $(4) >>$(VENV).log 2>&1 || { test ! -t 1 || echo; cat $(VENV).log >&2; exit 1; }; \
 	test ! -t 1 || printf '\r'; printf '✔ %-72s%6s\n' '$(2)' "$$(($$(date +%s) - start)) s"; \
 	mv $(VENV).log $(1)
 endef
