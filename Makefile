@@ -4,22 +4,27 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint types bench format clean
+.PHONY: demo test lint types docs pictures bench format clean
 .DELETE_ON_ERROR:
+
+# $(call install,STAMP,LABEL,SECONDS,ARGUMENTS): one line about it, and everything the installer said if it fails.
+define install
+	@start=$$(date +%s); test ! -t 1 || printf '… %-13s about %s s' '$(2)' '$(3)'; \
+	{ test -x $(BIN)/python || $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv) $(VENV); } >$(VENV).log 2>&1 && \
+	$(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check) \
+	  $(4) >>$(VENV).log 2>&1 || { test ! -t 1 || echo; cat $(VENV).log >&2; exit 1; }; \
+	test ! -t 1 || printf '\r'; printf '✔ %-72s%6s\n' '$(2)' "$$(($$(date +%s) - start)) s"; \
+	mv $(VENV).log $(1)
+endef
 
 # The stamp carries the requirements: a changed pin or extra installs again.
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tenfold needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@echo "Setting up $(VENV) (about 40 s)"
-ifeq ($(UV),)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
-else
-	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	@$(UV) pip install --quiet --python $(BIN)/python -r requirements.txt -e '.[dev]'
-endif
-	@touch $@
+	$(call install,$@,environment,40,-r requirements.txt -e '.[dev]')
+
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(call install,$@,docs tools,10,-c requirements.txt -r requirements-docs.txt -e '.[docs]')
 
 demo: $(VENV)/.installed
 	@$(BIN)/tenfold measure --settings examples/tenfold.toml
@@ -35,6 +40,13 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	@$(BIN)/python -m docs.tools.site
+
+# From the report of the last `make demo`.
+pictures: $(VENV)/.installed
+	@$(BIN)/python -m docs.tools.pictures
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -43,4 +55,4 @@ bench: $(VENV)/.installed
 	@for b in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) .tenfold examples/.tenfold
+	rm -rf $(VENV) .tenfold examples/.tenfold build site
