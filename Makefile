@@ -17,16 +17,28 @@ define install
 	mv $(VENV).log $(1)
 endef
 
-# The stamp carries the requirements: a changed pin or extra installs again.
-$(VENV)/.installed: requirements.txt pyproject.toml
+define check_python
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tenfold needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	$(call install,$@,environment,40,-r requirements.txt -e '.[dev]')
+endef
+
+# The stamps depend on the pins: a changed pin or extra installs again. The demo needs the least.
+$(VENV)/.installed-demo: requirements.txt pyproject.toml
+	$(check_python)
+	$(call install,$@,environment,30,-c requirements.txt -e '.[demo]')
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(check_python)
+	$(call install,$@,environment,40,-c requirements.txt -e '.[dev]')
+	@touch $(VENV)/.installed-demo
+
+$(VENV)/.installed-bench: $(VENV)/.installed-bench
+	$(call install,$@,peers,10,-c requirements.txt -e '.[bench]')
 
 $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 	$(call install,$@,docs tools,10,-c requirements.txt -r requirements-docs.txt -e '.[docs]')
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-demo
 	@$(BIN)/tenfold measure --settings examples/tenfold.toml
 
 test: $(VENV)/.installed
@@ -44,14 +56,14 @@ docs: $(VENV)/.installed-docs
 	@$(BIN)/python -m docs.tools.site
 
 # From the report of the last `make demo`.
-pictures: $(VENV)/.installed
+pictures: $(VENV)/.installed-demo
 	@$(BIN)/python -m docs.tools.pictures
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	@for b in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:

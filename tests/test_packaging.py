@@ -116,4 +116,4 @@ def test_pins_are_sorted_once_each() -> None:
 def test_all_brings_every_extra_of_the_runtime() -> None:
     extras = project()["optional-dependencies"]
     (all_,) = map(Requirement, extras["all"])
-    assert all_.extras == set(extras) - {"all", "demo", "dev", "docs"}
+    assert all_.extras == set(extras) - {"all", "bench", "demo", "dev", "docs"}

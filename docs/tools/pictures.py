@@ -17,8 +17,8 @@ from xml.sax.saxutils import escape
 from docs.tools.site import ROOT
 
 from tenfold.cli.summary import lines
-from tenfold.measure.report import Report, load
-from tenfold.measure.wording import objective
+from tenfold.measure.report.report import Report, load
+from tenfold.measure.report.wording import objective
 
 DEMO = ROOT / "examples" / ".tenfold"
 PICTURES = ROOT / "docs" / "pictures"

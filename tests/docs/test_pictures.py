@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from docs.tools.pictures import svg, terminal
-from tests.measure.report_examples import report
+from tests.measure.support.report_examples import report
 
 from tenfold.cli.summary import lines
 
