@@ -26,7 +26,7 @@ def main() -> None:
     fd = parser.parse_args().fd
     _thread.start_new_thread(_end_with, (fd,))
 
-    from tenfold.measure.load.locust.session import serve
+    from tenfold.measure.load.locust.command_server import serve
 
     serve(fd)
 

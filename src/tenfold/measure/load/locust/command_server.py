@@ -27,10 +27,10 @@ from tenfold.measure.load.generator_protocol import (
     StartUsers,
     Stop,
 )
-from tenfold.measure.load.locust import agent, ceiling, scenario
-from tenfold.measure.load.locust.closed import ClosedLoop
-from tenfold.measure.load.locust.crew import Crew
-from tenfold.measure.load.locust.openloop import OpenLoop
+from tenfold.measure.load.locust import user_driver, calibration, scenario
+from tenfold.measure.load.locust.closed_loop import ClosedLoop
+from tenfold.measure.load.locust.user_pool import Crew
+from tenfold.measure.load.locust.open_loop import OpenLoop
 
 LOGIN_TIMEOUT_S = 30.0
 
@@ -38,7 +38,7 @@ LOGIN_TIMEOUT_S = 30.0
 def serve(fd: int) -> None:
     """Answer the measuring process at ``fd`` until it says Close or is gone; ends the process."""
     scenario.quiet_logging()
-    agent.install()
+    user_driver.install()
     channel = Channel(socket.socket(fileno=fd))
     Session(channel).serve()
     os._exit(0)
@@ -68,7 +68,7 @@ class Session:
             except TenfoldError as error:
                 self._channel.send(Failed(type(error).__name__, str(error)))
             except Exception as error:
-                text = agent.raised_text(error, error.__traceback__)
+                text = user_driver.raised_text(error, error.__traceback__)
                 self._channel.send(Failed(MeasurementError.__name__, f"the generator failed: {text}"))
         self._close()
 
@@ -93,9 +93,9 @@ class Session:
         if isinstance(command, RunClosed):
             return self._run_closed(command)
         if isinstance(command, Calibrate):
-            client = ceiling.client_of(self._environment.user_classes)
+            client = calibration.client_of(self._environment.user_classes)
             return Ceiling(
-                ceiling.measure(self._environment, client=client, url=command.url, seconds=command.seconds)
+                calibration.measure(self._environment, client=client, url=command.url, seconds=command.seconds)
             )
         raise MeasurementError(f"the generator does not know {type(command).__name__}")
 
@@ -123,7 +123,7 @@ class Session:
         self._environment = environment
         return Loaded(
             [user_class.__name__ for user_class in environment.user_classes],
-            ceiling.client_of(environment.user_classes),
+            calibration.client_of(environment.user_classes),
         )
 
     def _start_users(self, command: StartUsers) -> Started:

@@ -10,8 +10,8 @@ import gevent
 
 from tenfold.measure.load.arrivals import Ledger
 from tenfold.measure.load.generator_protocol import BlockDone, Message, Run, TrialDone
-from tenfold.measure.load.locust.book import Book
-from tenfold.measure.load.locust.crew import Crew
+from tenfold.measure.load.locust.trial_run import Book
+from tenfold.measure.load.locust.user_pool import Crew
 from tenfold.measure.load.schedule import arrival_shares, draws, poisson
 
 TICK_S = 0.05

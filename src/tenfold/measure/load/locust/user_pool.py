@@ -13,12 +13,12 @@ from gevent import get_hub
 from locust.event import EventHook
 
 from tenfold.errors import ScenarioError
-from tenfold.measure.load.locust.agent import Agent, adopt, raised_text
+from tenfold.measure.load.locust.user_driver import Agent, adopt, raised_text
 from tenfold.measure.load.schedule import apportion
 
 if TYPE_CHECKING:
-    from tenfold.measure.load.locust.book import Book, Work
-    from tenfold.measure.load.locust.closed import ClosedLoop
+    from tenfold.measure.load.locust.trial_run import Book, Work
+    from tenfold.measure.load.locust.closed_loop import ClosedLoop
 
 # Between trials logins may follow each other as fast as the service answers a few of them at once.
 LOGINS_PER_S = 200.0

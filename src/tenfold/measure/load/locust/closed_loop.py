@@ -13,10 +13,10 @@ import gevent
 
 from tenfold.measure.load.arrivals import Ledger
 from tenfold.measure.load.generator_protocol import BlockDone, Message, RunClosed, TrialDone
-from tenfold.measure.load.locust.agent import Agent
-from tenfold.measure.load.locust.book import Book
-from tenfold.measure.load.locust.crew import Crew
-from tenfold.measure.load.locust.openloop import TICK_S
+from tenfold.measure.load.locust.user_driver import Agent
+from tenfold.measure.load.locust.trial_run import Book
+from tenfold.measure.load.locust.user_pool import Crew
+from tenfold.measure.load.locust.open_loop import TICK_S
 
 
 class ClosedLoop:

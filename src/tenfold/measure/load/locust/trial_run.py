@@ -15,7 +15,7 @@ from tenfold.measure.load.generator_protocol import TrialDone
 from tenfold.measure.trial import GeneratorHealth
 
 if TYPE_CHECKING:
-    from tenfold.measure.load.locust.agent import Agent
+    from tenfold.measure.load.locust.user_driver import Agent
 
 Work = tuple["Book", int, bool]  # whose arrival, which one, and whether a user was idle when it was due
 

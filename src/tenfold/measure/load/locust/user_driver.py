@@ -37,8 +37,8 @@ from tenfold.measure.load.answers import UNANSWERED
 from tenfold.measure.load.arrivals import Fate, fate_of
 
 if TYPE_CHECKING:
-    from tenfold.measure.load.locust.book import Book, Work
-    from tenfold.measure.load.locust.crew import Crew, Pool
+    from tenfold.measure.load.locust.trial_run import Book, Work
+    from tenfold.measure.load.locust.user_pool import Crew, Pool
 
 _sleep_wait_time: Callable[[Any], None] = TaskSet.wait
 _start_greenlet: Callable[[Any, Any], Any] = locust.User.start

@@ -12,8 +12,8 @@ from locust import FastHttpUser, HttpUser, User
 from locust.event import EventHook
 
 from tenfold.measure.load.arrivals import Ledger
-from tenfold.measure.load.locust.book import Book
-from tenfold.measure.load.locust.crew import LOGINS_PER_S, Crew
+from tenfold.measure.load.locust.trial_run import Book
+from tenfold.measure.load.locust.user_pool import LOGINS_PER_S, Crew
 
 USERS = 16
 BACKLOG = 100_000
