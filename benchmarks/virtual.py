@@ -139,7 +139,7 @@ class VirtualGenerator:
         while len(blocks) * self._block_s + 1e-9 < request.duration_s:
             block, pending = self._block(request.rate, began, len(blocks), pending)
             blocks.append(block)
-            if request.rule is not None and request.rule.enough(blocks):
+            if request.rule is not None and request.rule.should_stop(blocks):
                 break
         end = began + len(blocks) * self._block_s
         drained_s = max(float(pending.max()) - end, 0.0) if len(pending) else 0.0

@@ -47,7 +47,7 @@ def blocks(pattern: str) -> list[Block]:
 )
 def test_calm_begins_with_the_first_stretch_that_lasts(pattern: str, since: float | None) -> None:
     assert calm_since(blocks(pattern), bad_share=0.05) == since
-    assert Calm(0.05).enough(blocks(pattern)) == (since is not None)
+    assert Calm(0.05).should_stop(blocks(pattern)) == (since is not None)
 
 
 @given(st.text(alphabet="gb.r", max_size=40))

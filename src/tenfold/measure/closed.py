@@ -29,7 +29,7 @@ def closed_report(
     latencies are those of a load that adapts to the service (coordinated omission), and the report says so.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
-    trial = generator.run_closed(
+    trial = generator.run_closed_loop(
         users=settings.users,
         spawn_rate=settings.spawn_rate,
         duration_s=duration_s,

@@ -228,7 +228,7 @@ class Measurement:
 
 
 def _verdict(trial: Trial) -> str:
-    return "generator limited" if trial.generator.limited() else ""
+    return "generator limited" if trial.generator.is_limited() else ""
 
 
 def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | None = None) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class Calm:
 
     bad_share: float
 
-    def enough(self, blocks: Sequence[Block]) -> bool:
+    def should_stop(self, blocks: Sequence[Block]) -> bool:
         """Whether the newest blocks are calm for long enough."""
         return calm_since(blocks, bad_share=self.bad_share) is not None
 

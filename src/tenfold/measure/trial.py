@@ -46,7 +46,7 @@ class Block:
 class StopRule(Protocol):
     """Says after each block whether a trial has seen enough. Pure: fed with blocks, in order, once each."""
 
-    def enough(self, blocks: Sequence[Block]) -> bool:
+    def should_stop(self, blocks: Sequence[Block]) -> bool:
         """Whether the trial may end now; ``blocks`` are all blocks so far."""
 
 
@@ -86,7 +86,7 @@ class GeneratorHealth:
     lag_p99_ms: float  # how late the scheduler woke, 99th percentile
     steal_share: float = 0.0  # CPU time taken by other machines on the same host, 0..1
 
-    def limited(self, *, late: float = 0.02, cpu: float = 0.95) -> bool:
+    def is_limited(self, *, late: float = 0.02, cpu: float = 0.95) -> bool:
         """Whether the trial says more about the generator than about the service."""
         return self.late_share > late or self.cpu_share > cpu
 

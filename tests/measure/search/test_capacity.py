@@ -42,7 +42,7 @@ def scripted(
             bad = share(request.rate)
             slow = min(int(int(due) * bad) - int(before * bad), offered)
             blocks.append(Block(len(blocks) * 0.5, 0.5, offered, offered - slow, slow=slow))
-            if request.rule is not None and request.rule.enough(blocks):
+            if request.rule is not None and request.rule.should_stop(blocks):
                 break
         return Trial(request, len(blocks) * 0.5, 0.4, tuple(blocks), health(request))
 

@@ -107,7 +107,7 @@ class Drowned:
 
     share: float = 0.7
 
-    def enough(self, blocks: Sequence[Block]) -> bool:
+    def should_stop(self, blocks: Sequence[Block]) -> bool:
         """Whether the service has drowned."""
         end = blocks[-1].start_s + blocks[-1].seconds
         last = [block for block in blocks if block.start_s >= end - 2 - 1e-6]
@@ -122,14 +122,14 @@ class Decided:
     test: SequentialTest
     achieved_share: float
 
-    def enough(self, blocks: Sequence[Block]) -> bool:
+    def should_stop(self, blocks: Sequence[Block]) -> bool:
         """Whether the rate has passed or failed."""
         counted = steady(blocks, skip_s=SKIP_S)
         if sum(block.seconds for block in counted) < SEARCH_LEAST_S - 1e-6:
-            return Drowned().enough(blocks)
+            return Drowned().should_stop(blocks)
         if lagging(counted, achieved_share=self.achieved_share):
             return False
-        return self.test.decide(counted) != "undecided" or Drowned().enough(blocks)
+        return self.test.decide(counted) != "undecided" or Drowned().should_stop(blocks)
 
 
 class CapacitySearch:
@@ -290,7 +290,7 @@ class CapacitySearch:
                 return None
             whole_s = floor(2 * min(seconds, left_s)) / 2  # a block more would be beyond the budget
             trial = yield self._ask(rate, whole_s, purpose, rule)
-            if not trial.generator.limited():
+            if not trial.generator.is_limited():
                 self._count(trial)
                 return trial
         self._why = "generator"
@@ -305,7 +305,7 @@ class CapacitySearch:
     def _count(self, trial: Trial) -> None:
         counted = steady(trial.blocks, skip_s=SKIP_S)
         counts = batches(counted, seconds=1.0)
-        if trial.generator.limited() or not sum(count.offered for count in counts):
+        if trial.generator.is_limited() or not sum(count.offered for count in counts):
             return
         behind = lagging(counted, achieved_share=self._objective.achieved_share)
         sample = Sample(trial.request.rate, trial.seconds, _behind(counts, behind))

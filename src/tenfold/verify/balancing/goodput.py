@@ -129,7 +129,7 @@ def judged(push: Trial, capacity: float) -> Finding:
         return Finding(GOODPUT, f"{claim}: that is no overload", Verdict.SKIP, numbers, _MEASURE)
     if kept >= KEPT:
         return Finding(GOODPUT, claim, Verdict.PASS, numbers)
-    if push.generator.limited():
+    if push.generator.is_limited():
         return Finding(GOODPUT, f"{claim}; the generator itself was at its limit", Verdict.SKIP, numbers)
     return Finding(
         GOODPUT, claim, Verdict.FAIL, numbers, "refuse early: put the concurrency limiter into the app"

@@ -1,7 +1,7 @@
 """A closed-loop trial: Locust's own pace, spawning and ``wait_time``; an arrival is due when it is sent.
 
-Such a trial hides what a slow service does to those who would have come meanwhile (coordinated omission);
-it is for comparing with other closed-loop numbers, and for services that cannot take more.
+Such a trial hides what a slow service does to the visitors who would have come meanwhile (coordinated
+omission). It compares runs with a fixed number of users, and with numbers of other closed-loop tools.
 """
 
 from __future__ import annotations
@@ -11,75 +11,75 @@ from typing import Any
 
 import gevent
 
-from tenfold.measure.load.arrivals import Ledger
-from tenfold.measure.load.generator_protocol import BlockDone, Message, RunClosed, TrialDone
-from tenfold.measure.load.locust.user_driver import Agent
-from tenfold.measure.load.locust.trial_run import Book
-from tenfold.measure.load.locust.user_pool import Crew
-from tenfold.measure.load.locust.open_loop import TICK_S
+from tenfold.measure.load.arrivals import ArrivalLog
+from tenfold.measure.load.generator_protocol import BlockDone, Message, RunClosedLoop, TrialDone
+from tenfold.measure.load.locust.trial_run import TICK_S, TrialRun
+from tenfold.measure.load.locust.user_driver import Think, UserDriver
+from tenfold.measure.load.locust.user_pool import UserPool
 
 
 class ClosedLoop:
     """One trial of plain Locust: ``users`` users, ``spawn_rate`` more a second, for ``duration_s``."""
 
     def __init__(
-        self, crew: Crew, request: RunClosed, *, runner: Any, slow_s: float, emit: Callable[[Message], None]
+        self,
+        users: UserPool,
+        command: RunClosedLoop,
+        *,
+        runner: Any,
+        slow_s: float,
+        emit: Callable[[Message], None],
     ) -> None:
-        self._crew = crew
-        self._request = request
+        self._users = users
+        self._command = command
         self._runner = runner
         self._emit = emit
-        self._accepting = True
-        self._book = Book(Ledger((), duration_s=request.duration_s, slow_s=slow_s))
-
-    def begin(self, agent: Agent) -> None:
-        """The user goes on to its next task: that is an arrival, due now."""
-        if not self._accepting:
-            return
-        ledger = self._book.ledger
-        now = max(self._book.now(), 0.0)
-        if now < ledger.horizon_s:
-            arrival = ledger.add(now)
-            ledger.release(arrival)
-            agent.begin(self._book, arrival, True)
-            agent.waited_ms = 0.0  # due when it is sent, not a microsecond earlier
+        self._load_going = True
+        self._trial = TrialRun(ArrivalLog((), duration_s=command.duration_s, slow_s=slow_s))
 
     def stop(self, *, settle: bool) -> None:
         """End the trial now."""
         del settle  # nothing outlives a closed trial: its users are stopped
-        self._accepting = False
+        self._load_going = False
 
     def run(self) -> TrialDone:
         """Carry the trial out; its users are stopped at the end."""
-        book, crew = self._book, self._crew
-        before = crew.logins + crew.failed
-        crew.closed = self
+        trial, users = self._trial, self._users
+        logins = users.logins
+        users.closed_turn = self._next_turn
         try:
-            book.open()
-            self._runner.start(self._request.users, self._request.spawn_rate)
-            self._load(book)
-            book.unload()
-            crew.require_users()
-            while not book.ledger.complete:
-                self._tick(book)
-            users = crew.users
-            return book.close(users=users, logins=crew.logins + crew.failed - before)
+            trial.start_clock()
+            self._runner.start(self._command.users, self._command.spawn_rate)
+            self._wait_for_end()
+            trial.end_load()
+            users.require_users()
+            while not trial.arrivals.is_complete:
+                self._tick()
+            return trial.close(users=users.users, logins=users.logins - logins)
         finally:
-            self._accepting = False
+            self._load_going = False
             self._runner.stop()
-            crew.closed = None
+            users.closed_turn = None
 
-    def _load(self, book: Book) -> None:
-        while self._accepting and book.now() < book.ledger.horizon_s:
-            self._tick(book)
-        if not self._accepting:
-            book.ledger.cut(book.now(), released=len(book.ledger.due))
-        self._accepting = False
+    def _next_turn(self, driver: UserDriver, think: Think) -> None:
+        """Let the user wait and go on to its next task: an arrival, due now."""
+        driver.finish()
+        think()
+        now = max(self._trial.now(), 0.0)
+        if self._load_going and now < self._trial.arrivals.horizon_s:
+            arrival = self._trial.arrivals.add(now)
+            self._trial.arrivals.release(arrival)
+            driver.active = self._trial.begin(arrival, now, free=True)
 
-    def _tick(self, book: Book) -> None:
+    def _wait_for_end(self) -> None:
+        trial = self._trial
+        while self._load_going and trial.now() < trial.arrivals.horizon_s:
+            self._tick()
+        if not self._load_going:
+            trial.arrivals.cut(trial.now(), released=len(trial.arrivals.due))
+        self._load_going = False
+
+    def _tick(self) -> None:
         gevent.sleep(TICK_S)
-        now = book.now()
-        for agent in list(book.busy):
-            agent.overdue(now)
-        for block in book.ledger.blocks(now):
+        for block in self._trial.final_blocks():
             self._emit(BlockDone(block))
