@@ -147,8 +147,8 @@ def search(case: Case, seed: int) -> Capacity:
     """One search with the default settings."""
     generator = VirtualGenerator(case.service, seed=seed)
     searching = CapacitySearch(MeasureSettings())
-    while (request := searching.next()) is not None:
-        searching.tell(generator.run(request))
+    while (request := searching.next_trial()) is not None:
+        searching.record(generator.run(request))
     return searching.result()
 
 

@@ -114,9 +114,9 @@ class Measurement:
 
     def _seek(self) -> None:
         """Run the trials that the search asks for."""
-        while not self._interrupted and (request := self._search.next()) is not None:
+        while not self._interrupted and (request := self._search.next_trial()) is not None:
             trial = self._trial(request)
-            self._search.tell(trial)
+            self._search.record(trial)
             self._judged()
 
     def _trial(self, request: TrialRequest) -> Trial:
@@ -136,7 +136,7 @@ class Measurement:
 
     def _judged(self) -> None:
         """Note what the search made of the newest trial, if it counted at all."""
-        verdicts = self._search.state().verdicts
+        verdicts = self._search.progress().verdicts
         if len(verdicts) > len(self._verdicts):
             self._reports[-1] = replace(self._reports[-1], verdict=verdicts[-1][1])
         self._verdicts = verdicts
