@@ -380,11 +380,11 @@ class CapacitySearch:
         return 1.96 * stdev(steal) / sqrt(len(steal)) if len(steal) > 1 else 0.0
 
 
-def _add_bad(counts: Sequence[ArrivalCount], uncompleted: int) -> tuple[ArrivalCount, ...]:
-    """Count so many arrivals as bad as the service left uncompleted, the last ones first."""
+def _add_bad(counts: Sequence[ArrivalCount], missing: int) -> tuple[ArrivalCount, ...]:
+    """Count ``missing`` arrivals as bad, the last ones first."""
     result = []
     for count in reversed(counts):
-        more = min(count.offered - count.bad, max(uncompleted - count.bad, 0))
-        uncompleted -= count.bad + more
+        more = min(count.offered - count.bad, max(missing - count.bad, 0))
+        missing -= count.bad + more
         result.append(ArrivalCount(count.offered, count.bad + more))
     return tuple(reversed(result))
