@@ -1,4 +1,4 @@
-"""Plain metrics against thresholds: strict at the boundary, clear about what is wrong or missing."""
+"""Plain metrics against thresholds: strict at the boundary; invalid and missing values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = [row[0] for row in TABLE]
 
 
 @pytest.mark.parametrize(("name", "limit", "kind", "severity"), TABLE)
-def test_only_a_value_strictly_above_its_limit_is_a_bottleneck(
+def test_only_values_strictly_above_the_limit_are_bottlenecks(
     name: str, limit: float, kind: str, severity: str
 ) -> None:
     detector = BottleneckDetector()
@@ -34,21 +34,19 @@ def test_only_a_value_strictly_above_its_limit_is_a_bottleneck(
     assert found.solution
 
 
-def test_missing_metric_is_listed_as_not_measured() -> None:
-    analysis = BottleneckDetector().analyze_performance_metrics({"cpu_usage": 10})
-    assert analysis.not_measured == tuple(NAMES[1:])
-    assert "Not measured: memory_usage" in str(analysis)
+def test_absent_metrics_are_listed_as_not_measured() -> None:
+    report = BottleneckDetector().analyze_performance_metrics({"cpu_usage": 10})
+    assert report.not_measured == tuple(NAMES[1:])
+    assert "Not measured: memory_usage" in str(report)
     assert BottleneckDetector().analyze_performance_metrics({}).not_measured == tuple(NAMES)
 
 
 def test_bottlenecks_are_sorted_by_severity() -> None:
-    analysis = BottleneckDetector().analyze_performance_metrics(
-        {name: limit + 1 for name, limit, *_ in TABLE}
-    )
-    severities = [one.severity for one in analysis.bottlenecks]
+    report = BottleneckDetector().analyze_performance_metrics({name: limit + 1 for name, limit, *_ in TABLE})
+    severities = [one.severity for one in report.bottlenecks]
     assert severities == ["critical", "high", "high", "high", "medium", "medium"]
-    assert len(analysis) == 6
-    assert str(analysis).startswith("1  Database")
+    assert len(report) == 6
+    assert str(report).startswith("1  Database")
 
 
 def test_thresholds_replace_the_defaults() -> None:
@@ -60,19 +58,19 @@ def test_thresholds_replace_the_defaults() -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 10**400, True, "81", None, Decimal(81), [81]]
 )
-def test_metric_or_threshold_that_is_no_finite_number_is_refused(value: object) -> None:
+def test_value_that_is_not_a_finite_number_is_refused(value: object) -> None:
     with pytest.raises(MeasurementError, match="metric cpu_usage is"):
         BottleneckDetector().analyze_performance_metrics({"cpu_usage": value})  # type: ignore[dict-item]
     with pytest.raises(MeasurementError, match="threshold cpu_usage is"):
         BottleneckDetector(thresholds={"cpu_usage": value})  # type: ignore[dict-item]
 
 
-def test_negative_metric_is_refused() -> None:
+def test_negative_value_is_refused() -> None:
     with pytest.raises(MeasurementError, match="metric cpu_usage is -1; it cannot be negative"):
         BottleneckDetector().analyze_performance_metrics({"cpu_usage": -1})
 
 
-def test_unknown_name_suggests_the_nearest() -> None:
+def test_unknown_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(MeasurementError, match="no metric cpu_usge; did you mean cpu_usage"):
         BottleneckDetector().analyze_performance_metrics({"cpu_usge": 1})
     with pytest.raises(MeasurementError, match=r"no threshold zzz; the names are cpu_usage, "):
@@ -80,8 +78,8 @@ def test_unknown_name_suggests_the_nearest() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.floats(0, 1e9)))
-def test_every_metric_is_above_its_limit_or_within_or_not_measured(metrics: dict[str, float]) -> None:
-    analysis = BottleneckDetector().analyze_performance_metrics(metrics)
+def test_each_metric_is_a_bottleneck_or_healthy_or_not_measured(metrics: dict[str, float]) -> None:
+    report = BottleneckDetector().analyze_performance_metrics(metrics)
     limits = {name: limit for name, limit, *_ in TABLE}
-    assert len(analysis) == sum(value > limits[name] for name, value in metrics.items())
-    assert set(analysis.not_measured) == set(NAMES) - set(metrics)
+    assert len(report) == sum(value > limits[name] for name, value in metrics.items())
+    assert set(report.not_measured) == set(NAMES) - set(metrics)

@@ -29,28 +29,28 @@ class Threshold:
 
 THRESHOLDS = {
     "cpu_usage": Threshold(
-        "CPU", "high", 80, "%", "the processors are busy",
+        "CPU", "high", 80, "%", "CPU usage is high",
         "add app instances, or profile the costliest endpoint and move its work out of the request",
     ),
     "memory_usage": Threshold(
-        "Memory", "high", 85, "%", "memory runs out",
+        "Memory", "high", 85, "%", "memory is nearly full",
         "find what grows, bound caches and result sets, or add memory",
     ),
     "db_query_time_avg": Threshold(
         "Database", "critical", 100, " ms", "queries are slow on average",
-        "look at the slowest statements with EXPLAIN, add the missing indexes, load related rows together",
+        "EXPLAIN the slowest statements, add missing indexes, load related rows together",
     ),
     "disk_io_wait": Threshold(
-        "Disk I/O", "medium", 20, "%", "processors wait for the disk",
-        "give the database memory for its working set, or faster disks",
+        "Disk I/O", "medium", 20, "%", "CPUs wait for the disk",
+        "give the database enough memory for its working set, or faster disks",
     ),
     "network_usage": Threshold(
         "Network", "medium", 80, "%", "the network is nearly full",
-        "compress answers, page long lists, serve static files from a CDN",
+        "compress responses, paginate long lists, serve static files from a CDN",
     ),
     "db_connection_pool_usage": Threshold(
-        "Connection Pool", "high", 90, "%", "nearly every connection is taken",
-        "shorten the time for which connections are held, then measure again before enlarging the pool",
+        "Connection Pool", "high", 90, "%", "nearly every connection is checked out",
+        "hold connections for less time, then measure again before enlarging the pool",
     ),
 }  # fmt: skip
 
@@ -59,15 +59,15 @@ def limits_with(thresholds: Mapping[str, float] | None) -> dict[str, float]:
     """The limit of every metric: the defaults, replaced by ``thresholds``.
 
     Raises:
-        MeasurementError: a threshold has an unknown name, or is negative or no finite number.
+        MeasurementError: a threshold has an unknown name, or is negative or not a finite number.
     """
-    given = {name: _number("threshold", name, value) for name, value in (thresholds or {}).items()}
+    given = {name: _require_number("threshold", name, value) for name, value in (thresholds or {}).items()}
     return {name: threshold.limit for name, threshold in THRESHOLDS.items()} | given
 
 
 def analyze_metrics(metrics: Mapping[str, float], limits: Mapping[str, float]) -> Analysis:
     """Compare metrics with limits; see :class:`~tenfold.measure.diagnosis.detector.BottleneckDetector`."""
-    values = {name: _number("metric", name, value) for name, value in metrics.items()}
+    values = {name: _require_number("metric", name, value) for name, value in metrics.items()}
     found = [
         _bottleneck(THRESHOLDS[name], value, limits[name])
         for name, value in values.items()
@@ -87,7 +87,7 @@ def _bottleneck(threshold: Threshold, value: float, limit: float) -> Bottleneck:
     )
 
 
-def _number(what: str, name: str, value: object) -> float:
+def _require_number(what: str, name: str, value: object) -> float:
     if name not in THRESHOLDS:
         near = difflib.get_close_matches(str(name), THRESHOLDS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(THRESHOLDS)}"

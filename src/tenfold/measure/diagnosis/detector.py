@@ -1,4 +1,4 @@
-"""Bottleneck detection: from six plain metrics, or from the evidence of a measurement."""
+"""Bottleneck detection: from six plain metrics, or from everything that a measurement recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tenfold.measure.thresholds import analyze_metrics, limits_with
 
 @dataclass(frozen=True, slots=True)
 class BottleneckDetector:
-    """A detector of the bottlenecks of a service, which also lists what was not measured.
+    """Find what limits a service, and list what was not measured.
 
     Args:
         thresholds: limits by metric name, in place of the defaults: ``cpu_usage`` 80 %, ``memory_usage``
@@ -24,7 +24,7 @@ class BottleneckDetector:
             ``db_connection_pool_usage`` 90 %. Only a value strictly above its limit is a bottleneck.
 
     Raises:
-        MeasurementError: a threshold has an unknown name, or is negative or no finite number.
+        MeasurementError: a threshold has an unknown name, or is negative or not a finite number.
     """
 
     thresholds: Mapping[str, float] | None = None
@@ -40,11 +40,11 @@ class BottleneckDetector:
             metrics: any of the names above; percentages from 0, times in milliseconds.
 
         Returns:
-            Bottlenecks by severity, each with ``type``, ``severity`` and ``solution``; names that were not
-            given are in ``not_measured``.
+            Bottlenecks by severity, each with ``type``, ``severity`` and ``solution``; metrics that were not
+            given are listed in ``not_measured``.
 
         Raises:
-            MeasurementError: a metric has an unknown name, or is negative or no finite number.
+            MeasurementError: a metric has an unknown name, or is negative or not a finite number.
         """
         return analyze_metrics(metrics, self._limits)
 
@@ -56,12 +56,12 @@ class BottleneckDetector:
         plans: Sequence[Plan] = (),
         objective: Objective | None = None,
     ) -> Analysis:
-        """Rank the bottlenecks in a measurement's evidence by the share of the slow requests' time.
+        """Rank the bottlenecks of a measurement by the share of the slow requests' time that each explains.
 
         Args:
-            evidence: observations of the probes, near the service's capacity.
-            resources: resource use of the processes in the same window.
-            plans: plans of the costliest statements.
-            objective: its ``slow_ms`` is the limit for waits for the pool and the event loop.
+            evidence: what the probes recorded, near the service's capacity.
+            resources: what the processes used in the same window.
+            plans: the query plans of the costliest statements.
+            objective: its ``slow_ms`` is the scale for a pool's waits; the default objective when None.
         """
         return ranking.rank(evidence, resources, plans=plans, objective=objective, limits=self._limits)
