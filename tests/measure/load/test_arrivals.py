@@ -19,7 +19,7 @@ def adds_up(block: Block) -> bool:
     return block.offered == block.good + block.slow + block.failed + block.refused + block.unsent
 
 
-# What can happen to an arrival: a delay until a user starts it (None: never), the results of its requests,
+# Events of an arrival: a delay until a user starts it (None: never), the results of its requests,
 # and how long its task takes (None: no end).
 outcomes = st.tuples(
     st.one_of(st.none(), st.floats(0, 0.3)),
@@ -93,7 +93,7 @@ def test_unanswered_arrival_is_slow_and_waiting_one_unsent_slow_ms_after_the_blo
     assert log.final_blocks(0.69) == []
     (block,) = log.final_blocks(0.71)
     assert (block.slow, block.unsent, block.in_flight) == (1, 1, 2)
-    # What happens later does not change a result.
+    # Later answers do not change a result.
     log.record_answer(0, ArrivalResult.FAILED)
     log.finish(0, 0.9)
     assert list(log.results()) == [ArrivalResult.SLOW, ArrivalResult.UNSENT]

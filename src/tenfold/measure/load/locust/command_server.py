@@ -56,8 +56,8 @@ class CommandServer:
         self._slow_s = 0.0
         self._statistics: list[Any] = []  # Locust's own listeners of events.request
         self._test_started = False  # test_start was fired
-        self._stop_expected = False  # the test is being stopped by us
-        self._test_stopped = False  # ... by the locustfile
+        self._stop_expected = False  # by this process, not by the locustfile
+        self._test_stopped = False  # by the locustfile
 
     def serve(self) -> None:
         """Carry out one command after the other; Stop takes effect at once."""

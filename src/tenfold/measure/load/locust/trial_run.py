@@ -142,7 +142,7 @@ class TrialRun:
         self._steal = (stolen - self._ticks[1]) / passed if passed > 0 else 0.0
 
     def close(self, *, users: int, logins: int) -> TrialDone:
-        """Record what is unanswered, and sum up. What users still send is in no trial from now on."""
+        """Record unanswered requests, and sum up. Later answers are in no trial."""
         arrivals, answers = self.arrivals, self.answers
         settled_s = self.now() if arrivals.in_flight else arrivals.last_over_s
         unanswered = [active for active in self.active if active.request]

@@ -193,7 +193,7 @@ class RootTaskSet(DefaultTaskSet):
 
 
 def driver_of(user: Any) -> UserDriver | None:
-    """The driver of a user that one of our pools started."""
+    """Return the driver of a user, or None for a user without one."""
     return getattr(user, _MARK, None)
 
 
