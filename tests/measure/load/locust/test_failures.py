@@ -262,9 +262,13 @@ def measuring(path: Path, url: str, *, heir: bool = False) -> tuple[subprocess.P
 def test_ctrl_c_ends_the_trial_and_returns_its_blocks(generator: Make, request_for: Ask) -> None:
     one = generator(GOOD)
     one.start_users(3)
-    threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt_soon(block: Block) -> None:
+        if block.start_s == 0.0:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
     started = time.monotonic()
-    trial = one.run(request_for(duration_s=30.0))
+    trial = one.run(request_for(duration_s=30.0), interrupt_soon)
     assert time.monotonic() - started < 8
     assert trial.interrupted
     assert 0.8 < trial.seconds < 5
