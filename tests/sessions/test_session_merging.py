@@ -10,8 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SessionEndedError, SessionStoreError
-from tenfold.sessions.backend import Kept
-from tenfold.sessions.server import Sessions
+from tenfold.sessions.backend import StoredSession
+from tenfold.sessions.server_sessions import ServerSessions
 from tenfold.sessions.session import Session
 from tests.sessions.support.interleaving import LastWriteWins, SteppedStore, Upserts, interleave, run
 
@@ -19,25 +19,25 @@ Request = Callable[[Session], Any]
 KEYS = ("a", "b", "c")
 
 
-def begun(sessions: Sessions, **data: Any) -> str:
+def begun(sessions: ServerSessions, **data: Any) -> str:
     """The token of a new session."""
     session = Session(sessions)
     session.update(data or {"first": True})
     run(session.save())
-    assert session.outbox
-    return session.outbox
+    assert session.pending_token
+    return session.pending_token
 
 
-async def visit(sessions: Sessions, token: str, do: Request) -> Session:
+async def visit(sessions: ServerSessions, token: str, do: Request) -> Session:
     session = Session(sessions, await sessions.load(token))
     do(session)
     await session.save()
     return session
 
 
-def found(sessions: Sessions, token: str) -> dict[str, Any] | None:
+def found(sessions: ServerSessions, token: str) -> dict[str, Any] | None:
     kept = run(sessions.load(token))
-    return dict(Session(sessions, kept)) if isinstance(kept, Kept) else None
+    return dict(Session(sessions, kept)) if isinstance(kept, StoredSession) else None
 
 
 # ------------------------------------------------------------------ no lost update
@@ -53,7 +53,7 @@ def put(key: str, item: int) -> Request:
 
 def write_all(store: SteppedStore, writers: int, choose: Callable[[list[int]], int]) -> dict[str, Any]:
     """Every writer adds its own key, counts itself, and appends to a list that all share."""
-    sessions = Sessions(store)
+    sessions = ServerSessions(store)
     token = begun(sessions, n=0)
 
     def writer(number: int) -> Request:
@@ -73,7 +73,7 @@ def write_all(store: SteppedStore, writers: int, choose: Callable[[list[int]], i
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), writers=st.integers(2, 6))
-def test_no_update_of_another_key_and_no_count_is_lost(data: st.DataObject, writers: int) -> None:
+def test_no_update_of_another_key_and_no_increment_is_lost(data: st.DataObject, writers: int) -> None:
     kept = write_all(SteppedStore(), writers, lambda running: data.draw(st.sampled_from(running)))
     assert {key for key in kept if key.startswith("own")} == {f"own{number}" for number in range(writers)}
     assert kept["n"] == writers
@@ -87,8 +87,8 @@ def test_the_control_without_compare_and_set_updates_are_lost() -> None:
     assert ("own0" in kept) != ("own1" in kept)
 
 
-def test_nested_edits_of_different_keys_merge_and_of_the_same_the_last_wins() -> None:
-    sessions = Sessions(SteppedStore())
+def test_nested_edits_of_different_keys_merge() -> None:
+    sessions = ServerSessions(SteppedStore())
     token = begun(sessions, x=[], y=[])
     both = [
         visit(sessions, token, lambda session: session["x"].append(1)),
@@ -107,7 +107,7 @@ def log_out(session: Session) -> None:
 
 
 def after_logout(store: SteppedStore, choose: Callable[[list[int]], int]) -> tuple[Any, list[Any]]:
-    sessions = Sessions(store)
+    sessions = ServerSessions(store)
     token = begun(sessions, cart=[])
     requests = [
         visit(sessions, token, log_out),
@@ -127,7 +127,7 @@ def test_logout_wins_over_every_late_write(data: st.DataObject) -> None:
         assert isinstance(result, Session | SessionEndedError)
 
 
-def test_the_control_without_tombstones_a_late_write_brings_the_session_back() -> None:
+def test_the_control_without_tombstones_a_late_write_restores_the_session() -> None:
     # The write has read the session, the logout goes through, the write arrives.
     turns = iter([1, 1, 0, 0, 0, 1, 1])
     kept, _ = after_logout(Upserts(), lambda running: next((n for n in turns if n in running), running[0]))
@@ -152,14 +152,14 @@ KINDS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), kinds=KINDS)
-def test_any_order_of_requests_is_as_good_as_one_after_the_other(
+def test_concurrent_requests_are_equivalent_to_some_serial_order(
     data: st.DataObject, kinds: list[str]
 ) -> None:
     check_any_order(SteppedStore(), data, kinds)
 
 
 @pytest.mark.parametrize("broken", [LastWriteWins, Upserts])
-def test_the_control_the_model_finds_what_a_broken_store_does(broken: type[SteppedStore]) -> None:
+def test_the_control_model_detects_broken_stores(broken: type[SteppedStore]) -> None:
     @settings(max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(data=st.data(), kinds=KINDS)
     def search(data: st.DataObject, kinds: list[str]) -> None:
@@ -174,7 +174,7 @@ def check_any_order(store: SteppedStore, data: st.DataObject, kinds: list[str]) 
 
     One valid token at most leads to the session; a request that was refused has left no trace.
     """
-    sessions = Sessions(store)
+    sessions = ServerSessions(store)
     token = begun(sessions, a=0, b=0, nested={"x": []})
     handle = token.partition(".")[0]
     tokens, was_there = [token], set[int]()
@@ -233,9 +233,9 @@ def check_against_model(kept: dict[str, Any], requests: Sequence[tuple[int, str]
 # ------------------------------------------------------------------ tokens
 
 
-def test_a_second_login_of_the_same_principal_goes_through_and_leaves_one_token() -> None:
+def test_concurrent_logins_of_one_principal_succeed_and_leave_one_valid_token() -> None:
     """A double click: both have read the anonymous session before either has logged in."""
-    sessions = Sessions(SteppedStore())
+    sessions = ServerSessions(SteppedStore())
     token = begun(sessions, cart=[1])
     given: list[str] = []
     twice = [visit(sessions, token, lambda session: given.append(session.login("ann"))) for _ in range(2)]
@@ -246,9 +246,9 @@ def test_a_second_login_of_the_same_principal_goes_through_and_leaves_one_token(
     assert {"cart": [1]} in [found(sessions, each) for each in given]
 
 
-def test_two_principals_cannot_log_in_to_one_session() -> None:
+def test_concurrent_logins_of_two_principals_cannot_share_a_session() -> None:
     """A planted session: the attacker and the victim log in to it at the same time."""
-    sessions = Sessions(SteppedStore())
+    sessions = ServerSessions(SteppedStore())
     token = begun(sessions)
     both = [visit(sessions, token, lambda session, who=who: session.login(who)) for who in ("mallory", "ann")]
     turns = iter([0, 1, 0, 1, 0, 1, 0, 1])
@@ -256,8 +256,8 @@ def test_two_principals_cannot_log_in_to_one_session() -> None:
     assert sorted(type(result).__name__ for result in results) == ["Session", "SessionEndedError"]
 
 
-def test_a_write_that_came_with_the_old_token_is_refused_after_a_login() -> None:
-    sessions = Sessions(SteppedStore())
+def test_write_with_the_former_token_is_refused_after_a_login() -> None:
+    sessions = ServerSessions(SteppedStore())
     token = begun(sessions)
     given: list[str] = []
     late = visit(sessions, token, put("late", 1))
@@ -272,9 +272,9 @@ def test_a_write_that_came_with_the_old_token_is_refused_after_a_login() -> None
         run(visit(sessions, token, put("later", 1)))
 
 
-def test_logout_everywhere_ends_what_was_listed_even_if_it_is_written_meanwhile() -> None:
+def test_logout_everywhere_ends_a_login_that_is_being_saved() -> None:
     store = SteppedStore()
-    sessions = Sessions(store)
+    sessions = ServerSessions(store)
     login = visit(sessions, "", lambda session: session.login("ann"))
     login.send(None)  # about to be listed
     login.send(None)  # listed, about to be created
@@ -284,7 +284,7 @@ def test_logout_everywhere_ends_what_was_listed_even_if_it_is_written_meanwhile(
     assert run(sessions.devices("ann")) == []
 
 
-def test_endless_conflicts_end_as_unavailable() -> None:
+def test_endless_conflicts_raise_a_store_error() -> None:
     class Restless(SteppedStore):
         async def replace(self, handle: str, payload: bytes, *, version: int, ttl_s: float) -> Any:
             kept = await self.read(handle)
@@ -292,7 +292,7 @@ def test_endless_conflicts_end_as_unavailable() -> None:
             await super().replace(handle, kept.payload, version=kept.version, ttl_s=ttl_s)
             return await self.read(handle)
 
-    sessions = Sessions(Restless())
+    sessions = ServerSessions(Restless())
     token = begun(sessions)
     with pytest.raises(SessionStoreError, match="64 times"):
         run(visit(sessions, token, put("a", 1)))

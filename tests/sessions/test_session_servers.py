@@ -6,8 +6,8 @@ import asyncio
 import signal
 from typing import Any
 
-from tenfold.sessions import RedisStore, Session, Sessions
-from tenfold.sessions.backend import Kept
+from tenfold.sessions import RedisStore, ServerSessions, Session
+from tenfold.sessions.backend import StoredSession
 from tests.sessions.support.client import Client
 from tests.sessions.support.service import service
 from tests.sessions.support.session_servers import RedisServer
@@ -24,7 +24,7 @@ def with_store(server: RedisServer, run: Any, **options: Any) -> Any:
     return asyncio.run(inside())
 
 
-def test_a_read_is_one_get_and_a_write_one_script_more(redis_server: RedisServer) -> None:
+def test_read_costs_one_get_and_write_one_script_more(redis_server: RedisServer) -> None:
     async def run(store: RedisStore) -> dict[str, dict[str, int]]:
         client = Client(service(store=store))
         await client.aget("/nested")
@@ -44,25 +44,25 @@ def test_a_read_is_one_get_and_a_write_one_script_more(redis_server: RedisServer
     assert counts["write"] == {"get": 2, "evalsha": 1, "set": 1}
 
 
-def test_concurrent_requests_at_two_instances_lose_nothing(redis_server: RedisServer) -> None:
+def test_concurrent_requests_to_two_instances_lose_no_update(redis_server: RedisServer) -> None:
     async def run(store: RedisStore) -> dict[str, Any]:
-        instances = [Sessions(store), Sessions(RedisStore(redis_server.url, timeout_s=5))]
+        instances = [ServerSessions(store), ServerSessions(RedisStore(redis_server.url, timeout_s=5))]
         first = Session(instances[0])
         first["n"] = 0
         await first.save()
 
         async def request(number: int) -> None:
             sessions = instances[number % 2]
-            kept = await sessions.load(first.outbox or "")
-            assert isinstance(kept, Kept)
+            kept = await sessions.load(first.pending_token or "")
+            assert isinstance(kept, StoredSession)
             session = Session(sessions, kept)
             session.change("n", lambda n: n + 1)
             session[f"own{number}"] = number
             await session.save()
 
         await asyncio.gather(*(request(number) for number in range(20)))
-        kept = await instances[0].load(first.outbox or "")
-        assert isinstance(kept, Kept)
+        kept = await instances[0].load(first.pending_token or "")
+        assert isinstance(kept, StoredSession)
         await instances[1].aclose()
         return dict(Session(instances[0], kept))
 
@@ -71,7 +71,7 @@ def test_concurrent_requests_at_two_instances_lose_nothing(redis_server: RedisSe
     assert sum(key.startswith("own") for key in kept) == 20
 
 
-def test_a_redis_that_hangs_or_is_gone_is_a_503_and_comes_back(own_redis: RedisServer) -> None:
+def test_paused_or_killed_redis_is_a_503_until_it_recovers(own_redis: RedisServer) -> None:
     async def run(store: RedisStore) -> list[Any]:
         client = Client(service(store=store))
         await client.aget("/put?a=1")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 from tenfold.sessions.stores.memory import MemoryStore
-from tenfold.sessions.stores.store import Stored
+from tenfold.sessions.stores.store import StoredPayload
 
 
 class SteppedStore(MemoryStore):
@@ -20,7 +20,7 @@ class SteppedStore(MemoryStore):
         super().__init__(**options)
         self.operations: list[str] = []
 
-    async def read(self, handle: str) -> Stored | None:
+    async def read(self, handle: str) -> StoredPayload | None:
         await self._turn("read")
         return await super().read(handle)
 
@@ -30,7 +30,7 @@ class SteppedStore(MemoryStore):
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         await self._turn("replace")
         return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
 
@@ -38,11 +38,11 @@ class SteppedStore(MemoryStore):
         await self._turn("revoke")
         await super().revoke(handle, ttl_s=ttl_s)
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        await self._turn("enlist")
-        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        await self._turn("add_member")
+        return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
 
     async def members(self, group: str) -> list[str]:
         await self._turn("members")
@@ -58,7 +58,7 @@ class LastWriteWins(SteppedStore):
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         await self._turn("replace")
         kept = await MemoryStore.read(self, handle)
         return await MemoryStore.replace(
@@ -71,12 +71,12 @@ class Upserts(SteppedStore):
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         await self._turn("replace")
         kept = await MemoryStore.read(self, handle)
         if kept and kept.version != version:
             return kept
-        self._put(handle, Stored(version + 1, payload), ttl_s)
+        self._put(handle, StoredPayload(version + 1, payload), ttl_s)
         return True
 
     async def revoke(self, handle: str, *, ttl_s: float) -> None:

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from tenfold.errors import SessionStoreError
 from tenfold.sessions import MemoryStore, SessionMiddleware, current
-from tenfold.sessions.stores.store import Stored
+from tenfold.sessions.stores.store import StoredPayload
 
 
 class Clock:
@@ -43,12 +43,12 @@ class WatchedStore(MemoryStore):
     def break_down(self) -> None:
         self.fault = SessionStoreError("the store does not answer")
 
-    async def read(self, handle: str) -> Stored | None:
+    async def read(self, handle: str) -> StoredPayload | None:
         self._happens("read")
         await asyncio.sleep(0)
         return await super().read(handle)
 
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
         self._happens("read_many")
         return [await MemoryStore.read(self, handle) for handle in handles]
 
@@ -58,7 +58,7 @@ class WatchedStore(MemoryStore):
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         self._happens("replace")
         return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
 
@@ -66,11 +66,11 @@ class WatchedStore(MemoryStore):
         self._happens("revoke")
         await super().revoke(handle, ttl_s=ttl_s)
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        self._happens("enlist")
-        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        self._happens("add_member")
+        return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
 
     async def members(self, group: str) -> list[str]:
         self._happens("members")
