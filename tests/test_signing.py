@@ -1,4 +1,4 @@
-"""Signed and sealed values: what was not made by these keys for this use does not come through."""
+"""Signed and sealed values: any other key, purpose, context or change is refused."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Clock:
         return self.now
 
 
-def spoilt(text: str) -> list[str]:
-    """Every text that differs in one character, in four ways, or is one character shorter or longer."""
+def variants(text: str) -> list[str]:
+    """Return all texts with one character changed in four ways, and some one character shorter or longer."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     changed = [
         text[:at] + new + text[at + 1 :]
@@ -52,7 +52,7 @@ def test_signed_payload_is_verified(payload: bytes, purpose: str, expires: float
 def test_change_of_any_character_is_refused(payload: bytes, expires: float | None) -> None:
     signer = Signer([KEY])
     token = signer.sign(payload, purpose=PURPOSE, expires_s=expires)
-    for changed in spoilt(token):
+    for changed in variants(token):
         with pytest.raises(SignatureError):
             signer.verify(changed, purpose=PURPOSE)
 
@@ -215,7 +215,7 @@ def test_keys_are_text_or_bytes_one_or_several(key: str | bytes | list[str]) -> 
 
 
 def test_keys_appear_in_no_repr_or_error() -> None:
-    told = [repr(Signer([KEY])), repr(Sealer([KEY], purpose=PURPOSE)), str(Signer([KEY]))]
+    texts = [repr(Signer([KEY])), repr(Sealer([KEY], purpose=PURPOSE)), str(Signer([KEY]))]
     for call in (
         lambda: Signer([KEY, KEY[:20]]),
         lambda: Signer([KEY]).verify(Signer([OTHER]).sign(b"", purpose=PURPOSE), purpose=PURPOSE),
@@ -223,12 +223,12 @@ def test_keys_appear_in_no_repr_or_error() -> None:
     ):
         with pytest.raises(TenfoldError) as caught:
             call()
-        told.append(str(caught.value))
-    assert not any(KEY in text or KEY[:20] in text or OTHER in text for text in told)
+        texts.append(str(caught.value))
+    assert not any(KEY in text or KEY[:20] in text or OTHER in text for text in texts)
 
 
 def test_derived_keys_are_those_of_rfc_5869() -> None:
-    """Another implementation of HKDF and of AES-GCM-SIV opens what was sealed."""
+    """Another implementation of HKDF and of AES-GCM-SIV opens a sealed value."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF

@@ -1,4 +1,4 @@
-"""What one process remembers: never longer than it may, and never against what it did itself."""
+"""The cache of records in one process: bounded in age, and consistent with the process's own changes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_cached_reads_cost_no_round_trip_until_the_bound(store: WatchedStore) ->
 def test_revocation_by_another_instance_takes_effect_within_the_bound(
     store: WatchedStore, after_ms: int, principal: str | None
 ) -> None:
-    """The first rows are the control: without the bound it would not take effect at all."""
+    """The first rows are the control: until the bound the cached session is still valid."""
     clock = Clock(0)
     here, there = Client(service(sessions=cached(store, clock))), Client(service(store=store))
     here.get("/login?who=ann")
@@ -87,7 +87,7 @@ def test_writes_are_applied_to_the_store_not_to_the_cache(store: WatchedStore) -
     here.get("/put?a=1")
     there.cookies = dict(here.cookies)
     there.get("/put?a=2&b=2")
-    here.get("/put?a=1&c=3")  # as it is in the cache, yet not in the store
+    here.get("/put?a=1&c=3")  # the cached value, but not the stored one
     assert there.get("/show").json["data"] == {"a": "1", "b": "2", "c": "3"}
     clock.now += 0.1
     here.get("/show")
@@ -104,12 +104,12 @@ def test_read_overtaken_by_a_revocation_is_not_cached() -> None:
     run(session.save())
     clock.now = 10
     reading: Any = sessions.load(session.pending_token or "")
-    reading.send(None)  # on its way to the store
+    reading.send(None)  # about to read from the store
     found = run(sessions.load(session.pending_token or ""))
     assert isinstance(found, StoredSession)
     store_read = store._entries.copy()
     run(sessions.revoke(found))
-    store._entries = store_read  # what the read that was on its way had seen
+    store._entries = store_read  # as the concurrent read saw it
     with pytest.raises(StopIteration):
         reading.send(None)
     assert sessions._cache is not None

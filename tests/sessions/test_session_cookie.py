@@ -1,4 +1,4 @@
-"""Sessions that only their clients keep: what holds as for the others, and what does not."""
+"""Sessions stored in cookies: guarantees shared with server sessions, and limits of their own."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def test_idle_and_absolute_expiry_of_cookie_sessions_and_refresh() -> None:
     clock = Clock()
     client = Client(service(sessions=CookieSessions(sealer(), idle_s=100, absolute_s=1000, clock=clock)))
     client.get("/login?who=ann")
-    set_again = 0
+    refreshes = 0
     for _ in range(50):
         clock.now += 2
-        set_again += bool(client.get("/show").header("set-cookie"))
-    assert set_again == 10
+        refreshes += bool(client.get("/show").header("set-cookie"))
+    assert refreshes == 10
     idle = dict(client.cookies)
     clock.now += 101
     assert principal(Client(client.app, idle)) is None

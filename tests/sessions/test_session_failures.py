@@ -1,4 +1,4 @@
-"""The store is gone, or full of what others wrote: never a 500, and nothing acknowledged that is not so."""
+"""Unavailable stores and foreign payloads: never a 500, no acknowledged change that is not stored."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_closed_policy_is_a_503_with_retry_after(
     cookies = dict(client.cookies)
     break_down(store, fault)
     for path in ("/show", "/put?a=2", "/login?who=ann", "/logout", "/swallow", "/blocking", "/fail"):
-        answer = client.get(path)
-        assert (path, answer.status) == (path, 503)
-        assert answer.header("retry-after") == ["7"]
-        assert answer.header("cache-control") == ["no-store"]
+        response = client.get(path)
+        assert (path, response.status) == (path, 503)
+        assert response.header("retry-after") == ["7"]
+        assert response.header("cache-control") == ["no-store"]
         assert client.cookies == cookies
     assert client.get("/untouched").status == 200
     store.fault = None
@@ -87,7 +87,7 @@ def test_anonymous_policy_reads_as_logged_out_and_refuses_writes(
     assert client.get("/show").json == {"data": {}, "principal": None}
     for path in ("/put?a=2", "/login?who=bob", "/logout", "/blocking"):
         assert client.get(path).status == 503
-    # Not even a write for which the store is back: it would replace the session that could not be read.
+    # Writes are refused even if the store recovers: they would replace the session that could not be read.
     assert client.cookies == cookies
     store.fault = None
     assert client.get("/show").json == {"data": {"a": "1"}, "principal": "ann"}
@@ -141,12 +141,12 @@ def test_failed_refresh_does_not_fail_a_read(store: WatchedStore) -> None:
     now[0] = 600
     reads = store.read
 
-    async def read_then_gone(handle: str) -> Any:
+    async def read_then_break_down(handle: str) -> Any:
         found = await reads(handle)
         store.break_down()
         return found
 
-    store.read = read_then_gone  # type: ignore[method-assign]
+    store.read = read_then_break_down  # type: ignore[method-assign]
     assert client.get("/show").json["data"] == {"a": "1"}
 
 
@@ -163,8 +163,8 @@ def test_websocket_is_refused_while_the_store_is_unavailable(store: WatchedStore
 # ------------------------------------------------------------------ two releases, one store
 
 
-def rewritten(store: WatchedStore, change: Any) -> bytes:
-    """What a release to come would have written in place of the only session."""
+def rewrite(store: WatchedStore, change: Any) -> bytes:
+    """Rewrite the only session as a future release would have; return the payload."""
     (entry,) = store._entries.values()
     assert entry.stored is not None
     payload = json.dumps(change(json.loads(entry.stored.payload))).encode()
@@ -174,7 +174,7 @@ def rewritten(store: WatchedStore, change: Any) -> bytes:
 
 def test_unknown_fields_of_a_newer_release_survive_a_write(store: WatchedStore) -> None:
     client = with_session(store)
-    rewritten(store, lambda record: {**record, "v": 101, "mood": {"x": [1]}})
+    rewrite(store, lambda record: {**record, "v": 101, "mood": {"x": [1]}})
     assert client.get("/show").json["data"] == {"a": "1"}
     assert client.get("/put?b=2").status == 200
     (entry,) = store._entries.values()
@@ -186,7 +186,7 @@ def test_unknown_fields_of_a_newer_release_survive_a_write(store: WatchedStore) 
 def test_record_in_a_future_format_is_neither_read_nor_replaced(store: WatchedStore) -> None:
     client = with_session(store)
     cookies = dict(client.cookies)
-    payload = rewritten(store, lambda record: {"v": 200, "everything": "else"})
+    payload = rewrite(store, lambda record: {"v": 200, "everything": "else"})
     assert [client.get(path).status for path in ("/show", "/put?a=2", "/login?who=ann")] == [503] * 3
     (entry,) = store._entries.values()
     assert entry.stored is not None
@@ -216,7 +216,7 @@ def test_payloads_are_sealed_and_keys_rotate(store: WatchedStore) -> None:
     assert "plain" not in repr(store._entries)
     rotated = Client(service(sessions=ServerSessions(store, sealer=PlainSealer(NEW, OLD))), client.cookies)
     assert rotated.get("/show").json["data"] == {"secret": "plain"}
-    rotated.get("/put?a=1")  # written anew, hence with the new key
+    rotated.get("/put?a=1")  # sealed with the new key
     done = Client(service(sessions=ServerSessions(store, sealer=PlainSealer(NEW))), client.cookies)
     assert done.get("/show").json["data"] == {"secret": "plain", "a": "1"}
     assert client.get("/show").json["data"] == {}

@@ -1,4 +1,4 @@
-"""Who a session belongs to: fixation, logout, devices, rotation."""
+"""Login and logout, session fixation, rotation, devices."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_token_is_invalid_after_logout(app: Any) -> None:
 def test_values_set_after_logout_start_a_new_session(app: Any) -> None:
     client = logged_in(app)
     before = dict(client.cookies)
-    client.get("/logout_and_say_so")
+    client.get("/logout_with_message")
     assert client.get("/show").json == {"data": {"message": "bye"}, "principal": None}
     assert client.cookies[COOKIE].partition(".")[0] != before[COOKIE].partition(".")[0]
 
@@ -130,8 +130,8 @@ def test_logout_everywhere_ends_every_session_of_that_principal_only(app: Any, s
     assert principal(bob) is None
 
 
-class Forgetful(WatchedStore):
-    """A full group forgets a member that nobody revoked."""
+class DropsMembers(WatchedStore):
+    """Drops a member of a full group without revoking it."""
 
     async def add_member(
         self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
@@ -152,7 +152,7 @@ def test_full_list_of_sessions_hides_none_from_logout_everywhere(
 
 def test_the_control_store_that_drops_members_hides_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenfold.sessions.stores.memory.MAX_MEMBERS", 3)
-    app = service(store=Forgetful())
+    app = service(store=DropsMembers())
     thief, *others = [logged_in(app) for _ in range(5)]
     others[-1].get("/logout_everywhere")
     assert principal(thief) == "ann"
@@ -200,7 +200,7 @@ def test_devices_outside_of_requests(store: WatchedStore) -> None:
     devices = asyncio.run(sessions.devices("ann"))
     assert [device.label for device in devices] == ["x" * 200, "old"]
     assert [device.created for device in devices] == [clock.now, clock.now - 10]
-    assert asyncio.run(sessions.devices("nobody")) == []
+    assert asyncio.run(sessions.devices("unknown")) == []
 
 
 @pytest.mark.parametrize("who", ["", 7, None, "x" * 256])
@@ -215,12 +215,12 @@ def test_principal_must_be_text(who: Any) -> None:
 def test_bearer_client_gets_its_token_from_login(store: WatchedStore) -> None:
     app = service(store=store, transport=BearerTransport())
     client = Client(app)
-    answer = client.get("/login?who=ann")
-    assert not answer.header("set-cookie")
-    client.bearer = answer.json
-    answer = client.get("/show")
-    assert answer.json["principal"] == "ann"
-    assert answer.header("vary") == ["Authorization"]
+    response = client.get("/login?who=ann")
+    assert not response.header("set-cookie")
+    client.bearer = response.json
+    response = client.get("/show")
+    assert response.json["principal"] == "ann"
+    assert response.header("vary") == ["Authorization"]
     client.bearer, before = client.get("/rotate").json, client.bearer
     assert [principal(client), principal(Client(app, bearer=before))] == ["ann", None]
     client.get("/logout")

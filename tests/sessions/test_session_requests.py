@@ -1,4 +1,4 @@
-"""What a request costs, what is stored and when, and what an answer says."""
+"""Round trips of a request, what is saved and when, and the headers of its response."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def costs(store: WatchedStore, client: Client, path: str) -> list[str]:
 def test_request_without_session_access_costs_no_round_trip(store: WatchedStore, client: Client) -> None:
     client.get("/put?a=1")
     assert costs(store, client, "/untouched") == []
-    answer = client.get("/untouched")
-    assert {name for name, _ in answer.headers} == {"content-length", "content-type"}
+    response = client.get("/untouched")
+    assert {name for name, _ in response.headers} == {"content-length", "content-type"}
 
 
 def test_reading_requests_write_nothing(store: WatchedStore, client: Client) -> None:
@@ -57,7 +57,7 @@ def test_read_without_token_costs_no_round_trip(store: WatchedStore, client: Cli
 def test_write_costs_one_read_and_one_write(store: WatchedStore, client: Client) -> None:
     assert costs(store, client, "/put?a=1") == ["create"]
     assert costs(store, client, "/put?a=2") == ["read", "replace"]
-    assert costs(store, client, "/put?a=2") == ["read"]  # it is so already
+    assert costs(store, client, "/put?a=2") == ["read"]  # the value is the same
 
 
 def test_concurrent_access_in_one_request_shares_one_read(store: WatchedStore, client: Client) -> None:
@@ -118,7 +118,7 @@ def test_wall_clock_steps_neither_end_nor_restore_sessions() -> None:
     assert client.get("/show").json["data"] == {}
 
 
-# ------------------------------------------------------------------ acknowledged means stored
+# ------------------------------------------------------------------ saved before the response
 
 
 def test_changes_are_stored_before_the_response_starts(store: WatchedStore) -> None:
@@ -186,17 +186,17 @@ def test_write_to_a_session_that_ended_meanwhile_is_a_409(store: WatchedStore) -
     client = Client(SessionMiddleware(app, sessions=sessions))
     assert client.get("/").status == 200
     cookies = dict(client.cookies)
-    answer = client.get("/late")
-    assert (answer.status, client.raised, client.cookies) == (409, None, cookies)
+    response = client.get("/late")
+    assert (response.status, client.raised, client.cookies) == (409, None, cookies)
 
 
-# ------------------------------------------------------------------ what fits
+# ------------------------------------------------------------------ sizes and values
 
 
 @pytest.mark.parametrize("size", [16_400, 100_000])
 def test_oversized_session_is_a_413_and_saves_nothing(client: Client, size: int) -> None:
-    answer = client.get(f"/large?bytes={size}")
-    assert answer.status == 413
+    response = client.get(f"/large?bytes={size}")
+    assert response.status == 413
     assert client.cookies == {}
 
 
@@ -307,7 +307,7 @@ def test_invalid_limits_are_refused(options: Any) -> None:
         ServerSessions(MemoryStore(), **options)
 
 
-# ------------------------------------------------------------------ what others get to see
+# ------------------------------------------------------------------ secrets and caches
 
 
 def test_tokens_appear_in_no_log_repr_or_error(
@@ -361,14 +361,14 @@ def test_store_has_only_a_digest_of_the_secret() -> None:
     ],
 )
 def test_cache_control_of_responses_with_a_session(client: Client, path: str, expected: list[str]) -> None:
-    answer = client.get(path)
-    assert answer.header("cache-control") == expected
-    assert answer.header("vary") == ["Cookie"]
+    response = client.get(path)
+    assert response.header("cache-control") == expected
+    assert response.header("vary") == ["Cookie"]
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("vary", "expected"),
     [("cookie", ["cookie"]), ("*", ["*"]), ("Accept", ["Accept", "Cookie"])],
 )
-def test_vary_is_added_if_missing(client: Client, said: str, expected: list[str]) -> None:
-    assert client.get(f"/cached?vary={said}").header("vary") == expected
+def test_vary_is_added_if_missing(client: Client, vary: str, expected: list[str]) -> None:
+    assert client.get(f"/cached?vary={vary}").header("vary") == expected

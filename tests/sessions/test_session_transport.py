@@ -1,4 +1,4 @@
-"""Which token a request carries: the one that this server set, or none."""
+"""The token of a request: the one that this server set, or none."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NAME = b"__Host-session"
         ([b"a=b;__Host-session=abc ;c"], "abc"),
         ([b"a=b", b"\t__Host-session=abc"], "abc"),
         ([b"__Host-session=abc; __Host-session=abc"], "abc"),
-        # Two that differ: one of them was planted, and there is no telling which.
+        # Two that differ: one of them was planted, and it is unknown which.
         ([b"__Host-session=abc; __Host-session=def"], ""),
         ([b"__Host-session=abc", b"__Host-session=def"], ""),
-        # What cannot be ours does not count, wherever it stands.
+        # Cookies that cannot be ours do not count, at any position.
         ([b"__Host-session=; __Host-session=abc"], "abc"),
         ([b'__Host-session="x"; __Host-session=abc'], "abc"),
         ([b"session=planted; __Host-session=abc"], "abc"),

@@ -65,8 +65,8 @@ def test_sweep_deletes_expired_rows_only(url: tuple[str, bool]) -> None:
             await store.revoke("gone", ttl_s=60)
             await store.add_member("group", "live", ttl_s=60)
             for number in range(25):
-                await store.create(f"over{number}", b"", ttl_s=0.2)
-                await store.add_member(f"group{number}", "over", ttl_s=0.2)
+                await store.create(f"expired{number}", b"", ttl_s=0.2)
+                await store.add_member(f"group{number}", "expired", ttl_s=0.2)
             await asyncio.sleep(0.3)
             both = await asyncio.gather(store.sweep(batch=10), store.sweep(batch=10))
             assert sum(both) + await store.sweep() == 50
@@ -82,7 +82,7 @@ def test_sweep_deletes_at_most_a_batch_per_statement(postgresql_server: PostgreS
     async def run() -> None:
         async with open_store(postgresql_server.url, table="batched") as store:
             for number in range(25):
-                await store.create(f"over{number}", b"", ttl_s=0.001)
+                await store.create(f"expired{number}", b"", ttl_s=0.001)
             await asyncio.sleep(0.05)
             deleted: list[int] = []
 
@@ -140,7 +140,7 @@ def test_unsupported_database_is_refused() -> None:
 
 
 def test_lifetimes_are_measured_by_the_database_clock(postgresql_server: PostgreSQLServer) -> None:
-    """An instance whose clock is an hour ahead, or behind, agrees with the others."""
+    """Instances whose clocks differ agree."""
 
     async def run() -> None:
         async with open_store(postgresql_server.url) as store:
@@ -229,7 +229,7 @@ def test_cancelled_calls_leave_the_pool_usable(postgresql_server: PostgreSQLServ
                     await asyncio.sleep(0)
                 for read in reads[::2]:
                     read.cancel()
-                answers = await asyncio.gather(*reads, return_exceptions=True)
-                assert answers[1::2] == [StoredPayload(1, b"1")] * 3
+                results = await asyncio.gather(*reads, return_exceptions=True)
+                assert results[1::2] == [StoredPayload(1, b"1")] * 3
 
     asyncio.run(run())

@@ -1,16 +1,16 @@
-"""A store that is right, and stores that are wrong in one thing each: what the contract has to find."""
+"""A correct store, and stores with one fault each, which the contract must detect."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace as changed
+from dataclasses import replace
 
 from tenfold.sessions.stores.store import StoredPayload
 
 
 class Clock:
-    """Turned by the checks' ``wait``."""
+    """A clock that the checks' ``wait`` advances."""
 
     now = 1000.0
 
@@ -24,11 +24,11 @@ class CorrectStore:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.kept: dict[str, tuple[StoredPayload | None, float]] = {}
+        self.entries: dict[str, tuple[StoredPayload | None, float]] = {}
         self.groups: dict[str, dict[str, float]] = {}
 
     def live(self, handle: str) -> tuple[StoredPayload | None, float] | None:
-        entry = self.kept.get(handle)
+        entry = self.entries.get(handle)
         return entry if entry and entry[1] > self.clock.now else None
 
     async def read(self, handle: str) -> StoredPayload | None:
@@ -41,7 +41,7 @@ class CorrectStore:
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if self.live(handle):
             return False
-        self.kept[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
         return True
 
     async def replace(
@@ -52,11 +52,11 @@ class CorrectStore:
             return None
         if entry[0].version != version:
             return entry[0]
-        self.kept[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
         return True
 
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self.kept[handle] = None, self.clock.now + ttl_s
+        self.entries[handle] = None, self.clock.now + ttl_s
 
     async def add_member(
         self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
@@ -83,12 +83,12 @@ class Upserts(CorrectStore):
         entry = self.live(handle)
         if entry is None or entry[0] is None:
             return None
-        self.kept[handle] = StoredPayload(entry[0].version + 1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(entry[0].version + 1, payload), self.clock.now + ttl_s
         return True
 
 
 class ComparesThenSets(CorrectStore):
-    """As a GET and a SET would."""
+    """As a GET and a SET do."""
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
@@ -97,7 +97,7 @@ class ComparesThenSets(CorrectStore):
         if entry is None or entry[0] is None or entry[0].version != version:
             return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
         await asyncio.sleep(0)
-        self.kept[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
         return True
 
 
@@ -106,7 +106,7 @@ class ChecksThenCreates(CorrectStore):
         if self.live(handle):
             return False
         await asyncio.sleep(0)
-        self.kept[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
         return True
 
 
@@ -114,8 +114,8 @@ class HidesConflicts(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
     ) -> bool | StoredPayload | None:
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        return None if isinstance(told, StoredPayload) else told
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        return None if isinstance(result, StoredPayload) else result
 
 
 class ReplaceCreates(CorrectStore):
@@ -123,7 +123,7 @@ class ReplaceCreates(CorrectStore):
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
     ) -> bool | StoredPayload | None:
         if self.live(handle) is None:
-            self.kept[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
+            self.entries[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
             return True
         return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
 
@@ -132,13 +132,13 @@ class CreateOverwrites(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if (entry := self.live(handle)) and entry[0] is None:
             return False
-        self.kept[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
         return True
 
 
 class NoTombstone(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self.kept.pop(handle, None)
+        self.entries.pop(handle, None)
 
 
 class TombstoneOnlyInPlace(CorrectStore):
@@ -150,33 +150,33 @@ class TombstoneOnlyInPlace(CorrectStore):
 class TombstoneIgnoredByCreate(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if (entry := self.live(handle)) and entry[0] is None:
-            del self.kept[handle]
+            del self.entries[handle]
         return await super().create(handle, payload, ttl_s=ttl_s)
 
 
 class TombstoneExpiresWithTheSession(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
         entry = self.live(handle)
-        self.kept[handle] = None, entry[1] if entry else self.clock.now + ttl_s
+        self.entries[handle] = None, entry[1] if entry else self.clock.now + ttl_s
 
 
 class TombstoneNeverExpires(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self.kept[handle] = None, float("inf")
+        self.entries[handle] = None, float("inf")
 
 
 class RevocationLosesRaces(CorrectStore):
-    """The version is checked, and then written whatever came meanwhile."""
+    """Checks the version, and then writes over whatever was written meanwhile."""
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
     ) -> bool | StoredPayload | None:
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        if told is True:
-            after = self.kept[handle]
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        if result is True:
+            after = self.entries[handle]
             await asyncio.sleep(0.02)
-            self.kept[handle] = after
-        return told
+            self.entries[handle] = after
+        return result
 
 
 class IgnoresLifetimes(CorrectStore):
@@ -188,11 +188,11 @@ class NeverExtends(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
     ) -> bool | StoredPayload | None:
-        until = self.kept.get(handle, (None, 0.0))[1]
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        if told is True:
-            self.kept[handle] = self.kept[handle][0], until
-        return told
+        until = self.entries.get(handle, (None, 0.0))[1]
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        if result is True:
+            self.entries[handle] = self.entries[handle][0], until
+        return result
 
 
 class StoresText(CorrectStore):
@@ -209,18 +209,18 @@ class StripsWrites(CorrectStore):
 
 class CountsFromZero(CorrectStore):
     async def read(self, handle: str) -> StoredPayload | None:
-        kept = await super().read(handle)
-        return changed(kept, version=kept.version - 1) if kept else None
+        stored = await super().read(handle)
+        return replace(stored, version=stored.version - 1) if stored else None
 
 
 class ResetsTheVersion(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
     ) -> bool | StoredPayload | None:
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        if told is True and version == 9:  # as one who keeps versions as text might
-            self.kept[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
-        return told
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        if result is True and version == 9:  # as versions that are compared as text would
+            self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
+        return result
 
 
 class SortsReadMany(CorrectStore):
@@ -230,7 +230,7 @@ class SortsReadMany(CorrectStore):
 
 class SkipsMissing(CorrectStore):
     async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
-        return [kept for kept in await super().read_many(handles) if kept]
+        return [stored for stored in await super().read_many(handles) if stored]
 
 
 class IgnoresCase(CorrectStore):
@@ -326,5 +326,5 @@ class GroupsAmongHandles(CorrectStore):
     async def add_member(
         self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        self.kept[group] = None, self.clock.now + ttl_s
+        self.entries[group] = None, self.clock.now + ttl_s
         return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)

@@ -27,30 +27,30 @@ async def _write_while_replies_are_lost(server: RedisServer, *, has_write_ids: b
             store._replace.text = store._replace.text.replace(b"value:sub(1, 21) ==", b"false ==")
             store._replace.digest = hashlib.sha1(store._replace.text).hexdigest()
         await store.replace("unknown", b"", version=1, ttl_s=60)  # Redis knows the script
-        handle, answers = random.randbytes(8).hex(), []
+        handle, results = random.randbytes(8).hex(), []
         for write in (
             lambda: store.create(handle, b"1", ttl_s=60),
             lambda: store.replace(handle, b"2", version=1, ttl_s=60),
             lambda: store.revoke(handle, ttl_s=60),
         ):
             proxy.cut_next_reply = True
-            answers.append(await write())
+            results.append(await write())
             assert not proxy.cut_next_reply
-            answers.append(await store.read(handle))
+            results.append(await store.read(handle))
         await store.aclose()
-        return answers
+        return results
 
 
 def test_repeated_write_whose_reply_was_lost_succeeds(redis_server: RedisServer) -> None:
-    answers = asyncio.run(_write_while_replies_are_lost(redis_server, has_write_ids=True))
-    assert answers == [True, StoredPayload(1, b"1"), True, StoredPayload(2, b"2"), None, None]
+    results = asyncio.run(_write_while_replies_are_lost(redis_server, has_write_ids=True))
+    assert results == [True, StoredPayload(1, b"1"), True, StoredPayload(2, b"2"), None, None]
 
 
 def test_the_control_without_write_ids_a_repeated_write_conflicts_with_itself(
     redis_server: RedisServer,
 ) -> None:
-    answers = asyncio.run(_write_while_replies_are_lost(redis_server, has_write_ids=False))
-    assert answers[2] == StoredPayload(2, b"2")
+    results = asyncio.run(_write_while_replies_are_lost(redis_server, has_write_ids=False))
+    assert results[2] == StoredPayload(2, b"2")
 
 
 class CarelessPool(RedisPool):
@@ -97,13 +97,13 @@ async def _cancel_reads(server: RedisServer, kind: str) -> tuple[int, int, int]:
             for read in chance.sample(list(reads.values()), READERS - 3):
                 read.cancel()
             proxy.flowing.set()
-            answers = await asyncio.gather(*reads.values(), return_exceptions=True)
-            for handle, answer in zip(handles, answers, strict=True):
-                right += isinstance(answer, StoredPayload) and answer.payload == handle.encode()
-                foreign += answer is None or (
-                    isinstance(answer, StoredPayload) and answer.payload != handle.encode()
+            results = await asyncio.gather(*reads.values(), return_exceptions=True)
+            for handle, result in zip(handles, results, strict=True):
+                right += isinstance(result, StoredPayload) and result.payload == handle.encode()
+                foreign += result is None or (
+                    isinstance(result, StoredPayload) and result.payload != handle.encode()
                 )
-                refused += isinstance(answer, SessionStoreError)
+                refused += isinstance(result, SessionStoreError)
         await store.aclose()
         await client.aclose()
         return right, foreign, refused
@@ -169,8 +169,8 @@ def test_cancelled_waiter_takes_no_connection(redis_server: RedisServer) -> None
                 for read in reads[::2]:
                     read.cancel()
                 proxy.flowing.set()
-                answers = await asyncio.gather(*reads, return_exceptions=True)
-                assert answers[1::2] == [None] * 10
+                results = await asyncio.gather(*reads, return_exceptions=True)
+                assert results[1::2] == [None] * 10
             assert proxy.peak <= 4  # two, and two that were closed but not yet gone
             await store.aclose()
 
