@@ -3,7 +3,8 @@
 A request that is cancelled or times out between a command and its reply leaves the reply in the socket, and
 the next command on that connection would read it: another user's session. So a connection returns to the pool
 only after the reply to its last command was read; otherwise it is closed. redis-py 8 does the same, but its
-checkout, release and metrics hooks make a session read cost 20 to 50 % more (``benchmarks/sessions.py``).
+checkout, release and metrics hooks make a request that reads its session 20 % (pool) to 50 % (client) more
+expensive (``benchmarks/sessions.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ try:
         ResponseError,
     )
 except ImportError:
-    raise DependencyError("this needs redis-py and hiredis: pip install 'tenfold[redis]'") from None
+    raise DependencyError("Redis needs redis-py and hiredis: pip install 'tenfold[redis]'") from None
 
 __all__ = ["RedisPool"]
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from tenfold.errors import DependencyError, RateStoreError
 from tenfold.overload.gcra import Decision, Rate
-from tenfold.redis_pool import RedisPool
 
 try:
     from redis.asyncio import Redis
     from redis.exceptions import NoScriptError, RedisError
+
+    from tenfold.redis_pool import RedisPool
 except ImportError:
     raise DependencyError("rate limits in Redis need redis-py: pip install 'tenfold[redis]'") from None
 

@@ -15,7 +15,7 @@ MAX_MEMBERS = 1000
 
 
 @dataclass(slots=True)
-class _Entry:
+class _MemoryEntry:
     stored: StoredPayload | None  # None is a tombstone
     until: float
 
@@ -31,7 +31,7 @@ class MemoryStore:
     def __init__(self, *, max_entries: int = 100_000, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_entries = max_entries
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _MemoryEntry] = {}
         self._groups: dict[str, dict[str, float]] = {}
 
     async def read(self, handle: str) -> StoredPayload | None:
@@ -82,14 +82,14 @@ class MemoryStore:
     async def aclose(self) -> None:
         """Do nothing: there are no connections, and the entries stay."""
 
-    def _live(self, handle: str) -> _Entry | None:
+    def _live(self, handle: str) -> _MemoryEntry | None:
         entry = self._entries.get(handle)
         return entry if entry and entry.until > self._clock() else None
 
     def _put(self, handle: str, stored: StoredPayload | None, ttl_s: float) -> None:
         if handle not in self._entries:
             self._make_room()
-        self._entries[handle] = _Entry(stored, self._clock() + ttl_s)
+        self._entries[handle] = _MemoryEntry(stored, self._clock() + ttl_s)
 
     def _make_room(self) -> None:
         if len(self._entries) + len(self._groups) < self._max_entries:

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
-from tenfold.redis_pool import RedisPool
 from tenfold.sessions.stores.store import StoredPayload
 
 try:
@@ -35,6 +34,8 @@ try:
         RedisError,
         ResponseError,
     )
+
+    from tenfold.redis_pool import RedisPool
 except ImportError:
     raise DependencyError(
         "sessions in Redis need redis-py and hiredis: pip install 'tenfold[redis]'"

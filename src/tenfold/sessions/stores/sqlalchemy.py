@@ -77,7 +77,7 @@ class SQLStore:
         if engine.dialect.name not in ("postgresql", "sqlite"):
             raise SettingsError(f"SQLStore works on PostgreSQL and SQLite, not on {engine.dialect.name}")
         self.metadata = MetaData()  # for Alembic: one more of its target_metadata
-        self._statements = _Statements(self.metadata, table, engine.dialect.name)
+        self._statements = _StoreStatements(self.metadata, table, engine.dialect.name)
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._threads = (
             ThreadPoolExecutor(threads, "tenfold-sessions") if isinstance(engine, Engine) else None
@@ -258,7 +258,7 @@ _NOW = {
 _INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
-class _Statements:
+class _StoreStatements:
     """Each is compiled once and takes its values as parameters.
 
     Args:
