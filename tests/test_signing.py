@@ -37,6 +37,7 @@ def variants(text: str) -> list[str]:
 # ------------------------------------------------------------------ signed values
 
 
+@settings(deadline=None)
 @given(
     payload=st.binary(max_size=4096), purpose=st.text(max_size=40), expires=st.none() | st.floats(0.001, 1e9)
 )
@@ -57,7 +58,7 @@ def test_change_of_any_character_is_refused(payload: bytes, expires: float | Non
             signer.verify(changed, purpose=PURPOSE)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=200) | st.text("ABCabc012-_", max_size=200))
 def test_arbitrary_text_is_refused(text: str) -> None:
     with pytest.raises(SignatureError):
@@ -126,6 +127,7 @@ def test_token_length() -> None:
 # ------------------------------------------------------------------ sealed values
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=2000), context=st.binary(max_size=100))
 def test_sealed_data_is_hidden_and_opens(data: bytes, context: bytes) -> None:
     sealer = Sealer([KEY], purpose=PURPOSE)
@@ -154,6 +156,7 @@ def test_sealed_value_opens_only_with_its_purpose_and_context(purpose: str, cont
         Sealer([KEY], purpose=purpose).open(sealed, context)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(sealed: bytes) -> None:
     with pytest.raises(SignatureError):
