@@ -111,22 +111,22 @@ def packages() -> list[str]:
 
 
 @pytest.mark.parametrize("name", packages())
-def test_what_a_package_exports(name: str) -> None:
+def test_package_exports(name: str) -> None:
     assert sorted(getattr(import_module(name), "__all__", [])) == sorted(PACKAGES.get(name, []))
 
 
 @pytest.mark.parametrize(("name", "exports"), MODULES.items())
-def test_what_a_module_exports(name: str, exports: list[str]) -> None:
+def test_module_exports(name: str, exports: list[str]) -> None:
     assert sorted(import_module(name).__all__) == sorted(exports)
 
 
 @pytest.mark.parametrize("name", [*PACKAGES, *MODULES])
-def test_what_is_exported_exists(name: str) -> None:
+def test_exported_names_exist(name: str) -> None:
     module = import_module(name)
     assert all(hasattr(module, export) for export in module.__all__)
 
 
-def test_the_package_itself_has_its_version_and_nothing_else() -> None:
+def test_top_level_package_exports_its_version_only() -> None:
     assert [name for name in vars(tenfold) if not name.startswith("_") and name not in _submodules()] == []
     assert tenfold.__version__
 

@@ -21,7 +21,6 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 FOR = {
     "measure": ("tenfold.measure", "tenfold.cli", "tenfold.metrics"),
     "redis": ("tenfold.sessions.stores.redis", "tenfold.overload.redis"),
-    "hashing": ("tenfold.hashing",),
     "encryption": ("tenfold.signing", "tenfold.sessions.cookie"),
     "database": (
         "tenfold.database",
@@ -91,17 +90,17 @@ def alone(extra: str, brought: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("extra", FOR)
-def test_an_extra_is_enough(extra: str) -> None:
+def test_extra_is_sufficient_for_its_modules(extra: str) -> None:
     done = alone(extra, [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]])
     assert done.returncode == 0, done.stderr
 
 
-def test_the_control_what_an_extra_forgets_is_missed() -> None:
+def test_the_control_missing_dependency_is_found() -> None:
     brought = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["database"]]
     forgotten = [line.replace("sqlalchemy[asyncio]", "sqlalchemy") for line in brought]
     assert forgotten != brought
     assert "greenlet" in alone("database", forgotten).stderr
 
 
-def test_every_extra_is_looked_at() -> None:
+def test_every_extra_is_tested() -> None:
     assert FOR.keys() == PROJECT["optional-dependencies"].keys() - {"all", "demo", "dev"}

@@ -27,7 +27,7 @@ def named(row: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
-def test_every_promise_names_tests_that_exist(row: str) -> None:
+def test_every_guarantee_names_existing_tests(row: str) -> None:
     assert named(row)
     for file, test in named(row):
         assert (TESTS / file).is_file(), file
@@ -36,19 +36,19 @@ def test_every_promise_names_tests_that_exist(row: str) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
-def test_every_promise_has_a_control(row: str) -> None:
+def test_every_guarantee_has_a_control(row: str) -> None:
     assert row.split("|")[-2].strip(" –")
 
 
-def test_a_test_that_is_not_there_is_noticed() -> None:
+def test_the_control_missing_test_is_found() -> None:
     with pytest.raises(AssertionError, match="test_nobody_wrote_this"):
-        test_every_promise_names_tests_that_exist(
+        test_every_guarantee_names_existing_tests(
             "| x | y | `test_guarantees.py::test_nobody_wrote_this` | – |"
         )
 
 
-def test_a_control_that_is_owed_is_noticed() -> None:
+def test_the_control_missing_negative_control_is_found() -> None:
     with pytest.raises(AssertionError):
-        test_every_promise_has_a_control(
+        test_every_guarantee_has_a_control(
             "| x | y | `test_guarantees.py::test_a_test_that_is_not_there` | – |"
         )

@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
     source = ROOT / "src"
     files = {
         str(file.relative_to(source))
@@ -50,7 +50,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> No
     assert "tenfold/py.typed" in wheel.namelist()
 
 
-def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_nothing_else(wheel: zipfile.ZipFile) -> None:
     folders = {name.partition("/")[0] for name in wheel.namelist()}
     assert {re.sub(r"-.*\.dist-info", "-dist-info", folder) for folder in folders} == {
         "tenfold",
@@ -58,7 +58,7 @@ def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     }
 
 
-def test_what_the_wheel_says_of_itself(wheel: zipfile.ZipFile) -> None:
+def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     text = wheel.read(name).decode()
     assert "License-Expression: MIT" in text
@@ -94,19 +94,19 @@ def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -
     assert str(pin.marker or "") == str(requirement.marker or "")
 
 
-def test_pins_are_exact_and_name_no_place() -> None:
+def test_pins_are_exact_and_name_no_index_or_url() -> None:
     for line in PINS:
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+(; .+)?", line), line
     text = (ROOT / "requirements.txt").read_text() + (ROOT / "pyproject.toml").read_text()
     assert not re.search(r"https?://|git\+|file:|--(extra-)?index-url|--find-links|--hash", text)
 
 
-def test_pins_are_sorted_once_each() -> None:
+def test_pins_are_sorted_and_unique() -> None:
     names = [line.partition("==")[0].lower() for line in PINS if not line.startswith("#")]
     assert names == sorted(set(names))
 
 
-def test_all_brings_every_extra_of_the_runtime() -> None:
+def test_extra_all_has_every_runtime_extra() -> None:
     extras = project()["optional-dependencies"]
     (all_,) = map(Requirement, extras["all"])
     assert all_.extras == set(extras) - {"all", "demo", "dev"}

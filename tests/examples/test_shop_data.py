@@ -35,7 +35,7 @@ def untouched(variant: Variant, create_database: Callable[[], str]) -> str:
     return url
 
 
-def test_the_rows_are_a_function_of_the_seed() -> None:
+def test_rows_have_the_recorded_digest() -> None:
     """Earlier results stay comparable only while this digest stays."""
     digest = hashlib.sha256()
     for part in chain(rows.users(), rows.products(), *rows.orders()):
@@ -43,7 +43,7 @@ def test_the_rows_are_a_function_of_the_seed() -> None:
     assert digest.hexdigest() == "54c83da77a79e0dafc08d81e6ae49be09faed14595554605e621d768e5aa460a"
 
 
-def test_another_seed_gives_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_another_seed_gives_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     first = next(rows.orders())
     monkeypatch.setattr(rows, "SEED", rows.SEED + 1)
     assert next(rows.orders()) != first
@@ -58,7 +58,7 @@ def test_loading_again_gives_the_same_tables(variant: Variant, untouched: str) -
     assert checksums(untouched) == first
 
 
-def test_the_counts(untouched: str) -> None:
+def test_row_counts(untouched: str) -> None:
     counts = {table: scalar(untouched, f"SELECT count(*) FROM {table}") for table in TABLES}
     assert counts["users"] == 20_000
     assert counts["products"] == 10_000
@@ -92,11 +92,11 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("claim", WHOLE)
-def test_the_data_is_whole(untouched: str, claim: str) -> None:
+def test_data_is_consistent(untouched: str, claim: str) -> None:
     assert scalar(untouched, WHOLE[claim]) == 0
 
 
-def test_new_rows_get_new_keys(untouched: str) -> None:
+def test_sequences_continue_after_the_loaded_rows(untouched: str) -> None:
     with psycopg.connect(untouched) as connection:
         new = connection.execute(
             "INSERT INTO orders (user_id, status, total_cents, created_at) VALUES (1, 'paid', 1, now()) "
@@ -117,7 +117,7 @@ def test_sales_follow_zipf(untouched: str) -> None:
     assert 0.45 < top / scalar(untouched, "SELECT count(*) FROM order_items") < 0.55
 
 
-def test_the_regulars_have_twenty_orders_and_more(untouched: str) -> None:
+def test_users_of_the_scenario_have_at_least_twenty_orders(untouched: str) -> None:
     """The scenario's customers always see a full page: what they cost does not drift while it is measured."""
     query = (
         "SELECT min(n) FROM (SELECT count(*) AS n FROM orders WHERE user_id <= 1000 GROUP BY user_id) AS o"
@@ -125,7 +125,7 @@ def test_the_regulars_have_twenty_orders_and_more(untouched: str) -> None:
     assert scalar(untouched, query) >= 20
 
 
-def test_the_load_leaves_no_vacuum_due(untouched: str) -> None:
+def test_load_leaves_no_vacuum_due(untouched: str) -> None:
     """Autovacuum does not read the tables while somebody measures: no page unseen, no new row counted."""
     unseen = (
         "SELECT count(*) FROM pg_class JOIN pg_stat_user_tables ON relid = oid WHERE relallvisible < relpages"

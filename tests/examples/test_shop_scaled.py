@@ -26,7 +26,7 @@ def profile(url: str, token: str) -> int:
     return httpx.get(f"{url}/api/user/profile", headers={"Authorization": f"Bearer {token}"}).status_code
 
 
-def test_every_instance_knows_who_is_signed_in_and_who_signed_out(
+def test_all_instances_share_logins_and_logouts(
     url: str, redis_url: str, tmp_path: Path
 ) -> None:
     with shop_service.serving(SCALED, url, redis_url, tmp_path / "second") as second:
@@ -39,7 +39,7 @@ def test_every_instance_knows_who_is_signed_in_and_who_signed_out(
             assert profile(third, token) == profile(second, token) == 401
 
 
-def test_without_redis_the_catalogue_is_open_and_the_rest_says_when_to_come_back(
+def test_without_redis_the_catalogue_works_and_sessions_are_503(
     url: str, tmp_path: Path
 ) -> None:
     with shop_service.serving(SCALED, url, "redis://127.0.0.1:1/0", tmp_path / "log") as alone:
@@ -49,7 +49,7 @@ def test_without_redis_the_catalogue_is_open_and_the_rest_says_when_to_come_back
         assert answer.headers["retry-after"]
 
 
-def test_my_orders_take_three_statements(url: str, redis_url: str) -> None:
+def test_my_orders_send_three_statements(url: str, redis_url: str) -> None:
     sent: list[str] = []
 
     def record(*arguments: object) -> None:

@@ -83,7 +83,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
 
 
-def test_beyond_the_limit_requests_wait_and_beyond_that_they_are_refused() -> None:
+def test_requests_beyond_the_limit_wait_and_beyond_the_queue_get_503() -> None:
     async def test() -> None:
         service = Service()
         app = ConcurrencyLimiter(service, limit=FixedLimit(2), max_waiting=1, max_wait_s=10)
@@ -113,7 +113,7 @@ def test_the_control_without_the_limiter_all_run_at_once() -> None:
     run(test)
 
 
-def test_who_waits_too_long_is_refused_although_nothing_else_happens() -> None:
+def test_max_wait_is_enforced_without_other_traffic() -> None:
     async def test() -> None:
         service = Service()
         app = ConcurrencyLimiter(service, limit=FixedLimit(1), max_wait_s=0.02)
@@ -126,7 +126,7 @@ def test_who_waits_too_long_is_refused_although_nothing_else_happens() -> None:
     run(test)
 
 
-def test_who_has_no_time_left_is_not_let_in() -> None:
+def test_queued_request_past_its_deadline_gets_503() -> None:
     async def test() -> None:
         service = Service()
         app = ConcurrencyLimiter(service, limit=FixedLimit(1), max_wait_s=10)
@@ -142,7 +142,7 @@ def test_who_has_no_time_left_is_not_let_in() -> None:
     run(test)
 
 
-def test_the_important_go_first_and_take_the_place_of_what_can_wait() -> None:
+def test_higher_priority_goes_first_and_displaces_lower() -> None:
     async def test() -> None:
         service = Service()
         priority = {"/": "normal", "/pay": "critical", "/pay/history": "sheddable", "/export": "sheddable"}
@@ -190,11 +190,11 @@ def share_of_the_modest(tenant: Callable[[Any], str] | None) -> float:
     return counts["modest"] / counts.total()
 
 
-def test_a_greedy_tenant_gets_no_more_than_the_others() -> None:
+def test_greedy_tenant_gets_no_more_than_its_fair_share() -> None:
     assert share_of_the_modest(lambda asked: asked["tenant"]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_control_without_tenants_it_takes_nearly_all() -> None:
+def test_the_control_without_tenants_the_greedy_one_takes_nearly_all() -> None:
     assert share_of_the_modest(None) < 0.2
 
 
@@ -214,7 +214,7 @@ def test_exempt_paths_and_websockets_pass() -> None:
     run(test)
 
 
-def test_the_shadow_counts_and_refuses_nobody() -> None:
+def test_shadow_mode_counts_and_refuses_nothing() -> None:
     async def test() -> None:
         service = Service()
         registry = CollectorRegistry()
@@ -243,7 +243,7 @@ def test_the_shadow_counts_and_refuses_nobody() -> None:
     waiting=st.integers(0, 5),
     limited=st.booleans(),
 )
-def test_the_account_is_exact_whatever_happens(seed: int, limit: int, waiting: int, limited: bool) -> None:
+def test_in_flight_count_is_exact_after_errors_and_cancellations(seed: int, limit: int, waiting: int, limited: bool) -> None:
     """Requests end, fail, and are cancelled at any moment, waiting or running: no place is ever lost."""
     rng = random.Random(seed)
 
@@ -289,7 +289,7 @@ def test_the_account_is_exact_whatever_happens(seed: int, limit: int, waiting: i
     run(test)
 
 
-def test_a_plain_framework_behind_it() -> None:
+def test_starlette_app_answers_as_without_the_limiter() -> None:
     """Async and sync endpoints, a failing one, a missing one: they answer as without it."""
 
     async def slow(request: Request) -> PlainTextResponse:

@@ -32,7 +32,7 @@ steps = st.lists(
 
 
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(1, 10))
-def test_no_window_sees_more_than_the_burst_and_the_rate(
+def test_any_window_admits_at_most_burst_plus_rate(
     asked: list[tuple[float, int]], rate: float, burst: int
 ) -> None:
     now, tat, allowed = 1e9, None, []
@@ -49,7 +49,7 @@ def test_no_window_sees_more_than_the_burst_and_the_rate(
 
 
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(3, 10))
-def test_who_waits_as_told_is_let_in_and_nobody_sooner(
+def test_retry_after_is_exact(
     asked: list[tuple[float, int]], rate: float, burst: int
 ) -> None:
     now, tat = 1000.0, None
@@ -85,7 +85,7 @@ def test_decisions(tat: float | None, cost: int, expected: tuple[bool, float, in
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (float("inf"), 1), (1, 0)])
-def test_rates_that_are_none(rate: float, burst: int) -> None:
+def test_invalid_rates_are_refused(rate: float, burst: int) -> None:
     with pytest.raises(ValueError, match="above 0"):
         Rate(rate, burst)
 
@@ -93,7 +93,7 @@ def test_rates_that_are_none(rate: float, burst: int) -> None:
 # ------------------------------------------------------------------ stores
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_rates_bound_their_keys() -> None:
     async def test() -> None:
         now = 0.0
         store = MemoryRates(most_keys=10, clock=lambda: now)
@@ -152,7 +152,7 @@ async def admitted(store: RateStore, key: str, *, at_once: int) -> int:
     return sum(decision.allowed for decision in decisions)
 
 
-def test_at_once_no_more_than_the_burst_are_let_in(redis_url: str) -> None:
+def test_concurrent_requests_never_exceed_the_burst(redis_url: str) -> None:
     async def test() -> None:
         stores = [RedisRates(redis_url, timeout_s=10) for _ in range(4)]
         counts = await asyncio.gather(*[admitted(store, "at once", at_once=50) for store in stores])
@@ -163,7 +163,7 @@ def test_at_once_no_more_than_the_burst_are_let_in(redis_url: str) -> None:
     asyncio.run(test())
 
 
-def test_the_control_reading_and_then_writing_lets_in_too_many(redis_url: str) -> None:
+def test_the_control_read_then_write_exceeds_the_burst(redis_url: str) -> None:
     async def test() -> None:
         async with Redis.from_url(redis_url) as client:
             assert await admitted(ReadThenWrite(client), "control", at_once=50) > 10
@@ -172,7 +172,7 @@ def test_the_control_reading_and_then_writing_lets_in_too_many(redis_url: str) -
 
 
 @pytest.mark.parametrize("rate", [Rate(3, 1), Rate(1000 / 7, 5), Rate(0.001, 2), Rate(5e5, 3)])
-def test_redis_decides_as_the_pure_function_does(redis_url: str, rate: Rate) -> None:
+def test_redis_agrees_with_the_pure_function(redis_url: str, rate: Rate) -> None:
     """Also where a unit is no whole number of microseconds."""
 
     async def test() -> None:
@@ -195,7 +195,7 @@ def test_redis_decides_as_the_pure_function_does(redis_url: str, rate: Rate) -> 
     asyncio.run(test())
 
 
-def test_the_rate_holds_against_the_clock_of_redis(redis_url: str) -> None:
+def test_rate_holds_by_the_clock_of_redis(redis_url: str) -> None:
     async def test() -> None:
         store = RedisRates(redis_url, timeout_s=10)
         rate, started, allowed = Rate(200, 5), time.monotonic(), 0
@@ -208,7 +208,7 @@ def test_the_rate_holds_against_the_clock_of_redis(redis_url: str) -> None:
     asyncio.run(test())
 
 
-def test_a_server_that_accepts_and_stays_silent_costs_the_timeout_only() -> None:
+def test_silent_redis_costs_at_most_the_timeout() -> None:
     async def test() -> None:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -268,7 +268,7 @@ def limiter(store: Any, **options: Any) -> RateLimiter:
     return RateLimiter(app, store, **options)
 
 
-def test_too_often_is_429_and_says_when_to_come_back() -> None:
+def test_requests_beyond_the_rate_get_429_with_retry_after() -> None:
     async def test() -> None:
         store = Noting()
         limited = limiter(store, name="api", secret=b"pepper")
@@ -291,7 +291,7 @@ def test_too_often_is_429_and_says_when_to_come_back() -> None:
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("open", 200), ("closed", 503)])
-def test_without_its_server_it_does_what_was_declared(policy: str, expected: int) -> None:
+def test_unavailable_store_fails_open_or_closed_as_configured(policy: str, expected: int) -> None:
     async def test() -> None:
         store = Gone()
         limited = limiter(store, when_down=policy, pause_s=60)
@@ -304,7 +304,7 @@ def test_without_its_server_it_does_what_was_declared(policy: str, expected: int
     asyncio.run(test())
 
 
-def test_the_shadow_refuses_nobody() -> None:
+def test_shadow_mode_refuses_nothing() -> None:
     async def test() -> None:
         registry = CollectorRegistry()
         limited = limiter(MemoryRates(), shadow=True, metrics=True, registry=registry)
@@ -318,10 +318,10 @@ def test_the_shadow_refuses_nobody() -> None:
     asyncio.run(test())
 
 
-def test_a_name_cannot_break_out_of_a_header() -> None:
+def test_limit_name_cannot_inject_headers() -> None:
     with pytest.raises(SettingsError, match="no name of a rate limit"):
         limiter(MemoryRates(), name='a";q=1\r\nx: y')
 
 
-def test_the_lua_file_is_part_of_the_package() -> None:
+def test_lua_script_is_part_of_the_package() -> None:
     assert (Path(RedisRates.__init__.__code__.co_filename).parent / "gcra.lua").is_file()

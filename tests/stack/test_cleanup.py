@@ -36,7 +36,7 @@ def owner(*what: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
             process.kill()
 
 
-def test_the_next_start_cleans_up_after_a_killed_owner() -> None:
+def test_next_start_ends_and_removes_the_stack_of_a_killed_owner() -> None:
     with owner("database") as (process, told):
         process.kill()
         process.wait()
@@ -46,7 +46,7 @@ def test_the_next_start_cleans_up_after_a_killed_owner() -> None:
             assert not Path(told["folder"]).exists()
 
 
-def test_also_when_the_leaders_were_killed_too() -> None:
+def test_next_start_ends_orphans_whose_leaders_were_killed_too() -> None:
     with owner() as (process, told):
         process.kill()
         process.wait()
@@ -61,7 +61,7 @@ def test_also_when_the_leaders_were_killed_too() -> None:
             assert not Path(told["folder"]).exists()
 
 
-def test_a_living_owners_stack_is_not_touched() -> None:
+def test_stack_of_a_running_owner_is_left_alone() -> None:
     with owner() as (process, told):
         with Stack(small("")):
             pass
@@ -92,7 +92,7 @@ def dead_stack(*entries: cleanup.Entry) -> Path:
     return folder
 
 
-def test_a_recycled_pid_is_spared(stranger: subprocess.Popen[bytes]) -> None:
+def test_process_with_a_recycled_pid_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
     entry = cleanup.Entry("redis", Leader(stranger.pid, "when another process had this pid"), 15)
     folder = dead_stack(entry)
     cleanup.clean(workdir.parent_folder())
@@ -104,7 +104,7 @@ def test_a_recycled_pid_is_spared(stranger: subprocess.Popen[bytes]) -> None:
     assert eventually(lambda: stranger.poll() is not None)
 
 
-def test_what_the_ledger_missed_is_known_by_its_mark() -> None:
+def test_unregistered_process_is_found_by_its_mark() -> None:
     """The owner may be killed between a start and its entry in the ledger."""
     folder = dead_stack()
     command = [sys.executable, "-c", "input()"]
@@ -124,7 +124,7 @@ def test_what_the_ledger_missed_is_known_by_its_mark() -> None:
             process.wait()
 
 
-def test_a_shell_that_looks_around_in_the_folder_is_spared() -> None:
+def test_foreign_process_inside_the_folder_is_left_alone() -> None:
     folder = dead_stack()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=folder) as visitor:
         cleanup.clean(workdir.parent_folder())
@@ -133,14 +133,14 @@ def test_a_shell_that_looks_around_in_the_folder_is_spared() -> None:
         visitor.kill()
 
 
-def test_a_folder_without_a_ledger_goes() -> None:
+def test_folder_without_a_registry_is_removed() -> None:
     folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
     (folder / "half").mkdir()
     assert cleanup.clean(workdir.parent_folder()) == [folder]
     assert not folder.exists()
 
 
-def test_a_link_in_the_parent_is_not_followed(tmp_path: Path) -> None:
+def test_symbolic_link_in_the_parent_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     link = workdir.parent_folder() / "link"
     link.symlink_to(tmp_path)

@@ -10,7 +10,7 @@ from tenfold.stack.environment import filled, merged, standard
 DATABASE = {"database_url": "postgresql://u:p@h:1/n", "database_user": "u"}
 
 
-def test_addresses_get_their_usual_names() -> None:
+def test_server_addresses_become_standard_variables() -> None:
     offers = merged([DATABASE, {"redis_url": "redis://r"}, {"replica_urls": "a"}, {"replica_urls": "b"}])
     assert standard(offers) == {
         "DATABASE_URL": "postgresql://u:p@h:1/n",
@@ -19,7 +19,7 @@ def test_addresses_get_their_usual_names() -> None:
     }
 
 
-def test_without_replicas_the_list_is_empty() -> None:
+def test_replica_urls_are_empty_without_replicas() -> None:
     assert standard(merged([DATABASE]))["DATABASE_REPLICA_URLS"] == ""
     assert "DATABASE_REPLICA_URLS" not in standard(merged([{"redis_url": "redis://r"}]))
 
@@ -34,7 +34,7 @@ def test_without_replicas_the_list_is_empty() -> None:
         ("{0} {} { database_user } {Name}", "{0} {} { database_user } {Name}"),
     ],
 )
-def test_only_placeholders_are_filled_in(text: str, value: str) -> None:
+def test_fill_replaces_known_placeholders_only(text: str, value: str) -> None:
     assert filled({"KEY": text}, DATABASE) == {"KEY": value}
 
 
@@ -46,7 +46,7 @@ def test_only_placeholders_are_filled_in(text: str, value: str) -> None:
         ("{redis_url}", "{redis_url} needs [stack] redis = true"),
     ],
 )
-def test_an_unknown_placeholder_is_refused(text: str, said: str) -> None:
+def test_unknown_placeholder_is_refused(text: str, said: str) -> None:
     with pytest.raises(SettingsError) as caught:
         filled({"KEY": text}, DATABASE)
     assert str(caught.value) == f"service.environment.KEY: {said}"

@@ -72,7 +72,7 @@ def went_on(seen: Crowd, *, more: int = 60) -> None:
     eventually(lambda: seen.done >= target)
 
 
-def test_a_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, ledger: Path) -> None:
+def test_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, ledger: Path) -> None:
     before = [server.pids() for server in apps(stack)]
     with crowd(port(stack)) as seen:
         went_on(seen)
@@ -88,7 +88,7 @@ def test_a_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, l
     assert {str(server.pids()[-1]) for server in apps(stack)} <= seen.pids.keys()  # all three are in again
 
 
-def test_the_control_without_draining_requests_fail(stack: Stack, ledger: Path) -> None:
+def test_the_control_requests_fail_without_draining(stack: Stack, ledger: Path) -> None:
     with crowd(port(stack)) as seen:
         for server in apps(stack):
             went_on(seen)
@@ -97,7 +97,7 @@ def test_the_control_without_draining_requests_fail(stack: Stack, ledger: Path) 
     assert seen.failed
 
 
-def test_a_killed_instance_fails_no_idempotent_request_and_nothing_runs_twice(
+def test_killed_instance_fails_no_idempotent_request_and_repeats_no_post(
     stack: Stack, ledger: Path
 ) -> None:
     with crowd(port(stack)) as seen:
@@ -113,7 +113,7 @@ def test_a_killed_instance_fails_no_idempotent_request_and_nothing_runs_twice(
     assert set(seen.sent) - counts.keys() <= seen.failed_posts
 
 
-def test_a_new_instance_that_does_not_get_ready_stays_out(stack: Stack, ledger: Path) -> None:
+def test_instance_that_does_not_become_ready_gets_no_requests(stack: Stack, ledger: Path) -> None:
     server = apps(stack)[1]
     broken = ledger.with_name("broken")
     with crowd(port(stack)) as seen:
@@ -132,7 +132,7 @@ def test_a_new_instance_that_does_not_get_ready_stays_out(stack: Stack, ledger: 
     assert seen.failed == {}
 
 
-def test_a_killed_server_is_started_again_where_it_was(stack: Stack) -> None:
+def test_restart_brings_a_killed_server_back_on_the_same_port(stack: Stack) -> None:
     for server in (apps(stack)[0], stack.servers[-1]):
         url = server.url
         for pid in server.pids():
@@ -152,7 +152,7 @@ def kept(url: str) -> list[tuple]:
         return connection.execute("select n from kept").fetchall() if there else []
 
 
-def test_databases_come_back_with_their_data() -> None:
+def test_killed_databases_restart_with_their_data() -> None:
     import psycopg
 
     with Stack(settings_for("", replicas=1)) as stack:
@@ -169,7 +169,7 @@ def test_databases_come_back_with_their_data() -> None:
                 eventually(lambda url=server.url: kept(url) == [(7,)])
 
 
-def test_what_cannot_be_replaced_is_said(stack: Stack) -> None:
+def test_replace_refuses_what_cannot_be_replaced(stack: Stack) -> None:
     with pytest.raises(StackError, match="nginx cannot be replaced: only app instances"):
         stack.replace(stack.servers[-1])
     first, *others = apps(stack)

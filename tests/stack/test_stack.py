@@ -33,7 +33,7 @@ def kinds(stack: Stack) -> list[str]:
     return [server.kind for server in stack.servers]
 
 
-def test_the_stack_is_what_the_instrument_expects(running: Stack) -> None:
+def test_stack_satisfies_the_stack_protocol(running: Stack) -> None:
     expected: types.Stack = running
     assert expected.app_folder == Path(__file__).parent
     assert kinds(running).index("primary") < kinds(running).index("replica") < kinds(running).index("app")
@@ -45,7 +45,7 @@ def test_the_stack_is_what_the_instrument_expects(running: Stack) -> None:
     assert len(str(running.probe_address)) < 100
 
 
-def test_the_app_is_told_where_everything_is(running: Stack) -> None:
+def test_app_gets_server_addresses_in_its_environment(running: Stack) -> None:
     told = get(f"{running.url}/environment")
     assert told["DATABASE_URL"] == running.database_url
     assert len(told["DATABASE_REPLICA_URLS"].split(",")) == 2
@@ -64,7 +64,7 @@ def arrived(replica: psycopg.Connection) -> bool:
     return replica.execute("select to_regclass('streamed') is not null").fetchone()[0]
 
 
-def test_replicas_stream_and_take_no_writes(running: Stack) -> None:
+def test_replicas_stream_and_refuse_writes(running: Stack) -> None:
     replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
     with psycopg.connect(running.database_url, autocommit=True) as primary:
         primary.execute("create table streamed as select 7 as n")
@@ -78,7 +78,7 @@ def test_replicas_stream_and_take_no_writes(running: Stack) -> None:
     eventually(lambda: running.behind() == {"replica_1": 0, "replica_2": 0})
 
 
-def test_passwords_are_asked_for(running: Stack) -> None:
+def test_servers_refuse_wrong_or_missing_passwords(running: Stack) -> None:
     replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
     for url in [running.database_url, *replicas]:
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -95,18 +95,18 @@ def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
     return {(used.laddr.ip, used.laddr.port) for used in found if used.status == psutil.CONN_LISTEN}
 
 
-def test_nothing_listens_beyond_loopback(running: Stack) -> None:
+def test_servers_listen_on_loopback_only(running: Stack) -> None:
     seen = listening(pid for server in running.servers for pid in server.pids())
     assert {address for address, _ in seen} == {"127.0.0.1"}
     assert {server.port for server in running.servers} <= {port for _, port in seen}
 
 
-def test_the_control_another_address_is_seen() -> None:
+def test_the_control_a_listener_on_another_address_is_found() -> None:
     with socket.create_server(("127.0.0.2", 0)) as elsewhere:
         assert elsewhere.getsockname() in listening([os.getpid()])
 
 
-def test_metrics_are_for_this_machine_only(running: Stack) -> None:
+def test_nginx_serves_metrics_to_loopback_only(running: Stack) -> None:
     """A visitor from elsewhere: 127.0.0.2 is not 127.0.0.1. The control: every other page is theirs."""
     answers = {}
     for path in ("/metrics", "/"):
@@ -122,7 +122,7 @@ def port_of(stack: Stack) -> int:
     return int(stack.url.rpartition(":")[2])
 
 
-def test_nginx_logs_json_and_forwards_what_it_knows(running: Stack) -> None:
+def test_nginx_logs_json_and_overwrites_forwarded_headers(running: Stack) -> None:
     headers = get(f"{running.url}/headers?secret=1", **{"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6"})
     assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
     lines = eventually(lambda: running.access_log.read_text().splitlines())
@@ -137,7 +137,7 @@ def test_both_instances_get_requests(running: Stack) -> None:
     assert len({get(running.url)["pid"] for _ in range(20)}) == 2
 
 
-def test_down_leaves_neither_process_nor_port_nor_folder() -> None:
+def test_stop_leaves_no_process_port_or_folder() -> None:
     stack = Stack(settings_for(replicas=1))
     with stack:
         pids = [pid for server in stack.servers for pid in server.pids()]
@@ -154,7 +154,7 @@ def test_down_leaves_neither_process_nor_port_nor_folder() -> None:
     stack.stop()  # twice is once
 
 
-def test_each_start_has_passwords_of_its_own() -> None:
+def test_each_start_generates_new_passwords() -> None:
     secrets = []
     stack = Stack(small())
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_each_start_has_passwords_of_its_own() -> None:
     assert len(set(secrets)) == len(secrets) == 2
 
 
-def test_a_worker_that_outlives_granian_is_still_ours() -> None:
+def test_worker_that_outlives_the_granian_main_process_is_stopped() -> None:
     with Stack(small()) as stack:
         app = next(server for server in stack.servers if server.kind == "app")
         main, worker = app.pids()
@@ -174,7 +174,7 @@ def test_a_worker_that_outlives_granian_is_still_ours() -> None:
     assert not lives(worker)
 
 
-def test_without_its_worker_the_instance_ends_and_is_reported() -> None:
+def test_instance_without_worker_is_reported_as_ended() -> None:
     with Stack(small()) as stack:
         app = next(server for server in stack.servers if server.kind == "app")
         psutil.Process(app.pids()[-1]).kill()
@@ -183,7 +183,7 @@ def test_without_its_worker_the_instance_ends_and_is_reported() -> None:
             get(stack.url)
 
 
-def test_a_server_that_fails_ends_the_others_and_is_quoted(tmp_path: Path) -> None:
+def test_failed_server_stops_the_others_and_is_quoted(tmp_path: Path) -> None:
     broken = tmp_path / "redis-server"
     broken.write_text("#!/bin/sh\necho 'bad luck today'\nexit 7\n")
     broken.chmod(0o755)
@@ -210,7 +210,7 @@ def _open(program: Path) -> Path:
     return Path(shutil.copy(program, folder))
 
 
-def test_a_ready_path_that_says_no_is_named() -> None:
+def test_failing_ready_path_is_named_in_the_error() -> None:
     with pytest.raises(StackError, match=r"app was not ready within 1.5 s: GET /broken answers 503"):
         Stack(small(service={"ready_path": "/broken"}, start_timeout_s=1.5)).start()
 
@@ -233,7 +233,7 @@ def test_a_ready_path_that_says_no_is_named() -> None:
         ("plain:not_an_app", StackError, "plain:not_an_app is a str, not an ASGI app"),
     ],
 )
-def test_an_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str, crooked: None) -> None:
+def test_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str, crooked: None) -> None:
     with pytest.raises(error) as caught:
         Stack(small(app)).start()
     assert said in str(caught.value)
@@ -249,12 +249,12 @@ def crooked() -> Iterator[None]:
     file.unlink()
 
 
-def test_an_app_can_be_made_by_a_factory() -> None:
+def test_app_factory() -> None:
     with Stack(small("plain:make", service={"factory": True})) as stack:
         assert get(stack.url)["pid"]
 
 
-def test_without_nginx_the_instance_is_the_front_door() -> None:
+def test_without_nginx_the_first_instance_is_the_front_door() -> None:
     port = free_port()
     with Stack(small(nginx=False, port=port)) as stack:
         assert stack.url == f"http://127.0.0.1:{port}"
@@ -262,7 +262,7 @@ def test_without_nginx_the_instance_is_the_front_door() -> None:
         assert get(stack.url)["pid"]
 
 
-def test_without_an_app_there_are_the_data_servers() -> None:
+def test_without_an_app_only_data_servers_run() -> None:
     with Stack(small("")) as stack:
         assert kinds(stack) == ["redis"]
         with pytest.raises(StackError, match="no app"):
@@ -270,7 +270,7 @@ def test_without_an_app_there_are_the_data_servers() -> None:
 
 
 @pytest.mark.parametrize("nginx", [True, False])
-def test_a_taken_port_is_named(nginx: bool) -> None:
+def test_taken_port_is_named_in_the_error(nginx: bool) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -279,7 +279,7 @@ def test_a_taken_port_is_named(nginx: bool) -> None:
             Stack(small(port=port, nginx=nginx)).start()
 
 
-def test_prepare_runs_once_before_the_app_and_reaches_the_replicas() -> None:
+def test_prepare_runs_before_the_app_and_is_replayed_by_replicas() -> None:
     service = {"prepare": "preparing:fill"}
     with Stack(settings_for(service=service, replicas=1)) as stack:
         url = stack.environment["DATABASE_REPLICA_URLS"]
@@ -301,13 +301,13 @@ def test_prepare_may_be_a_command(tmp_path: Path) -> None:
         ("sh -c 'echo $REDIS_URL; exit 3'", "prepare failed (exit status 3); its last lines:\n  redis://:…@"),
     ],
 )
-def test_a_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> None:
+def test_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> None:
     with pytest.raises(StackError) as caught:
         Stack(small(service={"prepare": prepare})).start()
     assert said in str(caught.value)
 
 
-def test_an_interrupted_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
     def press(line: str) -> None:
         if line.startswith("redis"):
             signal.raise_signal(signal.SIGINT)
@@ -318,7 +318,7 @@ def test_an_interrupted_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert stacks() == before
 
 
-def test_the_control_an_interrupted_start_that_does_not_stop_leaves_everything(
+def test_the_control_interrupted_start_without_stop_leaves_servers_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def press(line: str) -> None:
@@ -337,7 +337,7 @@ def test_the_control_an_interrupted_start_that_does_not_stop_leaves_everything(
     assert stacks() == before
 
 
-def test_the_stack_of_a_parent_process_is_not_stopped_by_its_child(running: Stack) -> None:
+def test_forked_child_does_not_stop_the_stack_of_its_parent(running: Stack) -> None:
     import os
 
     if (child := os.fork()) == 0:

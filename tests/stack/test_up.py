@@ -57,7 +57,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return said
 
 
-def test_it_says_what_runs_where_follows_the_logs_and_keeps_passwords(tmp_path: Path) -> None:
+def test_up_lists_servers_follows_logs_and_hides_passwords(tmp_path: Path) -> None:
     before = stacks()
     with started("plain:app", "--port", "0", "--instances", "2", "--replicas", "1") as process:
         said = read_until(process, "Ctrl-C stops everything")
@@ -88,7 +88,7 @@ def test_it_says_what_runs_where_follows_the_logs_and_keeps_passwords(tmp_path: 
         assert stacks() == before
 
 
-def test_json_is_one_object_and_nothing_else() -> None:
+def test_json_output_is_one_object() -> None:
     with started("plain:app", "--port", "0", "--json") as process:
         told = json.loads(process.stdout.readline())
         assert {server["kind"] for server in told["servers"]} == {"app", "nginx", "primary", "redis"}
@@ -103,7 +103,7 @@ def test_json_is_one_object_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.1])
-def test_a_second_ctrl_c_leaves_nothing_either(pause_s: float) -> None:
+def test_repeated_ctrl_c_leaves_nothing_running(pause_s: float) -> None:
     before = stacks()
     with started("plain:app", "--port", "0", "--json") as process:
         pids = [pid for server in json.loads(process.stdout.readline())["servers"] for pid in server["pids"]]
@@ -116,7 +116,7 @@ def test_a_second_ctrl_c_leaves_nothing_either(pause_s: float) -> None:
         assert stacks() == before
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
+def test_ctrl_c_during_start_leaves_nothing_running() -> None:
     before = stacks()
     with started("plain:app", "--port", "0", "--replicas", "2") as process:
         (folder,) = eventually(lambda: set(stacks()) - set(before))
@@ -127,7 +127,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
         assert stacks() == before
 
 
-def test_an_instance_that_dies_is_reported_and_a_lost_front_door_is_the_end() -> None:
+def test_dead_instance_is_reported_and_dead_nginx_ends_the_stack() -> None:
     before = stacks()
     with started("plain:app", "--port", "0", "--json", "--instances", "2") as process:
         told = json.loads(process.stdout.readline())
@@ -154,7 +154,7 @@ def test_an_instance_that_dies_is_reported_and_a_lost_front_door_is_the_end() ->
         (("lacking:app",), "tenfold: cannot import lacking: No module named 'no_such_library'"),
     ],
 )
-def test_what_cannot_run_is_one_sentence(arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_app_is_one_sentence(arguments: tuple[str, ...], said: str) -> None:
     with started(*arguments) as process:
         out, errors = process.communicate(timeout=30)
         assert process.returncode == 2
@@ -175,7 +175,7 @@ def test_masked(url: str, shown: str) -> None:
     assert masked(url) == shown
 
 
-def test_a_tail_gives_whole_lines_and_not_all_of_very_many(tmp_path: Path) -> None:
+def test_tail_returns_whole_lines_and_skips_the_excess(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
     tail = Tail(path)
@@ -189,6 +189,6 @@ def test_a_tail_gives_whole_lines_and_not_all_of_very_many(tmp_path: Path) -> No
         assert tail.news() == []
 
 
-def test_a_line_of_the_access_log_that_is_no_json_is_shown_as_it_is() -> None:
+def test_access_log_line_that_is_not_json_is_shown_unchanged() -> None:
     assert request_line("oops", {}) == "oops"
     assert request_line("{}", {}) == "{}"

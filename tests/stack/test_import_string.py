@@ -10,7 +10,7 @@ from tenfold.stack.targets import is_target, missing_module
 
 
 @pytest.mark.parametrize("text", ["app:app", "shop.app:app", "a.b.c:make.app", "größe:x"])
-def test_targets(text: str) -> None:
+def test_valid_import_strings(text: str) -> None:
     assert is_target(text)
 
 
@@ -18,11 +18,11 @@ def test_targets(text: str) -> None:
     "text",
     ["", "app", "app:", ":app", "a b:c", "a:b c", "a.:b", "1a:b", "a:b:c", "a/b.py:app", "a:b()", "a:b\n"],
 )
-def test_other_text(text: str) -> None:
+def test_invalid_import_strings(text: str) -> None:
     assert not is_target(text)
 
 
-def test_what_is_missing_is_named_and_nothing_is_run(tmp_path: Path) -> None:
+def test_missing_module_is_found_without_importing(tmp_path: Path) -> None:
     package = tmp_path / "shop_of_test"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('was run')\n")
