@@ -96,7 +96,9 @@ def test_my_orders_send_a_statement_per_order_and_per_product(
     assert len({sql for sql, _ in more}) == 2  # two statements, over and over
 
 
-def test_the_control_a_page_of_products_sends_two_statements(app: ModuleType, statements: list[Statement]) -> None:
+def test_the_control_a_page_of_products_sends_two_statements(
+    app: ModuleType, statements: list[Statement]
+) -> None:
     """The control: what is counted above is the endpoint's doing and not the counter's."""
     assert len(ask(app, "/api/products").json()["products"]) == 20
     assert len(statements) == 3  # the login, the total, the page

@@ -1,6 +1,6 @@
-"""Limits find the knee of a service whose capacity is known, follow it, and leave a calm service alone.
+"""Limits find the knee of a service of known capacity, follow it, and do not disturb a service below it.
 
-The service is virtual (virtual.py): the gate and the limits are the real ones, only time is not.
+The service is virtual (support/virtual.py); admission control and limits are the real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def noisy(seconds: float) -> Draw:
 
 
 def goodput(outcomes: list[Outcome], *, slow_s: float, begin: float = 0.0, end: float = 1e9) -> float:
-    """Answers within the objective, per second of due time."""
+    """Return the answers within the objective, per second of due time."""
     some = [outcome for outcome in outcomes if begin <= outcome.arrival.due_s < end]
     good = sum(outcome.latency_s <= slow_s for outcome in some)
     return good / (some[-1].arrival.due_s - begin)
@@ -106,7 +106,7 @@ def test_limit_recovers_after_an_overload() -> None:
 
 
 def slower_without_a_queue(limit: GradientLimit) -> float:
-    """What a service refuses whose requests take three times as long all of a sudden, with room for them."""
+    """Return the share refused after requests become three times as slow, without a queue."""
     service = VirtualService(limit, 400, pace=lambda now: 3.0 if now > 10 else 1.0)
     return refused(service.run(poisson(800, 25, work=steady(0.05))), begin=17)
 
@@ -121,12 +121,12 @@ def test_the_control_without_dips_it_is_throttled(monkeypatch: pytest.MonkeyPatc
 
 
 def lowest_after_a_change(*, kinds: bool) -> float:
-    """How low the limit falls, beside what it was, when dear requests take the place of cheap ones."""
+    """Return the lowest limit, relative to before, after expensive requests replace cheap ones."""
     service = VirtualService(GradientLimit(), 100)
     cheap = [*poisson(4000, 10, work=steady(0.005), kind="cheap")]
-    few = [*poisson(20, 10, work=steady(0.1), kind="dear" if kinds else "cheap", seed=3)]
-    dear = poisson(300, 10, work=steady(0.1), kind="dear" if kinds else "cheap", seed=2)
-    later = [Arrival(arrival.due_s + 10, arrival.work_s, arrival.kind) for arrival in dear]
+    few = [*poisson(20, 10, work=steady(0.1), kind="expensive" if kinds else "cheap", seed=3)]
+    expensive = poisson(300, 10, work=steady(0.1), kind="expensive" if kinds else "cheap", seed=2)
+    later = [Arrival(arrival.due_s + 10, arrival.work_s, arrival.kind) for arrival in expensive]
     service.run(iter(sorted([*cheap, *few, *later], key=lambda arrival: arrival.due_s)))
     before = [limit for moment, limit in service.limits if moment < 10][-1]
     return min(limit for moment, limit in service.limits if moment > 10.2) / before
@@ -157,13 +157,13 @@ def test_dropped_requests_lower_the_limit() -> None:
 
 def test_limits_stay_within_their_bounds() -> None:
     rng, now = random.Random(1), 0.0
-    limits = [GradientLimit(least=3, most=30), AIMDLimit(target_s=0.05, least=3, most=30)]
+    limits = [GradientLimit(minimum=3, maximum=30), AIMDLimit(target_s=0.05, minimum=3, maximum=30)]
     for _ in range(20_000):
         now += rng.expovariate(500)
         for limit in limits:
-            taken = rng.choice([0.0, 0.001, 0.05, 5.0])
+            latency_s = rng.choice([0.0, 0.001, 0.05, 5.0])
             limit.record(
-                now - taken,
+                now - latency_s,
                 now,
                 in_flight=rng.randrange(1, 40),
                 kind=rng.random(),
@@ -171,4 +171,4 @@ def test_limits_stay_within_their_bounds() -> None:
             )
             assert 1 <= limit.limit <= 30
     assert isinstance(limits[0], GradientLimit)
-    assert len(limits[0]._unloaded) <= GradientLimit.KINDS + 1
+    assert len(limits[0]._unloaded) <= GradientLimit.MAX_KINDS + 1

@@ -1,4 +1,4 @@
-"""Rates hold in any window, whatever is asked when; on a real Redis whatever happens at once."""
+"""Rate limits hold in any window; on a real Redis also under concurrency."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from tenfold.overload.ratelimiter import RateLimiter
 from tenfold.overload.redis import RedisRates
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_redis
+from tests.support.waiting import eventually
 
 # ------------------------------------------------------------------ the decision
 
 steps = st.lists(
     st.tuples(st.floats(0, 3, allow_nan=False), st.integers(1, 3)), min_size=1, max_size=60
-)  # how long after the one before, and its cost
+)  # seconds after the one before, and its cost
 
 
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(1, 10))
@@ -49,9 +50,7 @@ def test_any_window_admits_at_most_burst_plus_rate(
 
 
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(3, 10))
-def test_retry_after_is_exact(
-    asked: list[tuple[float, int]], rate: float, burst: int
-) -> None:
+def test_retry_after_is_exact(asked: list[tuple[float, int]], rate: float, burst: int) -> None:
     now, tat = 1000.0, None
     for pause, cost in asked:
         now += pause / rate / 4
@@ -96,15 +95,23 @@ def test_invalid_rates_are_refused(rate: float, burst: int) -> None:
 def test_memory_rates_bound_their_keys() -> None:
     async def test() -> None:
         now = 0.0
-        store = MemoryRates(most_keys=10, clock=lambda: now)
+        store = MemoryRates(max_keys=10, clock=lambda: now)
         for number in range(100):
             assert (await store.take(str(number), Rate(1, 1))).allowed
             assert len(store._tats) <= 10
-        assert not (await store.take("99", Rate(1, 1))).allowed  # the newest are those that are kept
+        assert not (await store.take("99", Rate(1, 1))).allowed  # the newest are kept
         now = 2.0
         assert (await store.take("99", Rate(1, 1))).allowed
 
     asyncio.run(test())
+
+
+def accepts_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -118,21 +125,14 @@ def redis_url(
     command = [program.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     folder = tmp_path_factory.mktemp("redis")
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "Redis does not start"
-            time.sleep(0.02)
+    eventually(lambda: accepts_connections(port), within_s=10)
     yield f"redis://127.0.0.1:{port}"
     server.kill()
     server.wait()
 
 
 class ReadThenWrite:
-    """What not to do: Redis keeps the moment, Python decides."""
+    """The mistake: Redis keeps the moment, Python decides."""
 
     def __init__(self, client: Redis) -> None:
         self.client = client
@@ -173,7 +173,7 @@ def test_the_control_read_then_write_exceeds_the_burst(redis_url: str) -> None:
 
 @pytest.mark.parametrize("rate", [Rate(3, 1), Rate(1000 / 7, 5), Rate(0.001, 2), Rate(5e5, 3)])
 def test_redis_agrees_with_the_pure_function(redis_url: str, rate: Rate) -> None:
-    """Also where a unit is no whole number of microseconds."""
+    """Also where a unit is not a whole number of microseconds."""
 
     async def test() -> None:
         store = RedisRates(redis_url, timeout_s=10)
@@ -184,7 +184,7 @@ def test_redis_agrees_with_the_pure_function(redis_url: str, rate: Rate) -> None
             assert first.remaining == rate.burst - 1
             assert first.reset_s == pytest.approx(1 / rate.rate, abs=2e-6)
             lives_ms = await client.pttl("tenfold:rate:key")
-            assert lives_ms != -1  # for ever
+            assert lives_ms != -1  # without expiry
             assert lives_ms <= 1000 / rate.rate + 1
             too_much = await store.take("other", rate, rate.burst + 1)
             assert (too_much.allowed, too_much.retry_after_s) == (False, float("inf"))
@@ -245,7 +245,7 @@ async def ask(limiter: RateLimiter, user: str = "ann", path: str = "/") -> tuple
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
-class Noting(MemoryRates):
+class RecordingStore(MemoryRates):
     def __init__(self) -> None:
         super().__init__()
         self.keys: list[str] = []
@@ -255,7 +255,7 @@ class Noting(MemoryRates):
         return await super().take(key, rate, cost)
 
 
-class Gone:
+class UnavailableStore:
     asked = 0
 
     async def take(self, key: str, rate: Rate, cost: int = 1) -> Any:
@@ -270,7 +270,7 @@ def limiter(store: Any, **options: Any) -> RateLimiter:
 
 def test_requests_beyond_the_rate_get_429_with_retry_after() -> None:
     async def test() -> None:
-        store = Noting()
+        store = RecordingStore()
         limited = limiter(store, name="api", secret=b"pepper")
         status, headers = await ask(limited)
         assert (status, headers[b"x-own"]) == (200, b"1")
@@ -293,13 +293,13 @@ def test_requests_beyond_the_rate_get_429_with_retry_after() -> None:
 @pytest.mark.parametrize(("policy", "expected"), [("open", 200), ("closed", 503)])
 def test_unavailable_store_fails_open_or_closed_as_configured(policy: str, expected: int) -> None:
     async def test() -> None:
-        store = Gone()
+        store = UnavailableStore()
         limited = limiter(store, when_down=policy, pause_s=60)
         for _ in range(5):
             status, headers = await ask(limited)
             assert status == expected
             assert (b"retry-after" in headers) == (expected == 503)
-        assert store.asked == 1  # and is left alone for a while
+        assert store.asked == 1  # then the breaker is open
 
     asyncio.run(test())
 
@@ -309,7 +309,7 @@ def test_shadow_mode_refuses_nothing() -> None:
         registry = CollectorRegistry()
         limited = limiter(MemoryRates(), shadow=True, metrics=True, registry=registry)
         assert [(await ask(limited))[0] for _ in range(5)] == [200] * 5
-        assert limited.refused == 3
+        assert limited.refused_count == 3
         assert (
             'tenfold_rate_limited_total{mode="shadow",policy="default"} 3.0'
             in exposition(registry=registry).decode()

