@@ -26,9 +26,7 @@ def profile(url: str, token: str) -> int:
     return httpx.get(f"{url}/api/user/profile", headers={"Authorization": f"Bearer {token}"}).status_code
 
 
-def test_all_instances_share_logins_and_logouts(
-    url: str, redis_url: str, tmp_path: Path
-) -> None:
+def test_all_instances_share_logins_and_logouts(url: str, redis_url: str, tmp_path: Path) -> None:
     with shop_service.serving(SCALED, url, redis_url, tmp_path / "second") as second:
         with shop_service.serving(SCALED, url, redis_url, tmp_path / "first") as first:
             token = httpx.post(f"{first}/login", json=CREDENTIALS).json()["token"]
@@ -39,9 +37,7 @@ def test_all_instances_share_logins_and_logouts(
             assert profile(third, token) == profile(second, token) == 401
 
 
-def test_without_redis_the_catalogue_works_and_sessions_are_503(
-    url: str, tmp_path: Path
-) -> None:
+def test_without_redis_the_catalogue_works_and_sessions_are_503(url: str, tmp_path: Path) -> None:
     with shop_service.serving(SCALED, url, "redis://127.0.0.1:1/0", tmp_path / "log") as alone:
         assert httpx.get(f"{alone}/api/products").status_code == 200
         answer = httpx.get(f"{alone}/api/orders", headers={"Authorization": f"Bearer {'x' * 22}.{'y' * 43}"})

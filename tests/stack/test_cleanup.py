@@ -1,4 +1,4 @@
-"""What a killed owner leaves is ended by the next start; what a living one owns is not touched."""
+"""The next start ends what a killed owner left, and leaves the stack of a running owner alone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from tenfold.stack import Stack, cleanup, workdir
-from tenfold.stack.processes import MARK, Leader, leader_of
-from tests.stack.conftest import HERE, SOURCES, eventually, lives, python, small
+from tenfold.stack.processes import MARK, SessionLeader
+from tests.stack.conftest import HERE, SOURCES, lives, python, small
+from tests.support.waiting import eventually
 
 ROOT = HERE.parents[2]
 
@@ -40,7 +41,7 @@ def test_next_start_ends_and_removes_the_stack_of_a_killed_owner() -> None:
     with owner("database") as (process, told):
         process.kill()
         process.wait()
-        assert all(lives(pid) for pid in told["pids"])  # the damage: everything goes on without an owner
+        assert all(lives(pid) for pid in told["pids"])  # the damage: servers without an owner
         with Stack(small("")):
             assert not [pid for pid in told["pids"] if lives(pid)]
             assert not Path(told["folder"]).exists()
@@ -84,28 +85,30 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def dead_stack(*entries: cleanup.Entry) -> Path:
-    """The folder of a stack whose owner is gone."""
+def dead_stack(*entries: cleanup.RegisteredProgram) -> Path:
+    """Make the folder of a stack whose owner is gone."""
     folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
-    gone = Leader(os.getpid(), "another process that once had this pid")
-    cleanup.write(folder, cleanup.Ledger(owner=gone, entries=entries))
+    gone = SessionLeader(os.getpid(), "another process that once had this pid")
+    cleanup.write_registry(folder, cleanup.ProcessRegistry(owner=gone, entries=entries))
     return folder
 
 
 def test_process_with_a_recycled_pid_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
-    entry = cleanup.Entry("redis", Leader(stranger.pid, "when another process had this pid"), 15)
+    entry = cleanup.RegisteredProgram(
+        "redis", SessionLeader(stranger.pid, "when another process had this pid"), 15
+    )
     folder = dead_stack(entry)
-    cleanup.clean(workdir.parent_folder())
+    cleanup.clean_up(workdir.parent_folder())
     assert not folder.exists()
     assert stranger.poll() is None
-    # The same ledger with the right start time: it was the guard that spared it.
-    dead_stack(cleanup.Entry("redis", leader_of(stranger.pid), 15))
-    cleanup.clean(workdir.parent_folder())
+    # The control: with the right start time in the registry it is ended.
+    dead_stack(cleanup.RegisteredProgram("redis", SessionLeader.of(stranger.pid), 15))
+    cleanup.clean_up(workdir.parent_folder())
     assert eventually(lambda: stranger.poll() is not None)
 
 
 def test_unregistered_process_is_found_by_its_mark() -> None:
-    """The owner may be killed between a start and its entry in the ledger."""
+    """The owner may be killed between a start and its entry in the registry."""
     folder = dead_stack()
     command = [sys.executable, "-c", "input()"]
     marked, other = (
@@ -115,7 +118,7 @@ def test_unregistered_process_is_found_by_its_mark() -> None:
         for mark in (str(folder), f"{folder}x")
     )
     try:
-        cleanup.clean(workdir.parent_folder())
+        cleanup.clean_up(workdir.parent_folder())
         assert eventually(lambda: marked.poll() is not None)
         assert other.poll() is None
     finally:
@@ -127,7 +130,7 @@ def test_unregistered_process_is_found_by_its_mark() -> None:
 def test_foreign_process_inside_the_folder_is_left_alone() -> None:
     folder = dead_stack()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=folder) as visitor:
-        cleanup.clean(workdir.parent_folder())
+        cleanup.clean_up(workdir.parent_folder())
         assert not folder.exists()
         assert visitor.poll() is None
         visitor.kill()
@@ -136,7 +139,7 @@ def test_foreign_process_inside_the_folder_is_left_alone() -> None:
 def test_folder_without_a_registry_is_removed() -> None:
     folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
     (folder / "half").mkdir()
-    assert cleanup.clean(workdir.parent_folder()) == [folder]
+    assert cleanup.clean_up(workdir.parent_folder()) == [folder]
     assert not folder.exists()
 
 
@@ -145,7 +148,7 @@ def test_symbolic_link_in_the_parent_folder_is_not_followed(tmp_path: Path) -> N
     link = workdir.parent_folder() / "link"
     link.symlink_to(tmp_path)
     try:
-        cleanup.clean(workdir.parent_folder())
+        cleanup.clean_up(workdir.parent_folder())
         assert (tmp_path / "precious").exists()
     finally:
         link.unlink()

@@ -1,4 +1,4 @@
-"""package.module:attribute, looked up without running it."""
+"""Import strings, checked without importing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.stack.targets import is_target, missing_module
+from tenfold.stack.import_string import is_import_string, missing_module
 
 
 @pytest.mark.parametrize("text", ["app:app", "shop.app:app", "a.b.c:make.app", "größe:x"])
 def test_valid_import_strings(text: str) -> None:
-    assert is_target(text)
+    assert is_import_string(text)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_valid_import_strings(text: str) -> None:
     ["", "app", "app:", ":app", "a b:c", "a:b c", "a.:b", "1a:b", "a:b:c", "a/b.py:app", "a:b()", "a:b\n"],
 )
 def test_invalid_import_strings(text: str) -> None:
-    assert not is_target(text)
+    assert not is_import_string(text)
 
 
 def test_missing_module_is_found_without_importing(tmp_path: Path) -> None:

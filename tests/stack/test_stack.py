@@ -1,4 +1,4 @@
-"""The whole stack: what it gives, and that it leaves nothing behind."""
+"""The whole stack: what it provides, its errors, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tenfold import types
 from tenfold.errors import DependencyError, SettingsError, StackError
 from tenfold.stack import Stack
 from tenfold.stack.ports import free_port, is_free
-from tests.stack.conftest import eventually, lives, settings_for, small, stacks
+from tests.stack.conftest import HERE, lives, settings_for, small, stacks
+from tests.support.waiting import eventually
 
 
 def get(url: str, **headers: str) -> dict:
@@ -35,7 +36,7 @@ def kinds(stack: Stack) -> list[str]:
 
 def test_stack_satisfies_the_stack_protocol(running: Stack) -> None:
     expected: types.Stack = running
-    assert expected.app_folder == Path(__file__).parent
+    assert expected.app_folder == HERE
     assert kinds(running).index("primary") < kinds(running).index("replica") < kinds(running).index("app")
     assert kinds(running)[-1] == "nginx"
     for server in running.servers:
@@ -60,7 +61,7 @@ def test_app_gets_server_addresses_in_its_environment(running: Stack) -> None:
             assert connection.execute("select current_setting(%s)", [name]).fetchone() == ("on",)
 
 
-def arrived(replica: psycopg.Connection) -> bool:
+def is_replayed(replica: psycopg.Connection) -> bool:
     return replica.execute("select to_regclass('streamed') is not null").fetchone()[0]
 
 
@@ -70,12 +71,12 @@ def test_replicas_stream_and_refuse_writes(running: Stack) -> None:
         primary.execute("create table streamed as select 7 as n")
         for url in replicas:
             with psycopg.connect(url, autocommit=True) as replica:
-                eventually(lambda connection=replica: arrived(connection))
+                eventually(lambda connection=replica: is_replayed(connection))
                 assert replica.execute("select n from streamed").fetchone() == (7,)
                 with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
                     replica.execute("delete from streamed")
         primary.execute("drop table streamed")
-    eventually(lambda: running.behind() == {"replica_1": 0, "replica_2": 0})
+    eventually(lambda: running.replication_lag_bytes() == {"replica_1": 0, "replica_2": 0})
 
 
 def test_servers_refuse_wrong_or_missing_passwords(running: Stack) -> None:
@@ -90,7 +91,7 @@ def test_servers_refuse_wrong_or_missing_passwords(running: Stack) -> None:
 
 
 def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
-    """Address and port of everything that these processes listen on."""
+    """Return address and port of every listening socket of these processes."""
     found = [used for pid in pids for used in psutil.Process(pid).net_connections("inet")]
     return {(used.laddr.ip, used.laddr.port) for used in found if used.status == psutil.CONN_LISTEN}
 
@@ -107,13 +108,13 @@ def test_the_control_a_listener_on_another_address_is_found() -> None:
 
 
 def test_nginx_serves_metrics_to_loopback_only(running: Stack) -> None:
-    """A visitor from elsewhere: 127.0.0.2 is not 127.0.0.1. The control: every other page is theirs."""
+    """A client from 127.0.0.2 is not allowed. The control: it gets every other page."""
     answers = {}
     for path in ("/metrics", "/"):
-        visitor = http.client.HTTPConnection("127.0.0.1", port_of(running), source_address=("127.0.0.2", 0))
-        visitor.request("GET", path)
-        answers[path] = visitor.getresponse().status
-        visitor.close()
+        client = http.client.HTTPConnection("127.0.0.1", port_of(running), source_address=("127.0.0.2", 0))
+        client.request("GET", path)
+        answers[path] = client.getresponse().status
+        client.close()
     assert answers == {"/metrics": 403, "/": 200}
     assert get(f"{running.url}/metrics")["pid"]
 
@@ -151,7 +152,7 @@ def test_stop_leaves_no_process_port_or_folder() -> None:
     assert all(is_free(port) for port in ports)
     assert folder not in stacks()
     assert len(set(passwords)) == 3
-    stack.stop()  # twice is once
+    stack.stop()  # stopping twice does nothing
 
 
 def test_each_start_generates_new_passwords() -> None:
@@ -169,8 +170,8 @@ def test_worker_that_outlives_the_granian_main_process_is_stopped() -> None:
         main, worker = app.pids()
         psutil.Process(main).kill()
         eventually(lambda: app.pids() == (worker,))
-        assert get(app.url)["pid"] == worker  # it goes on serving: a stack that went by pids would lose it
-        assert stack.ended() == []
+        assert get(app.url)["pid"] == worker  # it goes on serving; the main pid alone would miss it
+        assert stack.ended_servers() == []
     assert not lives(worker)
 
 
@@ -178,7 +179,7 @@ def test_instance_without_worker_is_reported_as_ended() -> None:
     with Stack(small()) as stack:
         app = next(server for server in stack.servers if server.kind == "app")
         psutil.Process(app.pids()[-1]).kill()
-        eventually(lambda: stack.ended() == [app])
+        eventually(lambda: stack.ended_servers() == [app])
         with pytest.raises(urllib.error.HTTPError, match="502"):
             get(stack.url)
 
@@ -191,7 +192,7 @@ def test_failed_server_stops_the_others_and_is_quoted(tmp_path: Path) -> None:
     before = stacks()
     pids = set(psutil.pids())
     with pytest.raises((StackError, DependencyError)) as caught:
-        Stack(settings_for(redis_server=_open(broken))).start()
+        Stack(settings_for(redis_server=_runnable_by_all(broken))).start()
     assert "redis ended before it was ready (exit status 7); its last lines:\n  bad luck today" in str(
         caught.value
     )
@@ -200,8 +201,8 @@ def test_failed_server_stops_the_others_and_is_quoted(tmp_path: Path) -> None:
     assert not [process for process in ours if process.name() in ("postgres", "initdb", "nginx")]
 
 
-def _open(program: Path) -> Path:
-    """A copy where another user can run it: pytest's folders are closed."""
+def _runnable_by_all(program: Path) -> Path:
+    """Return a copy that another user can run: pytest's folders are closed."""
     import shutil
     import tempfile
 
@@ -242,8 +243,8 @@ def test_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str
 
 @pytest.fixture(scope="module")
 def crooked() -> Iterator[None]:
-    """A file that no formatter has to read."""
-    file = Path(__file__).with_name("crooked.py")
+    """A file with a syntax error, hidden from formatters."""
+    file = HERE / "crooked.py"
     file.write_text("def app(:\n")
     yield
     file.unlink()
@@ -308,25 +309,25 @@ def test_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> N
 
 
 def test_interrupted_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(line: str) -> None:
+    def interrupt(line: str) -> None:
         if line.startswith("redis"):
             signal.raise_signal(signal.SIGINT)
 
     before = stacks()
     with pytest.raises(KeyboardInterrupt):
-        Stack(settings_for(), log=press).start()
+        Stack(settings_for(), log=interrupt).start()
     assert stacks() == before
 
 
 def test_the_control_interrupted_start_without_stop_leaves_servers_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def press(line: str) -> None:
+    def interrupt(line: str) -> None:
         if line.startswith("redis"):
             signal.raise_signal(signal.SIGINT)
 
     before = stacks()
-    stack = Stack(settings_for(), log=press)
+    stack = Stack(settings_for(), log=interrupt)
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(stack, "stop", lambda: None)

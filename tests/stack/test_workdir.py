@@ -1,4 +1,4 @@
-"""The folder of all stacks: ours alone, and one start at a time."""
+"""The parent folder of all stacks: private to its user, one start at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tenfold.stack import workdir
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the parent folder would be, and is not yet."""
+    """The path of a parent folder that does not exist yet."""
     folder = Path(tempfile.mkdtemp(prefix="e-"))
     folder.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -54,7 +54,7 @@ def test_parent_folder_of_another_user_is_refused(elsewhere: Path) -> None:
 def test_as_root_closed_temporary_folder_is_refused(elsewhere: Path) -> None:
     elsewhere.parent.chmod(0o700)
     with pytest.raises(StackError, match=r"is closed to other users.*set TMPDIR=/tmp"):
-        workdir.create()
+        workdir.create_workdir()
 
 
 def test_path_too_long_for_unix_sockets_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_path_too_long_for_unix_sockets_is_refused(elsewhere: Path, monkeypatch:
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     with pytest.raises(StackError, match="too long a path"):
-        workdir.create()
+        workdir.create_workdir()
 
 
 def test_lock_excludes_other_starts_and_is_released_when_its_holder_is_killed(elsewhere: Path) -> None:
@@ -71,8 +71,11 @@ def test_lock_excludes_other_starts_and_is_released_when_its_holder_is_killed(el
     command = [sys.executable, "-c", hold, str(parent / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
-        with pytest.raises(StackError, match="another start has held"), workdir.locked(parent, within_s=0.2):
+        with (
+            pytest.raises(StackError, match="another start has held"),
+            workdir.lock_parent(parent, timeout_s=0.2),
+        ):
             pass
         holder.kill()
-        with workdir.locked(parent, within_s=5):
+        with workdir.lock_parent(parent, timeout_s=5):
             pass

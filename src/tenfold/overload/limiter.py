@@ -37,8 +37,7 @@ class ConcurrencyLimiter:
     Beyond the limit a request waits for ``max_wait_s`` at most, a tenth of that while the overload lasts
     unless it is critical, among ``max_waiting`` others. One limiter is for one process and its event loop. A
     request counts as in flight until the app returns, background tasks included; its latency ends with the
-    last byte of its answer. Put endless answers (server-sent events) into ``exempt``. WebSockets are passed
-    on.
+    last byte of its answer. Put endless answers (server-sent events) into ``exempt``. WebSockets pass.
 
     Args:
         limit: the number of requests in flight; :class:`~tenfold.overload.limits.GradientLimit` by default.
@@ -51,8 +50,7 @@ class ConcurrencyLimiter:
         retry_after_s: whole seconds, from and to: each refused client gets a random one of them, so that they
             do not come back together.
         shadow: refuse no request, and only count those that would be refused: an estimate from the excess
-        over
-            the limit, which itself cannot act.
+            over the limit, which itself cannot act.
         metrics: export limit, requests in flight and refusals; needs prometheus-client.
         registry: of prometheus-client; None is its default one.
         clock: seconds, monotonic.

@@ -141,9 +141,8 @@ class GradientLimit:
     The differences, made for services in Python:
 
     - The slowdown is a ratio of sums over *kinds* of requests (routes, say), each relative to its own
-    unloaded
-      latency: a change of the mix does not change the limit. Gradient2's single average mistakes it for a
-      queue.
+      unloaded latency: a change of the mix does not change the limit. Gradient2's single average mistakes it
+      for a queue.
     - The unloaded latency is a minimum over ``memory_s`` and not a slow average, which under a lasting
       overload follows the queue and lets the limit grow for ever.
     - A minimum has to be measured again: while the limit is reached it dips for a moment, after ``probe_s``
