@@ -1,4 +1,4 @@
-"""A missing server skips a test here and fails it in CI."""
+"""The fixture requires_server: a missing server skips a test, and fails it in CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go down only and never in circles; files and folders stay small; a control for each rule."""
+"""Imports go down only, without cycles; files, folders and functions stay small."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_imports_go_down_only() -> None:
         ),
         ("settings/__init__.py", "import locust"),
         ("database/psycopg.py", "import tenfold.measure.trial"),
-        ("utils.py", ""),  # a module that stands on no floor
+        ("utils.py", ""),  # a module in no layer
     ],
 )
 def test_the_control_upward_import_is_found(copy: Path, file: str, line: str) -> None:
@@ -75,7 +75,7 @@ def test_the_control_upward_import_is_found(copy: Path, file: str, line: str) ->
 
 
 def import_cycle(tree: Path) -> list[str]:
-    """Modules each of which imports the next, imports inside functions and for types only included."""
+    """Return modules that import each other in a cycle, including imports in functions and for types only."""
     code = (
         "import json, grimp; g = grimp.build_graph('tenfold', cache_dir=None);"
         "print(json.dumps({m: sorted(g.find_modules_directly_imported_by(m)) for m in g.modules}))"

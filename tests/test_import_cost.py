@@ -1,4 +1,4 @@
-"""Whoever uses one piece loads that piece and the library it is about, nothing else."""
+"""Each module imports the library that it is about and no other heavy one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import tenfold
 
-# What costs more than a few milliseconds, or brings a runtime of its own.
+# Packages that take more than a few milliseconds to import, or start a runtime of their own.
 HEAVY = {
     "boto3",
     "celery",
@@ -41,9 +41,9 @@ HEAVY = {
     "zmq",
 }
 
-# What a module may load of it: the entry with the longest name that fits. A new folder may load nothing until
+# Which of them a module may load: the entry with the longest matching name. A new package may load none until
 # it has a line here.
-IN_THE_APP = {"msgspec"}  # what tenfold puts into somebody else's process
+IN_THE_APP = {"msgspec"}  # runs inside the user's process
 IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.requestline": {"pydantic"},
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": IN_THE_APP,
-    # redis-py looks for cryptography itself
+    # redis-py imports cryptography itself
     "tenfold.sessions.stores.redis": {"cryptography", "hiredis", "redis"},
     "tenfold.sessions.stores.sqlalchemy": {"sqlalchemy"},
     "tenfold.sessions.stores.sqlalchemy_statements": {"sqlalchemy"},
@@ -152,5 +152,5 @@ def test_help_is_fast() -> None:
         started = time.perf_counter()
         python("from tenfold.cli import main\nmain(['--help'])")
         times.append(time.perf_counter() - started)
-    # It takes a sixth of a second on an idle machine; a busy one gets thirty times that.
+    # It takes a sixth of a second on an idle machine; the limit is thirty times that.
     assert min(times) < 5

@@ -1,4 +1,4 @@
-"""The wheel holds the package and nothing else, and every version that is needed is pinned."""
+"""The wheel contains the package and nothing else, and every dependency is pinned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PINS = (ROOT / "requirements.txt").read_text().splitlines()
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, because setuptools writes into the tree that it builds."""
+    """The wheel, built from a copy, because setuptools writes into the tree that it builds."""
     copy = tmp_path_factory.mktemp("wheel") / "tree"
     kept_out = shutil.ignore_patterns(
         ".git", ".venv", "__pycache__", ".*_cache", "build", "*.egg-info", ".tenfold"

@@ -1,4 +1,4 @@
-"""nginx.conf: accepted by nginx, the newest and an old one, and nothing in it but what was meant."""
+"""nginx.conf is accepted by the newest nginx and an old one, and no value injects a directive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OF_UPSTREAM = set(Upstream.__dataclass_fields__)
 
 
 def text(nodes: tuple[Node, ...] = (Node(address="127.0.0.1:18081"),), **values: object) -> str:
-    """The configuration with ``values`` of the upstream or the front door."""
+    """Return the configuration with ``values`` of the upstream or the front door."""
     upstream = Upstream(nodes=nodes, **{name: values.pop(name) for name in OF_UPSTREAM & values.keys()})
     (file,) = render(
         FrontDoor(**{"listen": "127.0.0.1:18080", "version": NEW, "upstream": upstream, **values})
@@ -39,7 +39,7 @@ def nodes(*addresses: str, **values: object) -> tuple[Node, ...]:
 
 
 def debian_nginx() -> Path | None:
-    """Where .ci/run unpacks it: nothing is installed, no service runs."""
+    """Return Debian's nginx where .ci/run unpacked it, if it did."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     program = cache / "tenfold" / "debian-nginx" / "usr" / "sbin" / "nginx"
     return program if program.is_file() else None
@@ -47,14 +47,14 @@ def debian_nginx() -> Path | None:
 
 @pytest.fixture(params=["new", "old"])
 def nginx(request: pytest.FixtureRequest, requires_server: Callable) -> Path:
-    """The newest nginx that is here, and the one of Debian stable."""
+    """The newest installed nginx, and that of Debian stable."""
     if request.param == "old":
         return requires_server(debian_nginx(), "Debian's nginx")
     found = find_nginx(Settings())
     return requires_server(found and found.path, "nginx")
 
 
-def known_as(nginx: Path) -> tuple[int, ...]:
+def version_of(nginx: Path) -> tuple[int, ...]:
     told = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True)
     return version(re.search(r"nginx/([\d.]+)", told.stderr)[1])
 
@@ -83,7 +83,7 @@ CASES: list[dict] = [
 
 @pytest.mark.parametrize("values", CASES, ids=str)
 def test_nginx_accepts_the_configuration(values: dict, nginx: Path, tmp_path: Path) -> None:
-    told = accepted(nginx, text(**values, version=known_as(nginx)), tmp_path)
+    told = accepted(nginx, text(**values, version=version_of(nginx)), tmp_path)
     assert told.returncode == 0, told.stderr
     assert not re.search(r"\[(emerg|alert|crit|error)\]", told.stderr)
     assert [line for line in told.stderr.splitlines() if "[warn]" in line and '"user"' not in line] == []
@@ -95,7 +95,7 @@ def test_the_control_nginx_refuses_a_broken_configuration(nginx: Path, tmp_path:
 
 def test_directives_unknown_to_an_old_nginx_are_left_out(requires_server: Callable, tmp_path: Path) -> None:
     old = requires_server(debian_nginx(), "Debian's nginx")
-    if known_as(old) >= (1, 27, 4):
+    if version_of(old) >= (1, 27, 4):
         pytest.skip("Debian's nginx is no longer old")
     for directive, values in (
         ("sticky", {"method": "sticky"}),

@@ -1,4 +1,4 @@
-"""The shop's API: what every variant answers, whatever it does inside."""
+"""The shop's API, the same for every variant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXCHANGES = [
     ("GET", "/health/ready", None, False, 200),
     ("POST", "/login", CREDENTIALS, False, 200),
     ("POST", "/login", {**CREDENTIALS, "password": "wrong"}, False, 401),
-    ("POST", "/login", {**CREDENTIALS, "email": "nobody@shop.example"}, False, 401),
+    ("POST", "/login", {**CREDENTIALS, "email": "unknown@shop.example"}, False, 401),
     ("POST", "/login", {**CREDENTIALS, "email": "no address"}, False, 422),
     ("POST", "/login", {"email": "user1@shop.example"}, False, 422),
     ("POST", "/login", {**CREDENTIALS, "password": "x" * 201}, False, 422),

@@ -1,4 +1,4 @@
-"""The mistakes of `naive` are there: what the instrument names has to exist."""
+"""The mistakes of `naive` exist, so that a measurement can find them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.examples.support.shop_service import VARIANTS
 
 CREDENTIALS = {"email": "user7@shop.example", "password": "correct horse battery staple"}
 
-Statement = tuple[str, str]  # what was sent, and from where: "shop/naive/orders.py:48"
+Statement = tuple[str, str]  # the SQL, and its call site: "shop/naive/orders.py:48"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_my_orders_send_a_statement_per_order_and_per_product(
 def test_the_control_a_page_of_products_sends_two_statements(
     app: ModuleType, statements: list[Statement]
 ) -> None:
-    """The control: what is counted above is the endpoint's doing and not the counter's."""
+    """The statements counted above come from the endpoint, not from the counter."""
     assert len(ask(app, "/api/products").json()["products"]) == 20
     assert len(statements) == 3  # the login, the total, the page
 

@@ -1,4 +1,4 @@
-"""What `scaled` does where `naive` fails: see test_shop_naive.py for each one's control."""
+"""The remedies of `scaled` for the mistakes of `naive`; test_shop_naive.py has the controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The locustfile runs under plain Locust, and `tenfold.toml` names what there is."""
+"""The locustfile runs in plain Locust, and `tenfold.toml` names existing files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ print(json.dumps([task.__name__ for task in scenario.Shopper.tasks]))
 
 
 def python(code: str, *arguments: str | Path) -> str:
-    """What ``code`` prints in a process of its own: gevent and the variants' engines stay out of this one."""
-    env = shop_service.environment("postgresql://nobody@127.0.0.1:1/nothing")
+    """Return the output of ``code`` in another process: gevent and the engines stay out of this one."""
+    env = shop_service.environment("postgresql://user@127.0.0.1:1/nothing")
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=env,
