@@ -50,7 +50,7 @@ def test_parent_folder_of_another_user_is_refused(elsewhere: Path) -> None:
         workdir.parent_folder()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another user")
 def test_as_root_closed_temporary_folder_is_refused(elsewhere: Path) -> None:
     elsewhere.parent.chmod(0o700)
     with pytest.raises(StackError, match=r"is closed to other users.*set TMPDIR=/tmp"):

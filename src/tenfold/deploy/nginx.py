@@ -119,7 +119,7 @@ def _main(door: FrontDoor) -> str:
     )
 
 
-def _indented(lines: Iterable[str], depth: int) -> str:
+def _indent(lines: Iterable[str], depth: int) -> str:
     return "".join(f"{' ' * depth}{line}\n" for line in lines)
 
 
@@ -149,7 +149,7 @@ def _http(door: FrontDoor, app: Fragment) -> str:
     # Load generators keep their connections: do not make them reconnect.
     keepalive_timeout 75s;
     keepalive_requests 1000000;
-{_indented(_keepalive_min_timeout(door), 4)}\
+{_indent(_keepalive_min_timeout(door), 4)}\
     client_header_timeout {read_timeout};
     client_body_timeout {read_timeout};
     send_timeout {read_timeout};
@@ -162,7 +162,7 @@ def _http(door: FrontDoor, app: Fragment) -> str:
         ""      "";
     }}
 
-{_indented(app.http, 4)}"""
+{_indent(app.http, 4)}"""
 
 
 def _server(door: FrontDoor, app: Fragment) -> str:
@@ -182,7 +182,7 @@ def _server(door: FrontDoor, app: Fragment) -> str:
         proxy_set_header Forwarded "";
         proxy_set_header X-Real-IP $remote_addr;
         proxy_set_header X-Request-ID $request_id;
-{_indented(app.server, 8)}\
+{_indent(app.server, 8)}\
         proxy_buffer_size 16k;
         proxy_buffers 16 16k;
         proxy_busy_buffers_size 64k;

@@ -65,11 +65,12 @@ def decide(tat_s: float | None, now_s: float, *, rate: float, burst: int, cost: 
     early_s = after_s - now_s - tolerance_s
     if early_s > 1e-6 * interval_s:
         wait_s = early_s if cost <= burst else float("inf")
-        return Decision(False, begin_s, wait_s, _left(begin_s, now_s, interval_s, burst), begin_s - now_s)
-    return Decision(True, after_s, 0.0, _left(after_s, now_s, interval_s, burst), after_s - now_s)
+        left = _remaining(begin_s, now_s, interval_s, burst)
+        return Decision(False, begin_s, wait_s, left, begin_s - now_s)
+    return Decision(True, after_s, 0.0, _remaining(after_s, now_s, interval_s, burst), after_s - now_s)
 
 
-def _left(tat_s: float, now_s: float, interval_s: float, burst: int) -> int:
+def _remaining(tat_s: float, now_s: float, interval_s: float, burst: int) -> int:
     return max(int(burst - (tat_s - now_s) / interval_s + 1e-6), 0)
 
 

@@ -24,7 +24,7 @@ MARK = "_TENFOLD_STACK"
 """The variable that every process of a stack inherits: the path of its private folder."""
 
 KILL_WAIT_S = 5.0
-"""How long the kernel may take to end a killed process; only one stuck in a system call needs it."""
+"""Seconds to wait for a killed process; only one stuck in a system call needs them."""
 
 
 # ------------------------------------------------------------------ single processes
@@ -44,7 +44,7 @@ class SessionLeader:
 
     @property
     def is_alive(self) -> bool:
-        """Whether this very process is still running; a zombie is not."""
+        """True while this very process is running; a zombie is not."""
         return process_identity(self.pid) == self.identity
 
 

@@ -108,7 +108,7 @@ class Stack:
         Raises:
             StackError: the stack is not running.
         """
-        return self._running().probe_address
+        return self._require_workdir().probe_address
 
     @property
     def access_log(self) -> Path | None:
@@ -127,7 +127,7 @@ class Stack:
         Raises:
             StackError: the stack is not running.
         """
-        return self._running().folder / "environment"
+        return self._require_workdir().folder / "environment"
 
     def replication_lag_bytes(self) -> dict[str, int]:
         """Return the bytes of WAL that each streaming replica has yet to replay, by ``replica_<n>``.
@@ -149,7 +149,7 @@ class Stack:
                 text = text.replace(secret, "…")
         return text
 
-    def _running(self) -> WorkDir:
+    def _require_workdir(self) -> WorkDir:
         if self._workdir is None:
             raise StackError("the stack is not running: use it in a with block")
         return self._workdir
@@ -231,7 +231,7 @@ class Stack:
         _wait_for(needed)
         if not command:
             return
-        workdir, timeout_s = self._running(), self._settings.stack.start_timeout_s
+        workdir, timeout_s = self._require_workdir(), self._settings.stack.start_timeout_s
         started = time.monotonic()
         workdir.run(
             PREPARE,
@@ -292,7 +292,7 @@ class Stack:
         return next((server for server in self._servers if isinstance(server, Nginx)), None)
 
     def _own_server(self, server: Server) -> LocalServer:
-        self._running()
+        self._require_workdir()
         for own in self._servers:
             if own is server:
                 return own

@@ -23,7 +23,7 @@ class Arrival:
 
 @dataclass
 class Outcome:
-    """How one request ended; ``ended_s`` is None when it was shed."""
+    """The outcome of one request; ``ended_s`` is None when it was shed."""
 
     arrival: Arrival
     ended_s: float | None = None
