@@ -77,7 +77,8 @@ def lives(pid: int) -> bool:
 
 def python(*arguments: str, **options: object) -> subprocess.Popen[str]:
     """Start a Python that imports this tenfold, in the folder of the test app, its output in pipes."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "COLUMNS": "100"}
+    paths = [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "100"}
     return subprocess.Popen(
         [sys.executable, *arguments],
         **{

@@ -25,8 +25,8 @@ ROOT = HERE.parents[2]
 
 @contextmanager
 def owner(*what: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
-    paths = os.pathsep.join([str(SOURCES), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": paths}
+    paths = [str(SOURCES), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with python("-m", "tests.stack.support.owner", *what, cwd=ROOT, env=environment) as process:
         line = process.stdout.readline()
         assert line, process.stderr.read()
