@@ -176,7 +176,7 @@ def main() -> None:
         Base.metadata.create_all(bench.primary)
         with Session(bench.primary) as session, session.begin():
             session.add(Counter(id=1, value=0))
-        while stack.behind() != {"replica_1": 0}:
+        while stack.replication_lag_bytes() != {"replica_1": 0}:
             time.sleep(0.05)
         print("One read of one row, through a Session; ratio to bare SQLAlchemy, its median and quartiles")
         found = measure(bench, READS, rounds=options.rounds, reads=options.reads)

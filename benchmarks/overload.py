@@ -1,11 +1,11 @@
-"""What is left of a service at three times its capacity, with and without the limiter, in one run.
+"""Goodput of a service at three times its capacity, with and without the limiter, in one run.
 
 Two endpoints of known cost, each served by granian in one process: one of an event loop that computes, one of
 threads that wait for one of ten connections. The capacity is what the bare service sustains within the
 objective (p95 below 200 ms), by bisection. Then both services are asked for three times that, open-loop, in
 turns. *kept* is good answers a second, from the third second of each trial on, over the capacity. *of work*
 is the same over what the bare service completed beside it, too late or not: a ratio for machines whose pace
-changes. At the end: is nobody refused at 0.7 of the capacity?
+changes. At the end: the requests refused at 0.7 of the capacity, which should be none.
 
     python -m benchmarks.overload [--rounds 3] [--seconds 8] [--work-ms 5] [--only loop]
 """
@@ -37,7 +37,7 @@ SETTLED_S = 2.0
 SERVICE = """
 import asyncio, os, threading, time
 from fastapi import FastAPI
-from tenfold.overload.limiter import ConcurrencyLimiter
+from tenfold.overload import ConcurrencyLimiter
 
 work_s = float(os.environ["WORK_S"])
 connections = threading.BoundedSemaphore(int(os.environ["CONNECTIONS"]))
@@ -71,7 +71,7 @@ class Visitor(FastHttpUser):
 
 @contextlib.contextmanager
 def service(folder: Path, *, limiter: bool, work_s: float) -> Iterator[str]:
-    """The service in granian on a free port of this machine."""
+    """Serve the app with granian on a free loopback port; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -136,7 +136,7 @@ class Load:
 
 
 def capacity(load: Load, highest: float, seconds: float) -> float:
-    """The highest rate with at most one arrival in twenty bad, to a sixteenth of ``highest``'s half."""
+    """Bisect for the highest rate with at most one bad arrival in twenty, in four steps."""
     low, high = 0.4 * highest, 1.1 * highest
     load.run(low, seconds)
     for _ in range(4):
@@ -149,13 +149,13 @@ def capacity(load: Load, highest: float, seconds: float) -> float:
 
 
 def admitted_p95(trial: Trial) -> float:
-    """Milliseconds; refusals are the fastest answers, so the others' percentile lies further up."""
+    """Return the p95 of admitted requests, ms: a higher percentile of all, as refusals are the fastest."""
     refused = sum(block.refused for block in trial.blocks) / max(trial.offered, 1)
     return percentile(trial.corrected, 100 - 5 * (1 - refused))
 
 
 def goodput(trial: Trial) -> float:
-    """Good answers a second, once the limit had time to find its place."""
+    """Return good answers a second, after the limit had time to settle."""
     blocks = [block for block in trial.blocks if block.start_s >= SETTLED_S]
     return sum(block.good for block in blocks) / sum(block.seconds for block in blocks)
 
@@ -184,7 +184,7 @@ def compare(path: str, ideal: float, options: argparse.Namespace) -> None:
 
 
 def completed(trial: Trial) -> float:
-    """Answers of 200 a second, however late, until the last one was there."""
+    """Return answers of 200 a second, however late, until the last one arrived."""
     answers = sum(endpoint.statuses.get("200", 0) for endpoint in trial.endpoints)
     return answers / (trial.seconds + trial.settled_s)
 

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from tenfold.stack.programs import find_redis
 
 Found = TypeVar("Found")
 
-# What a shell script starts in the background ignores Ctrl-C, and so do its children: the tests of Ctrl-C
-# have to mean the same there.
+# A process that a shell script starts in the background ignores Ctrl-C, and so do its children: restore the
+# default for the tests of Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def requires_server() -> Callable[[Found | None, str], Found]:
-    """``redis = requires_server(find_redis(settings), "Redis")``: skips without it, fails where CI=true."""
+    """Returns a function that passes a server on; without one it skips the test, or fails it where CI=true.
+
+    ``redis = requires_server(find_redis(settings), "Redis")``
+    """
 
     def requires(found: Found | None, name: str) -> Found:
         if found is not None:
@@ -58,7 +61,7 @@ def _oldest_redis() -> Path | None:
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A TENFOLD_STACK__… of whoever runs the tests is none of the tests' business."""
+    """Remove TENFOLD_STACK__… variables of the developer's shell."""
     for name in os.environ:
         if name.startswith("TENFOLD_") and "__" in name:
             monkeypatch.delenv(name)

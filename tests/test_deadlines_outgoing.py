@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tenfold.deadlines import RetryBudget, deadline
 from tenfold.errors import DeadlineExceededError
-from tenfold.overload.httpx import bound, bound_async
+from tenfold.overload.httpx import propagate_deadline, propagate_deadline_async
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -28,7 +28,7 @@ def test_outgoing_calls_end_with_the_request_and_say_so() -> None:
         return httpx.Response(200)
 
     with httpx.Client(
-        transport=httpx.MockTransport(answer), timeout=60, event_hooks={"request": [bound]}
+        transport=httpx.MockTransport(answer), timeout=60, event_hooks={"request": [propagate_deadline]}
     ) as client:
         client.get("http://other/")
         with deadline(2):
@@ -53,7 +53,9 @@ def test_a_slow_server_is_not_waited_for_beyond_the_deadline() -> None:
 
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        async with httpx.AsyncClient(timeout=25, event_hooks={"request": [bound_async]}) as client:
+        async with httpx.AsyncClient(
+            timeout=25, event_hooks={"request": [propagate_deadline_async]}
+        ) as client:
             started = time.monotonic()
             with deadline(0.1), pytest.raises(httpx.ReadTimeout):
                 await client.get(url)

@@ -1,4 +1,4 @@
-"""Each extra brings all that its modules load: whoever installs one needs no other."""
+"""Each extra installs everything that its modules import."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ import tenfold
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
-# What each extra is for. What loads a test runner is for those who have one.
-FOR = {
+# The modules of each extra; NOT are those that need a test runner.
+MODULES = {
     "measure": ("tenfold.measure", "tenfold.cli", "tenfold.metrics"),
     "redis": ("tenfold.redis_pool", "tenfold.sessions.stores.redis", "tenfold.overload.redis"),
-    "hashing": ("tenfold.hashing",),
     "encryption": ("tenfold.signing", "tenfold.sessions.cookie_sessions"),
     "database": (
         "tenfold.database",
@@ -46,12 +45,12 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 for module in modules:
     for name in getattr(importlib.import_module(module), "__all__", ()):
-        getattr(sys.modules[module], name)  # some are loaded when they are asked for
+        getattr(sys.modules[module], name)  # lazy exports
 """
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """The distributions that pip would install for these."""
+    """Return the distributions that pip would install for these."""
     found: set[tuple[str, frozenset[str]]] = set()
     waiting = [(Requirement(line), frozenset[str]()) for line in requirements]
     while waiting:
@@ -67,7 +66,7 @@ def closure(requirements: list[str]) -> set[str]:
 
 
 def others(distributions: set[str]) -> set[str]:
-    """The names under which everything else is imported that is installed here."""
+    """Return the import names of all other installed distributions."""
     return {
         package
         for package, owners in metadata.packages_distributions().items()
@@ -76,32 +75,32 @@ def others(distributions: set[str]) -> set[str]:
 
 
 def modules(names: tuple[str, ...]) -> list[str]:
-    """All modules of tenfold below one of these names."""
+    """Return all modules of tenfold below one of these names."""
     every = [found.name for found in pkgutil.walk_packages(tenfold.__path__, "tenfold.")]
     return [
         one for one in every if one not in NOT and any(f"{one}.".startswith(f"{name}.") for name in names)
     ]
 
 
-def alone(extra: str, brought: list[str]) -> subprocess.CompletedProcess[str]:
-    """Load what ``extra`` is for where nothing is installed but what was ``brought``."""
-    absent = others(closure(brought))
-    command = [sys.executable, "-c", ALONE, ",".join(absent), ",".join(modules(FOR[extra]))]
+def alone(extra: str, installed: list[str]) -> subprocess.CompletedProcess[str]:
+    """Import the modules of ``extra`` with only the ``installed`` requirements."""
+    absent = others(closure(installed))
+    command = [sys.executable, "-c", ALONE, ",".join(absent), ",".join(modules(MODULES[extra]))]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("extra", FOR)
-def test_an_extra_is_enough(extra: str) -> None:
+@pytest.mark.parametrize("extra", MODULES)
+def test_extra_is_sufficient_for_its_modules(extra: str) -> None:
     done = alone(extra, [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]])
     assert done.returncode == 0, done.stderr
 
 
-def test_the_control_what_an_extra_forgets_is_missed() -> None:
-    brought = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["database"]]
-    forgotten = [line.replace("sqlalchemy[asyncio]", "sqlalchemy") for line in brought]
-    assert forgotten != brought
+def test_the_control_missing_dependency_is_found() -> None:
+    installed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["database"]]
+    forgotten = [line.replace("sqlalchemy[asyncio]", "sqlalchemy") for line in installed]
+    assert forgotten != installed
     assert "greenlet" in alone("database", forgotten).stderr
 
 
-def test_every_extra_is_looked_at() -> None:
-    assert FOR.keys() == PROJECT["optional-dependencies"].keys() - {"all", "bench", "demo", "dev", "docs"}
+def test_every_extra_is_tested() -> None:
+    assert MODULES.keys() == PROJECT["optional-dependencies"].keys() - {"all", "bench", "demo", "dev", "docs"}

@@ -1,4 +1,4 @@
-"""Imports go down only and never in circles; files and folders stay small; a control for each rule."""
+"""Imports go down only, without cycles; files, folders and functions stay small."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_imports_go_down_only() -> None:
         ),
         ("settings/__init__.py", "import locust"),
         ("database/psycopg.py", "import tenfold.measure.trial"),
-        ("utils.py", ""),  # a module that stands on no floor
+        ("utils.py", ""),  # a module in no layer
     ],
 )
-def test_the_control_an_import_that_goes_up_is_found(copy: Path, file: str, line: str) -> None:
+def test_the_control_upward_import_is_found(copy: Path, file: str, line: str) -> None:
     path = copy / "src" / "tenfold" / file
     path.write_text((path.read_text() if path.exists() else "") + f"\n{line}\n")
     done = lint(copy)
@@ -75,7 +75,7 @@ def test_the_control_an_import_that_goes_up_is_found(copy: Path, file: str, line
 
 
 def import_cycle(tree: Path) -> list[str]:
-    """Modules each of which imports the next, imports inside functions and for types only included."""
+    """Return modules that import each other in a cycle, including imports in functions and for types only."""
     code = (
         "import json, grimp; g = grimp.build_graph('tenfold', cache_dir=None);"
         "print(json.dumps({m: sorted(g.find_modules_directly_imported_by(m)) for m in g.modules}))"
@@ -95,7 +95,7 @@ def import_cycle(tree: Path) -> list[str]:
     return []
 
 
-def test_no_module_imports_itself_through_others() -> None:
+def test_there_is_no_import_cycle() -> None:
     assert import_cycle(ROOT) == []
 
 
@@ -107,7 +107,7 @@ def test_no_module_imports_itself_through_others() -> None:
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import tenfold.errors",
     ],
 )
-def test_the_control_a_cycle_is_found(copy: Path, line: str) -> None:
+def test_the_control_import_cycle_is_found(copy: Path, line: str) -> None:
     (copy / "src" / "tenfold" / "fingerprint.py").write_text(line + "\n")
     errors = copy / "src" / "tenfold" / "errors.py"
     errors.write_text(errors.read_text() + "\nfrom tenfold import fingerprint\n")
@@ -148,11 +148,11 @@ def test_functions_are_short() -> None:
     assert lengths[int(len(lengths) * 0.9)] < 30
 
 
-def test_the_control_lengths_are_counted() -> None:
+def test_the_control_function_lengths_are_counted() -> None:
     assert list(function_lengths("def f():\n    x = 1\n    return x\nasync def g(): ...")) == [3, 1]
 
 
-def test_names_that_say_nothing_are_not_used() -> None:
+def test_vague_module_names_are_not_used() -> None:
     vague = {"utils", "util", "common", "base", "manager", "helper", "helpers", "misc"}
     names = {file.stem for file in sources()} | {file.parent.name for file in sources()}
     assert names & vague == set()

@@ -1,4 +1,4 @@
-"""docs/guarantees.md names tests that exist: a promise whose test was renamed away is not kept by anybody."""
+"""docs/guarantees.md names existing tests: renaming or deleting one cannot leave a promise unproven."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROWS = [
 NAMED = re.compile(r"`(?P<file>[\w/]+\.py)?(?:…)?(?:::)?(?P<test>test_\w+)?`")
 
 
-def named(row: str) -> list[tuple[str, str]]:
-    """(file, test) for everything that a row names; ``…`` repeats the file before it."""
+def references(row: str) -> list[tuple[str, str]]:
+    """Return (file, test) for each reference in a row; ``…`` repeats the file before it."""
     found, file = [], ""
     for match in NAMED.finditer(row):
         file = match["file"] or file
@@ -27,28 +27,28 @@ def named(row: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
-def test_every_promise_names_tests_that_exist(row: str) -> None:
-    assert named(row)
-    for file, test in named(row):
+def test_every_guarantee_names_existing_tests(row: str) -> None:
+    assert references(row)
+    for file, test in references(row):
         assert (TESTS / file).is_file(), file
         if test:
             assert f"def {test}(" in (TESTS / file).read_text(), f"{file}::{test}"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
-def test_every_promise_has_a_control(row: str) -> None:
+def test_every_guarantee_has_a_control(row: str) -> None:
     assert row.split("|")[-2].strip(" –")
 
 
-def test_a_test_that_is_not_there_is_noticed() -> None:
-    with pytest.raises(AssertionError, match="test_nobody_wrote_this"):
-        test_every_promise_names_tests_that_exist(
-            "| x | y | `test_guarantees.py::test_nobody_wrote_this` | – |"
+def test_the_control_missing_test_is_found() -> None:
+    with pytest.raises(AssertionError, match="test_that_does_not_exist"):
+        test_every_guarantee_names_existing_tests(
+            "| x | y | `test_guarantees.py::test_that_does_not_exist` | – |"
         )
 
 
-def test_a_control_that_is_owed_is_noticed() -> None:
+def test_the_control_missing_negative_control_is_found() -> None:
     with pytest.raises(AssertionError):
-        test_every_promise_has_a_control(
-            "| x | y | `test_guarantees.py::test_a_test_that_is_not_there` | – |"
+        test_every_guarantee_has_a_control(
+            "| x | y | `test_guarantees.py::test_the_control_missing_test_is_found` | – |"
         )

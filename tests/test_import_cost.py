@@ -1,4 +1,4 @@
-"""Whoever uses one piece loads that piece and the library it is about, nothing else."""
+"""Each module imports the library that it is about and no other heavy one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import tenfold
 
-# What costs more than a few milliseconds, or brings a runtime of its own.
+# Packages that take more than a few milliseconds to import, or start a runtime of their own.
 HEAVY = {
     "boto3",
     "celery",
@@ -42,9 +42,9 @@ HEAVY = {
     "zmq",
 }
 
-# What a module may load of it: the entry with the longest name that fits. A new folder may load nothing until
+# Which of them a module may load: the entry with the longest matching name. A new package may load none until
 # it has a line here.
-IN_THE_APP = {"msgspec"}  # what tenfold puts into somebody else's process
+IN_THE_APP = {"msgspec"}  # runs inside the user's process
 IN_A_COMMAND = {"hdrh", "msgspec", "psutil", "pydantic", "rich", "typer"}
 ALLOWED: dict[str, set[str]] = {
     "tenfold": set(),
@@ -60,7 +60,6 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.cli.summary": IN_A_COMMAND,
     "tenfold.cli.up": IN_A_COMMAND,
     "tenfold.hashing": set(),
-    "tenfold.hashing.numpy": {"numpy"},
     "tenfold.database": set(),
     "tenfold.database.replicas.checkout": {"sqlalchemy"},
     "tenfold.database.replicas.engines": {"sqlalchemy"},
@@ -82,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.requestline": {"pydantic"},
     "tenfold.schema": {"pydantic"},
     "tenfold.sessions": IN_THE_APP,
-    # redis-py looks for cryptography itself
+    # redis-py imports cryptography itself
     "tenfold.sessions.stores.redis": {"cryptography", "hiredis", "redis"},
     "tenfold.sessions.stores.sqlalchemy": {"sqlalchemy"},
     "tenfold.settings": {"pydantic"},
@@ -131,11 +130,11 @@ def allowed(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_module_loads_its_own_library_only(loaded: dict[str, set[str]], module: str) -> None:
+def test_module_loads_its_own_library_only(loaded: dict[str, set[str]], module: str) -> None:
     assert loaded[module] <= allowed(module)
 
 
-def test_the_control_a_heavy_import_is_seen(loaded: dict[str, set[str]]) -> None:
+def test_the_control_heavy_import_is_found(loaded: dict[str, set[str]]) -> None:
     assert loaded["psutil"] == {"psutil"}
     assert not loaded["psutil"] <= allowed("tenfold.errors")
 
@@ -148,11 +147,11 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert {name.partition(".")[0] for name in names.split()} & HEAVY <= allowed("tenfold.cli")
 
 
-def test_help_is_there_at_once() -> None:
+def test_help_is_fast() -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
         python("from tenfold.cli import main\nmain(['--help'])")
         times.append(time.perf_counter() - started)
-    # It takes a sixth of a second on an idle machine; a busy one gets thirty times that.
+    # It takes a sixth of a second on an idle machine; the limit is thirty times that.
     assert min(times) < 5

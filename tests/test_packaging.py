@@ -1,4 +1,4 @@
-"""The wheel holds the package and nothing else, and every version that is needed is pinned."""
+"""The wheel contains the package and nothing else, and every dependency is pinned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PINS = [line for lines in PINNED.values() for line in lines]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, because setuptools writes into the tree that it builds."""
+    """The wheel, built from a copy, because setuptools writes into the tree that it builds."""
     copy = tmp_path_factory.mktemp("wheel") / "tree"
     kept_out = shutil.ignore_patterns(
         ".git", ".venv", "__pycache__", ".*_cache", "build", "*.egg-info", ".tenfold"
@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
-def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
     source = ROOT / "src"
     files = {
         str(file.relative_to(source))
@@ -53,7 +53,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> No
     assert "tenfold/py.typed" in wheel.namelist()
 
 
-def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_nothing_else(wheel: zipfile.ZipFile) -> None:
     folders = {name.partition("/")[0] for name in wheel.namelist()}
     assert {re.sub(r"-.*\.dist-info", "-dist-info", folder) for folder in folders} == {
         "tenfold",
@@ -61,7 +61,7 @@ def test_nothing_else_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     }
 
 
-def test_what_the_wheel_says_of_itself(wheel: zipfile.ZipFile) -> None:
+def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     text = wheel.read(name).decode()
     assert "License-Expression: MIT" in text
@@ -97,14 +97,14 @@ def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -
     assert str(pin.marker or "") == str(requirement.marker or "")
 
 
-def test_pins_are_exact_and_name_no_place() -> None:
+def test_pins_are_exact_and_name_no_index_or_url() -> None:
     for line in PINS:
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+(; .+)?", line), line
     text = "\n".join([*PINS, (ROOT / "pyproject.toml").read_text()])
     assert not re.search(r"https?://|git\+|file:|--(extra-)?index-url|--find-links|--hash", text)
 
 
-def test_pins_are_sorted_once_each() -> None:
+def test_pins_are_sorted_and_unique() -> None:
     names = [
         [line.partition("==")[0].lower() for line in lines if not line.startswith("#")]
         for lines in PINNED.values()
@@ -113,7 +113,7 @@ def test_pins_are_sorted_once_each() -> None:
     assert not set.intersection(*map(set, names))
 
 
-def test_all_brings_every_extra_of_the_runtime() -> None:
+def test_extra_all_has_every_runtime_extra() -> None:
     extras = project()["optional-dependencies"]
     (all_,) = map(Requirement, extras["all"])
     assert all_.extras == set(extras) - {"all", "bench", "demo", "dev", "docs"}

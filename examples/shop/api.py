@@ -60,7 +60,7 @@ class Line(BaseModel):
 
 
 class NewOrder(BaseModel):
-    """What to buy; lines for the same product count as one."""
+    """The lines to order; lines for the same product count as one."""
 
     items: list[Line] = Field(min_length=1, max_length=50)
 

@@ -1,4 +1,4 @@
-"""Fills a database with the shop's data. A variant brings the tables, with the columns of `shop.rows`."""
+"""Fills a database with the shop's data. A variant defines the tables, with the columns of `shop.rows`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ITEMS = "order_id, product_id, quantity, unit_price_cents"
 def load(engine: Engine, metadata: MetaData) -> None:
     """Drop the tables of ``metadata``, create them again and fill them, all or nothing.
 
-    Tables first, then rows, then indexes and foreign keys: one join checks a key for all rows, where one that
-    is there already is looked up for each. Rows end frozen and analysed, so that a vacuum while somebody
-    measures finds only what is new.
+    Tables first, then rows, then indexes and foreign keys: a new foreign key is checked for all rows with one
+    join, an existing one with a lookup for each row. Rows are frozen and analysed, so that a vacuum during a
+    measurement only finds new rows.
 
     Raises sqlalchemy.exc.DBAPIError and psycopg.Error when the database refuses.
     """

@@ -1,12 +1,12 @@
-"""Customers of the shop: they browse, they look closer, and one visit in six ends with an order."""
+"""Customers of the shop: of six tasks three list products, two show one, and one places an order."""
 
 import random
 from itertools import count
 
 from locust import FastHttpUser, between, task
 
-PASSWORD = "correct horse battery staple"  # noqa: S105 - every demo user's
-CUSTOMERS = 1000  # the regulars: users 1 to 1000, who have placed twenty orders and more
+PASSWORD = "correct horse battery staple"  # noqa: S105 - of every demo user
+CUSTOMERS = 1000  # users 1 to 1000, with at least twenty orders each
 PRODUCTS = 10_000
 
 numbers = count()
@@ -25,7 +25,7 @@ class Shopper(FastHttpUser):
         self.signed_in = {"Authorization": f"Bearer {token}"}
 
     def popular_product(self):
-        """Product k in proportion to 1 / k, as they sell."""
+        """Return product k with a probability proportional to 1 / k, as in the sales."""
         return int((PRODUCTS + 1) ** self.random.random())
 
     @task(3)

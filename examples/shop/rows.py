@@ -1,7 +1,7 @@
 """The shop's data as text for COPY: a pure function of the seed, the same on every machine.
 
 The skew is Zipf's: product k sells in proportion to 1 / (k + ½), user k orders in proportion to
-1 / (k + 100), so that product 1 is the best seller and user 1 the most faithful customer. Both are drawn by
+1 / (k + 100), so that product 1 is the best seller and user 1 orders most often. Both are drawn by
 inverting the distribution function of the density 1 / (x + c): one uniform number and one power a draw.
 """
 
@@ -17,14 +17,12 @@ from shop.passwords import hashed
 USERS = 20_000
 PRODUCTS = 10_000
 ORDERS = 200_000
-PASSWORD = "correct horse battery staple"  # noqa: S105 - every demo user's, in the README as well
+PASSWORD = "correct horse battery staple"  # noqa: S105 - of every demo user, also in the README
 SEED = 2025
 
 _OPENED = datetime(2025, 1, 1, tzinfo=UTC)
 _BETWEEN_ORDERS = timedelta(days=365) / ORDERS
-_FAITHFUL = (
-    100  # flattens the top of the users' skew: the first of them orders twice as often as the hundredth
-)
+_OFFSET = 100  # flattens the top of the users' skew: the first orders twice as often as the hundredth
 _ROWS_A_CHUNK = 5_000
 
 # fmt: off
@@ -44,15 +42,14 @@ _KINDS = [(category, thing) for category, things in _THINGS.items() for thing in
 
 
 def email(user_id: int) -> str:
-    """The address that user ``user_id`` (1 to USERS) signs in with."""
+    """Return the address with which user ``user_id`` (1 to USERS) signs in."""
     return f"user{user_id}@shop.example"
 
 
 def users() -> Iterator[str]:
-    """id, email, name, password_hash, created_at.
+    """Yield rows of id, email, name, password_hash, created_at.
 
-    All share one salt and so one hash: 20,000 of their own would take minutes to compute, and what a
-    login costs is the same.
+    All users share one salt and so one hash: 20,000 hashes would take minutes, and a login costs the same.
     """
     password_hash = hashed(PASSWORD, salt=b"one data set....")
     step = timedelta(days=300) / USERS
@@ -62,13 +59,13 @@ def users() -> Iterator[str]:
 
 
 def prices() -> list[int]:
-    """The price in cents of product k at index k; index 0 is no product."""
+    """Return the price in cents of product k at index k; index 0 is unused."""
     rng = random.Random(SEED)
     return [0, *(100 * int(5 * 60 ** rng.random()) - 1 for _ in range(PRODUCTS))]
 
 
 def products() -> Iterator[str]:
-    """id, name, description, category, price_cents, stock, created_at."""
+    """Yield rows of id, name, description, category, price_cents, stock, created_at."""
     rng = random.Random(SEED + 1)
     names = list(product(_LOOKS, _MATERIALS, _KINDS))
     rng.shuffle(names)
@@ -86,30 +83,33 @@ def products() -> Iterator[str]:
         )
 
 
-def _sold(rng: random.Random) -> list[int]:
-    """The distinct products of one order, two to five, ascending."""
+def _draw_products(rng: random.Random) -> list[int]:
+    """Return the distinct products of one order, two to five, ascending."""
     count = 2 + int(4 * rng.random() ** 2)
     return sorted({int((PRODUCTS + 1) ** rng.random()) for _ in range(count)})
 
 
 def orders() -> Iterator[tuple[str, str]]:
-    """Chunks of two texts: id, user_id, status, total_cents, created_at, and the items of these
-    orders: order_id, product_id, quantity, unit_price_cents."""
+    """Yield chunks of two texts, orders and their items.
+
+    Orders: id, user_id, status, total_cents, created_at. Items: order_id, product_id, quantity,
+    unit_price_cents.
+    """
     rng = random.Random(SEED + 2)
     uniform = rng.random
     price = prices()
-    growth = (_FAITHFUL + USERS) / _FAITHFUL
+    growth = (_OFFSET + USERS) / _OFFSET
     for start in range(1, ORDERS + 1, _ROWS_A_CHUNK):
         placed: list[str] = []
         items: list[str] = []
         for order_id in range(start, min(start + _ROWS_A_CHUNK, ORDERS + 1)):
             total_cents = 0
-            for product_id in _sold(rng):
+            for product_id in _draw_products(rng):
                 quantity = 1 + int(3 * uniform() ** 3)
                 unit = price[product_id]
                 total_cents += quantity * unit
                 items.append(f"{order_id}\t{product_id}\t{quantity}\t{unit}\n")
-            user_id = 1 + int(_FAITHFUL * (growth ** uniform() - 1))
+            user_id = 1 + int(_OFFSET * (growth ** uniform() - 1))
             status = "delivered" if order_id <= ORDERS - 2_000 else "paid"
             created_at = (_OPENED + (order_id - 1) * _BETWEEN_ORDERS).isoformat()
             placed.append(f"{order_id}\t{user_id}\t{status}\t{total_cents}\t{created_at}\n")

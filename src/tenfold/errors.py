@@ -6,21 +6,21 @@ TenfoldError
 ├── StackError             a server of the stack did not start, or ended
 ├── ReplacementError       an instance could not be replaced; the message says what state it is in
 ├── ScenarioError          a locustfile cannot be loaded, or its users cannot log in
-├── TargetError            the service under test cannot be reached, or may not be loaded
+├── TargetError            the service under test cannot be reached, or load on it is not permitted
 ├── MeasurementError       a measurement could not be carried out
-├── SignatureError         a signed or encrypted value has expired, was changed, or is not ours
-├── BreakerOpenError       what is asked failed repeatedly, and is left alone for a while
-├── PositionError          a database's log position, or a token of one, cannot be read
-├── DatabaseError          what the router of primary and replicas reports
-│   ├── ReadOnlyError      something was written through a session that only reads
-│   ├── CommitUnknownError the connection was lost during COMMIT: written or not, nobody knows
-│   └── NoReplicaError     no server may take this read now
-├── PoolExhaustedError     no connection to the database is to be had: 503, and come back
-├── DeadlineExceededError  nobody waits for the result any more
-├── RateStoreError         the server that counts for rate limits does not answer
-├── SessionStoreError      the server that keeps sessions does not answer
-└── SessionError           a session cannot be kept as it is: not JSON, or changed too late
-    ├── SessionSizeError   it holds more than it may
+├── SignatureError         a signed or encrypted value has expired, was changed, or has another key
+├── BreakerOpenError       a circuit breaker is open after repeated failures
+├── PositionError          a database's log position, or a token with one, cannot be parsed
+├── DatabaseError          errors of the router of primary and replicas
+│   ├── ReadOnlyError      a write through a read-only session
+│   ├── CommitUnknownError the connection was lost during COMMIT: the outcome is unknown
+│   └── NoReplicaError     no server may serve this read now
+├── PoolExhaustedError     every connection of a pool is checked out: answer 503 with Retry-After
+├── DeadlineExceededError  the request's deadline has passed
+├── RateStoreError         the server of the rate limits does not answer
+├── SessionStoreError      the server of the sessions does not answer
+└── SessionError           a session cannot be saved: not JSON, or changed too late
+    ├── SessionSizeError   it is larger than allowed
     └── SessionEndedError  it was revoked, or its token replaced, while this request ran
 
 Each message is one sentence that says what is wrong and what to do about it; the
@@ -39,11 +39,11 @@ class SettingsError(TenfoldError):
 
 
 class DependencyError(TenfoldError):
-    """Something that has to be installed is not; the message names the way to get it."""
+    """A library, program or server is not installed; the message says how to install it."""
 
 
 class StackError(TenfoldError):
-    """A server of the stack did not start, ended, or left its place in an unusable state."""
+    """A server of the stack did not start or ended, or the stack's folder cannot be used."""
 
 
 class ScenarioError(TenfoldError):
@@ -51,71 +51,71 @@ class ScenarioError(TenfoldError):
 
 
 class TargetError(TenfoldError):
-    """The service under test cannot be reached, or nobody said that it may be loaded."""
+    """The service under test cannot be reached, or load on it was not permitted."""
 
 
 class MeasurementError(TenfoldError):
-    """The instrument itself failed, so that nothing can be said about the service."""
+    """The measurement itself failed, so that it says nothing about the service."""
 
 
 class BreakerOpenError(TenfoldError):
-    """What is asked failed repeatedly: it is left alone for a while, and this call did not reach it."""
+    """A circuit breaker is open after repeated failures: this call was not sent."""
 
 
 class SignatureError(TenfoldError):
-    """A signed or sealed value cannot be accepted: expired, changed, too long, or made with another key."""
+    """A signed or sealed value is refused: expired, changed, too long, or made with another key."""
 
 
 class PositionError(TenfoldError):
-    """A log position, or a token that carries one, cannot be read."""
+    """A log position, or a token with one, cannot be parsed."""
 
 
 class DatabaseError(TenfoldError):
-    """The root of what the router of primary and replicas reports."""
+    """The root of the errors of the router of primary and replicas."""
 
 
 class ReadOnlyError(DatabaseError):
-    """Something was written through a session that only reads; nothing was changed."""
+    """A write through a read-only session was refused; nothing was changed."""
 
 
 class CommitUnknownError(DatabaseError):
     """The connection was lost during COMMIT: whether the transaction was committed is unknown.
 
-    Nothing was tried again. Ask the database for what the transaction would have left before you repeat it.
+    It was not retried. Query the database for the transaction's effects before you repeat it.
     """
 
 
 class NoReplicaError(DatabaseError):
-    """No replica may take this read, and the primary takes no more of them now."""
+    """No replica may serve this read, and the primary accepts no more of them now."""
 
 
 class ReplacementError(TenfoldError):
-    """An instance could not be replaced by a new one; whether it gets requests now is in the message."""
+    """An instance could not be replaced by a new one; the message says whether it gets requests now."""
 
 
 class SessionError(TenfoldError):
-    """A session cannot be kept as it is: too large, not JSON, or changed after the answer began."""
+    """A session cannot be saved: too large, not JSON, or changed after the response started."""
 
 
 class SessionSizeError(SessionError):
-    """A session would hold more than it may; nothing of the change was kept."""
+    """A session is larger than allowed; no part of the change was saved."""
 
 
 class SessionEndedError(SessionError):
-    """A session was revoked, or its token replaced, while this request ran; its changes were not kept."""
+    """A session was revoked, or its token replaced, while this request ran; its changes were not saved."""
 
 
 class SessionStoreError(TenfoldError):
-    """The server that keeps sessions cannot be reached; whether a write happened is unknown."""
+    """The server of the sessions cannot be reached; whether a write happened is unknown."""
 
 
 class PoolExhaustedError(TenfoldError):
-    """Every connection of a pool is taken: it was waited for in vain, or too many wait already."""
+    """Every connection of a pool is checked out, and the wait timed out or the queue is full."""
 
 
 class DeadlineExceededError(TenfoldError):
-    """The time that the request had is over; nobody waits for the result."""
+    """The request's deadline has passed."""
 
 
 class RateStoreError(TenfoldError):
-    """The server that counts for rate limits cannot be reached, or does not answer in time."""
+    """The server of the rate limits cannot be reached, or does not answer in time."""

@@ -1,4 +1,4 @@
-"""nginx.conf: accepted by nginx, the newest and an old one, and nothing in it but what was meant."""
+"""nginx.conf is accepted by the newest nginx and an old one, and no value injects a directive."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OF_UPSTREAM = set(Upstream.__dataclass_fields__)
 
 
 def text(nodes: tuple[Node, ...] = (Node(address="127.0.0.1:18081"),), **values: object) -> str:
-    """The configuration with ``values`` of the upstream or the front door."""
+    """Return the configuration with ``values`` of the upstream or the front door."""
     upstream = Upstream(nodes=nodes, **{name: values.pop(name) for name in OF_UPSTREAM & values.keys()})
     (file,) = render(
         FrontDoor(**{"listen": "127.0.0.1:18080", "version": NEW, "upstream": upstream, **values})
@@ -39,7 +39,7 @@ def nodes(*addresses: str, **values: object) -> tuple[Node, ...]:
 
 
 def debian_nginx() -> Path | None:
-    """Where .ci/run unpacks it: nothing is installed, no service runs."""
+    """Return Debian's nginx where .ci/run unpacked it, if it did."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     program = cache / "tenfold" / "debian-nginx" / "usr" / "sbin" / "nginx"
     return program if program.is_file() else None
@@ -47,14 +47,14 @@ def debian_nginx() -> Path | None:
 
 @pytest.fixture(params=["new", "old"])
 def nginx(request: pytest.FixtureRequest, requires_server: Callable) -> Path:
-    """The newest nginx that is here, and the one of Debian stable."""
+    """The newest installed nginx, and that of Debian stable."""
     if request.param == "old":
         return requires_server(debian_nginx(), "Debian's nginx")
     found = find_nginx(Settings())
     return requires_server(found and found.path, "nginx")
 
 
-def known_as(nginx: Path) -> tuple[int, ...]:
+def version_of(nginx: Path) -> tuple[int, ...]:
     told = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True)
     return version(re.search(r"nginx/([\d.]+)", told.stderr)[1])
 
@@ -82,20 +82,20 @@ CASES: list[dict] = [
 
 
 @pytest.mark.parametrize("values", CASES, ids=str)
-def test_nginx_accepts_it(values: dict, nginx: Path, tmp_path: Path) -> None:
-    told = accepted(nginx, text(**values, version=known_as(nginx)), tmp_path)
+def test_nginx_accepts_the_configuration(values: dict, nginx: Path, tmp_path: Path) -> None:
+    told = accepted(nginx, text(**values, version=version_of(nginx)), tmp_path)
     assert told.returncode == 0, told.stderr
     assert not re.search(r"\[(emerg|alert|crit|error)\]", told.stderr)
     assert [line for line in told.stderr.splitlines() if "[warn]" in line and '"user"' not in line] == []
 
 
-def test_nginx_would_not_accept_anything(nginx: Path, tmp_path: Path) -> None:
+def test_the_control_nginx_refuses_a_broken_configuration(nginx: Path, tmp_path: Path) -> None:
     assert accepted(nginx, text().replace("proxy_pass", "proxy_past"), tmp_path).returncode != 0
 
 
-def test_what_an_old_nginx_lacks_is_not_written_for_it(requires_server: Callable, tmp_path: Path) -> None:
+def test_directives_unknown_to_an_old_nginx_are_left_out(requires_server: Callable, tmp_path: Path) -> None:
     old = requires_server(debian_nginx(), "Debian's nginx")
-    if known_as(old) >= (1, 27, 4):
+    if version_of(old) >= (1, 27, 4):
         pytest.skip("Debian's nginx is no longer old")
     for directive, values in (
         ("sticky", {"method": "sticky"}),
@@ -107,7 +107,7 @@ def test_what_an_old_nginx_lacks_is_not_written_for_it(requires_server: Callable
         assert accepted(old, text(**values, version=NEW), tmp_path).returncode != 0
 
 
-def test_what_no_version_can_do_is_refused() -> None:
+def test_options_that_the_version_cannot_express_are_refused() -> None:
     backed = (*nodes("127.0.0.1:1"), *nodes("127.0.0.1:2", backup=True))
     assert "sticky" in text(nodes=backed, method="sticky", version=NEW)
     with pytest.raises(SettingsError, match=r"nginx 1\.22\.1 knows no sticky clients with backup servers"):
@@ -146,7 +146,7 @@ def test_what_no_version_can_do_is_refused() -> None:
     ],
     ids=str,
 )
-def test_a_value_that_is_more_than_a_value_is_refused(values: dict) -> None:
+def test_invalid_values_are_refused(values: dict) -> None:
     with pytest.raises(SettingsError, match="nginx"):
         text(**values)
 
@@ -155,7 +155,7 @@ def test_a_value_that_is_more_than_a_value_is_refused(values: dict) -> None:
     "address",
     ["127.0.0.1:1;}", "127.0.0.1:1\nserver evil:80", "unix:/tmp/socket", "$host:80", "127.0.0.1:٨٠"],
 )
-def test_an_address_that_is_more_than_one_is_refused(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(SettingsError, match="nginx"):
         Node(address=address)
 
@@ -184,7 +184,7 @@ PLAIN = {
     st.sampled_from(sorted(HOSTILE)),
     st.text(max_size=40) | st.from_regex(r"[a-z0-9.:*-]{1,12}[;{}$\n #\"'\\]?[a-z ;]{0,9}", fullmatch=True),
 )
-def test_no_text_opens_a_directive_of_its_own(where: str, evil: str) -> None:
+def test_no_value_injects_a_directive(where: str, evil: str) -> None:
     try:
         rendered = text(**HOSTILE[where](evil))
     except SettingsError:
@@ -199,7 +199,7 @@ def test_no_text_opens_a_directive_of_its_own(where: str, evil: str) -> None:
     st.sampled_from(["name", "cookie", "header"]),
     st.from_regex(r"(\*\.)?[a-zA-Z0-9._-]{1,20}", fullmatch=True),
 )
-def test_what_is_not_refused_is_accepted_by_nginx(
+def test_accepted_values_are_accepted_by_nginx(
     requires_server: Callable, tmp_path: Path, where: str, name: str
 ) -> None:
     found = requires_server(find_nginx(Settings()), "nginx")
@@ -212,7 +212,7 @@ def test_what_is_not_refused_is_accepted_by_nginx(
 
 
 @given(st.sampled_from(["name", "cookie", "header"]), st.text(max_size=20))
-def test_the_settings_refuse_the_same(where: str, evil: str) -> None:
+def test_settings_refuse_the_same_values(where: str, evil: str) -> None:
     values = HOSTILE[where](evil)
     try:
         text(**values)
@@ -223,7 +223,7 @@ def test_the_settings_refuse_the_same(where: str, evil: str) -> None:
         BalancingSettings(**values)
 
 
-def test_the_access_log_has_what_a_diagnosis_needs() -> None:
+def test_access_log_has_upstream_times_and_no_query_strings() -> None:
     assert {
         "upstream_connect_time",
         "upstream_header_time",
@@ -237,6 +237,6 @@ def test_the_access_log_has_what_a_diagnosis_needs() -> None:
     assert "$args" not in text()
 
 
-def test_metrics_are_for_loopback_only() -> None:
+def test_metrics_location_allows_loopback_only() -> None:
     section = re.search(r"location = /metrics \{(.*?)\}", text(), re.S)[1]
     assert [line.strip() for line in section.split(";")][:3] == ["allow 127.0.0.1", "allow ::1", "deny all"]

@@ -38,7 +38,7 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def create_database(postgresql: str) -> Callable[[], str]:
-    """Creates an empty database and returns its URL."""
+    """Returns a function that creates an empty database and returns its URL."""
     numbers = count(1)
 
     def create() -> str:
@@ -91,14 +91,14 @@ def service_url(
 
 @pytest.fixture
 def client(service_url: str) -> Iterator[httpx.Client]:
-    """A visitor who has not signed in."""
-    with httpx.Client(base_url=service_url, timeout=30) as visitor:
-        yield visitor
+    """A client that has not signed in."""
+    with httpx.Client(base_url=service_url, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture
 def sign_in(service_url: str) -> Iterator[SignIn]:
-    """Signs a user in, by number, and returns their client."""
+    """Returns a function that signs a user in, by number, and returns their client."""
     clients: list[httpx.Client] = []
 
     def sign_in(user_id: int) -> httpx.Client:

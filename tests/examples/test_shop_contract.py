@@ -1,4 +1,4 @@
-"""The shop's API: what every variant answers, whatever it does inside."""
+"""The shop's API, the same for every variant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXCHANGES = [
     ("GET", "/health/ready", None, False, 200),
     ("POST", "/login", CREDENTIALS, False, 200),
     ("POST", "/login", {**CREDENTIALS, "password": "wrong"}, False, 401),
-    ("POST", "/login", {**CREDENTIALS, "email": "nobody@shop.example"}, False, 401),
+    ("POST", "/login", {**CREDENTIALS, "email": "unknown@shop.example"}, False, 401),
     ("POST", "/login", {**CREDENTIALS, "email": "no address"}, False, 422),
     ("POST", "/login", {"email": "user1@shop.example"}, False, 422),
     ("POST", "/login", {**CREDENTIALS, "password": "x" * 201}, False, 422),
@@ -67,7 +67,7 @@ EXCHANGES = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "signed_in", "status"), EXCHANGES)
-def test_status(
+def test_status_codes(
     client: httpx.Client, sign_in: SignIn, method: str, path: str, body: Any, signed_in: bool, status: int
 ) -> None:
     visitor = sign_in(19_000) if signed_in else client
@@ -79,20 +79,20 @@ def test_status(
         assert answer.json()["detail"]
 
 
-def test_a_token_that_nobody_was_given_opens_nothing(client: httpx.Client) -> None:
+def test_invalid_token_is_401(client: httpx.Client) -> None:
     for header in ("Bearer invented", "Bearer", "Basic dXNlcjE6", "invented"):
         answer = client.get("/api/orders", headers={"Authorization": header})
         assert answer.status_code == 401, header
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_every_login_has_a_token_of_its_own(client: httpx.Client) -> None:
+def test_each_login_issues_a_new_token(client: httpx.Client) -> None:
     tokens = {client.post("/login", json=CREDENTIALS).json()["token"] for _ in range(3)}
     assert len(tokens) == 3
     assert all(len(token) >= 32 for token in tokens)
 
 
-def test_the_catalogue_comes_in_pages_without_gap_or_repetition(client: httpx.Client) -> None:
+def test_catalogue_pages_have_no_gaps_or_repetitions(client: httpx.Client) -> None:
     first, second = (client.get(f"/api/products?page={page}&size=100").json() for page in (1, 2))
     assert (first["page"], first["size"], first["total"]) == (1, 100, 10_000)
     ids = [product["id"] for page in (first, second) for product in page["products"]]
@@ -101,13 +101,13 @@ def test_the_catalogue_comes_in_pages_without_gap_or_repetition(client: httpx.Cl
     assert client.get("/api/products?page=101&size=100").json()["products"] == []
 
 
-def test_a_product_is_the_same_alone_and_in_the_list(client: httpx.Client) -> None:
+def test_product_is_the_same_alone_and_in_the_list(client: httpx.Client) -> None:
     listed = client.get("/api/products?page=40").json()["products"][3]
     assert set(listed) == {"id", "name", "description", "category", "price_cents", "stock"}
     assert client.get(f"/api/products/{listed['id']}").json() == listed
 
 
-def test_the_popular_products_are_ten_with_the_best_seller_first(client: httpx.Client) -> None:
+def test_popular_products_are_ten_with_the_best_seller_first(client: httpx.Client) -> None:
     popular = client.get("/api/products/popular").json()["products"]
     assert len(popular) == 10
     assert set(popular[0]) == {"id", "name", "price_cents", "sold"}
@@ -117,7 +117,7 @@ def test_the_popular_products_are_ten_with_the_best_seller_first(client: httpx.C
     )
 
 
-def test_an_order_is_answered_stored_and_taken_from_stock(sign_in: SignIn) -> None:
+def test_order_is_returned_stored_and_taken_from_stock(sign_in: SignIn) -> None:
     shopper = sign_in(18_000)
     before = {product_id: shopper.get(f"/api/products/{product_id}").json() for product_id in (41, 42)}
     lines = [(42, 1), (41, 2), (42, 3)]  # one product twice: one line of four
@@ -142,7 +142,7 @@ def test_an_order_is_answered_stored_and_taken_from_stock(sign_in: SignIn) -> No
     assert shopper.get("/api/products/42").json()["stock"] == before[42]["stock"] - 4
 
 
-def test_an_order_that_fails_half_way_leaves_nothing_behind(sign_in: SignIn) -> None:
+def test_failed_order_is_rolled_back(sign_in: SignIn) -> None:
     shopper = sign_in(18_001)
     orders = shopper.get("/api/orders").json()
     stock = shopper.get("/api/products/50").json()["stock"]
@@ -152,7 +152,7 @@ def test_an_order_that_fails_half_way_leaves_nothing_behind(sign_in: SignIn) -> 
     assert shopper.get("/api/products/50").json()["stock"] == stock
 
 
-def test_what_is_not_in_stock_is_not_sold(sign_in: SignIn) -> None:
+def test_order_beyond_the_stock_is_409(sign_in: SignIn) -> None:
     shopper = sign_in(18_002)
     body = {"items": [{"product_id": 9_999, "quantity": 100}] * 50}
     statuses = [shopper.post("/api/orders", json=body).status_code for _ in range(3)]
@@ -160,7 +160,7 @@ def test_what_is_not_in_stock_is_not_sold(sign_in: SignIn) -> None:
     assert shopper.get("/api/products/9999").json()["stock"] >= 0
 
 
-def test_my_orders_are_mine_the_newest_ten_first(sign_in: SignIn) -> None:
+def test_my_orders_are_the_ten_newest_of_the_user(sign_in: SignIn) -> None:
     first, second = sign_in(5), sign_in(6)
     mine, theirs = (shopper.get("/api/orders").json()["orders"] for shopper in (first, second))
     assert len(mine) == len(theirs) == 10
@@ -173,7 +173,7 @@ def test_my_orders_are_mine_the_newest_ten_first(sign_in: SignIn) -> None:
         )
 
 
-def test_the_profile_counts_the_orders(sign_in: SignIn) -> None:
+def test_profile_counts_the_orders(sign_in: SignIn) -> None:
     shopper = sign_in(18_003)
     before = shopper.get("/api/user/profile").json()
     assert set(before) == {"id", "email", "name", "member_since", "orders"}
@@ -182,7 +182,7 @@ def test_the_profile_counts_the_orders(sign_in: SignIn) -> None:
     assert shopper.get("/api/user/profile").json() == {**before, "orders": before["orders"] + 1}
 
 
-def test_a_report_is_a_task_that_finishes(sign_in: SignIn) -> None:
+def test_report_is_a_task_that_finishes(sign_in: SignIn) -> None:
     shopper = sign_in(2)
     accepted = shopper.post("/reports/monthly", json={"month": "2025-06"})
     assert set(accepted.json()) == {"task_id"}
@@ -195,14 +195,14 @@ def test_a_report_is_a_task_that_finishes(sign_in: SignIn) -> None:
     assert len(report["best_sellers"]) == 10
 
 
-def test_a_month_without_orders_has_an_empty_report(sign_in: SignIn) -> None:
+def test_report_of_a_month_without_orders_is_empty(sign_in: SignIn) -> None:
     shopper = sign_in(2)
     task_id = shopper.post("/reports/monthly", json={"month": "2001-12"}).json()["task_id"]
     report = finished(shopper, task_id)["result"]
     assert (report["orders"], report["revenue_cents"], report["best_sellers"]) == (0, 0, [])
 
 
-def test_a_task_is_its_owner_s_alone(sign_in: SignIn) -> None:
+def test_task_of_another_user_is_404(sign_in: SignIn) -> None:
     task_id = sign_in(3).post("/reports/monthly", json={"month": "2001-12"}).json()["task_id"]
     assert sign_in(4).get(f"/tasks/{task_id}").status_code == 404
 

@@ -1,4 +1,4 @@
-"""The shop's data: the same every time, of a real size, and whole."""
+"""The shop's data: reproducible, of a realistic size, and consistent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def untouched(variant: Variant, create_database: Callable[[], str]) -> str:
     return url
 
 
-def test_the_rows_are_a_function_of_the_seed() -> None:
+def test_rows_have_the_recorded_digest() -> None:
     """Earlier results stay comparable only while this digest stays."""
     digest = hashlib.sha256()
     for part in chain(rows.users(), rows.products(), *rows.orders()):
@@ -43,7 +43,7 @@ def test_the_rows_are_a_function_of_the_seed() -> None:
     assert digest.hexdigest() == "54c83da77a79e0dafc08d81e6ae49be09faed14595554605e621d768e5aa460a"
 
 
-def test_another_seed_gives_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_another_seed_gives_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     first = next(rows.orders())
     monkeypatch.setattr(rows, "SEED", rows.SEED + 1)
     assert next(rows.orders()) != first
@@ -58,7 +58,7 @@ def test_loading_again_gives_the_same_tables(variant: Variant, untouched: str) -
     assert checksums(untouched) == first
 
 
-def test_the_counts(untouched: str) -> None:
+def test_row_counts(untouched: str) -> None:
     counts = {table: scalar(untouched, f"SELECT count(*) FROM {table}") for table in TABLES}
     assert counts["users"] == 20_000
     assert counts["products"] == 10_000
@@ -66,8 +66,8 @@ def test_the_counts(untouched: str) -> None:
     assert 2.5 < counts["order_items"] / counts["orders"] < 3.5
 
 
-# What is wrong, counted: none of it.
-WHOLE = {
+# Queries that count violations.
+CONSISTENCY = {
     "every order has items": """
         SELECT count(*) FROM orders
         WHERE NOT EXISTS (SELECT FROM order_items WHERE order_id = orders.id)""",
@@ -80,7 +80,7 @@ WHOLE = {
         SELECT count(*) FROM order_items JOIN products ON product_id = products.id
         WHERE unit_price_cents <> price_cents""",
     "product names are distinct": "SELECT count(*) - count(DISTINCT name) FROM products",
-    "nobody orders before signing up": """
+    "no order is older than its user": """
         SELECT count(*) FROM orders JOIN users ON user_id = users.id
         WHERE orders.created_at < users.created_at""",
     "all orders are of 2025": """
@@ -91,12 +91,12 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("claim", WHOLE)
-def test_the_data_is_whole(untouched: str, claim: str) -> None:
-    assert scalar(untouched, WHOLE[claim]) == 0
+@pytest.mark.parametrize("claim", CONSISTENCY)
+def test_data_is_consistent(untouched: str, claim: str) -> None:
+    assert scalar(untouched, CONSISTENCY[claim]) == 0
 
 
-def test_new_rows_get_new_keys(untouched: str) -> None:
+def test_sequences_continue_after_the_loaded_rows(untouched: str) -> None:
     with psycopg.connect(untouched) as connection:
         new = connection.execute(
             "INSERT INTO orders (user_id, status, total_cents, created_at) VALUES (1, 'paid', 1, now()) "
@@ -117,22 +117,22 @@ def test_sales_follow_zipf(untouched: str) -> None:
     assert 0.45 < top / scalar(untouched, "SELECT count(*) FROM order_items") < 0.55
 
 
-def test_the_regulars_have_twenty_orders_and_more(untouched: str) -> None:
-    """The scenario's customers always see a full page: what they cost does not drift while it is measured."""
+def test_users_of_the_scenario_have_at_least_twenty_orders(untouched: str) -> None:
+    """The scenario's users always get a full page, so that their cost does not drift during a measurement."""
     query = (
         "SELECT min(n) FROM (SELECT count(*) AS n FROM orders WHERE user_id <= 1000 GROUP BY user_id) AS o"
     )
     assert scalar(untouched, query) >= 20
 
 
-def test_the_load_leaves_no_vacuum_due(untouched: str) -> None:
-    """Autovacuum does not read the tables while somebody measures: no page unseen, no new row counted."""
+def test_load_leaves_no_vacuum_due(untouched: str) -> None:
+    """Autovacuum has no work during a measurement: all pages are visible, no new rows are counted."""
     unseen = (
         "SELECT count(*) FROM pg_class JOIN pg_stat_user_tables ON relid = oid WHERE relallvisible < relpages"
     )
     new = "SELECT sum(n_ins_since_vacuum + n_mod_since_analyze) FROM pg_stat_user_tables"
     assert scalar(untouched, unseen) == 0
-    assert scalar(untouched, new) < 10  # what the tests above wrote
+    assert scalar(untouched, new) < 10  # rows that earlier tests wrote
 
 
 def test_passwords() -> None:

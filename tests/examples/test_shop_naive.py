@@ -1,4 +1,4 @@
-"""The mistakes of `naive` are there: what the instrument names has to exist."""
+"""The mistakes of `naive` exist, so that a measurement can find them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.examples.support.shop_service import VARIANTS
 
 CREDENTIALS = {"email": "user7@shop.example", "password": "correct horse battery staple"}
 
-Statement = tuple[str, str]  # what was sent, and from where: "shop/naive/orders.py:48"
+Statement = tuple[str, str]  # the SQL, and its call site: "shop/naive/orders.py:48"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def ask(app: ModuleType, path: str) -> httpx.Response:
     return asyncio.run(exchange())
 
 
-def test_my_orders_ask_once_for_each_order_and_each_product(
+def test_my_orders_send_a_statement_per_order_and_per_product(
     app: ModuleType, statements: list[Statement]
 ) -> None:
     orders = ask(app, "/api/orders").json()["orders"]
@@ -96,8 +96,10 @@ def test_my_orders_ask_once_for_each_order_and_each_product(
     assert len({sql for sql, _ in more}) == 2  # two statements, over and over
 
 
-def test_a_list_of_products_asks_twice(app: ModuleType, statements: list[Statement]) -> None:
-    """The control: what is counted above is the endpoint's doing and not the counter's."""
+def test_the_control_a_page_of_products_sends_two_statements(
+    app: ModuleType, statements: list[Statement]
+) -> None:
+    """The statements counted above come from the endpoint, not from the counter."""
     assert len(ask(app, "/api/products").json()["products"]) == 20
     assert len(statements) == 3  # the login, the total, the page
 
@@ -117,16 +119,16 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("table", "columns", "query"), MISSING)
-def test_an_index_is_missing(engine: Engine, table: str, columns: str, query: str) -> None:
+def test_index_is_missing(engine: Engine, table: str, columns: str, query: str) -> None:
     assert f"Seq Scan on {table}" in plan(engine, query)
     assert "Seq Scan" not in plan(engine, query, index=f"{table} ({columns})")
 
 
-def test_the_items_of_an_order_are_found_by_their_key(engine: Engine) -> None:
+def test_the_control_items_of_an_order_use_their_index(engine: Engine) -> None:
     assert "Index Scan" in plan(engine, "SELECT * FROM order_items WHERE order_id = 77777")
 
 
-def test_two_connections_and_a_third_waits(engine: Engine) -> None:
+def test_third_checkout_waits_for_the_pool_of_two(engine: Engine) -> None:
     held = [engine.connect() for _ in range(2)]
     third = threading.Thread(target=lambda: engine.connect().close(), daemon=True)
     third.start()
@@ -139,7 +141,7 @@ def test_two_connections_and_a_third_waits(engine: Engine) -> None:
         connection.close()
 
 
-def test_a_restart_signs_everybody_out(naive_url: str, tmp_path: Path) -> None:
+def test_restart_signs_all_users_out(naive_url: str, tmp_path: Path) -> None:
     for restarted in (False, True):
         with shop_service.serving(VARIANTS["naive"], naive_url, "", tmp_path / "log") as url:
             if not restarted:
@@ -148,7 +150,7 @@ def test_a_restart_signs_everybody_out(naive_url: str, tmp_path: Path) -> None:
             assert answer.status_code == (401 if restarted else 200)
 
 
-def test_the_report_is_ready_when_its_request_is_answered(app: ModuleType) -> None:
+def test_report_is_computed_inside_its_request(app: ModuleType) -> None:
     async def exchange() -> str:
         transport = httpx.ASGITransport(app.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
@@ -163,7 +165,7 @@ def test_the_report_is_ready_when_its_request_is_answered(app: ModuleType) -> No
 @pytest.mark.parametrize(
     "path", ["/api/products", "/api/products/1", "/api/products/popular", "/static/shop.css"]
 )
-def test_nothing_says_how_long_it_may_be_kept(app: ModuleType, path: str) -> None:
+def test_responses_have_no_cache_headers(app: ModuleType, path: str) -> None:
     answer = ask(app, path)
     assert answer.status_code == 200
     assert "cache-control" not in answer.headers

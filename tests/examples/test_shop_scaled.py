@@ -1,4 +1,4 @@
-"""What `scaled` does where `naive` fails: see test_shop_naive.py for each one's control."""
+"""The remedies of `scaled` for the mistakes of `naive`; test_shop_naive.py has the controls."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def profile(url: str, token: str) -> int:
     return httpx.get(f"{url}/api/user/profile", headers={"Authorization": f"Bearer {token}"}).status_code
 
 
-def test_every_instance_knows_who_is_signed_in_and_who_signed_out(
-    url: str, redis_url: str, tmp_path: Path
-) -> None:
+def test_all_instances_share_logins_and_logouts(url: str, redis_url: str, tmp_path: Path) -> None:
     with shop_service.serving(SCALED, url, redis_url, tmp_path / "second") as second:
         with shop_service.serving(SCALED, url, redis_url, tmp_path / "first") as first:
             token = httpx.post(f"{first}/login", json=CREDENTIALS).json()["token"]
@@ -39,9 +37,7 @@ def test_every_instance_knows_who_is_signed_in_and_who_signed_out(
             assert profile(third, token) == profile(second, token) == 401
 
 
-def test_without_redis_the_catalogue_is_open_and_the_rest_says_when_to_come_back(
-    url: str, tmp_path: Path
-) -> None:
+def test_without_redis_the_catalogue_works_and_sessions_are_503(url: str, tmp_path: Path) -> None:
     with shop_service.serving(SCALED, url, "redis://127.0.0.1:1/0", tmp_path / "log") as alone:
         assert httpx.get(f"{alone}/api/products").status_code == 200
         answer = httpx.get(f"{alone}/api/orders", headers={"Authorization": f"Bearer {'x' * 22}.{'y' * 43}"})
@@ -49,7 +45,7 @@ def test_without_redis_the_catalogue_is_open_and_the_rest_says_when_to_come_back
         assert answer.headers["retry-after"]
 
 
-def test_my_orders_take_three_statements(url: str, redis_url: str) -> None:
+def test_my_orders_send_three_statements(url: str, redis_url: str) -> None:
     sent: list[str] = []
 
     def record(*arguments: object) -> None:

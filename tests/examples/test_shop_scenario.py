@@ -1,4 +1,4 @@
-"""The locustfile runs under plain Locust, and `tenfold.toml` names what there is."""
+"""The locustfile runs in plain Locust, and `tenfold.toml` names existing files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.examples.support.shop_service import EXAMPLES, VARIANTS, Variant
 LOCUSTFILE = EXAMPLES / "shop" / "locustfile.py"
 
 
-def test_customers_browse_look_and_order(service_url: str, tmp_path: Path) -> None:
+def test_locustfile_runs_without_failures_in_plain_locust(service_url: str, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "locust", "--locustfile", LOCUSTFILE, "--host", service_url, "--headless",
         "--users", "8", "--spawn-rate", "8", "--run-time", "4s", "--json",
@@ -42,8 +42,8 @@ print(json.dumps([task.__name__ for task in scenario.Shopper.tasks]))
 
 
 def python(code: str, *arguments: str | Path) -> str:
-    """What ``code`` prints in a process of its own: gevent and the variants' engines stay out of this one."""
-    env = shop_service.environment("postgresql://nobody@127.0.0.1:1/nothing")
+    """Return the output of ``code`` in another process: gevent and the engines stay out of this one."""
+    env = shop_service.environment("postgresql://user@127.0.0.1:1/nothing")
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=env,
@@ -55,11 +55,11 @@ def python(code: str, *arguments: str | Path) -> str:
     return run.stdout
 
 
-def test_the_weights() -> None:
+def test_task_weights() -> None:
     assert Counter(json.loads(python(SCENARIO, LOCUSTFILE))) == {"products": 3, "product": 2, "order": 1}
 
 
-def test_the_settings_name_what_there_is() -> None:
+def test_settings_name_existing_files_and_callables() -> None:
     settings = Settings.model_validate(tomllib.loads((EXAMPLES / "tenfold.toml").read_text()))
     assert Variant(app=settings.service.app, prepare=settings.service.prepare) in VARIANTS.values()
     assert (EXAMPLES / settings.measure.scenario).is_file()

@@ -14,7 +14,7 @@ from tenfold.errors import SettingsError
 from tenfold.hashing import BoundedLoads, HashRing, Jump, Placement, Rendezvous
 
 WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.2, 5), min_size=1)
-# A few keys, so that they collide; a number releases one of the places held.
+# A few keys, so that they collide; a number releases one of the slots held.
 STEPS = st.lists(st.one_of(st.sampled_from(["hot", "warm", "cold"]), st.integers(0, 99)), max_size=80)
 
 
@@ -24,7 +24,7 @@ def bound(placement: Placement, node: str, held: int, factor: float) -> int:
 
 @settings(deadline=None)
 @given(WEIGHTS, st.floats(1.01, 3), STEPS)
-def test_no_acquisition_passes_the_bound(
+def test_acquire_never_exceeds_the_bound(
     weights: dict[str, float], factor: float, steps: list[str | int]
 ) -> None:
     ring = HashRing(weights, virtual_nodes=10)
@@ -51,7 +51,7 @@ def test_the_control_without_a_bound_one_hot_key_fills_one_node() -> None:
 
 
 @pytest.mark.parametrize("placement", [HashRing(list("abc")), Rendezvous(list("abc")), Jump(list("abc"))])
-def test_a_key_stays_where_it_belongs_while_there_is_room(placement: Placement) -> None:
+def test_key_gets_its_first_node_while_it_has_room(placement: Placement) -> None:
     bounded = BoundedLoads(placement, factor=2)
     assert bounded.acquire("x") == placement.get_node("x")
     first, second, third = placement.get_nodes("x", 3)
@@ -62,23 +62,23 @@ def test_a_key_stays_where_it_belongs_while_there_is_room(placement: Placement) 
     assert bounded.acquire("x") == second
 
 
-def test_a_look_takes_no_place() -> None:
+def test_get_node_takes_no_slot() -> None:
     bounded = BoundedLoads(HashRing(["a"]))
     assert bounded.get_node("x") == "a"
     assert bounded.loads == {}
 
 
-def test_places_are_given_back_also_after_an_error() -> None:
+def test_hold_releases_its_slot_after_an_error() -> None:
     bounded = BoundedLoads(HashRing(["a"]))
-    with pytest.raises(RuntimeError), bounded.held("x") as node:
+    with pytest.raises(RuntimeError), bounded.hold("x") as node:
         assert (node, dict(bounded.loads)) == ("a", {"a": 1})
         raise RuntimeError
     assert bounded.loads == {}
-    with BoundedLoads(HashRing()).held("x") as node:
+    with BoundedLoads(HashRing()).hold("x") as node:
         assert node is None
 
 
-def test_a_place_is_released_once() -> None:
+def test_releasing_twice_is_refused() -> None:
     bounded = BoundedLoads(HashRing(["a"]))
     bounded.acquire("x")
     bounded.release("a")
@@ -87,7 +87,7 @@ def test_a_place_is_released_once() -> None:
     assert bounded.loads == {}
 
 
-def test_a_node_may_leave_while_it_holds_places() -> None:
+def test_node_may_be_removed_while_its_slots_are_held() -> None:
     ring = HashRing(["a", "b"])
     bounded = BoundedLoads(ring)
     held = [bounded.acquire("x") for _ in range(10)]
@@ -98,19 +98,19 @@ def test_a_node_may_leave_while_it_holds_places() -> None:
     assert bounded.loads == {"b": 1}
 
 
-def test_many_threads_keep_the_count() -> None:
+def test_threads_keep_the_count_exact() -> None:
     bounded = BoundedLoads(HashRing(list("abcd")))
 
-    def hold(number: int) -> None:
-        with bounded.held(number):
+    def acquire_and_release(number: int) -> None:
+        with bounded.hold(number):
             pass
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(hold, range(400)))
+        list(pool.map(acquire_and_release, range(400)))
     assert bounded.loads == {}
 
 
 @pytest.mark.parametrize("factor", [1, 0.5, float("nan"), float("inf")])
-def test_a_factor_that_leaves_no_room_is_refused(factor: float) -> None:
+def test_factor_that_leaves_no_room_is_refused(factor: float) -> None:
     with pytest.raises(SettingsError, match="always a node with room"):
         BoundedLoads(HashRing(["a"]), factor=factor)

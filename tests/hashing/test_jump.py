@@ -1,4 +1,4 @@
-"""Jump: the published values, even shares, and moves to the new node only."""
+"""Jump hashing: the published values, even shares, and moves to the new node only."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NODES = [f"node-{number}" for number in range(12)]
 
 @pytest.mark.parametrize(
     ("number", "buckets", "bucket"),
-    # What ClickHouse's jumpConsistentHash and the Rust and Go packages answer.
+    # From ClickHouse's jumpConsistentHash and the Rust and Go packages.
     [(1, 1, 0), (42, 57, 43), (256, 1024, 520), (0xDEAD10CC, 1, 0), (0xDEAD10CC, 666, 361)],
 )
-def test_it_answers_as_others_do(number: int, buckets: int, bucket: int) -> None:
+def test_jump_agrees_with_other_implementations(number: int, buckets: int, bucket: int) -> None:
     assert jump(number, buckets) == bucket
 
 
-def test_vectors_never_change() -> None:
+def test_documented_vectors_are_stable() -> None:
     placement = Jump(NODES[:5])
     found = [placement.get_node(key) for key in ("", "user:1", "user:2", 42, "Zürich", -1)]
     assert found == [f"node-{number}" for number in (2, 0, 0, 0, 1, 4)]
@@ -29,22 +29,22 @@ def test_vectors_never_change() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2_000))
-def test_one_more_bucket_takes_and_nobody_else_gets(number: int, buckets: int) -> None:
+def test_new_bucket_moves_keys_to_itself_only(number: int, buckets: int) -> None:
     assert jump(number, buckets + 1) in (jump(number, buckets), buckets)
 
 
-def test_the_control_a_remainder_moves_nearly_everything() -> None:
+def test_the_control_modulo_moves_keys_among_old_buckets() -> None:
     assert any(number % 11 not in (number % 10, 10) for number in range(100))
 
 
-def test_shares_are_even_to_the_per_mille() -> None:
+def test_shares_are_even() -> None:
     counts = [0] * 10
     for number in range(20_000):
         counts[jump(number * 0x9E3779B97F4A7C15, 10)] += 1
     assert max(counts) / 2_000 < 1.08
 
 
-def test_a_node_at_the_end_may_go() -> None:
+def test_removing_the_last_node_moves_its_keys_only() -> None:
     longer, shorter = Jump(NODES), Jump(NODES[:-1])
     keys = range(500)
     assert all(longer.get_node(k) in (shorter.get_node(k), NODES[-1]) for k in keys)
@@ -53,7 +53,7 @@ def test_a_node_at_the_end_may_go() -> None:
 
 
 @pytest.mark.parametrize("buckets", [0, -1, 2**31 + 1])
-def test_impossible_numbers_of_buckets_are_refused(buckets: int) -> None:
+def test_invalid_bucket_counts_are_refused(buckets: int) -> None:
     with pytest.raises(SettingsError, match="between 1 and"):
         jump(1, buckets)
 

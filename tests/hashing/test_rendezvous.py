@@ -1,4 +1,4 @@
-"""Rendezvous: exact shares at any weight, and moves that concern the changed node only."""
+"""Rendezvous hashing: exact shares at any weight, and moves to or from the changed node only."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from scipy.stats import chisquare
 
 from tenfold.errors import SettingsError
 from tenfold.hashing import Rendezvous, rendezvous
-from tenfold.hashing.keys import hash64
+from tenfold.hashing.placement import hash64
 
 KEYS = [f"user:{number}" for number in range(300)]
 WEIGHTS = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 8), min_size=1, max_size=5)
 
 
-def test_vectors_never_change() -> None:
+def test_documented_vectors_are_stable() -> None:
     placement = Rendezvous({f"node-{number}": number + 1 for number in range(5)})
     found = [placement.get_node(key) for key in ("", "user:1", "user:2", 42, "Zürich", -1)]
     assert found == [f"node-{number}" for number in (3, 4, 2, 2, 4, 1)]
 
 
-def likelihood(node: Callable[[str], str | None], weights: dict[str, float]) -> float:
-    """Of shares as uneven as these, if each node's true share is that of its weight."""
+def p_value(node: Callable[[str], str | None], weights: dict[str, float]) -> float:
+    """Return the p-value of the shares found, if each node's true share is that of its weight."""
     counts = Counter(node(f"user:{number}") for number in range(12_000))
-    whole = sum(weights.values())
+    total = sum(weights.values())
     return float(
-        chisquare([counts[n] for n in weights], [12_000 * w / whole for w in weights.values()]).pvalue
+        chisquare([counts[n] for n in weights], [12_000 * w / total for w in weights.values()]).pvalue
     )
 
 
 UNEVEN = {"a": 0.3, "b": 1.0, "c": 1.7, "d": 5.0}
 
 
-def test_shares_are_exactly_the_weights() -> None:
-    assert likelihood(Rendezvous(UNEVEN).get_node, UNEVEN) > 0.001
+def test_shares_are_proportional_to_the_weights() -> None:
+    assert p_value(Rendezvous(UNEVEN).get_node, UNEVEN) > 0.001
 
 
-def test_the_control_bids_that_multiply_by_the_weight_are_seen() -> None:
+def test_the_control_multiplied_bids_are_not_proportional() -> None:
     def node(key: str) -> str:
         return max(UNEVEN, key=lambda name: UNEVEN[name] * hash64(f"{name}\0{key}".encode()))
 
-    assert likelihood(node, UNEVEN) < 0.001
+    assert p_value(node, UNEVEN) < 0.001
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,7 +65,7 @@ def test_keys_move_to_or_from_the_changed_node_only(
 
 @settings(deadline=None)
 @given(st.permutations("abcde"))
-def test_the_order_of_the_nodes_does_not_matter(names: list[str]) -> None:
+def test_order_of_the_nodes_does_not_matter(names: list[str]) -> None:
     straight, shuffled = Rendezvous(list("abcde")), Rendezvous(names)
     assert [straight.get_nodes(key, 5) for key in KEYS[:20]] == [
         shuffled.get_nodes(key, 5) for key in KEYS[:20]
@@ -73,11 +73,11 @@ def test_the_order_of_the_nodes_does_not_matter(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 2**64 - 1])
-def test_the_ends_of_the_hash_still_make_a_bid(monkeypatch: pytest.MonkeyPatch, value: int) -> None:
+def test_extreme_hashes_make_finite_bids(monkeypatch: pytest.MonkeyPatch, value: int) -> None:
     monkeypatch.setattr(rendezvous, "hash64", lambda data: value)
     assert 0 < rendezvous.bid("a", 1.0, b"x") < inf
 
 
-def test_a_node_that_is_not_there_cannot_go() -> None:
+def test_removing_an_unknown_node_is_refused() -> None:
     with pytest.raises(SettingsError, match="no node 'x'; there is a"):
         Rendezvous(["a"]).remove("x")

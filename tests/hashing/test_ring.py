@@ -1,4 +1,4 @@
-"""The ring: who gets which key, and who loses none when nodes come, go or change their weight."""
+"""The ring: stable placement, and minimal moves when nodes are added, removed or reweighted."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SettingsError
-from tenfold.hashing import HashRing, circle
+from tenfold.hashing import HashRing, Key, circle
 
 KEYS = [f"user:{number}" for number in range(2_000)]
 NAMES = st.lists(st.text("abcdxyz-é", min_size=1, max_size=4), min_size=1, max_size=6, unique=True)
 WEIGHTS = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 8), min_size=1, max_size=6)
 
-Placed = dict[str, str | None]
+Placements = dict[str, str | None]
 Moves = set[tuple[str | None, str | None]]
 
 
-def placed(ring: HashRing) -> Placed:
+def placements(ring: HashRing) -> Placements:
     return {key: ring.get_node(key) for key in KEYS}
 
 
-def moves(before: Placed, after: Placed) -> Moves:
-    """(from, to) for every key that changed its node."""
+def moves(before: Placements, after: Placements) -> Moves:
+    """Return (from, to) for every key that changed its node."""
     return {(before[key], after[key]) for key in before if before[key] != after[key]}
 
 
 def among_others(
     found: set[tuple[str | None, str | None]], changed: str
 ) -> set[tuple[str | None, str | None]]:
-    """The moves that have nothing to do with the node that changed."""
+    """Return the moves between nodes other than the changed one."""
     return {move for move in found if changed not in move}
 
 
-# ------------------------------------------------------------------ one definition, everywhere
+# ------------------------------------------------------------------ a stable definition
 
 
-def test_the_definition_in_the_docs_is_complete() -> None:
-    """Written from docs/hashing.md alone, with nothing of tenfold's, and it places alike."""
+def test_definition_in_the_docs_gives_the_same_nodes() -> None:
+    """An implementation of docs/hashing.md alone, without tenfold, places every key alike."""
     weights = {"node-0": 1.0, "node-1": 2.0, "übrig": 0.5}
     points = sorted(
         (int.from_bytes(sha512((i // 16).to_bytes(4) + name.encode()).digest()[i % 16 * 4 :][:4]), name)
@@ -64,17 +64,17 @@ def test_the_definition_in_the_docs_is_complete() -> None:
     ("key", "node"),
     [("", 4), ("user:1", 1), ("user:2", 1), (42, 4), ("Zürich", 0), (-1, 0)],
 )
-def test_vectors_never_change(key: str | int, node: int) -> None:
+def test_documented_vectors_are_stable(key: str | int, node: int) -> None:
     assert HashRing([f"node-{number}" for number in range(5)]).get_node(key) == f"node-{node}"
 
 
-def test_points_never_change() -> None:
+def test_points_are_stable() -> None:
     assert circle.node_points("node-0", 0, 150)[:3] == [11306073, 19183858, 60335954]
     assert circle.node_points("node-0", 0, 1) == [1970547353]
     assert circle.node_points("node-0", 17, 18) == [1679011090]
 
 
-def test_fingerprints_never_change() -> None:
+def test_fingerprint_is_stable() -> None:
     assert HashRing({"a": 1, "b": 2.5}).fingerprint == "b560d69bf6b1584e"
 
 
@@ -86,7 +86,7 @@ print([hash(f"user:{n}") % 3 for n in range(50)])
 """
 
 
-def test_processes_agree_where_pythons_own_hash_does_not() -> None:
+def test_processes_with_different_hash_seeds_agree() -> None:
     answers = [
         subprocess.run(
             [sys.executable, "-c", SEEDED],
@@ -98,53 +98,53 @@ def test_processes_agree_where_pythons_own_hash_does_not() -> None:
         for seed in ("1", "2")
     ]
     assert answers[0][0] == answers[1][0]
-    assert answers[0][1] != answers[1][1]  # the control: hash() would have been noticed
+    assert answers[0][1] != answers[1][1]  # the control: hash() differs
 
 
-# ------------------------------------------------------------------ what moves
+# ------------------------------------------------------------------ which keys move
 
 
 @settings(deadline=None)
 @given(WEIGHTS, st.floats(0.1, 8))
-def test_a_new_node_takes_and_nobody_else_gets(weights: dict[str, float], weight: float) -> None:
+def test_new_node_moves_keys_to_itself_only(weights: dict[str, float], weight: float) -> None:
     ring = HashRing(weights, virtual_nodes=20)
-    before = placed(ring)
+    before = placements(ring)
     ring.add("new", weight=weight)
-    assert {target for _, target in moves(before, placed(ring))} <= {"new"}
+    assert {target for _, target in moves(before, placements(ring))} <= {"new"}
 
 
 @settings(deadline=None)
 @given(WEIGHTS, st.data())
-def test_a_node_that_goes_gives_and_nobody_else_loses(weights: dict[str, float], data: st.DataObject) -> None:
+def test_removed_node_moves_its_own_keys_only(weights: dict[str, float], data: st.DataObject) -> None:
     ring = HashRing(weights, virtual_nodes=20)
     gone = data.draw(st.sampled_from(sorted(weights)))
-    before = placed(ring)
+    before = placements(ring)
     ring.remove(gone)
-    assert {source for source, _ in moves(before, placed(ring))} <= {gone}
+    assert {source for source, _ in moves(before, placements(ring))} <= {gone}
 
 
 @settings(deadline=None)
 @given(WEIGHTS, st.floats(0.1, 8), st.data())
-def test_a_weight_moves_keys_of_its_own_node_only(
+def test_weight_change_moves_keys_of_its_node_only(
     weights: dict[str, float], weight: float, data: st.DataObject
 ) -> None:
     ring = HashRing(weights, virtual_nodes=20)
     changed = data.draw(st.sampled_from(sorted(weights)))
-    before = placed(ring)
+    before = placements(ring)
     ring.add(changed, weight=weight)
-    found = moves(before, placed(ring))
+    found = moves(before, placements(ring))
     assert among_others(found, changed) == set()
     assert len({source == changed for source, _ in found}) <= 1  # all of them in one direction
 
 
-def test_the_control_weights_by_rank_move_keys_among_others() -> None:
-    """Points shared out in proportion to the sum of weights, as ketama does: a change touches everybody."""
+def test_the_control_points_by_share_of_weights_move_keys_among_others() -> None:
+    """Points in proportion to the sum of weights, as in ketama: one change moves keys of every node."""
 
     def ring(weights: dict[str, float]) -> HashRing:
-        whole = sum(weights.values())
-        return HashRing({name: len(weights) * weight / whole for name, weight in weights.items()})
+        total = sum(weights.values())
+        return HashRing({name: len(weights) * weight / total for name, weight in weights.items()})
 
-    before, after = placed(ring({"a": 1, "b": 1, "c": 1})), placed(ring({"a": 1, "b": 1, "c": 3}))
+    before, after = placements(ring({"a": 1, "b": 1, "c": 1})), placements(ring({"a": 1, "b": 1, "c": 3}))
     assert among_others(moves(before, after), "c") != set()
 
 
@@ -152,7 +152,7 @@ def test_the_control_weights_by_rank_move_keys_among_others() -> None:
 
 
 def crowded(name: str, start: int, stop: int) -> list[int]:
-    """Points of a ring with 40 places, so that nodes meet at most of them."""
+    """Return points among 40 positions, so that points of different nodes coincide."""
     digest = sha512(name.encode()).digest()
     return sorted(digest[number % 64] % 40 for number in range(start, stop))
 
@@ -161,7 +161,7 @@ POINTS = pytest.mark.parametrize("points", [circle.node_points, crowded], ids=["
 
 
 @contextmanager
-def placed_by(points: Callable[..., list[int]]) -> Iterator[None]:
+def node_points_from(points: Callable[..., list[int]]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(circle, "node_points", points)
         yield
@@ -175,10 +175,10 @@ def contents(ring: HashRing) -> tuple[list[int], list[str | None], dict[str, flo
 @POINTS
 @settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([0, 0.5, 1, 2])), max_size=12))
-def test_the_way_there_does_not_matter(
+def test_changes_give_the_same_ring_as_building_anew(
     points: Callable[..., list[int]], steps: list[tuple[str, float]]
 ) -> None:
-    with placed_by(points):
+    with node_points_from(points):
         ring, weights = HashRing(virtual_nodes=6), dict[str, float]()
         for name, weight in steps:
             if weight:
@@ -195,25 +195,25 @@ def test_the_way_there_does_not_matter(
 @POINTS
 @settings(deadline=None)
 @given(names=NAMES, data=st.data())
-def test_the_order_of_the_nodes_does_not_matter(
+def test_order_of_the_nodes_does_not_matter(
     points: Callable[..., list[int]], names: list[str], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(names))
-    with placed_by(points):
+    with node_points_from(points):
         assert contents(HashRing(names)) == contents(HashRing(shuffled))
 
 
-def test_the_control_where_the_last_to_come_wins_the_order_matters() -> None:
+def test_the_control_order_matters_if_the_last_node_wins() -> None:
     def owners(names: str) -> dict[int, str]:
         return {point: name for name in names for point in crowded(name, 0, 20)}
 
     assert owners("abc") != owners("cba")
 
 
-# ------------------------------------------------------------------ the rest of what it says
+# ------------------------------------------------------------------ lookups, copies, errors
 
 
-def test_an_empty_ring_has_no_node() -> None:
+def test_empty_ring_has_no_node() -> None:
     ring = HashRing()
     assert ring.get_node("x") is None
     assert ring.get_nodes("x", 3) == []
@@ -226,14 +226,21 @@ def test_an_empty_ring_has_no_node() -> None:
 
 @settings(deadline=None)
 @given(NAMES, st.integers(0, 8), st.text())
-def test_several_nodes_are_distinct_and_the_first_is_the_node(names: list[str], n: int, key: str) -> None:
+def test_get_nodes_are_distinct_and_begin_with_get_node(names: list[str], n: int, key: str) -> None:
     ring = HashRing(names, virtual_nodes=3)
     found = ring.get_nodes(key, n)
     assert len(found) == len(set(found)) == min(n, len(names))
     assert found[:1] == [ring.get_node(key)][:n]
 
 
-def test_the_second_node_is_the_one_that_takes_over() -> None:
+def test_get_many_equals_single_lookups() -> None:
+    ring = HashRing({"a": 1, "b": 2.5})
+    keys: list[Key] = ["user:1", b"user:1", 42, "Zürich", ""]
+    assert ring.get_many(keys) == [ring.get_node(key) for key in keys]
+    assert ring.get_many(iter(keys)) == ring.get_many(keys)
+
+
+def test_second_node_takes_over_when_the_first_is_removed() -> None:
     ring = HashRing("abcdefgh".__iter__())
     for key in KEYS[:200]:
         first, second = ring.get_nodes(key, 2)
@@ -248,7 +255,7 @@ def test_shares_follow_the_weights() -> None:
     assert [shares[name] for name in "abc"] == pytest.approx([1 / 8, 2 / 8, 5 / 8], rel=0.1)
 
 
-def test_a_copy_changes_alone() -> None:
+def test_copy_is_independent() -> None:
     ring = HashRing(["a", "b"])
     copy = ring.copy()
     copy.add("c")
@@ -261,7 +268,7 @@ def test_a_copy_changes_alone() -> None:
     )
 
 
-def test_a_view_of_the_nodes_stays_as_it_was() -> None:
+def test_nodes_view_is_immutable() -> None:
     ring = HashRing(["a"])
     nodes = ring.nodes
     ring.add("b")
@@ -292,7 +299,7 @@ def test_a_view_of_the_nodes_stays_as_it_was() -> None:
         (lambda: HashRing(["a"]).get_many([None] * 600), "not NoneType"),  # type: ignore[list-item]
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(make: Callable[[], object], message: str) -> None:
+def test_invalid_arguments_are_refused_in_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         make()
 
@@ -312,13 +319,13 @@ COUNTING: dict[str, Callable[[int], str | bytes]] = {
 
 
 @pytest.mark.parametrize("key", COUNTING.values(), ids=list(COUNTING))
-def test_keys_that_count_up_spread_as_if_drawn_by_chance(key: Callable[[int], str | bytes]) -> None:
-    """Chi-squared of 1,000 nodes' counts, given their exact shares; by chance 1 ± 0.045."""
+def test_sequential_keys_spread_like_random_ones(key: Callable[[int], str | bytes]) -> None:
+    """Chi-squared per degree of freedom of 1,000 nodes' counts; random keys give 1 ± 0.045."""
     assert 0.8 < _chi_squared(lambda n: HASHED.get_node(key(n))) < 1.2
 
 
-def test_the_control_a_hash_that_does_not_mix_is_seen() -> None:
-    """CRC-32 as it is, without the multiplication: of keys that count up, neighbours stay neighbours."""
+def test_the_control_crc32_alone_does_not_spread_sequential_keys() -> None:
+    """CRC-32 without the multiplication leaves sequential keys next to each other."""
     found = HASHED._circle
     plain = _chi_squared(lambda n: found.owners[bisect_left(found.points, crc32(n.to_bytes(4)))])
     assert not 0.8 < plain < 1.2

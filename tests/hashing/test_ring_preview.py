@@ -1,4 +1,4 @@
-"""What a change would do, before it is done: exact, down to the last of the 2³² positions."""
+"""Previews of a change are exact, down to the last of the 2³² positions."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.2, 5), max_size
 EIGHT = [f"node-{number}" for number in range(8)]
 
 
-def owner(ring: HashRing, place: int) -> str | None:
+def owner(ring: HashRing, position: int) -> str | None:
     found = ring._circle
-    return found.owners[bisect_left(found.points, place)]
+    return found.owners[bisect_left(found.points, position)]
 
 
 @settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
-def test_every_position_is_counted_once(before: dict[str, float], after: dict[str, float]) -> None:
-    counted_again(before, after)
+def test_preview_counts_every_position_once(before: dict[str, float], after: dict[str, float]) -> None:
+    assert_preview_is_exact(before, after)
 
 
 @settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
-def test_points_side_by_side_are_counted_too(before: dict[str, float], after: dict[str, float]) -> None:
-    """All points among the first thirty positions and the last two."""
+def test_preview_counts_adjacent_points(before: dict[str, float], after: dict[str, float]) -> None:
+    """All points lie among the first thirty positions and the last two."""
 
     def crowded(name: str, start: int, stop: int) -> list[int]:
         places = [*range(30), 2**32 - 2, 2**32 - 1]
@@ -39,11 +39,11 @@ def test_points_side_by_side_are_counted_too(before: dict[str, float], after: di
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(circle, "node_points", crowded)
-        counted_again(before, after)
+        assert_preview_is_exact(before, after)
 
 
-def counted_again(before: dict[str, float], after: dict[str, float]) -> None:
-    """Written differently: the ring is cut behind every point of both, each piece is asked at its ends."""
+def assert_preview_is_exact(before: dict[str, float], after: dict[str, float]) -> None:
+    """Count in another way: cut the ring behind every point of both, look up both ends of each piece."""
     old, new = HashRing(before, virtual_nodes=9), HashRing(after, virtual_nodes=9)
     cuts = sorted({0, 2**32} | {point + 1 for ring in (old, new) for point in ring._circle.points})
     moved, shares = 0, Counter[str | None]()
@@ -60,7 +60,7 @@ def counted_again(before: dict[str, float], after: dict[str, float]) -> None:
         assert sum(preview.moves.values()) == pytest.approx(preview.moved)
 
 
-def test_keys_move_as_foretold() -> None:
+def test_keys_move_as_previewed() -> None:
     ring = HashRing(EIGHT)
     other = ring.copy()
     other.add("node-8", weight=2)
@@ -73,8 +73,8 @@ def test_keys_move_as_foretold() -> None:
     assert {target for source, target in preview.moves if source != "node-3"} == {"node-8"}
 
 
-def test_the_control_shares_alone_would_not_show_it() -> None:
-    """Every node is renamed: the shares hardly differ, and nearly every key moves."""
+def test_the_control_equal_shares_hide_moves() -> None:
+    """After renaming every node the shares hardly differ, and nearly every key moves."""
     preview = HashRing(EIGHT).preview(HashRing([f"other-{number}" for number in range(8)]))
     assert sorted(preview.before.values()) == pytest.approx(sorted(preview.after.values()), abs=0.03)
     assert preview.moved == 1
@@ -82,19 +82,19 @@ def test_the_control_shares_alone_would_not_show_it() -> None:
     assert mixed.preview(HashRing(EIGHT, virtual_nodes=151)).moved < 0.05
 
 
-def test_nothing_moves_between_equal_rings() -> None:
+def test_equal_rings_move_nothing() -> None:
     preview = HashRing(EIGHT).preview(HashRing(reversed(EIGHT)))
     assert (preview.moved, preview.moves, preview.before) == (0, {}, preview.after)
 
 
-def test_the_peak_is_relative_to_the_weights() -> None:
+def test_peak_is_relative_to_the_weights() -> None:
     ring = HashRing({"a": 1, "b": 3}, virtual_nodes=1_000)
     shares = ring.shares()
     assert ring.preview(ring).peak_before == pytest.approx(max(shares["a"] * 4, shares["b"] * 4 / 3))
     assert ring.preview(ring).peak_before < 1.2
 
 
-def test_an_empty_ring_on_either_side() -> None:
+def test_preview_from_and_to_an_empty_ring() -> None:
     ring = HashRing(EIGHT)
     filled, emptied = HashRing().preview(ring), ring.preview(HashRing())
     assert (filled.moved, filled.moves, filled.peak_before) == (1, {}, 0)
@@ -102,7 +102,7 @@ def test_an_empty_ring_on_either_side() -> None:
     assert HashRing().preview(HashRing()).moved == 0
 
 
-def test_it_prints_a_short_table() -> None:
+def test_preview_prints_a_short_table() -> None:
     ring = HashRing([f"database-{number}.eu-central.example.com" for number in range(30)])
     other = ring.copy()
     other.remove("database-3.eu-central.example.com")

@@ -1,4 +1,4 @@
-"""Two processes with different rings are noticed, and a rollout is not mistaken for that."""
+"""Processes with different rings are detected; a rollout between neighbouring epochs is allowed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ RING = HashRing({"a": 1, "b": 2})
         HashRing(),
     ],
 )
-def test_whatever_places_differently_has_another_fingerprint(other: HashRing) -> None:
+def test_rings_that_place_differently_have_different_fingerprints(other: HashRing) -> None:
     assert other.fingerprint != RING.fingerprint
     assert disagreement(RING.state(3), other.state(3))
 
 
-def test_another_algorithm_has_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_depends_on_the_algorithm_version(monkeypatch: pytest.MonkeyPatch) -> None:
     before = RING.fingerprint
     monkeypatch.setattr(module, "VERSION", b"tenfold ring 2")
     assert RING.fingerprint != before
 
 
-def test_the_control_what_places_alike_has_the_same_fingerprint() -> None:
+def test_the_control_equal_rings_have_equal_fingerprints() -> None:
     ring = HashRing(["b", "c"])
     ring.add("b", weight=2)
     ring.add("a", weight=1)
@@ -61,14 +61,12 @@ def test_the_control_what_places_alike_has_the_same_fingerprint() -> None:
         ("9:00000000000000aa", "7:00000000000000aa", "stop the other until"),
     ],
 )
-def test_neighbouring_epochs_may_coexist_and_nothing_else(
-    mine: str, theirs: str, sentence: str | None
-) -> None:
+def test_only_neighbouring_epochs_may_coexist(mine: str, theirs: str, sentence: str | None) -> None:
     found = disagreement(RingState.parse(mine), RingState.parse(theirs))
     assert found is None if sentence is None else sentence in str(found)
 
 
-def test_a_state_reads_back() -> None:
+def test_state_round_trips() -> None:
     state = RING.state(12)
     assert RingState.parse(str(state)) == state
     assert replace(state, epoch=13) != state
@@ -77,13 +75,13 @@ def test_a_state_reads_back() -> None:
 @pytest.mark.parametrize(
     "text", ["", "7", "7:", "7:xyz", "-1:00000000000000aa", "7:00000000000000aa\n", "7" * 10_000]
 )
-def test_what_is_no_state_is_refused(text: str) -> None:
+def test_invalid_state_text_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="is no ring's state") as caught:
         RingState.parse(text)
     assert len(str(caught.value)) < 160
 
 
 @pytest.mark.parametrize(("epoch", "fingerprint"), [(-1, "0" * 16), (1.5, "0" * 16), (1, "x")])
-def test_a_state_that_would_not_read_back_is_not_made(epoch: int, fingerprint: str) -> None:
+def test_invalid_state_values_are_refused(epoch: int, fingerprint: str) -> None:
     with pytest.raises(SettingsError, match="is no ring's state"):
         RingState(epoch, fingerprint)

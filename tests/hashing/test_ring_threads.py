@@ -1,4 +1,4 @@
-"""Lookups while another thread changes the ring: the ring before or the ring after, never one in between."""
+"""Lookups while another thread changes the ring see the ring before or after, never one in between."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ STEADY = [f"node-{number}" for number in range(20)]
 
 
 @pytest.fixture(autouse=True)
-def threads_take_turns_often() -> Iterator[None]:
+def short_switch_interval() -> Iterator[None]:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
 
 
-def read(ring: HashRing, allowed: dict[str, set[str | None]], done: Event) -> set[str]:
-    """The keys that were seen on a node where no ring ever had them."""
+def wrong_keys(ring: HashRing, allowed: dict[str, set[str | None]], done: Event) -> set[str]:
+    """Look keys up until ``done`` is set; return those found on a node where no ring ever had them."""
     wrong = set()
     while not done.is_set():
         wrong |= {key for key in KEYS if ring.get_node(key) not in allowed[key]}
@@ -36,7 +36,7 @@ def read(ring: HashRing, allowed: dict[str, set[str | None]], done: Event) -> se
 
 
 def allowed(ring: HashRing, comes: str, goes: str) -> dict[str, set[str | None]]:
-    """Key → its node on each of the rings that there are during the changes."""
+    """Return key → its nodes on all rings that exist during the changes."""
     rings = [ring]
     for changes in ([("add", comes)], [("remove", goes)], [("add", comes), ("remove", goes)]):
         other = ring.copy()
@@ -46,10 +46,10 @@ def allowed(ring: HashRing, comes: str, goes: str) -> dict[str, set[str | None]]
     return {key: {each.get_node(key) for each in rings} for key in KEYS}
 
 
-def changed_while_read(ring: HashRing, rounds: int) -> set[str]:
+def change_while_reading(ring: HashRing, rounds: int) -> set[str]:
     known, done = allowed(ring, "new", "node-3"), Event()
     with ThreadPoolExecutor(4) as pool:
-        readers = [pool.submit(read, ring, known, done) for _ in range(3)]
+        readers = [pool.submit(wrong_keys, ring, known, done) for _ in range(3)]
         try:
             for _ in range(rounds):
                 ring.add("new")
@@ -61,13 +61,13 @@ def changed_while_read(ring: HashRing, rounds: int) -> set[str]:
         return set().union(*(reader.result() for reader in readers))
 
 
-def test_a_reader_never_sees_half_a_change() -> None:
+def test_concurrent_lookup_never_sees_a_partial_change() -> None:
     ring = HashRing(STEADY)
-    assert changed_while_read(ring, rounds=200) == set()
+    assert change_while_reading(ring, rounds=200) == set()
     assert ring.fingerprint == HashRing(STEADY).fingerprint
 
 
-def test_the_control_a_ring_changed_in_place_is_seen() -> None:
+def test_the_control_in_place_change_is_detected() -> None:
     """The same change in two steps, owners first and points later, with a reader in between."""
     ring, after = HashRing(STEADY), HashRing([*STEADY, "new"])
     known = allowed(ring, "new", "node-3")
@@ -78,7 +78,7 @@ def test_the_control_a_ring_changed_in_place_is_seen() -> None:
     assert {key for key in KEYS if ring.get_node(key) not in known[key]} == set()
 
 
-def test_changes_from_many_threads_are_all_there() -> None:
+def test_changes_from_many_threads_are_all_applied() -> None:
     ring = HashRing(["first"])
     names = [f"node-{number}" for number in range(40)]
     with ThreadPoolExecutor(8) as pool:

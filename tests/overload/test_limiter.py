@@ -1,4 +1,4 @@
-"""The middleware: exact account, prompt refusals, priorities, shares, and a shadow that refuses nobody."""
+"""The concurrency limiter: exact counts, prompt refusals, priorities, fair shares, shadow mode."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scope(path: str = "/", tenant: str = "", kind: str = "http") -> Scope:
 
 
 async def call(app: Any, asked: Scope) -> tuple[int, dict[bytes, bytes]]:
-    """Status and headers of the answer."""
+    """Return status and headers of the answer."""
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -45,7 +45,7 @@ async def call(app: Any, asked: Scope) -> tuple[int, dict[bytes, bytes]]:
 
 
 class Service:
-    """An app whose requests end when told so; notes who ran, and how many at once at most."""
+    """An app whose requests end on command; records which ran, and the most at once."""
 
     def __init__(self) -> None:
         self.running: list[tuple[Scope, asyncio.Event]] = []
@@ -83,7 +83,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
 
 
-def test_beyond_the_limit_requests_wait_and_beyond_that_they_are_refused() -> None:
+def test_requests_beyond_the_limit_wait_and_beyond_the_queue_get_503() -> None:
     async def test() -> None:
         service = Service()
         app = ConcurrencyLimiter(service, limit=FixedLimit(2), max_waiting=1, max_wait_s=10)
@@ -96,7 +96,7 @@ def test_beyond_the_limit_requests_wait_and_beyond_that_they_are_refused() -> No
         for _ in range(3):
             await service.end_one()
         assert [task.result()[0] for task in tasks[:3]] == [200, 200, 200]
-        assert (app.gate.in_flight, len(app.room), service.most) == (0, 0, 2)
+        assert (app.controller.in_flight, len(app.queue), service.most) == (0, 0, 2)
 
     run(test)
 
@@ -113,20 +113,20 @@ def test_the_control_without_the_limiter_all_run_at_once() -> None:
     run(test)
 
 
-def test_who_waits_too_long_is_refused_although_nothing_else_happens() -> None:
+def test_max_wait_is_enforced_without_other_traffic() -> None:
     async def test() -> None:
         service = Service()
         app = ConcurrencyLimiter(service, limit=FixedLimit(1), max_wait_s=0.02)
         first, second = arrive(app, scope(), scope())
         assert (await second)[0] == 503
-        assert app.shed == {("waited", "normal"): 1}
+        assert app.shed_counts == {("waited", "normal"): 1}
         await service.end_one()
         assert (await first)[0] == 200
 
     run(test)
 
 
-def test_who_has_no_time_left_is_not_let_in() -> None:
+def test_queued_request_past_its_deadline_gets_503() -> None:
     async def test() -> None:
         service = Service()
         app = ConcurrencyLimiter(service, limit=FixedLimit(1), max_wait_s=10)
@@ -137,12 +137,12 @@ def test_who_has_no_time_left_is_not_let_in() -> None:
         await settle()
         await service.end_one()
         assert (await late)[0] == 503
-        assert app.shed == {("deadline", "normal"): 1}
+        assert app.shed_counts == {("deadline", "normal"): 1}
 
     run(test)
 
 
-def test_the_important_go_first_and_take_the_place_of_what_can_wait() -> None:
+def test_higher_priority_goes_first_and_displaces_lower() -> None:
     async def test() -> None:
         service = Service()
         priority = {"/": "normal", "/pay": "critical", "/pay/history": "sheddable", "/export": "sheddable"}
@@ -152,11 +152,11 @@ def test_the_important_go_first_and_take_the_place_of_what_can_wait() -> None:
         paths = ["/", "/export", "/pay/history", "/other", "/pay/now"]
         tasks = arrive(app, *map(scope, paths))
         await settle()
-        assert tasks[1].result()[0] == 503  # the oldest that can wait
+        assert tasks[1].result()[0] == 503  # the oldest sheddable one
         for _ in range(4):
             await service.end_one()
         assert service.began == ["/", "/pay/now", "/other", "/pay/history"]
-        # Nothing is displaced by what is less important than itself.
+        # A request never displaces one of higher priority.
         tasks = arrive(app, *map(scope, ["/", "/pay/a", "/pay/b", "/pay/c", "/", "/export"]))
         await settle()
         assert [task.result()[0] for task in tasks[4:]] == [503, 503]
@@ -166,8 +166,8 @@ def test_the_important_go_first_and_take_the_place_of_what_can_wait() -> None:
     run(test)
 
 
-def share_of_the_modest(tenant: Callable[[Any], str] | None) -> float:
-    """One tenant asks ten times as often as another; what of the places does the other one get?"""
+def share_of_modest_tenant(tenant: Callable[[Any], str] | None) -> float:
+    """Return the share of slots that one tenant gets while another sends ten times as many requests."""
 
     async def test() -> None:
         service = Service()
@@ -181,21 +181,21 @@ def share_of_the_modest(tenant: Callable[[Any], str] | None) -> float:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert (app.gate.in_flight, len(app.room)) == (0, 0)
-        assert app.gate._tenants == {}
-        assert not any(app.room._lines.values())
+        assert (app.controller.in_flight, len(app.queue)) == (0, 0)
+        assert app.controller._tenants == {}
+        assert not any(app.queue._lines.values())
 
     counts: Counter[str] = Counter()
     run(test)
     return counts["modest"] / counts.total()
 
 
-def test_a_greedy_tenant_gets_no_more_than_the_others() -> None:
-    assert share_of_the_modest(lambda asked: asked["tenant"]) == pytest.approx(0.5, abs=0.05)
+def test_greedy_tenant_gets_no_more_than_its_fair_share() -> None:
+    assert share_of_modest_tenant(lambda asked: asked["tenant"]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_control_without_tenants_it_takes_nearly_all() -> None:
-    assert share_of_the_modest(None) < 0.2
+def test_the_control_without_tenants_the_greedy_one_takes_nearly_all() -> None:
+    assert share_of_modest_tenant(None) < 0.2
 
 
 def test_exempt_paths_and_websockets_pass() -> None:
@@ -214,7 +214,7 @@ def test_exempt_paths_and_websockets_pass() -> None:
     run(test)
 
 
-def test_the_shadow_counts_and_refuses_nobody() -> None:
+def test_shadow_mode_counts_and_refuses_nothing() -> None:
     async def test() -> None:
         service = Service()
         registry = CollectorRegistry()
@@ -224,7 +224,7 @@ def test_the_shadow_counts_and_refuses_nobody() -> None:
         tasks = arrive(app, *[scope()] * 4)
         await settle()
         assert service.now == 4
-        assert app.shed == {("full", "normal"): 2}
+        assert app.shed_counts == {("full", "normal"): 2}
         for _ in range(4):
             await service.end_one()
         assert [(await task)[0] for task in tasks] == [200] * 4
@@ -243,8 +243,10 @@ def test_the_shadow_counts_and_refuses_nobody() -> None:
     waiting=st.integers(0, 5),
     limited=st.booleans(),
 )
-def test_the_account_is_exact_whatever_happens(seed: int, limit: int, waiting: int, limited: bool) -> None:
-    """Requests end, fail, and are cancelled at any moment, waiting or running: no place is ever lost."""
+def test_in_flight_count_is_exact_after_errors_and_cancellations(
+    seed: int, limit: int, waiting: int, limited: bool
+) -> None:
+    """Requests end, fail, and are cancelled at any moment, waiting or running: no slot is ever lost."""
     rng = random.Random(seed)
 
     async def service(asked: Any, receive: Any, send: Any) -> None:
@@ -279,9 +281,9 @@ def test_the_account_is_exact_whatever_happens(seed: int, limit: int, waiting: i
                 rng.choice(tasks).cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert most <= limit
-        assert (app.gate.in_flight, len(app.room), app.gate._tenants) == (0, 0, {})
-        assert not any(app.room._lines.values())
-        # And it still serves.
+        assert (app.controller.in_flight, len(app.queue), app.controller._tenants) == (0, 0, {})
+        assert not any(app.queue._lines.values())
+        # It still serves.
         answered = asyncio.gather(*arrive(app, scope()), return_exceptions=True)
         assert not isinstance((await answered)[0], asyncio.CancelledError)
 
@@ -289,8 +291,8 @@ def test_the_account_is_exact_whatever_happens(seed: int, limit: int, waiting: i
     run(test)
 
 
-def test_a_plain_framework_behind_it() -> None:
-    """Async and sync endpoints, a failing one, a missing one: they answer as without it."""
+def test_starlette_app_answers_as_without_the_limiter() -> None:
+    """Async and sync endpoints, a failing one, a missing one."""
 
     async def slow(request: Request) -> PlainTextResponse:
         await asyncio.sleep(0.001)
@@ -311,6 +313,6 @@ def test_a_plain_framework_behind_it() -> None:
             paths = ["/slow", "/sync", "/broken", "/nothing"]
             answers = await asyncio.gather(*[client.get(path) for path in paths * 3])
             assert [answer.status_code for answer in answers] == [200, 200, 500, 404] * 3
-        assert app.gate.in_flight == 0
+        assert app.controller.in_flight == 0
 
     run(test)

@@ -1,6 +1,6 @@
-"""Limits find the knee of a service whose capacity is known, follow it, and leave a calm service alone.
+"""Limits find the knee of a service of known capacity, follow it, and do not disturb a service below it.
 
-The service is virtual (virtual.py): the gate and the limits are the real ones, only time is not.
+The service is virtual (support/virtual.py); admission control and limits are the real ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def noisy(seconds: float) -> Draw:
 
 
 def goodput(outcomes: list[Outcome], *, slow_s: float, begin: float = 0.0, end: float = 1e9) -> float:
-    """Answers within the objective, per second of due time."""
+    """Return the answers within the objective, per second of due time."""
     some = [outcome for outcome in outcomes if begin <= outcome.arrival.due_s < end]
     good = sum(outcome.latency_s <= slow_s for outcome in some)
     return good / (some[-1].arrival.due_s - begin)
@@ -51,7 +51,7 @@ SERVICES = [
 
 @pytest.mark.parametrize(("servers", "work_s"), SERVICES)
 @pytest.mark.parametrize("draw", [steady, noisy])
-def test_three_times_too_much_leaves_the_capacity(
+def test_goodput_at_three_times_the_capacity_stays_near_the_capacity(
     servers: int, work_s: float, draw: Callable[[float], Draw]
 ) -> None:
     service = VirtualService(GradientLimit(), servers)
@@ -62,7 +62,7 @@ def test_three_times_too_much_leaves_the_capacity(
 
 
 @pytest.mark.parametrize(("servers", "work_s"), SERVICES)
-def test_the_control_without_a_limit_nothing_is_left(servers: int, work_s: float) -> None:
+def test_the_control_without_a_limit_goodput_collapses(servers: int, work_s: float) -> None:
     service = VirtualService(FixedLimit(10**9), servers)
     outcomes = service.run(poisson(3 * servers / work_s, 20, work=steady(work_s)))
     assert goodput(outcomes, slow_s=0.1 + 4 * work_s, begin=5) < 0.1 * servers / work_s
@@ -70,27 +70,27 @@ def test_the_control_without_a_limit_nothing_is_left(servers: int, work_s: float
 
 @pytest.mark.parametrize(("servers", "work_s"), SERVICES)
 @pytest.mark.parametrize("load", [0.1, 0.4, 0.7])
-def test_who_keeps_up_refuses_nobody(servers: int, work_s: float, load: float) -> None:
+def test_service_below_its_capacity_refuses_nothing(servers: int, work_s: float, load: float) -> None:
     service = VirtualService(GradientLimit(), servers)
     outcomes = service.run(poisson(load * servers / work_s, 20, work=steady(work_s)))
     assert refused(outcomes, begin=1) == 0
 
 
-def test_bursts_are_waited_for() -> None:
+def test_short_bursts_wait_instead_of_being_refused() -> None:
     """Fifteen at once, at a third of the capacity of a loop."""
     arrivals = [Arrival(0.225 * group, 0.005) for group in range(100) for _ in range(15)]
     outcomes = VirtualService(GradientLimit(), 1).run(iter(arrivals))
     assert refused(outcomes) == 0
 
 
-def test_noise_does_not_make_it_collapse() -> None:
+def test_noisy_latencies_do_not_collapse_the_limit() -> None:
     service = VirtualService(GradientLimit(), 40)
     outcomes = service.run(poisson(560, 30, work=noisy(0.05)))
     assert refused(outcomes, begin=3) < 0.001
     assert min(limit for moment, limit in service.limits if moment > 5) >= 20
 
 
-def test_it_follows_a_capacity_that_is_halved_and_comes_back() -> None:
+def test_limit_follows_a_capacity_that_halves_and_recovers() -> None:
     """Half of the servers' speed: more would only queue."""
     service = VirtualService(GradientLimit(), 1, pace=lambda now: 2.0 if 10 <= now < 20 else 1.0)
     outcomes = service.run(poisson(1.5 / 0.005, 30, work=steady(0.005)))
@@ -98,7 +98,7 @@ def test_it_follows_a_capacity_that_is_halved_and_comes_back() -> None:
     assert goodput(outcomes, slow_s=0.2, begin=22, end=30) >= 0.9 * 200
 
 
-def test_it_recovers_after_an_overload() -> None:
+def test_limit_recovers_after_an_overload() -> None:
     service = VirtualService(GradientLimit(), 40)
     outcomes = service.run(poisson(lambda now: 2400 if now < 10 else 480, 20, work=noisy(0.05)))
     assert refused(outcomes, begin=5, end=10) > 0.5
@@ -106,48 +106,48 @@ def test_it_recovers_after_an_overload() -> None:
 
 
 def slower_without_a_queue(limit: GradientLimit) -> float:
-    """What a service refuses whose requests take three times as long all of a sudden, with room for them."""
+    """Return the share refused after requests become three times as slow, without a queue."""
     service = VirtualService(limit, 400, pace=lambda now: 3.0 if now > 10 else 1.0)
     return refused(service.run(poisson(800, 25, work=steady(0.05))), begin=17)
 
 
-def test_a_service_that_becomes_slower_without_a_queue_is_not_throttled_for_long() -> None:
+def test_service_that_slows_down_without_a_queue_is_not_throttled_for_long() -> None:
     assert slower_without_a_queue(GradientLimit()) < 0.01
 
 
-def test_the_control_without_dips_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_without_dips_it_is_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GradientLimit, "_begin_dip", lambda *_: None)
     assert slower_without_a_queue(GradientLimit(memory_s=1e9)) > 0.2
 
 
 def lowest_after_a_change(*, kinds: bool) -> float:
-    """How low the limit falls, beside what it was, when dear requests take the place of cheap ones."""
+    """Return the lowest limit, relative to before, after expensive requests replace cheap ones."""
     service = VirtualService(GradientLimit(), 100)
     cheap = [*poisson(4000, 10, work=steady(0.005), kind="cheap")]
-    few = [*poisson(20, 10, work=steady(0.1), kind="dear" if kinds else "cheap", seed=3)]
-    dear = poisson(300, 10, work=steady(0.1), kind="dear" if kinds else "cheap", seed=2)
-    later = [Arrival(arrival.due_s + 10, arrival.work_s, arrival.kind) for arrival in dear]
+    few = [*poisson(20, 10, work=steady(0.1), kind="expensive" if kinds else "cheap", seed=3)]
+    expensive = poisson(300, 10, work=steady(0.1), kind="expensive" if kinds else "cheap", seed=2)
+    later = [Arrival(arrival.due_s + 10, arrival.work_s, arrival.kind) for arrival in expensive]
     service.run(iter(sorted([*cheap, *few, *later], key=lambda arrival: arrival.due_s)))
     before = [limit for moment, limit in service.limits if moment < 10][-1]
     return min(limit for moment, limit in service.limits if moment > 10.2) / before
 
 
-def test_a_change_of_the_mix_is_no_queue() -> None:
+def test_changed_mix_of_routes_does_not_lower_the_limit() -> None:
     assert lowest_after_a_change(kinds=True) >= 1
 
 
-def test_the_control_without_kinds_it_looks_like_one() -> None:
+def test_the_control_without_kinds_it_lowers_the_limit() -> None:
     assert lowest_after_a_change(kinds=False) < 0.7
 
 
-def test_additive_increase_multiplicative_decrease() -> None:
+def test_aimd_limit_keeps_its_latency_target() -> None:
     service = VirtualService(AIMDLimit(target_s=0.02), 1)
     outcomes = service.run(poisson(600, 20, work=steady(0.005)))
     assert goodput(outcomes, slow_s=0.2, begin=5) >= 0.9 * 200
     assert mean_limit(service, begin=5) == pytest.approx(4, abs=1.5)
 
 
-def test_what_is_dropped_below_lowers_the_limit() -> None:
+def test_dropped_requests_lower_the_limit() -> None:
     limit, now = GradientLimit(), 0.0
     for number in range(400):
         now += 0.01
@@ -157,13 +157,13 @@ def test_what_is_dropped_below_lowers_the_limit() -> None:
 
 def test_limits_stay_within_their_bounds() -> None:
     rng, now = random.Random(1), 0.0
-    limits = [GradientLimit(least=3, most=30), AIMDLimit(target_s=0.05, least=3, most=30)]
+    limits = [GradientLimit(minimum=3, maximum=30), AIMDLimit(target_s=0.05, minimum=3, maximum=30)]
     for _ in range(20_000):
         now += rng.expovariate(500)
         for limit in limits:
-            taken = rng.choice([0.0, 0.001, 0.05, 5.0])
+            latency_s = rng.choice([0.0, 0.001, 0.05, 5.0])
             limit.record(
-                now - taken,
+                now - latency_s,
                 now,
                 in_flight=rng.randrange(1, 40),
                 kind=rng.random(),
@@ -171,4 +171,4 @@ def test_limits_stay_within_their_bounds() -> None:
             )
             assert 1 <= limit.limit <= 30
     assert isinstance(limits[0], GradientLimit)
-    assert len(limits[0]._unloaded) <= GradientLimit.KINDS + 1
+    assert len(limits[0]._unloaded) <= GradientLimit.MAX_KINDS + 1

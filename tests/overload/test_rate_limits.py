@@ -1,4 +1,4 @@
-"""Rates hold in any window, whatever is asked when; on a real Valkey and Redis whatever happens at once."""
+"""Rate limits hold in any window; on a real Valkey and Redis also under concurrency."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from tenfold.metrics import exposition
 from tenfold.overload.gcra import MemoryRates, Rate, RateStore, decide
 from tenfold.overload.ratelimiter import RateLimiter
 from tenfold.overload.redis import RedisRates
+from tests.support.waiting import eventually
 
 # ------------------------------------------------------------------ the decision
 
 steps = st.lists(
     st.tuples(st.floats(0, 3, allow_nan=False), st.integers(1, 3)), min_size=1, max_size=60
-)  # how long after the one before, and its cost
+)  # seconds after the one before, and its cost
 
 
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(1, 10))
-def test_no_window_sees_more_than_the_burst_and_the_rate(
+def test_any_window_admits_at_most_burst_plus_rate(
     asked: list[tuple[float, int]], rate: float, burst: int
 ) -> None:
     now, tat, allowed = 1e9, None, []
@@ -47,9 +48,7 @@ def test_no_window_sees_more_than_the_burst_and_the_rate(
 
 
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(3, 10))
-def test_who_waits_as_told_is_let_in_and_nobody_sooner(
-    asked: list[tuple[float, int]], rate: float, burst: int
-) -> None:
+def test_retry_after_is_exact(asked: list[tuple[float, int]], rate: float, burst: int) -> None:
     now, tat = 1000.0, None
     for pause, cost in asked:
         now += pause / rate / 4
@@ -83,7 +82,7 @@ def test_decisions(tat: float | None, cost: int, expected: tuple[bool, float, in
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (float("inf"), 1), (1, 0)])
-def test_rates_that_are_none(rate: float, burst: int) -> None:
+def test_invalid_rates_are_refused(rate: float, burst: int) -> None:
     with pytest.raises(ValueError, match="above 0"):
         Rate(rate, burst)
 
@@ -91,18 +90,26 @@ def test_rates_that_are_none(rate: float, burst: int) -> None:
 # ------------------------------------------------------------------ stores
 
 
-def test_memory_is_bounded() -> None:
+def test_memory_rates_bound_their_keys() -> None:
     async def test() -> None:
         now = 0.0
-        store = MemoryRates(most_keys=10, clock=lambda: now)
+        store = MemoryRates(max_keys=10, clock=lambda: now)
         for number in range(100):
             assert (await store.take(str(number), Rate(1, 1))).allowed
             assert len(store._tats) <= 10
-        assert not (await store.take("99", Rate(1, 1))).allowed  # the newest are those that are kept
+        assert not (await store.take("99", Rate(1, 1))).allowed  # the newest are kept
         now = 2.0
         assert (await store.take("99", Rate(1, 1))).allowed
 
     asyncio.run(test())
+
+
+def accepts_connections(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -113,21 +120,14 @@ def redis_url(redis_program: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     command = [redis_program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     folder = tmp_path_factory.mktemp("redis")
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "Redis does not start"
-            time.sleep(0.02)
+    eventually(lambda: accepts_connections(port), within_s=10)
     yield f"redis://127.0.0.1:{port}"
     server.kill()
     server.wait()
 
 
 class ReadThenWrite:
-    """What not to do: Redis keeps the moment, Python decides."""
+    """The mistake: Redis keeps the moment, Python decides."""
 
     def __init__(self, client: Redis) -> None:
         self.client = client
@@ -147,7 +147,7 @@ async def admitted(store: RateStore, key: str, *, at_once: int) -> int:
     return sum(decision.allowed for decision in decisions)
 
 
-def test_at_once_no_more_than_the_burst_are_let_in(redis_url: str) -> None:
+def test_concurrent_requests_never_exceed_the_burst(redis_url: str) -> None:
     async def test() -> None:
         stores = [RedisRates(redis_url, timeout_s=10) for _ in range(4)]
         counts = await asyncio.gather(*[admitted(store, "at once", at_once=50) for store in stores])
@@ -158,7 +158,7 @@ def test_at_once_no_more_than_the_burst_are_let_in(redis_url: str) -> None:
     asyncio.run(test())
 
 
-def test_the_control_reading_and_then_writing_lets_in_too_many(redis_url: str) -> None:
+def test_the_control_read_then_write_exceeds_the_burst(redis_url: str) -> None:
     async def test() -> None:
         async with Redis.from_url(redis_url) as client:
             assert await admitted(ReadThenWrite(client), "control", at_once=50) > 10
@@ -167,8 +167,8 @@ def test_the_control_reading_and_then_writing_lets_in_too_many(redis_url: str) -
 
 
 @pytest.mark.parametrize("rate", [Rate(3, 1), Rate(1000 / 7, 5), Rate(0.001, 2), Rate(5e5, 3)])
-def test_redis_decides_as_the_pure_function_does(redis_url: str, rate: Rate) -> None:
-    """Also where a unit is no whole number of microseconds."""
+def test_redis_agrees_with_the_pure_function(redis_url: str, rate: Rate) -> None:
+    """Also where a unit is not a whole number of microseconds."""
 
     async def test() -> None:
         store = RedisRates(redis_url, timeout_s=10)
@@ -179,7 +179,7 @@ def test_redis_decides_as_the_pure_function_does(redis_url: str, rate: Rate) -> 
             assert first.remaining == rate.burst - 1
             assert first.reset_s == pytest.approx(1 / rate.rate, abs=2e-6)
             lives_ms = await client.pttl("tenfold:rate:key")
-            assert lives_ms != -1  # for ever
+            assert lives_ms != -1  # without expiry
             assert lives_ms <= 1000 / rate.rate + 1
             too_much = await store.take("other", rate, rate.burst + 1)
             assert (too_much.allowed, too_much.retry_after_s) == (False, float("inf"))
@@ -190,7 +190,7 @@ def test_redis_decides_as_the_pure_function_does(redis_url: str, rate: Rate) -> 
     asyncio.run(test())
 
 
-def test_the_rate_holds_against_the_clock_of_redis(redis_url: str) -> None:
+def test_rate_holds_by_the_clock_of_redis(redis_url: str) -> None:
     async def test() -> None:
         store = RedisRates(redis_url, timeout_s=10)
         rate, started, allowed = Rate(200, 5), time.monotonic(), 0
@@ -203,7 +203,7 @@ def test_the_rate_holds_against_the_clock_of_redis(redis_url: str) -> None:
     asyncio.run(test())
 
 
-def test_a_server_that_accepts_and_stays_silent_costs_the_timeout_only() -> None:
+def test_silent_redis_costs_at_most_the_timeout() -> None:
     async def test() -> None:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -240,7 +240,7 @@ async def ask(limiter: RateLimiter, user: str = "ann", path: str = "/") -> tuple
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
-class Noting(MemoryRates):
+class RecordingStore(MemoryRates):
     def __init__(self) -> None:
         super().__init__()
         self.keys: list[str] = []
@@ -250,7 +250,7 @@ class Noting(MemoryRates):
         return await super().take(key, rate, cost)
 
 
-class Gone:
+class UnavailableStore:
     asked = 0
 
     async def take(self, key: str, rate: Rate, cost: int = 1) -> Any:
@@ -263,9 +263,9 @@ def limiter(store: Any, **options: Any) -> RateLimiter:
     return RateLimiter(app, store, **options)
 
 
-def test_too_often_is_429_and_says_when_to_come_back() -> None:
+def test_requests_beyond_the_rate_get_429_with_retry_after() -> None:
     async def test() -> None:
-        store = Noting()
+        store = RecordingStore()
         limited = limiter(store, name="api", secret=b"pepper")
         status, headers = await ask(limited)
         assert (status, headers[b"x-own"]) == (200, b"1")
@@ -286,25 +286,25 @@ def test_too_often_is_429_and_says_when_to_come_back() -> None:
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("open", 200), ("closed", 503)])
-def test_without_its_server_it_does_what_was_declared(policy: str, expected: int) -> None:
+def test_unavailable_store_fails_open_or_closed_as_configured(policy: str, expected: int) -> None:
     async def test() -> None:
-        store = Gone()
+        store = UnavailableStore()
         limited = limiter(store, when_down=policy, pause_s=60)
         for _ in range(5):
             status, headers = await ask(limited)
             assert status == expected
             assert (b"retry-after" in headers) == (expected == 503)
-        assert store.asked == 1  # and is left alone for a while
+        assert store.asked == 1  # then the breaker is open
 
     asyncio.run(test())
 
 
-def test_the_shadow_refuses_nobody() -> None:
+def test_shadow_mode_refuses_nothing() -> None:
     async def test() -> None:
         registry = CollectorRegistry()
         limited = limiter(MemoryRates(), shadow=True, metrics=True, registry=registry)
         assert [(await ask(limited))[0] for _ in range(5)] == [200] * 5
-        assert limited.refused == 3
+        assert limited.refused_count == 3
         assert (
             'tenfold_rate_limited_total{mode="shadow",policy="default"} 3.0'
             in exposition(registry=registry).decode()
@@ -313,10 +313,10 @@ def test_the_shadow_refuses_nobody() -> None:
     asyncio.run(test())
 
 
-def test_a_name_cannot_break_out_of_a_header() -> None:
+def test_limit_name_cannot_inject_headers() -> None:
     with pytest.raises(SettingsError, match="no name of a rate limit"):
         limiter(MemoryRates(), name='a";q=1\r\nx: y')
 
 
-def test_the_lua_file_is_part_of_the_package() -> None:
+def test_lua_script_is_part_of_the_package() -> None:
     assert (Path(RedisRates.__init__.__code__.co_filename).parent / "gcra.lua").is_file()

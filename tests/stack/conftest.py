@@ -1,4 +1,4 @@
-"""Real servers in a temporary folder of the tests' own, so that no stack of anybody else is in sight."""
+"""Real servers in a temporary folder of these tests alone, apart from any other stack."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -35,8 +34,8 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def found() -> None:
-    """Skip without the servers, but not where they must be there."""
+def servers_installed() -> None:
+    """Skip without the servers; fail in CI."""
     settings = Settings()
     finds = (programs.find_postgresql, programs.find_redis, programs.find_nginx)
     if not all(find(settings) for find in finds):
@@ -51,20 +50,20 @@ def settings_for(app: str = "plain:app", *, service: dict | None = None, **stack
 
 
 def small(app: str = "plain:app", *, service: dict | None = None, **stack: object) -> Settings:
-    """Without PostgreSQL: up in half a second."""
+    """Return settings without PostgreSQL: up in half a second."""
     return settings_for(app, service=service, **{"database": False, **stack})
 
 
 @pytest.fixture(scope="package")
 def running(temporary: Path) -> Iterator[Stack]:
-    """The whole of it, for tests that leave it as it is."""
+    """A whole stack, for tests that do not change it."""
     service = {"environment": {"GREETING": "to {database_user} at {database_host}"}}
     with Stack(settings_for(service=service, instances=2, replicas=2)) as stack:
         yield stack
 
 
 def stacks() -> list[Path]:
-    """The folders of stacks that exist now."""
+    """Return the folders of all existing stacks."""
     parent = Path(tempfile.gettempdir()) / f"tenfold-{os.geteuid()}"
     return [entry for entry in parent.iterdir() if entry.is_dir()] if parent.exists() else []
 
@@ -76,17 +75,10 @@ def lives(pid: int) -> bool:
         return False
 
 
-def eventually(look: Callable[[], object], *, within_s: float = 20.0) -> object:
-    deadline = time.monotonic() + within_s
-    while not (answer := look()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return answer
-
-
 def python(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    """A Python that imports this tenfold, in the folder of the test app, its output in pipes."""
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "COLUMNS": "100"}
+    """Start a Python that imports this tenfold, in the folder of the test app, its output in pipes."""
+    paths = [str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "100"}
     return subprocess.Popen(
         [sys.executable, *arguments],
         **{

@@ -1,4 +1,4 @@
-"""What a killed owner leaves is ended by the next start; what a living one owns is not touched."""
+"""The next start ends what a killed owner left, and leaves the stack of a running owner alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import psutil
 import pytest
 
 from tenfold.stack import Stack, cleanup, workdir
-from tenfold.stack.processes import MARK, Leader, leader_of
-from tests.stack.conftest import HERE, SOURCES, eventually, lives, python, small
+from tenfold.stack.processes import MARK, SessionLeader
+from tests.stack.conftest import HERE, SOURCES, lives, python, small
+from tests.support.waiting import eventually
 
 ROOT = HERE.parents[2]
 
 
 @contextmanager
 def owner(*what: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
-    paths = os.pathsep.join([str(SOURCES), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": paths}
+    paths = [str(SOURCES), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with python("-m", "tests.stack.support.owner", *what, cwd=ROOT, env=environment) as process:
         line = process.stdout.readline()
         assert line, process.stderr.read()
@@ -36,17 +37,17 @@ def owner(*what: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
             process.kill()
 
 
-def test_the_next_start_cleans_up_after_a_killed_owner() -> None:
+def test_next_start_ends_and_removes_the_stack_of_a_killed_owner() -> None:
     with owner("database") as (process, told):
         process.kill()
         process.wait()
-        assert all(lives(pid) for pid in told["pids"])  # the damage: everything goes on without an owner
+        assert all(lives(pid) for pid in told["pids"])  # the damage: servers without an owner
         with Stack(small("")):
             assert not [pid for pid in told["pids"] if lives(pid)]
             assert not Path(told["folder"]).exists()
 
 
-def test_also_when_the_leaders_were_killed_too() -> None:
+def test_next_start_ends_orphans_whose_leaders_were_killed_too() -> None:
     with owner() as (process, told):
         process.kill()
         process.wait()
@@ -61,7 +62,7 @@ def test_also_when_the_leaders_were_killed_too() -> None:
             assert not Path(told["folder"]).exists()
 
 
-def test_a_living_owners_stack_is_not_touched() -> None:
+def test_stack_of_a_running_owner_is_left_alone() -> None:
     with owner() as (process, told):
         with Stack(small("")):
             pass
@@ -84,28 +85,30 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def dead_stack(*entries: cleanup.Entry) -> Path:
-    """The folder of a stack whose owner is gone."""
+def dead_stack(*entries: cleanup.RegisteredProgram) -> Path:
+    """Make the folder of a stack whose owner is gone."""
     folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
-    gone = Leader(os.getpid(), "another process that once had this pid")
-    cleanup.write(folder, cleanup.Ledger(owner=gone, entries=entries))
+    gone = SessionLeader(os.getpid(), "another process that once had this pid")
+    cleanup.write_registry(folder, cleanup.ProcessRegistry(owner=gone, entries=entries))
     return folder
 
 
-def test_a_recycled_pid_is_spared(stranger: subprocess.Popen[bytes]) -> None:
-    entry = cleanup.Entry("redis", Leader(stranger.pid, "when another process had this pid"), 15)
+def test_process_with_a_recycled_pid_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
+    entry = cleanup.RegisteredProgram(
+        "redis", SessionLeader(stranger.pid, "when another process had this pid"), 15
+    )
     folder = dead_stack(entry)
-    cleanup.clean(workdir.parent_folder())
+    cleanup.clean_up(workdir.parent_folder())
     assert not folder.exists()
     assert stranger.poll() is None
-    # The same ledger with the right start time: it was the guard that spared it.
-    dead_stack(cleanup.Entry("redis", leader_of(stranger.pid), 15))
-    cleanup.clean(workdir.parent_folder())
+    # The control: with the right start time in the registry it is ended.
+    dead_stack(cleanup.RegisteredProgram("redis", SessionLeader.of(stranger.pid), 15))
+    cleanup.clean_up(workdir.parent_folder())
     assert eventually(lambda: stranger.poll() is not None)
 
 
-def test_what_the_ledger_missed_is_known_by_its_mark() -> None:
-    """The owner may be killed between a start and its entry in the ledger."""
+def test_unregistered_process_is_found_by_its_mark() -> None:
+    """The owner may be killed between a start and its entry in the registry."""
     folder = dead_stack()
     command = [sys.executable, "-c", "input()"]
     marked, other = (
@@ -115,7 +118,7 @@ def test_what_the_ledger_missed_is_known_by_its_mark() -> None:
         for mark in (str(folder), f"{folder}x")
     )
     try:
-        cleanup.clean(workdir.parent_folder())
+        cleanup.clean_up(workdir.parent_folder())
         assert eventually(lambda: marked.poll() is not None)
         assert other.poll() is None
     finally:
@@ -124,28 +127,28 @@ def test_what_the_ledger_missed_is_known_by_its_mark() -> None:
             process.wait()
 
 
-def test_a_shell_that_looks_around_in_the_folder_is_spared() -> None:
+def test_foreign_process_inside_the_folder_is_left_alone() -> None:
     folder = dead_stack()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=folder) as visitor:
-        cleanup.clean(workdir.parent_folder())
+        cleanup.clean_up(workdir.parent_folder())
         assert not folder.exists()
         assert visitor.poll() is None
         visitor.kill()
 
 
-def test_a_folder_without_a_ledger_goes() -> None:
+def test_folder_without_a_registry_is_removed() -> None:
     folder = Path(tempfile.mkdtemp(dir=workdir.parent_folder()))
     (folder / "half").mkdir()
-    assert cleanup.clean(workdir.parent_folder()) == [folder]
+    assert cleanup.clean_up(workdir.parent_folder()) == [folder]
     assert not folder.exists()
 
 
-def test_a_link_in_the_parent_is_not_followed(tmp_path: Path) -> None:
+def test_symbolic_link_in_the_parent_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     link = workdir.parent_folder() / "link"
     link.symlink_to(tmp_path)
     try:
-        cleanup.clean(workdir.parent_folder())
+        cleanup.clean_up(workdir.parent_folder())
         assert (tmp_path / "precious").exists()
     finally:
         link.unlink()

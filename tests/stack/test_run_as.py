@@ -1,4 +1,4 @@
-"""Servers run as root's guest, or as whoever runs tenfold."""
+"""Servers run as an unprivileged account under root, otherwise as the user that runs tenfold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stack.conftest import HERE, SOURCES, settings_for
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def test_the_highest_closed_folder_is_named(tmp_path: Path) -> None:
+def test_closed_folder_returns_the_highest_closed_parent(tmp_path: Path) -> None:
     base = Path(tempfile.mkdtemp(prefix="c-"))
     base.chmod(0o755)
     deep = base / "a" / "b"
@@ -34,7 +34,7 @@ def test_the_highest_closed_folder_is_named(tmp_path: Path) -> None:
 
 
 @as_root
-def test_as_root_only_the_app_and_nginxs_master_are_root(running: Stack) -> None:
+def test_as_root_only_the_app_and_the_nginx_master_run_as_root(running: Stack) -> None:
     for server in running.servers:
         users = [psutil.Process(pid).uids().real for pid in server.pids()]
         if server.kind == "app":
@@ -47,7 +47,7 @@ def test_as_root_only_the_app_and_nginxs_master_are_root(running: Stack) -> None
 
 
 @as_root
-def test_as_root_a_program_below_a_closed_folder_is_one_sentence() -> None:
+def test_as_root_program_below_a_closed_folder_is_refused_in_one_sentence() -> None:
     closed = Path(tempfile.mkdtemp(prefix="c-"))  # 0700
     shutil.copy("/bin/true", closed / "redis-server")
     with pytest.raises(DependencyError) as caught:
@@ -57,7 +57,7 @@ def test_as_root_a_program_below_a_closed_folder_is_one_sentence() -> None:
 
 
 def interpreter_for_all() -> str | None:
-    """A Python of this version that any user may run."""
+    """Return a Python of this version that any user may run, if there is one."""
     for path in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         nobody = {"user": "nobody", "extra_groups": [], "cwd": "/"}
         try:
@@ -87,7 +87,7 @@ print(json.dumps({"users": list(users), "answer": answer, "mode": mode, "left": 
 
 
 @as_root
-def test_an_ordinary_user_needs_nobody_else(tmp_path: Path) -> None:
+def test_ordinary_user_runs_the_whole_stack_as_themselves(tmp_path: Path) -> None:
     python = interpreter_for_all()
     if python is None:
         pytest.skip("no interpreter that user nobody may run")

@@ -1,15 +1,18 @@
-"""The whole stack: what it gives, and that it leaves nothing behind."""
+"""The whole stack: what it provides, its errors, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,7 +23,8 @@ from tenfold import types
 from tenfold.errors import DependencyError, SettingsError, StackError
 from tenfold.stack import Stack
 from tenfold.stack.ports import free_port, is_free
-from tests.stack.conftest import eventually, lives, settings_for, small, stacks
+from tests.stack.conftest import HERE, lives, settings_for, small, stacks
+from tests.support.waiting import eventually
 
 
 def get(url: str, **headers: str) -> dict:
@@ -33,9 +37,9 @@ def kinds(stack: Stack) -> list[str]:
     return [server.kind for server in stack.servers]
 
 
-def test_the_stack_is_what_the_instrument_expects(running: Stack) -> None:
+def test_stack_satisfies_the_stack_protocol(running: Stack) -> None:
     expected: types.Stack = running
-    assert expected.app_folder == Path(__file__).parent
+    assert expected.app_folder == HERE
     assert kinds(running).index("primary") < kinds(running).index("replica") < kinds(running).index("app")
     assert kinds(running)[-1] == "nginx"
     for server in running.servers:
@@ -45,7 +49,7 @@ def test_the_stack_is_what_the_instrument_expects(running: Stack) -> None:
     assert len(str(running.probe_address)) < 100
 
 
-def test_the_app_is_told_where_everything_is(running: Stack) -> None:
+def test_app_gets_server_addresses_in_its_environment(running: Stack) -> None:
     told = get(f"{running.url}/environment")
     assert told["DATABASE_URL"] == running.database_url
     assert len(told["DATABASE_REPLICA_URLS"].split(",")) == 2
@@ -60,25 +64,25 @@ def test_the_app_is_told_where_everything_is(running: Stack) -> None:
             assert connection.execute("select current_setting(%s)", [name]).fetchone() == ("on",)
 
 
-def arrived(replica: psycopg.Connection) -> bool:
+def is_replayed(replica: psycopg.Connection) -> bool:
     return replica.execute("select to_regclass('streamed') is not null").fetchone()[0]
 
 
-def test_replicas_stream_and_take_no_writes(running: Stack) -> None:
+def test_replicas_stream_and_refuse_writes(running: Stack) -> None:
     replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
     with psycopg.connect(running.database_url, autocommit=True) as primary:
         primary.execute("create table streamed as select 7 as n")
         for url in replicas:
             with psycopg.connect(url, autocommit=True) as replica:
-                eventually(lambda connection=replica: arrived(connection))
+                eventually(lambda connection=replica: is_replayed(connection))
                 assert replica.execute("select n from streamed").fetchone() == (7,)
                 with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
                     replica.execute("delete from streamed")
         primary.execute("drop table streamed")
-    eventually(lambda: running.behind() == {"replica_1": 0, "replica_2": 0})
+    eventually(lambda: running.replication_lag_bytes() == {"replica_1": 0, "replica_2": 0})
 
 
-def test_passwords_are_asked_for(running: Stack) -> None:
+def test_servers_refuse_wrong_or_missing_passwords(running: Stack) -> None:
     replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
     for url in [running.database_url, *replicas]:
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -90,30 +94,30 @@ def test_passwords_are_asked_for(running: Stack) -> None:
 
 
 def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
-    """Address and port of everything that these processes listen on."""
+    """Return address and port of every listening socket of these processes."""
     found = [used for pid in pids for used in psutil.Process(pid).net_connections("inet")]
     return {(used.laddr.ip, used.laddr.port) for used in found if used.status == psutil.CONN_LISTEN}
 
 
-def test_nothing_listens_beyond_loopback(running: Stack) -> None:
+def test_servers_listen_on_loopback_only(running: Stack) -> None:
     seen = listening(pid for server in running.servers for pid in server.pids())
     assert {address for address, _ in seen} == {"127.0.0.1"}
     assert {server.port for server in running.servers} <= {port for _, port in seen}
 
 
-def test_the_control_another_address_is_seen() -> None:
+def test_the_control_a_listener_on_another_address_is_found() -> None:
     with socket.create_server(("127.0.0.2", 0)) as elsewhere:
         assert elsewhere.getsockname() in listening([os.getpid()])
 
 
-def test_metrics_are_for_this_machine_only(running: Stack) -> None:
-    """A visitor from elsewhere: 127.0.0.2 is not 127.0.0.1. The control: every other page is theirs."""
+def test_nginx_serves_metrics_to_loopback_only(running: Stack) -> None:
+    """A client from 127.0.0.2 is not allowed. The control: it gets every other page."""
     answers = {}
     for path in ("/metrics", "/"):
-        visitor = http.client.HTTPConnection("127.0.0.1", port_of(running), source_address=("127.0.0.2", 0))
-        visitor.request("GET", path)
-        answers[path] = visitor.getresponse().status
-        visitor.close()
+        client = http.client.HTTPConnection("127.0.0.1", port_of(running), source_address=("127.0.0.2", 0))
+        client.request("GET", path)
+        answers[path] = client.getresponse().status
+        client.close()
     assert answers == {"/metrics": 403, "/": 200}
     assert get(f"{running.url}/metrics")["pid"]
 
@@ -122,7 +126,7 @@ def port_of(stack: Stack) -> int:
     return int(stack.url.rpartition(":")[2])
 
 
-def test_nginx_logs_json_and_forwards_what_it_knows(running: Stack) -> None:
+def test_nginx_logs_json_and_overwrites_forwarded_headers(running: Stack) -> None:
     headers = get(f"{running.url}/headers?secret=1", **{"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6"})
     assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
     lines = eventually(lambda: running.access_log.read_text().splitlines())
@@ -137,7 +141,7 @@ def test_both_instances_get_requests(running: Stack) -> None:
     assert len({get(running.url)["pid"] for _ in range(20)}) == 2
 
 
-def test_down_leaves_neither_process_nor_port_nor_folder() -> None:
+def test_stop_leaves_no_process_port_or_folder() -> None:
     stack = Stack(settings_for(replicas=1))
     with stack:
         pids = [pid for server in stack.servers for pid in server.pids()]
@@ -151,10 +155,10 @@ def test_down_leaves_neither_process_nor_port_nor_folder() -> None:
     assert all(is_free(port) for port in ports)
     assert folder not in stacks()
     assert len(set(passwords)) == 3
-    stack.stop()  # twice is once
+    stack.stop()  # stopping twice does nothing
 
 
-def test_each_start_has_passwords_of_its_own() -> None:
+def test_each_start_generates_new_passwords() -> None:
     secrets = []
     stack = Stack(small())
     for _ in range(2):
@@ -163,55 +167,61 @@ def test_each_start_has_passwords_of_its_own() -> None:
     assert len(set(secrets)) == len(secrets) == 2
 
 
-def test_a_worker_that_outlives_granian_is_still_ours() -> None:
+def test_worker_that_outlives_the_granian_main_process_is_stopped() -> None:
     with Stack(small()) as stack:
         app = next(server for server in stack.servers if server.kind == "app")
         main, worker = app.pids()[0], get(app.url)["pid"]
         assert worker != main
         psutil.Process(main).kill()
         eventually(lambda: main not in app.pids())
-        assert get(app.url)["pid"] == worker  # it goes on serving: a stack that went by pids would lose it
-        assert stack.ended() == []
+        assert get(app.url)["pid"] == worker  # it goes on serving; the main pid alone would miss it
+        assert stack.ended_servers() == []
     assert not lives(worker)
 
 
-def test_without_its_worker_the_instance_ends_and_is_reported() -> None:
+def test_instance_without_worker_is_reported_as_ended() -> None:
     with Stack(small()) as stack:
         app = next(server for server in stack.servers if server.kind == "app")
         psutil.Process(app.pids()[-1]).kill()
-        eventually(lambda: stack.ended() == [app])
+        eventually(lambda: stack.ended_servers() == [app])
         with pytest.raises(urllib.error.HTTPError, match="502"):
             get(stack.url)
 
 
-def test_a_server_that_fails_ends_the_others_and_is_quoted(tmp_path: Path) -> None:
+def test_failed_server_stops_the_others_and_is_quoted(tmp_path: Path) -> None:
     broken = tmp_path / "redis-server"
     broken.write_text("#!/bin/sh\necho 'bad luck today'\nexit 7\n")
     broken.chmod(0o755)
     tmp_path.chmod(0o755)
     before = stacks()
-    pids = set(psutil.pids())
     with pytest.raises((StackError, DependencyError)) as caught:
-        Stack(settings_for(redis_server=_open(broken))).start()
+        Stack(settings_for(redis_server=_runnable_by_all(broken))).start()
     assert "redis ended before it was ready (exit status 7); its last lines:\n  bad luck today" in str(
         caught.value
     )
     assert stacks() == before
-    ours = [process for process in psutil.process_iter() if process.pid not in pids and lives(process.pid)]
-    assert not [process for process in ours if process.name() in ("postgres", "initdb", "nginx")]
+    assert strays() == []
 
 
-def _open(program: Path) -> Path:
-    """A copy where another user can run it: pytest's folders are closed."""
-    import shutil
-    import tempfile
+def strays() -> list[psutil.Process]:
+    """Return processes that work in the folder of a stack that no longer exists."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            cwd = Path(process.cwd())
+            if cwd.is_relative_to(tempfile.gettempdir()) and not any(map(cwd.is_relative_to, stacks())):
+                found.append(process)
+    return [process for process in found if lives(process.pid)]
 
+
+def _runnable_by_all(program: Path) -> Path:
+    """Return a copy that another user can run: pytest's folders are closed."""
     folder = Path(tempfile.mkdtemp(prefix="p-"))
     folder.chmod(0o755)
     return Path(shutil.copy(program, folder))
 
 
-def test_a_ready_path_that_says_no_is_named() -> None:
+def test_failing_ready_path_is_named_in_the_error() -> None:
     with pytest.raises(StackError, match=r"app was not ready within 1.5 s: GET /broken answers 503"):
         Stack(small(service={"ready_path": "/broken"}, start_timeout_s=1.5)).start()
 
@@ -234,7 +244,7 @@ def test_a_ready_path_that_says_no_is_named() -> None:
         ("plain:not_an_app", StackError, "plain:not_an_app is a str, not an ASGI app"),
     ],
 )
-def test_an_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str, crooked: None) -> None:
+def test_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str, crooked: None) -> None:
     with pytest.raises(error) as caught:
         Stack(small(app)).start()
     assert said in str(caught.value)
@@ -243,19 +253,19 @@ def test_an_app_that_does_not_load_is_one_sentence(app: str, error: type, said: 
 
 @pytest.fixture(scope="module")
 def crooked() -> Iterator[None]:
-    """A file that no formatter has to read."""
-    file = Path(__file__).with_name("crooked.py")
+    """A file with a syntax error, hidden from formatters."""
+    file = HERE / "crooked.py"
     file.write_text("def app(:\n")
     yield
     file.unlink()
 
 
-def test_an_app_can_be_made_by_a_factory() -> None:
+def test_app_factory() -> None:
     with Stack(small("plain:make", service={"factory": True})) as stack:
         assert get(stack.url)["pid"]
 
 
-def test_without_nginx_the_instance_is_the_front_door() -> None:
+def test_without_nginx_the_first_instance_is_the_front_door() -> None:
     port = free_port()
     with Stack(small(nginx=False, port=port)) as stack:
         assert stack.url == f"http://127.0.0.1:{port}"
@@ -263,7 +273,7 @@ def test_without_nginx_the_instance_is_the_front_door() -> None:
         assert get(stack.url)["pid"]
 
 
-def test_without_an_app_there_are_the_data_servers() -> None:
+def test_without_an_app_only_data_servers_run() -> None:
     with Stack(small("")) as stack:
         assert kinds(stack) == ["redis"]
         with pytest.raises(StackError, match="no app"):
@@ -271,7 +281,7 @@ def test_without_an_app_there_are_the_data_servers() -> None:
 
 
 @pytest.mark.parametrize("nginx", [True, False])
-def test_a_taken_port_is_named(nginx: bool) -> None:
+def test_taken_port_is_named_in_the_error(nginx: bool) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -280,7 +290,7 @@ def test_a_taken_port_is_named(nginx: bool) -> None:
             Stack(small(port=port, nginx=nginx)).start()
 
 
-def test_prepare_runs_once_before_the_app_and_reaches_the_replicas() -> None:
+def test_prepare_runs_before_the_app_and_is_replayed_by_replicas() -> None:
     service = {"prepare": "preparing:fill"}
     with Stack(settings_for(service=service, replicas=1)) as stack:
         url = stack.environment["DATABASE_REPLICA_URLS"]
@@ -302,32 +312,32 @@ def test_prepare_may_be_a_command(tmp_path: Path) -> None:
         ("sh -c 'echo $REDIS_URL; exit 3'", "prepare failed (exit status 3); its last lines:\n  redis://:…@"),
     ],
 )
-def test_a_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> None:
+def test_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> None:
     with pytest.raises(StackError) as caught:
         Stack(small(service={"prepare": prepare})).start()
     assert said in str(caught.value)
 
 
-def test_an_interrupted_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(line: str) -> None:
+def test_interrupted_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(line: str) -> None:
         if line.startswith("redis"):
             signal.raise_signal(signal.SIGINT)
 
     before = stacks()
     with pytest.raises(KeyboardInterrupt):
-        Stack(settings_for(), log=press).start()
+        Stack(settings_for(), log=interrupt).start()
     assert stacks() == before
 
 
-def test_the_control_an_interrupted_start_that_does_not_stop_leaves_everything(
+def test_the_control_interrupted_start_without_stop_leaves_servers_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def press(line: str) -> None:
+    def interrupt(line: str) -> None:
         if line.startswith("redis"):
             signal.raise_signal(signal.SIGINT)
 
     before = stacks()
-    stack = Stack(settings_for(), log=press)
+    stack = Stack(settings_for(), log=interrupt)
     try:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(stack, "stop", lambda: None)
@@ -338,9 +348,7 @@ def test_the_control_an_interrupted_start_that_does_not_stop_leaves_everything(
     assert stacks() == before
 
 
-def test_the_stack_of_a_parent_process_is_not_stopped_by_its_child(running: Stack) -> None:
-    import os
-
+def test_forked_child_does_not_stop_the_stack_of_its_parent(running: Stack) -> None:
     if (child := os.fork()) == 0:
         running.stop()
         os._exit(0)

@@ -1,4 +1,4 @@
-"""tenfold up, as a user meets it: what it prints, and how it ends."""
+"""tenfold up: its output, its errors, and that it leaves nothing running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tenfold.cli.following import Tail, request_line
 from tenfold.cli.up import masked
 from tenfold.settings import Settings
 from tenfold.stack.programs import find_redis
-from tests.stack.conftest import eventually, lives, python, stacks
+from tests.stack.conftest import lives, python, stacks
+from tests.support.waiting import eventually
 
 DRIVER = """
 import sys, typer
@@ -36,7 +37,7 @@ except TenfoldError as error:
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def start_up(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = python("-c", DRIVER, *arguments)
     try:
         yield process
@@ -59,9 +60,9 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return said
 
 
-def test_it_says_what_runs_where_follows_the_logs_and_keeps_passwords(tmp_path: Path) -> None:
+def test_up_lists_servers_follows_logs_and_hides_passwords(tmp_path: Path) -> None:
     before = stacks()
-    with started("plain:app", "--port", "0", "--instances", "2", "--replicas", "1") as process:
+    with start_up("plain:app", "--port", "0", "--instances", "2", "--replicas", "1") as process:
         said = read_until(process, "Ctrl-C stops everything")
         url = re.search(r"^nginx +(http://127\.0\.0\.1:\d+) +→ 2 instances$", said, re.M)[1]
         pids = re.search(r"^app 1, 2 +pid (\d+), (\d+) +granian$", said, re.M).groups()
@@ -75,7 +76,7 @@ def test_it_says_what_runs_where_follows_the_logs_and_keeps_passwords(tmp_path: 
         assert len(set(secrets)) == 2
 
         told = json.load(urllib.request.urlopen(f"{url}/environment"))
-        assert secrets[0] in told["DATABASE_URL"]  # the control: this is how a password would look
+        assert secrets[0] in told["DATABASE_URL"]  # the control: a password looks like this
         said += read_until(process, "GET /environment 200")
         with (folder / "logs" / "app-1.log").open("a") as log:
             log.write(f"connecting to {told['DATABASE_URL']}\x1b[2J\n")
@@ -91,8 +92,8 @@ def test_it_says_what_runs_where_follows_the_logs_and_keeps_passwords(tmp_path: 
         assert stacks() == before
 
 
-def test_json_is_one_object_and_nothing_else() -> None:
-    with started("plain:app", "--port", "0", "--json") as process:
+def test_json_output_is_one_object() -> None:
+    with start_up("plain:app", "--port", "0", "--json") as process:
         told = json.loads(process.stdout.readline())
         assert {server["kind"] for server in told["servers"]} == {"app", "nginx", "primary", "redis"}
         assert all(lives(pid) for server in told["servers"] for pid in server["pids"])
@@ -106,22 +107,22 @@ def test_json_is_one_object_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.1])
-def test_a_second_ctrl_c_leaves_nothing_either(pause_s: float) -> None:
+def test_repeated_ctrl_c_leaves_nothing_running(pause_s: float) -> None:
     before = stacks()
-    with started("plain:app", "--port", "0", "--json") as process:
+    with start_up("plain:app", "--port", "0", "--json") as process:
         pids = [pid for server in json.loads(process.stdout.readline())["servers"] for pid in server["pids"]]
         for _ in range(3):
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            time.sleep(pause_s)  # the moment of the second press is what is varied
+            time.sleep(pause_s)  # varies the moment of the second press
         process.wait(timeout=20)
         assert not [pid for pid in pids if lives(pid)]
         assert stacks() == before
 
 
-def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
+def test_ctrl_c_during_start_leaves_nothing_running() -> None:
     before = stacks()
-    with started("plain:app", "--port", "0", "--replicas", "2") as process:
+    with start_up("plain:app", "--port", "0", "--replicas", "2") as process:
         (folder,) = eventually(lambda: set(stacks()) - set(before))
         eventually((folder / "logs" / "primary.log").exists)
         process.send_signal(signal.SIGINT)
@@ -130,9 +131,9 @@ def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
         assert stacks() == before
 
 
-def test_an_instance_that_dies_is_reported_and_a_lost_front_door_is_the_end() -> None:
+def test_dead_instance_is_reported_and_dead_nginx_ends_the_stack() -> None:
     before = stacks()
-    with started("plain:app", "--port", "0", "--json", "--instances", "2") as process:
+    with start_up("plain:app", "--port", "0", "--json", "--instances", "2") as process:
         told = json.loads(process.stdout.readline())
         pids = {server["name"]: server["pids"] for server in told["servers"]}
         for pid in pids["app 1"]:
@@ -157,8 +158,8 @@ def test_an_instance_that_dies_is_reported_and_a_lost_front_door_is_the_end() ->
         (("lacking:app",), "tenfold: cannot import lacking: No module named 'no_such_library'"),
     ],
 )
-def test_what_cannot_run_is_one_sentence(arguments: tuple[str, ...], said: str) -> None:
-    with started(*arguments) as process:
+def test_invalid_app_is_one_sentence(arguments: tuple[str, ...], said: str) -> None:
+    with start_up(*arguments) as process:
         out, errors = process.communicate(timeout=30)
         assert process.returncode == 2
         assert errors.startswith(said)
@@ -178,7 +179,7 @@ def test_masked(url: str, shown: str) -> None:
     assert masked(url) == shown
 
 
-def test_a_tail_gives_whole_lines_and_not_all_of_very_many(tmp_path: Path) -> None:
+def test_tail_returns_whole_lines_and_skips_the_excess(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
     tail = Tail(path)
@@ -192,6 +193,6 @@ def test_a_tail_gives_whole_lines_and_not_all_of_very_many(tmp_path: Path) -> No
         assert tail.news() == []
 
 
-def test_a_line_of_the_access_log_that_is_no_json_is_shown_as_it_is() -> None:
+def test_access_log_line_that_is_not_json_is_shown_unchanged() -> None:
     assert request_line("oops", {}) == "oops"
     assert request_line("{}", {}) == "{}"

@@ -1,4 +1,4 @@
-"""`prepare` of this variant: its tables, filled."""
+"""`prepare` of this variant: creates and fills its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is signed in."""
+"""Signing in, with sessions in this process's memory."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
 from tenfold.metrics import MetricsEndpoint
-from tenfold.overload.limiter import ConcurrencyLimiter
+from tenfold.overload import ConcurrencyLimiter
 from tenfold.sessions import BearerTransport, SessionMiddleware
 
 

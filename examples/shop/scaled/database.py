@@ -1,4 +1,4 @@
-"""Where reads and writes go: `router.read()` and `router.write()` are the sessions that endpoints open."""
+"""The database router: endpoints open sessions with `router.read()` and `router.write()`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Placing orders and looking at one's own."""
+"""Place orders, and list one's own."""
 
 from __future__ import annotations
 

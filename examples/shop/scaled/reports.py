@@ -1,4 +1,4 @@
-"""Sales reports. Clients get a task to ask for, so that the work can move to a worker one day."""
+"""Sales reports. Clients get a task to ask for, so that the work can move to a background worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is signed in, on whichever instance asks."""
+"""Signing in, with sessions in Redis that all instances share."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Follower:
 
     def _news(self) -> Iterator[tuple[str, str, str]]:
         for kind, name, tail in self._tails:
-            yield from ((kind, name, self._stack.redacted(line)) for line in tail.news() if line)
+            yield from ((kind, name, self._stack.redact(line)) for line in tail.news() if line)
         for line in self._access.news() if self._access else ():
             yield "nginx", "nginx", request_line(line, self._names)
 

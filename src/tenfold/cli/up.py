@@ -24,7 +24,7 @@ from tenfold.cli.signals import ending_signals
 from tenfold.errors import SettingsError, StackError
 from tenfold.settings import Settings, load
 from tenfold.stack import Stack
-from tenfold.stack.logs import ending, failure
+from tenfold.stack.logs import exit_text, failure_message
 from tenfold.stack.ports import is_free
 from tenfold.stack.server import LocalServer
 
@@ -142,7 +142,7 @@ def _row(stack: Stack, servers: Sequence[LocalServer]) -> tuple[str, str, str]:
     if first.kind == "nginx":
         return first.name, first.url, f"→ {_count(counts['app'], 'instance')}"
     if first.kind == "primary" and counts["replica"]:
-        behind = sum(stack.behind().values())
+        behind = sum(stack.replication_lag_bytes().values())
         return (
             first.name,
             masked(first.url),
@@ -194,7 +194,7 @@ def _follow(stack: Stack, follower: Follower, *, quiet: bool) -> None:
     while True:
         if not quiet:
             follower.print_news()
-        for server in stack.ended():
+        for server in stack.ended_servers():
             if server.name not in reported:
                 reported.add(server.name)
                 _report(stack, server)
@@ -202,8 +202,8 @@ def _follow(stack: Stack, follower: Follower, *, quiet: bool) -> None:
 
 
 def _report(stack: Stack, server: LocalServer) -> None:
-    what = stack.redacted(failure(f"{server.name} ended ({ending(server.exit_status)})", server.log))
+    what = stack.redact(failure_message(f"{server.name} ended ({exit_text(server.exit_status)})", server.log))
     doors = [other for other in stack.servers if other.kind == ("nginx" if stack.access_log else "app")]
-    if all(door in stack.ended() for door in doors):
+    if all(door in stack.ended_servers() for door in doors):
         raise StackError(f"the front door is gone: {what}")
     typer.echo(f"tenfold: {what}", err=True)

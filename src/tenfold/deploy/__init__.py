@@ -1,1 +1,1 @@
-"""One file a target that several patterns share: values in, files out, neither disk nor network."""
+"""Rendering for targets that several patterns share, one file each: values in, files out. Pure."""

@@ -1,4 +1,4 @@
-"""nginx.conf: the front door before the app's instances. Pure: values in, files out.
+"""nginx.conf: nginx as the front door of the app instances. Pure: values in, files out.
 
 All paths in it are relative to nginx's prefix (``nginx -p <folder>/``), so a folder's name needs no quoting.
 """
@@ -39,8 +39,8 @@ ACCESS_LOG = {
 }
 """The fields of a line: ``time`` is seconds since 1970, other times are seconds.
 
-What comes from upstream is text: a retry makes it a list ("502, 200"), no upstream an empty string or "-".
-The path is without its query, where secrets may be.
+Upstream fields are text: a list after a retry ("502, 200"), an empty string or "-" without an upstream.
+The path is logged without its query, which may hold secrets.
 """
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", re.ASCII)
@@ -48,22 +48,22 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontDoor:
-    """Where nginx listens and what stands behind it.
+    """An nginx that listens on one address and passes requests to one upstream.
 
     Attributes:
         listen: host and port.
         upstream: the app's instances.
-        version: of the nginx that will read it; an option that it lacks is refused or written in another way.
+        version: of the nginx that will read it; options that it lacks are refused or written in another way.
         account: user and group of the workers, for a master that runs as root.
-        server_names: names that are answered; requests for any other get 421. Empty answers all.
+        server_names: names to answer for; requests for any other get 421. Empty: all names.
         body_bytes: the largest request body; a larger one is answered with 413.
-        header_bytes: the longest request line, else 414, and the longest header, else 431; four of them fit.
-        connections: most connections at once, those to the instances included.
-        drain_timeout_s: after a reload, how long old workers may finish their requests.
+        header_bytes: the longest request line (beyond: 414) and header (beyond: 431), in four buffers.
+        connections: most connections at once, including those to the instances.
+        drain_timeout_s: how long old workers may finish their requests after a reload.
         client_idle_s: how long a client's idle connection outlives a reload; 0 closes it at once.
 
     Raises:
-        SettingsError: a value could be read by nginx as something else than it is meant as.
+        SettingsError: nginx could read a value as something else, such as a directive.
     """
 
     listen: str
@@ -78,7 +78,7 @@ class FrontDoor:
     client_idle_s: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse what could open a directive of its own."""
+        """Refuse values that could inject a directive."""
         require_address(self.listen)
         for name in self.account or ():
             if not _NAME.fullmatch(name):
@@ -97,13 +97,15 @@ class FrontDoor:
 
 
 def render(door: FrontDoor) -> tuple[File, ...]:
-    """The configuration for ``door``: one file, ``nginx.conf``.
+    """Return the configuration for ``door``: one file, ``nginx.conf``.
 
     Raises:
-        SettingsError: the version of nginx lacks what is asked for.
+        SettingsError: the version of nginx lacks an option.
     """
     app = fragment(door.upstream, nginx=door.version)
-    text = "".join([_main(door), "http {\n", _http(door, app), _server(door, app), _others(door), "}\n"])
+    text = "".join(
+        [_main(door), "http {\n", _http(door, app), _server(door, app), _unknown_names(door), "}\n"]
+    )
     return (File(PurePosixPath("nginx.conf"), text),)
 
 
@@ -117,12 +119,12 @@ def _main(door: FrontDoor) -> str:
     )
 
 
-def _indented(lines: Iterable[str], depth: int) -> str:
+def _indent(lines: Iterable[str], depth: int) -> str:
     return "".join(f"{' ' * depth}{line}\n" for line in lines)
 
 
-def _idle(door: FrontDoor) -> tuple[str, ...]:
-    """A connection that is closed at a reload while a client writes on it is a failed request."""
+def _keepalive_min_timeout(door: FrontDoor) -> tuple[str, ...]:
+    """Close idle connections later than at the reload: a request that is just being sent would fail."""
     if not door.client_idle_s or door.version < KEEPALIVE_MIN_TIMEOUT:
         return ()
     return (f"keepalive_min_timeout {milliseconds(door.client_idle_s)};",)
@@ -144,10 +146,10 @@ def _http(door: FrontDoor, app: Fragment) -> str:
     log_format tenfold escape=json '{{{fields}}}';
     access_log access.log tenfold;
 {temporary}
-    # A load generator keeps its connections: do not make it reconnect.
+    # Load generators keep their connections: do not make them reconnect.
     keepalive_timeout 75s;
     keepalive_requests 1000000;
-{_indented(_idle(door), 4)}\
+{_indent(_keepalive_min_timeout(door), 4)}\
     client_header_timeout {read_timeout};
     client_body_timeout {read_timeout};
     send_timeout {read_timeout};
@@ -160,7 +162,7 @@ def _http(door: FrontDoor, app: Fragment) -> str:
         ""      "";
     }}
 
-{_indented(app.http, 4)}"""
+{_indent(app.http, 4)}"""
 
 
 def _server(door: FrontDoor, app: Fragment) -> str:
@@ -173,19 +175,19 @@ def _server(door: FrontDoor, app: Fragment) -> str:
         proxy_set_header Connection $connection_header;
         proxy_set_header Upgrade $http_upgrade;
         proxy_set_header Host $http_host;
-        # The first hop knows best: what a client claims about itself is replaced, not continued.
+        # nginx is the first hop: forwarding headers of clients are overwritten, not extended.
         proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Host $http_host;
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_set_header Forwarded "";
         proxy_set_header X-Real-IP $remote_addr;
         proxy_set_header X-Request-ID $request_id;
-{_indented(app.server, 8)}\
+{_indent(app.server, 8)}\
         proxy_buffer_size 16k;
         proxy_buffers 16 16k;
         proxy_busy_buffers_size 64k;
 
-        # nginx's own number for headers that are too large, and the one that clients know.
+        # 494 is nginx's own status for headers that are too large; clients know 431.
         error_page 494 =431 @too_large;
         location @too_large {{
             return 431;
@@ -205,8 +207,8 @@ def _server(door: FrontDoor, app: Fragment) -> str:
 """
 
 
-def _others(door: FrontDoor) -> str:
-    """Whoever asks for a name that is not ours: a link made from such a Host header leads elsewhere."""
+def _unknown_names(door: FrontDoor) -> str:
+    """Return a server that refuses other Host names: links built from such a header would lead elsewhere."""
     if not door.server_names:
         return ""
     return f"""

@@ -1,15 +1,13 @@
-"""Which node gets this key? Rings, rendezvous, jump and bounded loads behind one protocol."""
+"""Consistent hashing: rings, rendezvous, jump and bounded loads behind one protocol."""
 
 from __future__ import annotations
 
 from tenfold.hashing.bounded import BoundedLoads
 from tenfold.hashing.jump import Jump, jump
-from tenfold.hashing.keys import Key
-from tenfold.hashing.placement import Placement
+from tenfold.hashing.placement import Key, Placement
 from tenfold.hashing.preview import Preview
 from tenfold.hashing.rendezvous import Rendezvous
-from tenfold.hashing.ring import HashRing
-from tenfold.hashing.state import RingState, disagreement
+from tenfold.hashing.ring import HashRing, RingState, disagreement
 
 __all__ = [
     "BoundedLoads",

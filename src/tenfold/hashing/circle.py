@@ -1,4 +1,4 @@
-"""The points of a ring in order, and whose each is. A circle never changes: a ring puts another in place."""
+"""The sorted points of a ring and their owners, immutable: a change of the ring makes a new circle."""
 
 from __future__ import annotations
 
@@ -8,40 +8,39 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha512
 from struct import pack, unpack
 from types import MappingProxyType
-from typing import Any
 
 from tenfold.errors import SettingsError
 
-A_DIGEST = 16  # points, each 32 of the 512 bits of a SHA-512
-MOST_POINTS = 1_000_000
+POINTS_PER_DIGEST = 16  # each 32 of the 512 bits of a SHA-512
+MAX_POINTS = 1_000_000
 
 
 def node_points(name: str, start: int, stop: int) -> list[int]:
-    """Points number ``start`` to ``stop`` - 1 of a node, in order of their place on the ring.
+    """Return points number ``start`` to ``stop`` - 1 of a node, in order of their position on the ring.
 
     Point number i is the word i mod 16 (32 bits, the highest byte first) of SHA-512 over the number i div 16
     (four bytes, the highest first) and the name in UTF-8. A node's points depend on nothing but its name:
     with a higher weight it gets further ones, and those it had stay where they are.
     """
     text = name.encode()
-    first = start // A_DIGEST
+    first = start // POINTS_PER_DIGEST
     words: list[int] = []
-    for number in range(first, -(-stop // A_DIGEST)):
+    for number in range(first, -(-stop // POINTS_PER_DIGEST)):
         words += unpack(">16I", sha512(pack(">I", number) + text).digest())
-    return sorted(words[start - first * A_DIGEST : stop - first * A_DIGEST])
+    return sorted(words[start - first * POINTS_PER_DIGEST : stop - first * POINTS_PER_DIGEST])
 
 
 class Circle:
     """Sorted points and their owners; the node of a position is the owner of the first point at or after it.
 
-    Two sequences beside each other, because a lookup is then one bisection in C; the points as an array,
+    They are two parallel sequences, because a lookup is then one bisection in C; the points are an array,
     which is copied as a block where a list would count references. ``owners`` is one longer than ``points``:
-    past the last point the first one's owner follows, so that a lookup never asks whether it fell off the
-    end, and on an empty circle it is the None that the lookup finds. Where points of two nodes coincide, the
-    name that sorts first owns the place, whoever came first.
+    its last element is the first point's owner, so that a lookup past the last point needs no check for the
+    end; on an empty circle it is None. Where points of two nodes coincide, the name that sorts first owns the
+    point, in whatever order the nodes were added.
     """
 
-    __slots__ = ("owners", "points", "vectors", "virtual_nodes", "weights")
+    __slots__ = ("owners", "points", "virtual_nodes", "weights")
 
     def __init__(
         self,
@@ -54,14 +53,12 @@ class Circle:
         self.owners = owners
         self.weights = MappingProxyType(weights)
         self.virtual_nodes = virtual_nodes
-        # What a batch with numpy derives from the points, made by the first one.
-        self.vectors: Any = None
 
     @classmethod
     def of(cls, weights: Mapping[str, float], virtual_nodes: int) -> Circle:
-        """The circle of these nodes, anew."""
+        """Build the circle of these nodes."""
         counts = {name: point_count(weights[name], virtual_nodes) for name in sorted(weights)}
-        _bounded(sum(counts.values()))
+        _check_point_count(sum(counts.values()))
         points = [point for name, count in counts.items() for point in node_points(name, 0, count)]
         names = [name for name, count in counts.items() for _ in range(count)]
         # A stable sort leaves coinciding points in the order of their names.
@@ -71,26 +68,26 @@ class Circle:
         return cls(array("I", [points[i] for i in order]), owners, weights, virtual_nodes)
 
     def with_weight(self, name: str, weight: float) -> Circle:
-        """This circle after a node has come, or with another weight; the points of the others are copied."""
+        """Return this circle with a node added or reweighted; the points of the others are copied."""
         before = point_count(self.weights[name], self.virtual_nodes) if name in self.weights else 0
         after = point_count(weight, self.virtual_nodes)
-        _bounded(len(self.points) + after - before)
+        _check_point_count(len(self.points) + after - before)
         changed = {**self.weights, name: weight}
         if after < before:
-            return self._less(name, node_points(name, after, before), changed)
-        return self._more(name, node_points(name, before, after), changed)
+            return self._remove_points(name, node_points(name, after, before), changed)
+        return self._add_points(name, node_points(name, before, after), changed)
 
     def without(self, name: str) -> Circle:
-        """This circle after a node has gone."""
+        """Return this circle without a node."""
         count = point_count(self.weights[name], self.virtual_nodes)
         left = {other: weight for other, weight in self.weights.items() if other != name}
-        return self._less(name, node_points(name, 0, count), left)
+        return self._remove_points(name, node_points(name, 0, count), left)
 
-    def _more(self, name: str, fresh: list[int], weights: Mapping[str, float]) -> Circle:
+    def _add_points(self, name: str, added: list[int], weights: Mapping[str, float]) -> Circle:
         points = array("I")
         owners: list[str | None] = []
         start = 0
-        for point in fresh:
+        for point in added:
             stop = bisect_left(self.points, point, start)
             while stop < len(self.points) and self.points[stop] == point and str(self.owners[stop]) < name:
                 stop += 1
@@ -99,31 +96,32 @@ class Circle:
             points.append(point)
             owners.append(name)
             start = stop
-        return self._closed(points, owners, start, weights)
+        return self._with_tail(points, owners, start, weights)
 
-    def _less(self, name: str, gone: list[int], weights: Mapping[str, float]) -> Circle:
+    def _remove_points(self, name: str, removed: list[int], weights: Mapping[str, float]) -> Circle:
         points = array("I")
         owners: list[str | None] = []
         start = 0
-        for point in gone:
+        for point in removed:
             stop = bisect_left(self.points, point, start)
             while self.owners[stop] != name:
                 stop += 1
             points += self.points[start:stop]
             owners += self.owners[start:stop]
             start = stop + 1
-        return self._closed(points, owners, start, weights)
+        return self._with_tail(points, owners, start, weights)
 
-    def _closed(
+    def _with_tail(
         self, points: array[int], owners: list[str | None], start: int, weights: Mapping[str, float]
     ) -> Circle:
+        """Return the circle of ``points`` and everything of this one from ``start`` on."""
         points += self.points[start:]
         owners += self.owners[start : len(self.points)]
         owners.append(owners[0] if owners else None)
         return Circle(points, owners, weights, self.virtual_nodes)
 
     def walk(self, position: int) -> Iterator[str]:
-        """Every node once, in the order in which the circle meets them from here on."""
+        """Yield every node once, in the order of their points from ``position`` on."""
         seen = set()
         start = bisect_left(self.points, position)
         for i in range(start, start + len(self.points)):
@@ -136,12 +134,12 @@ class Circle:
 
 
 def point_count(weight: float, virtual_nodes: int) -> int:
-    """How many points a node has: ``virtual_nodes`` times its weight, rounded half to even, at least one."""
+    """Return how many points a node has: ``virtual_nodes`` × weight, rounded half to even, at least one."""
     return max(1, round(virtual_nodes * weight))
 
 
-def _bounded(points: int) -> None:
-    if points > MOST_POINTS:
+def _check_point_count(points: int) -> None:
+    if points > MAX_POINTS:
         raise SettingsError(
-            f"a ring holds at most {MOST_POINTS:,} points; lower virtual_nodes or all of the weights"
+            f"a ring holds at most {MAX_POINTS:,} points; lower virtual_nodes or all of the weights"
         )

@@ -10,48 +10,47 @@ from itertools import islice
 from types import MappingProxyType
 
 from tenfold.errors import SettingsError
-from tenfold.hashing.keys import Key, encoded, hash64
-from tenfold.hashing.placement import weights
+from tenfold.hashing.placement import Key, encode_key, hash64, parse_nodes
 
 _MASK = (1 << 64) - 1
 
 
 def jump(number: int, buckets: int) -> int:
-    """The bucket, 0 to ``buckets`` - 1, of a hashed key, a number of 64 bits. Takes about ln(buckets) steps.
+    """Return the bucket, 0 to ``buckets`` - 1, of a hashed key of 64 bits, in about ln(buckets) steps.
 
     Raises:
         SettingsError: there is no bucket, or more than 2³¹ of them.
     """
     if not 0 < buckets <= 1 << 31:
         raise SettingsError(f"jump needs between 1 and 2,147,483,648 buckets, not {buckets}")
-    found, following = -1, 0
+    bucket, following = -1, 0
     number &= _MASK
     while following < buckets:
-        found = following
+        bucket = following
         number = (number * 2862933555777941757 + 1) & _MASK
-        following = int((found + 1) * ((1 << 31) / ((number >> 33) + 1)))
-    return found
+        following = int((bucket + 1) * ((1 << 31) / ((number >> 33) + 1)))
+    return bucket
 
 
 class Jump:
-    """Places keys on nodes in a fixed order, evenly to the last per mille and without any table.
+    """Places keys on a fixed list of nodes, evenly to the last per mille and without any table.
 
     The order counts: a node may come or go at the end of the list only, otherwise nearly every key moves.
-    There are no weights. It does not change: make another one for another list.
+    There are no weights. It is immutable: make another one for another list.
 
     Args:
         nodes: Names, in an order that all processes share.
 
     Raises:
-        SettingsError: a name that cannot be one, or a mapping with weights other than 1.
+        SettingsError: a name is not printable text, or a mapping has weights other than 1.
     """
 
     def __init__(self, nodes: Iterable[str]) -> None:
-        found = weights(nodes)
-        if any(weight != 1 for weight in found.values()):
+        weights = parse_nodes(nodes)
+        if any(weight != 1 for weight in weights.values()):
             raise SettingsError("jump knows no weights; take HashRing or Rendezvous")
-        self._nodes = MappingProxyType(found)
-        self._names = tuple(found)
+        self._nodes = MappingProxyType(weights)
+        self._names = tuple(weights)
 
     @property
     def nodes(self) -> Mapping[str, float]:
@@ -59,16 +58,16 @@ class Jump:
         return self._nodes
 
     def get_node(self, key: Key) -> str | None:
-        """The node of a key, or None where there is no node."""
+        """Return the node of a key, or None where there is no node."""
         return next(self.walk(key), None)
 
     def get_nodes(self, key: Key, n: int) -> list[str]:
-        """The first ``n`` distinct nodes of a key; all of them where there are fewer."""
+        """Return the first ``n`` distinct nodes of a key; all of them where there are fewer."""
         return list(islice(self.walk(key), n))
 
     def walk(self, key: Key) -> Iterator[str]:
-        """Every node once: jump again with a hash of the last hash, past nodes that had their turn."""
-        number, seen = hash64(encoded(key)), set[int]()
+        """Yield every node once: jump again with a hash of the last hash, past nodes already yielded."""
+        number, seen = hash64(encode_key(key)), set[int]()
         while len(seen) < len(self._names):
             bucket = jump(number, len(self._names))
             if bucket not in seen:

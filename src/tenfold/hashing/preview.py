@@ -1,4 +1,4 @@
-"""What replacing one ring by another would do: exact, from the lengths of arcs, before anything moves."""
+"""Preview of replacing one ring by another: exact, from the lengths of arcs, before anything moves."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tenfold.hashing.circle import Circle
-from tenfold.hashing.keys import POSITIONS
+from tenfold.hashing.placement import POSITIONS
 
-SHOWN = 10
+MAX_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
     """Shares of all positions, 0 to 1; with many different keys, shares of the keys.
 
-    How busy a key is no ring knows: a share of the keys is a share of the load only where no key stands out.
+    A share of the keys is a share of the load only where no key is much busier than the others.
     """
 
     before: Mapping[str, float]
-    """Node → its share on the ring that is there."""
+    """Node → its share on the current ring."""
     after: Mapping[str, float]
-    """Node → its share on the other ring."""
+    """Node → its share on the new ring."""
     peak_before: float
-    """Peak to average: the most that any node has of what its weight entitles it to; 0 on an empty ring."""
+    """Peak to average: the largest ratio of a node's share to that of its weight; 0 on an empty ring."""
     peak_after: float
-    """The same on the other ring."""
+    """The same on the new ring."""
     moved: float
     """The share of all keys that change their node."""
     moves: Mapping[tuple[str, str], float]
-    """(from, to) → the share of all keys that goes this way, the largest first."""
+    """(from, to) → the share of all keys that makes this move, the largest first."""
 
     def __str__(self) -> str:
         return "\n".join([*self._shares(), self._peak(), *self._moves()])
@@ -38,7 +38,7 @@ class Preview:
     def _shares(self) -> list[str]:
         nodes = sorted({**self.before, **self.after}, key=lambda node: (-abs(self._change(node)), node))
         lines = [f"{'node':<32}{'before':>10}{'after':>10}{'change':>10}"]
-        for node in nodes[:SHOWN]:
+        for node in nodes[:MAX_ROWS]:
             before, after = (_percent(shares.get(node)) for shares in (self.before, self.after))
             lines.append(f"{_cut(node, 31):<32}{before:>10}{after:>10}{100 * self._change(node):>+8.2f} %")
         return [*lines, *_more(len(nodes), "nodes, which change less")]
@@ -51,13 +51,13 @@ class Preview:
 
     def _moves(self) -> list[str]:
         lines = [f"{'keys that move':<42}{_percent(self.moved):>10}"]
-        for (source, target), share in list(self.moves.items())[:SHOWN]:
+        for (source, target), share in list(self.moves.items())[:MAX_ROWS]:
             lines.append(f"{'  ' + _cut(source, 17) + ' → ' + _cut(target, 17):<42}{_percent(share):>10}")
         return [*lines, *_more(len(self.moves), "smaller moves")]
 
 
-def compared(before: Circle, after: Circle) -> Preview:
-    """Both rings swept once over the union of their points: between two of them nothing changes hands."""
+def compare(before: Circle, after: Circle) -> Preview:
+    """Compare two rings in one sweep over the union of their points."""
     arcs = _arcs(before, after)
     shares_before, shares_after = _shares(before, arcs, 0), _shares(after, arcs, 1)
     moves = {
@@ -76,17 +76,17 @@ def compared(before: Circle, after: Circle) -> Preview:
 
 
 def _arcs(before: Circle, after: Circle) -> Counter[tuple[str | None, str | None]]:
-    """(owner before, owner after) → how many of the positions."""
-    found: Counter[tuple[str | None, str | None]] = Counter()
+    """(owner before, owner after) → number of positions."""
+    arcs: Counter[tuple[str | None, str | None]] = Counter()
     i = j = start = 0
     for point in sorted({*before.points, *after.points, POSITIONS - 1}):
         while i < len(before.points) and before.points[i] < start:
             i += 1
         while j < len(after.points) and after.points[j] < start:
             j += 1
-        found[before.owners[i], after.owners[j]] += point + 1 - start
+        arcs[before.owners[i], after.owners[j]] += point + 1 - start
         start = point + 1
-    return found
+    return arcs
 
 
 def _shares(circle: Circle, arcs: Counter[tuple[str | None, str | None]], side: int) -> dict[str, float]:
@@ -110,4 +110,4 @@ def _cut(name: str, length: int) -> str:
 
 
 def _more(count: int, of_what: str) -> list[str]:
-    return [f"… and {count - SHOWN} more {of_what}"] if count > SHOWN else []
+    return [f"… and {count - MAX_ROWS} more {of_what}"] if count > MAX_ROWS else []

@@ -13,27 +13,34 @@ from math import log
 from threading import Lock
 from types import MappingProxyType
 
-from tenfold.hashing.keys import Key, encoded, hash64
-from tenfold.hashing.placement import missing, named, weighed, weights
+from tenfold.hashing.placement import (
+    Key,
+    check_name,
+    check_weight,
+    encode_key,
+    hash64,
+    parse_nodes,
+    unknown_node_error,
+)
 
 
 class Rendezvous:
-    """Places keys in exact proportion to the weights, without points to keep: a lookup asks every node.
+    """Places keys in exact proportion to the weights, without stored points: a lookup visits every node.
 
     Changes move keys to or from the changed node only, at any weight. A lookup costs about a microsecond
     a node; for more than some tens of nodes take a ring. Lookups take no lock and see the nodes before a
     change or after it.
 
     Args:
-        nodes: Names, or a mapping from name to weight. Their order is of no importance.
+        nodes: Names, or a mapping from name to weight, in any order.
 
     Raises:
-        SettingsError: a name or weight that cannot be one.
+        SettingsError: a name is not printable text, or a weight is not above 0.
     """
 
     def __init__(self, nodes: Iterable[str] | Mapping[str, float] = ()) -> None:
         self._changes = Lock()
-        self._nodes = MappingProxyType(weights(nodes))
+        self._nodes = MappingProxyType(parse_nodes(nodes))
 
     @property
     def nodes(self) -> Mapping[str, float]:
@@ -41,41 +48,41 @@ class Rendezvous:
         return self._nodes
 
     def get_node(self, key: Key) -> str | None:
-        """The node of a key, or None where there is no node."""
+        """Return the node of a key, or None where there is no node."""
         return max(self._bids(key), default=(0.0, None))[1]
 
     def get_nodes(self, key: Key, n: int) -> list[str]:
-        """The ``n`` highest bidders, the highest first; all of them where there are fewer."""
+        """Return the ``n`` highest bidders, the highest first; all of them where there are fewer."""
         return list(islice(self.walk(key), n))
 
     def walk(self, key: Key) -> Iterator[str]:
-        """Every node once, the highest bidder first."""
+        """Yield every node once, the highest bidder first."""
         return iter([node for _, node in sorted(self._bids(key), reverse=True)])
 
     def add(self, node: str, *, weight: float = 1.0) -> None:
         """Add a node, or change the weight of one."""
         with self._changes:
-            self._nodes = MappingProxyType({**self._nodes, named(node): weighed(node, weight)})
+            self._nodes = MappingProxyType({**self._nodes, check_name(node): check_weight(node, weight)})
 
     def remove(self, node: str) -> None:
-        """Take a node out.
+        """Remove a node.
 
         Raises:
             SettingsError: there is no such node.
         """
         with self._changes:
             if node not in self._nodes:
-                raise missing(node, self._nodes)
+                raise unknown_node_error(node, self._nodes)
             self._nodes = MappingProxyType({name: w for name, w in self._nodes.items() if name != node})
 
     def _bids(self, key: Key) -> Iterator[tuple[float, str]]:
-        data = encoded(key)
+        data = encode_key(key)
         for node, weight in self._nodes.items():
             yield bid(node, weight, data), node
 
 
 def bid(node: str, weight: float, data: bytes) -> float:
-    """-w / ln u, where u, between 0 and 1, comes from SHA-256 of the node, a zero byte and the key.
+    """Return -w / ln u, where u, between 0 and 1, comes from SHA-256 of the node, a zero byte and the key.
 
     u is (h + ½) / 2⁵² with the first 52 bits h of the hash, which a float holds exactly.
     """

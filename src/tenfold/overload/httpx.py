@@ -1,10 +1,11 @@
-"""Outgoing calls with httpx: they end with the request that makes them, and tell the other service so.
+"""Deadlines for outgoing calls with httpx: they end with the request that makes them.
 
-    httpx.Client(event_hooks={"request": [bound]})
-    httpx.AsyncClient(event_hooks={"request": [bound_async]})
+    httpx.Client(event_hooks={"request": [propagate_deadline]})
+    httpx.AsyncClient(event_hooks={"request": [propagate_deadline_async]})
 
-httpx bounds each step (connecting, a read, a write, a place in the pool) and not their sum: a server that
-sends a byte now and then keeps a sync call alive. An async call ends with its handler, which is cancelled.
+httpx bounds each step (connecting, a read, a write, the wait for a pooled connection) and not their sum: a
+server that sends a byte now and then keeps a sync call alive. An async call ends with its handler, which is
+cancelled.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from tenfold.deadlines import check, remaining_s
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["bound", "bound_async"]
+__all__ = ["propagate_deadline", "propagate_deadline_async"]
 
 
-def bound(request: httpx.Request) -> None:
-    """Shorten the timeouts of a request to what is left, and send that along as ``X-Request-Timeout``.
+def propagate_deadline(request: httpx.Request) -> None:
+    """Shorten the timeouts of a request to the time left, and send it along as ``X-Request-Timeout``.
 
     Raises:
-        DeadlineExceededError: nothing is left; the request is not sent.
+        DeadlineExceededError: no time is left; the request is not sent.
     """
     left_s = remaining_s()
     if left_s is None:
@@ -37,6 +38,6 @@ def bound(request: httpx.Request) -> None:
     request.headers["x-request-timeout"] = f"{left_s:.3f}"
 
 
-async def bound_async(request: httpx.Request) -> None:
-    """As :func:`bound`, for ``httpx.AsyncClient``."""
-    bound(request)
+async def propagate_deadline_async(request: httpx.Request) -> None:
+    """Do the same for ``httpx.AsyncClient``."""
+    propagate_deadline(request)

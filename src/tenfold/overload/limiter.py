@@ -1,9 +1,9 @@
-"""An ASGI middleware that lets in as many requests as the service can do, and refuses the others at once.
+"""An ASGI middleware that runs as many requests as the service can do, and refuses the others at once.
 
-In one process of Python the queue is the event loop, or the thread pool behind it: both take whatever comes
-and make everybody wait. Here every request is noted as soon as the loop gets to it, and only as many run as
-the limit says; what a request waits for the loop or a thread afterwards is part of its time, and therefore
-what an adaptive limit sees.
+In one process of Python the queue is the event loop, or the thread pool behind it: both accept every request
+and make all of them wait. This middleware takes note of every request as soon as the loop gets to it, and
+only as many run as the limit says; the time that an admitted request waits for the loop or a thread is part
+of its latency, and so an adaptive limit sees it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, longest_prefix, plain_answer
 from tenfold.deadlines import remaining_s
 from tenfold.metrics import CONCURRENCY_IN_FLIGHT, CONCURRENCY_LIMIT, SHED, instrument
-from tenfold.overload.fair_queue import Gate, Priority, Ticket, WaitingRoom
+from tenfold.overload.admission import AdmissionController, FairQueue, Priority, QueuedRequest
 from tenfold.overload.limits import GradientLimit, Limit
 
 if TYPE_CHECKING:
@@ -36,21 +36,21 @@ class ConcurrencyLimiter:
 
     Beyond the limit a request waits for ``max_wait_s`` at most, a tenth of that while the overload lasts
     unless it is critical, among ``max_waiting`` others. One limiter is for one process and its event loop. A
-    request keeps its place until the app returns, background tasks included; its time ends with the last byte
-    of its answer. Endless answers (server-sent events) belong into ``exempt``. WebSockets are passed on.
+    request counts as in flight until the app returns, background tasks included; its latency ends with the
+    last byte of its answer. Put endless answers (server-sent events) into ``exempt``. WebSockets pass.
 
     Args:
-        limit: what says how many; :class:`~tenfold.overload.limits.GradientLimit` by default.
-        max_waiting: places in the waiting room.
-        max_wait_s: longest wait for a place; the objective's latency should leave room for it.
+        limit: the number of requests in flight; :class:`~tenfold.overload.limits.GradientLimit` by default.
+        max_waiting: length of the queue.
+        max_wait_s: longest wait in the queue; the objective's latency should leave room for it.
         priority: of a request's scope, or by path prefix, the longest that fits; ``normal`` by default.
-            Critical requests go first, sheddable ones last and give up their places in the waiting room.
+            Critical requests go first, sheddable ones last, and those are displaced from a full queue first.
         tenant: of a request's scope; under overload all tenants that want something get the same share.
         exempt: paths that always pass, and those below them.
-        retry_after_s: whole seconds, from and to: each refused client is told a random one of them, so that
-            they do not come back together.
-        shadow: let everybody in, and only count whom it would have refused: an estimate from the excess over
-            the limit, which itself cannot act.
+        retry_after_s: whole seconds, from and to: each refused client gets a random one of them, so that they
+            do not come back together.
+        shadow: refuse no request, and only count those that would be refused: an estimate from the excess
+            over the limit, which itself cannot act.
         metrics: export limit, requests in flight and refusals; needs prometheus-client.
         registry: of prometheus-client; None is its default one.
         clock: seconds, monotonic.
@@ -79,12 +79,12 @@ class ConcurrencyLimiter:
         if limit is None:  # a shadow cannot dip
             limit = GradientLimit(probe_s=math.inf) if shadow else GradientLimit()
         self.limit = limit
-        self.room = WaitingRoom(size=max_waiting, calm_s=max_wait_s, busy_s=max_wait_s / 10)
-        self.gate = Gate(self.limit, self.room)
+        self.queue = FairQueue(size=max_waiting, max_wait_s=max_wait_s, busy_wait_s=max_wait_s / 10)
+        self.controller = AdmissionController(self.limit, self.queue)
         self.tenant = tenant
         self.exempt = tuple(exempt)
         self.shadow = shadow
-        self.shed: dict[tuple[str, Priority], int] = {}
+        self.shed_counts: dict[tuple[str, Priority], int] = {}
         self._priority = priority if callable(priority) else _by_prefix(priority or {})
         self._refusals = [_refusal(seconds) for seconds in range(retry_after_s[0], retry_after_s[1] + 1)]
         self._clock = clock
@@ -95,59 +95,59 @@ class ConcurrencyLimiter:
             limits: Any = instrument(CONCURRENCY_LIMIT, registry=registry)
             in_flight: Any = instrument(CONCURRENCY_IN_FLIGHT, registry=registry)
             self._gauges = (limits, in_flight)
-            self._show()
+            self._export()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Admit, let wait, or refuse."""
+        """Admit, queue, or refuse."""
         if scope["type"] != "http" or is_below(scope["path"], self.exempt):
             return await self.app(scope, receive, send)
-        ticket = self._ticket(scope)
+        request = self._request(scope)
         if self.shadow:
-            self._watch_only(ticket)
+            self._admit_in_shadow(request)
         else:
-            await self._enter(ticket)
-        if ticket.state == "shed":
-            self._count(ticket)
+            await self._admit(request)
+        if request.state == "shed":
+            self._count(request)
             return await self._refuse(send)
-        await self._run(ticket, scope, receive, send)
+        await self._run(request, scope, receive, send)
 
-    def _ticket(self, scope: Scope) -> Ticket:
+    def _request(self, scope: Scope) -> QueuedRequest:
         left_s = remaining_s()
-        return Ticket(
+        return QueuedRequest(
             self._priority(scope),
             self.tenant(scope) if self.tenant else "",
             float("inf") if left_s is None else self._clock() + left_s,
         )
 
-    async def _enter(self, ticket: Ticket) -> None:
-        """Returns once the ticket is admitted or shed."""
-        self.gate.arrive(ticket, self._clock())
-        if ticket.state != "waiting":
+    async def _admit(self, request: QueuedRequest) -> None:
+        """Return once the request is admitted or shed."""
+        self.controller.submit(request, self._clock())
+        if request.state != "waiting":
             return
-        self._wind()
+        self._start_timer()
         over = asyncio.get_running_loop().create_future()
-        ticket.wake = lambda: None if over.done() else over.set_result(None)
+        request.wake = lambda: None if over.done() else over.set_result(None)
         try:
             await over
-        except BaseException:  # cancelled: its place, had it one already, is somebody else's
-            self.gate.abandon(ticket, self._clock())
+        except BaseException:  # cancelled: its slot, had it one already, goes to the next request
+            self.controller.cancel(request, self._clock())
             raise
 
-    def _wind(self) -> None:
-        """Wake up when the next one has waited too long."""
-        if self._timer is None and len(self.room):
+    def _start_timer(self) -> None:
+        """Wake up when the next request has waited too long."""
+        if self._timer is None and len(self.queue):
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self.room.busy_s, self._tick)
+            self._timer = loop.call_later(self.queue.busy_wait_s, self._expire)
 
-    def _tick(self) -> None:
+    def _expire(self) -> None:
         self._timer = None
-        self.gate.expire(self._clock())
-        self._wind()
+        self.controller.expire(self._clock())
+        self._start_timer()
 
-    async def _run(self, ticket: Ticket, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(self, request: QueuedRequest, scope: Scope, receive: Receive, send: Send) -> None:
         status, ended_s = 500, 0.0
 
-        async def watch(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status, ended_s
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -156,50 +156,52 @@ class ConcurrencyLimiter:
                 ended_s = self._clock()
 
         try:
-            # Whoever else has arrived is noted first; and what waits for the loop here is measured.
+            # Other arrivals are noted first, and the wait for the loop here is measured.
             await asyncio.sleep(0)
-            await self.app(scope, receive, watch)
+            await self.app(scope, receive, send_and_record)
         finally:
             now_s = self._clock()
-            self._leave(ticket, now_s, ended_s or now_s, _kind(scope, status), status)
+            self._release(request, now_s, ended_s or now_s, _kind(scope, status), status)
 
-    def _leave(self, ticket: Ticket, now_s: float, ended_s: float, kind: Hashable, status: int) -> None:
-        self._mean_s += 0.05 * (ended_s - ticket.started_s - self._mean_s)
-        self.gate.leave(ticket, now_s, ended_s=ended_s, kind=kind, dropped=status in {503, 504})
-        self._wind()
-        self._show()
+    def _release(
+        self, request: QueuedRequest, now_s: float, ended_s: float, kind: Hashable, status: int
+    ) -> None:
+        self._mean_s += 0.05 * (ended_s - request.started_s - self._mean_s)
+        self.controller.release(request, now_s, ended_s=ended_s, kind=kind, dropped=status in {503, 504})
+        self._start_timer()
+        self._export()
 
-    # ------------------------------------------------------------------ refusing
+    # ------------------------------------------------------------------ refusing and counting
 
     async def _refuse(self, send: Send) -> None:
         start = random.choice(self._refusals)  # noqa: S311 - jitter
         await send({**start, "headers": [*start["headers"]]})
         await send({"type": "http.response.body", "body": _BODY})
 
-    def _watch_only(self, ticket: Ticket) -> None:
-        """By Little's law, those beyond the limit would have waited excess × mean / limit."""
-        excess = self.gate.in_flight + 1 - self.limit.limit
-        if excess > 0 and excess * self._mean_s / self.limit.limit > self.room.calm_s:
-            ticket.reason = "waited"
-        elif excess > self.room.size:
-            ticket.reason = "full"
-        if ticket.reason:
-            self._count(ticket)
-        self.gate.force(ticket, self._clock())
+    def _admit_in_shadow(self, request: QueuedRequest) -> None:
+        """By Little's law, requests beyond the limit would have waited excess × mean / limit."""
+        excess = self.controller.in_flight + 1 - self.limit.limit
+        if excess > 0 and excess * self._mean_s / self.limit.limit > self.queue.max_wait_s:
+            request.reason = "waited"
+        elif excess > self.queue.size:
+            request.reason = "full"
+        if request.reason:
+            self._count(request)
+        request.arrived_s = now_s = self._clock()
+        self.controller.admit(request, now_s)
 
-    def _count(self, ticket: Ticket) -> None:
-        key = (ticket.reason, ticket.priority)
-        self.shed[key] = self.shed.get(key, 0) + 1
+    def _count(self, request: QueuedRequest) -> None:
+        key = (request.reason, request.priority)
+        self.shed_counts[key] = self.shed_counts.get(key, 0) + 1
         if self._shed_total is not None:
-            self._shed_total.labels(
-                ticket.reason, ticket.priority, "shadow" if self.shadow else "refused"
-            ).inc()
+            mode = "shadow" if self.shadow else "refused"
+            self._shed_total.labels(request.reason, request.priority, mode).inc()
 
-    def _show(self) -> None:
+    def _export(self) -> None:
         if self._shed_total is not None:
             limits, in_flight = self._gauges
             limits.set(self.limit.limit)
-            in_flight.set(self.gate.in_flight)
+            in_flight.set(self.controller.in_flight)
 
 
 def _refusal(seconds: int) -> Message:
@@ -207,7 +209,7 @@ def _refusal(seconds: int) -> Message:
 
 
 def _kind(scope: Scope, status: int) -> Hashable:
-    """What costs about the same: a route where the framework says so, else the first part of the path."""
+    """Return what tells requests of similar cost apart: the endpoint, else the first part of the path."""
     endpoint = scope.get("endpoint")
     first, _, _ = scope["path"].lstrip("/").partition("/")
     where: Hashable = first if endpoint is None else id(endpoint)

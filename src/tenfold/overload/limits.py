@@ -1,8 +1,8 @@
-"""How many requests at once: limits that follow what the service can do. Pure: times in, a limit out.
+"""Concurrency limits that adapt to what the service can do. Pure: times in, a limit out.
 
-Little's law: what is in flight is throughput × latency. Beyond the knee more in flight is only more latency.
-A limit is fed with every finished request and moves towards the knee, as Netflix's concurrency-limits does.
-Times are seconds of any one clock.
+Little's law: requests in flight = throughput × latency. Beyond the knee, more requests in flight only add
+latency. A limit records every finished request and moves towards the knee, as in Netflix's
+concurrency-limits. Times are seconds of any one clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["AIMDLimit", "FixedLimit", "GradientLimit", "Limit"]
 
 
 class Limit(Protocol):
-    """How many requests may be in flight."""
+    """The number of requests that may be in flight."""
 
     @property
     def limit(self) -> int:
@@ -24,19 +24,19 @@ class Limit(Protocol):
     def record(
         self, started_s: float, ended_s: float, *, in_flight: int, kind: Hashable, dropped: bool = False
     ) -> None:
-        """A request ended.
+        """Record a finished request.
 
         Args:
-            started_s: when it was let in.
+            started_s: when it was admitted.
             ended_s: when it was answered; never descends from call to call.
             in_flight: requests in flight as it ended, itself included.
-            kind: what it should be compared with: requests of one kind cost about the same.
+            kind: a hashable label; requests of one kind cost about the same and are compared with each other.
             dropped: it failed because something below is overloaded too.
         """
 
 
 class FixedLimit:
-    """A limit that stays where it was set."""
+    """A constant limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -44,22 +44,28 @@ class FixedLimit:
     def record(
         self, started_s: float, ended_s: float, *, in_flight: int, kind: Hashable, dropped: bool = False
     ) -> None:
-        """Nothing follows."""
+        """Do nothing."""
 
 
 class AIMDLimit:
-    """One more for each ``limit`` requests within ``target_s``, a tenth less for one beyond it.
+    """Additive increase, multiplicative decrease (Chiu and Jain, 1989), towards a latency of ``target_s``.
 
-    Additive increase, multiplicative decrease: Chiu and Jain (1989). For services whose latencies hardly
-    differ from request to request, and whose owner knows how long one may take. ``target_s`` that the service
-    cannot hold even when idle leaves ``least``.
+    The limit grows by one for each ``limit`` requests within ``target_s`` and shrinks by a tenth for one
+    beyond it. For services whose latencies hardly differ from request to request, with a known bound. A
+    ``target_s`` that the service misses even when idle leaves the limit at ``minimum``.
     """
 
     def __init__(
-        self, *, target_s: float, initial: int = 20, least: int = 2, most: int = 1000, backoff: float = 0.9
+        self,
+        *,
+        target_s: float,
+        initial: int = 20,
+        minimum: int = 2,
+        maximum: int = 1000,
+        backoff: float = 0.9,
     ) -> None:
         self._target_s = target_s
-        self._least, self._most, self._backoff = least, most, backoff
+        self._minimum, self._maximum, self._backoff = minimum, maximum, backoff
         self._limit = float(initial)
         self._lowered_s = -math.inf
 
@@ -71,56 +77,56 @@ class AIMDLimit:
     def record(
         self, started_s: float, ended_s: float, *, in_flight: int, kind: Hashable, dropped: bool = False
     ) -> None:
-        """Move by one request; those let in before the last decrease say nothing about it."""
+        """Adjust the limit; slow requests admitted before the last decrease are ignored."""
         if dropped or ended_s - started_s > self._target_s:
             if started_s >= self._lowered_s:
-                self._limit = max(self._limit * self._backoff, self._least)
+                self._limit = max(self._limit * self._backoff, self._minimum)
                 self._lowered_s = ended_s
         elif in_flight * 2 >= self._limit:
-            self._limit = min(self._limit + 1 / self._limit, self._most)
+            self._limit = min(self._limit + 1 / self._limit, self._maximum)
 
 
-class _Unloaded:
-    """What a kind of request takes when it waits for nothing: the lowest mean of the last ``memory_s``.
+class _UnloadedLatency:
+    """The latency of one kind of request without a queue: the lowest mean of the last ``memory_s``.
 
-    A minimum over noisy means would sink below the truth, so few and large means compete, each with the upper
-    end of its confidence interval (two standard errors).
+    A minimum over noisy means would be too low, so the means are few and large, and each enters with the
+    upper end of its confidence interval (two standard errors).
     """
 
-    __slots__ = ("_count", "_kept", "_latest", "_opened_s", "_squares", "_sum", "_turned_s")
+    __slots__ = ("_count", "_kept", "_latest", "_opened_s", "_rotated_s", "_squares", "_sum")
 
-    LEAST_S = 1.0
-    SAMPLES = 50
-    FIRST = 20
+    MIN_SPAN_S = 1.0
+    MIN_SAMPLES = 50
+    FIRST_SAMPLES = 20
 
     def __init__(self, now_s: float) -> None:
         self._kept = self._latest = math.inf
-        self._turned_s = now_s
+        self._rotated_s = now_s
         self.clear(now_s)
 
     @property
     def mean_s(self) -> float:
-        """Seconds; infinite while unknown."""
+        """The mean in seconds; infinite while unknown."""
         return min(self._kept, self._latest)
 
     def clear(self, now_s: float) -> None:
-        """Begin a new mean."""
+        """Start a new mean."""
         self._opened_s = now_s
         self._count, self._sum, self._squares = 0, 0.0, 0.0
 
     def add(self, seconds: float, now_s: float, *, memory_s: float) -> None:
-        """Count one request."""
+        """Add one request."""
         self._count += 1
         self._sum += seconds
         self._squares += seconds * seconds
-        enough = self._count >= self.SAMPLES and now_s - self._opened_s >= self.LEAST_S
-        if enough or (self._count >= self.FIRST and self.mean_s == math.inf):
+        enough = self._count >= self.MIN_SAMPLES and now_s - self._opened_s >= self.MIN_SPAN_S
+        if enough or (self._count >= self.FIRST_SAMPLES and self.mean_s == math.inf):
             self.close(now_s, memory_s=memory_s)
 
     def close(self, now_s: float, *, memory_s: float) -> None:
-        """Let the mean since the last call compete, unless it is of too few."""
-        if now_s - self._turned_s > memory_s / 2:
-            self._kept, self._latest, self._turned_s = self._latest, math.inf, now_s
+        """Compare the mean since the last call with the minimum, unless it is of fewer than five requests."""
+        if now_s - self._rotated_s > memory_s / 2:
+            self._kept, self._latest, self._rotated_s = self._latest, math.inf, now_s
         if self._count >= 5:
             mean = self._sum / self._count
             variance = max(self._squares / self._count - mean * mean, 0.0)
@@ -129,57 +135,58 @@ class _Unloaded:
 
 
 class GradientLimit:
-    """Follows how much slower requests have become than the same requests without a queue.
+    """Adapts to the slowdown: the latency of requests relative to the same requests without a queue.
 
     After Gradient2 of Netflix's concurrency-limits: limit × min(1, tolerance / slowdown) + √limit, smoothed.
-    What is different, because it is for services in Python:
+    The differences, made for services in Python:
 
-    - The slowdown is a ratio of sums over *kinds* of requests (routes, say), each beside its own unloaded
-      latency: a change of the mix is none of the limit. Gradient2's one average calls it a queue.
+    - The slowdown is a ratio of sums over *kinds* of requests (routes, say), each relative to its own
+      unloaded latency: a change of the mix does not change the limit. Gradient2's single average mistakes it
+      for a queue.
     - The unloaded latency is a minimum over ``memory_s`` and not a slow average, which under a lasting
       overload follows the queue and lets the limit grow for ever.
     - A minimum has to be measured again: while the limit is reached it dips for a moment, after ``probe_s``
       at most (BBR's ProbeRTT, Cardwell et al. 2016; Envoy's adaptive concurrency does likewise).
-    - A dip that makes nothing faster shows a service that became slower without a queue: the unloaded
-      latencies are learned anew, and the limit grows again.
+    - If a dip makes no request faster, the service became slower without a queue: the unloaded latencies are
+      learned anew, and the limit grows again.
 
     Args:
-        initial: before anything is known.
-        least: never below it but in a dip, so that the service is always asked enough to notice a recovery.
-        most: never above it.
-        tolerance: slowdown up to which there is no queue worth a reaction.
-        window_s: a decision is taken at most once in this time …
-        samples: … and after no fewer requests than this.
-        memory_s: how long an unloaded latency is believed.
-        probe_s: longest time without a dip while the limit is reached; infinite for no dips.
+        initial: the limit before any request was recorded.
+        minimum: lower bound outside of dips; enough requests always run to notice a recovery.
+        maximum: upper bound.
+        tolerance: slowdown up to which the limit does not shrink.
+        window_s: shortest time between two decisions, seconds.
+        samples: least number of requests between two decisions.
+        memory_s: how long an unloaded latency is kept, seconds.
+        probe_s: longest time without a dip while the limit is reached, seconds; infinite for no dips.
     """
 
-    KINDS = 200  # beyond which they share one
+    MAX_KINDS = 200  # beyond which they share one
 
     def __init__(
         self,
         *,
         initial: int = 10,
-        least: int = 2,
-        most: int = 1000,
+        minimum: int = 2,
+        maximum: int = 1000,
         tolerance: float = 1.5,
         window_s: float = 0.1,
         samples: int = 20,
         memory_s: float = 30.0,
         probe_s: float = 8.0,
     ) -> None:
-        self._least, self._most, self._tolerance = least, most, tolerance
+        self._minimum, self._maximum, self._tolerance = minimum, maximum, tolerance
         self._window_s, self._samples = window_s, samples
         self._memory_s, self._longest_probe_s = memory_s, probe_s
-        self._limit = float(min(max(initial, least), most))
+        self._limit = float(min(max(initial, minimum), maximum))
         self._starting = True  # doubling, as TCP does, until something slows down
-        self._fresh = True  # nothing that is known was measured in a dip
+        self._fresh = True  # no latency has been measured in a dip yet
         self._dip: int | None = None
         self._probe_s = 0.0
         self._next_probe_s = math.inf if probe_s == math.inf else 0.0
-        self._dipped_from = 0.0
-        self._before = (1.0, 0.0)  # the last dip: slowdown and unloaded latencies before it
-        self._unloaded: dict[Hashable, _Unloaded] = {}
+        self._limit_before_dip = 0.0
+        self._before_dip = (1.0, 0.0)  # slowdown and unloaded latencies before the last dip
+        self._unloaded: dict[Hashable, _UnloadedLatency] = {}
         self._window: _Window | None = None
 
     @property
@@ -190,7 +197,7 @@ class GradientLimit:
     def record(
         self, started_s: float, ended_s: float, *, in_flight: int, kind: Hashable, dropped: bool = False
     ) -> None:
-        """Count a request, and decide when there were enough."""
+        """Record a request, and decide when there were enough."""
         window = self._window
         unloaded = self._kind(kind, ended_s)
         if window is None:
@@ -208,11 +215,11 @@ class GradientLimit:
         elif window.count >= 2 * self._samples or lasted_s >= max(5 * self._window_s, 3 * window.mean_s):
             self._end_dip(ended_s, window)
 
-    def _kind(self, kind: Hashable, now_s: float) -> _Unloaded:
+    def _kind(self, kind: Hashable, now_s: float) -> _UnloadedLatency:
         if kind not in self._unloaded:
-            if len(self._unloaded) >= self.KINDS:
+            if len(self._unloaded) >= self.MAX_KINDS:
                 kind = None
-            self._unloaded.setdefault(kind, _Unloaded(now_s))
+            self._unloaded.setdefault(kind, _UnloadedLatency(now_s))
         return self._unloaded[kind]
 
     # ------------------------------------------------------------------ decisions, one a window
@@ -222,91 +229,91 @@ class GradientLimit:
         reached = window.busiest >= int(self._limit)
         slowdown = window.slowdown
         if window.dropped:
-            self._limit = self._within(self._limit * 0.9)
+            self._limit = self._clamp(self._limit * 0.9)
         elif self._starting and slowdown <= self._tolerance:
             if reached:
-                self._limit = self._within(self._limit * 2)
-                self._settle(now_s)
+                self._limit = self._clamp(self._limit * 2)
+                self._restart_window(now_s)
             return
         elif window.busiest * 2 >= self._limit:
             gradient = min(max(self._tolerance / slowdown, 0.5), 1.0)
             target = self._limit * gradient + math.sqrt(self._limit)
-            self._limit = self._within(self._limit + 0.5 * (target - self._limit))
+            self._limit = self._clamp(self._limit + 0.5 * (target - self._limit))
         self._starting = False
-        if reached and (now_s >= self._next_probe_s or self._limit < self._dipped_from / 2):
+        if reached and (now_s >= self._next_probe_s or self._limit < self._limit_before_dip / 2):
             self._begin_dip(now_s, slowdown)
 
-    def _within(self, limit: float) -> float:
-        return min(max(limit, self._least), self._most)
+    def _clamp(self, limit: float) -> float:
+        return min(max(limit, self._minimum), self._maximum)
 
     def _begin_dip(self, now_s: float, slowdown: float) -> None:
-        """Low enough that the queue, if there is one, is gone: below what the limit itself calls unloaded.
+        """Lower the limit so far that a queue, if any, drains: below what the limit itself calls unloaded.
 
-        The first one, when all that was ever seen may have been a queue, goes all the way.
+        The first dip goes to the minimum, since every latency so far may have included a queue.
         """
         unqueued = (self._limit - math.sqrt(self._limit)) / self._tolerance
-        self._dip = self._least if self._fresh else max(int(0.6 * unqueued), 1)
+        self._dip = self._minimum if self._fresh else max(int(0.6 * unqueued), 1)
         self._fresh = False
-        self._dipped_from = self._limit
-        self._before = (slowdown, self._known_s())
-        self._settle(now_s)
+        self._limit_before_dip = self._limit
+        self._before_dip = (slowdown, self._known_latencies_s())
+        self._restart_window(now_s)
 
     def _end_dip(self, now_s: float, window: _Window) -> None:
-        """What was measured is as unloaded as it gets; a dip that taught something has a successor."""
-        slowdown, known_s = self._before
+        """Take the dip's latencies as unloaded ones; if they were lower than before, dip again soon."""
+        slowdown, known_s = self._before_dip
         self._probe_s = min(max(2 * self._probe_s, 0.5), self._longest_probe_s)
         for unloaded in self._unloaded.values():
             unloaded.close(now_s, memory_s=self._memory_s)
         if slowdown > self._tolerance and window.slowdown > 0.9 * slowdown:
             self._unloaded.clear()
             self._starting = True
-        elif (now_known_s := self._known_s()) < 0.9 * known_s:
+        elif (now_known_s := self._known_latencies_s()) < 0.9 * known_s:
             self._probe_s = 0.0
             target = self._limit * min(self._tolerance * now_known_s / (slowdown * known_s), 1.0)
-            self._limit = self._within(target + math.sqrt(target))
+            self._limit = self._clamp(target + math.sqrt(target))
         self._next_probe_s = now_s + self._probe_s
         self._dip = None
-        self._settle(now_s)
+        self._restart_window(now_s)
 
-    def _known_s(self) -> float:
+    def _known_latencies_s(self) -> float:
         return sum(kind.mean_s for kind in self._unloaded.values() if kind.mean_s < math.inf)
 
-    def _settle(self, now_s: float) -> None:
-        """Count again once the change of the limit is through."""
+    def _restart_window(self, now_s: float) -> None:
+        """Start a window that waits until the change of the limit has taken effect."""
         self._window = _Window(now_s, settled_s=math.inf)
         for unloaded in self._unloaded.values():
             unloaded.clear(now_s)
 
 
 class _Window:
-    """The requests that one decision is about: those that end after ``settled_s``."""
+    """The requests of one decision: those that end after ``settled_s``."""
 
     __slots__ = (
+        "actual_s",
         "busiest",
         "count",
         "dropped",
         "expected_s",
+        "first_generation_ended",
         "opened_s",
         "settled_s",
-        "taken_s",
         "total_s",
-        "turned",
     )
 
     def __init__(self, now_s: float, *, settled_s: float | None = None) -> None:
         self.opened_s = now_s
         self.settled_s = now_s if settled_s is None else settled_s
         self.count = self.busiest = 0
-        self.total_s = self.taken_s = self.expected_s = 0.0
-        self.dropped = self.turned = False
+        self.total_s = self.actual_s = self.expected_s = 0.0
+        self.dropped = self.first_generation_ended = False
 
     def settle(self, started_s: float, ended_s: float, unloaded_s: float) -> None:
-        """Once two generations are through, one latency more: the first to end are the short ones."""
+        """Set ``settled_s``: two generations of requests later, and one latency, as short ones end first."""
         if self.settled_s < math.inf or started_s < self.opened_s:
             return
-        if self.turned:
+        if self.first_generation_ended:
             self.settled_s = ended_s + (0.0 if unloaded_s == math.inf else unloaded_s)
-        self.opened_s, self.turned = ended_s, True
+        self.opened_s, self.first_generation_ended = ended_s, True
 
     def add(self, seconds: float, unloaded_s: float, in_flight: int, *, dropped: bool) -> None:
         self.count += 1
@@ -314,7 +321,7 @@ class _Window:
         self.busiest = max(self.busiest, in_flight)
         self.dropped |= dropped
         if unloaded_s < math.inf:
-            self.taken_s += seconds
+            self.actual_s += seconds
             self.expected_s += unloaded_s
 
     @property
@@ -323,4 +330,4 @@ class _Window:
 
     @property
     def slowdown(self) -> float:
-        return self.taken_s / self.expected_s if self.expected_s else 1.0
+        return self.actual_s / self.expected_s if self.expected_s else 1.0

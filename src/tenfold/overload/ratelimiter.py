@@ -1,4 +1,4 @@
-"""An ASGI middleware that refuses who asks too often: 429, with when to come back."""
+"""An ASGI middleware for rate limits: 429 with Retry-After beyond the rate."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["RateLimiter"]
 
 Headers = list[Header]
 
-_MOST_SECONDS = 86_400  # what a client is told, at the most
+_MAX_RETRY_AFTER_S = 86_400
 
 
 class RateLimiter:
-    """For each key ``burst`` requests at once and ``rate`` a second, over all instances that share a store.
+    """Allows each key ``burst`` requests at once and ``rate`` a second, over all instances of one store.
 
     Answers carry ``RateLimit`` and ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers-10; before its
     RFC names may change). WebSockets pass. Keys are stored as digests: give a ``secret`` where they could be
@@ -35,21 +35,21 @@ class RateLimiter:
     Args:
         store: :class:`~tenfold.overload.redis.RedisRates`, or
             :class:`~tenfold.overload.gcra.MemoryRates` for a single process.
-        rate: for everybody, or of a request's scope.
-        key: who asks, of a request's scope: a user's id, an API key, an address that a proxy vouches for.
+        rate: one for all keys, or a function of a request's scope.
+        key: a function of a request's scope: a user's id, an API key, an address set by a trusted proxy.
             None is not limited.
-        cost: of a request's scope, what it uses; 1 by default.
-        name: the policy's name, in headers, metrics and stored keys: limiters of one name share what is left.
-        when_down: while the store does not answer ``open`` lets everybody in, ``closed`` answers 503.
-        pause_s: how long a store that did not answer is left alone.
+        cost: a function of a request's scope, what it uses of the rate; 1 by default.
+        name: the policy's name, in headers, metrics and stored keys: limiters of one name share their keys.
+        when_down: while the store does not answer, ``open`` lets all requests in, ``closed`` answers 503.
+        pause_s: how long a store that did not answer is not asked again.
         exempt: paths that always pass, and those below them.
-        secret: of the digests; the same on all instances.
-        shadow: refuse nobody, only count.
+        secret: key of the digests; the same on all instances.
+        shadow: refuse no request, only count.
         metrics: export refusals; needs prometheus-client.
         registry: of prometheus-client; None is its default one.
 
     Raises:
-        SettingsError: the name is not plain.
+        SettingsError: the name has other characters than letters, digits, - and _.
         DependencyError: ``metrics`` without prometheus-client.
     """
 
@@ -76,7 +76,7 @@ class RateLimiter:
         self.name = name
         self.when_down = when_down
         self.shadow = shadow
-        self.refused = 0
+        self.refused_count = 0
         self._rate = rate if callable(rate) else lambda scope: rate
         self._key, self._cost = key, cost
         self._pause_s = pause_s
@@ -94,16 +94,16 @@ class RateLimiter:
         rate = self._rate(scope)
         decision = await self._decide(key, rate, scope)
         if decision is None:
-            return await self._without(scope, receive, send)
+            return await self._answer_without_store(scope, receive, send)
         if not decision.allowed:
             self._count("shadow" if self.shadow else "refused")
             if not self.shadow:
-                wait_s = math.ceil(min(decision.retry_after_s, _MOST_SECONDS))
+                wait_s = math.ceil(min(decision.retry_after_s, _MAX_RETRY_AFTER_S))
                 return await _refuse(send, 429, wait_s, self._headers(decision, rate))
-        await self.app(scope, receive, _adding(send, self._headers(decision, rate)))
+        await self.app(scope, receive, _with_headers(send, self._headers(decision, rate)))
 
     async def _decide(self, key: str, rate: Rate, scope: Scope) -> Decision | None:
-        """None while the store does not answer."""
+        """Return the store's decision; None while it does not answer."""
         digest = hashlib.blake2b(key.encode(), digest_size=16, key=self._secret).hexdigest()
         cost = self._cost(scope) if self._cost else 1
         try:
@@ -112,14 +112,14 @@ class RateLimiter:
         except (RateStoreError, BreakerOpenError):
             return None
 
-    async def _without(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer_without_store(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._count(self.when_down)
         if self.when_down == "open" or self.shadow:
             return await self.app(scope, receive, send)
         await _refuse(send, 503, max(math.ceil(self._pause_s), 1), [])
 
     def _count(self, mode: str) -> None:
-        self.refused += mode != "open"
+        self.refused_count += mode != "open"
         if self._total is not None:
             self._total.labels(self.name, mode).inc()
 
@@ -132,13 +132,13 @@ class RateLimiter:
         ]
 
 
-def _adding(send: Send, headers: Headers) -> Send:
-    async def adding(message: Message) -> None:
+def _with_headers(send: Send, headers: Headers) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message.get("headers", ()), *headers]}
         await send(message)
 
-    return adding
+    return send_with_headers
 
 
 async def _refuse(send: Send, status: int, wait_s: int, headers: Headers) -> None:

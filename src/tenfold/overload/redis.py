@@ -1,4 +1,4 @@
-"""Rate limits that all instances share: Redis 6.2 or newer, or Valkey, one round trip a decision."""
+"""Rate limits shared by all instances: Redis 6.2 or newer, or Valkey, one round trip a decision."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["RedisRates"]
 class RedisRates:
     """A :class:`~tenfold.overload.gcra.RateStore` in Redis, by Redis' own clock. For one event loop.
 
-    A failover may lose the last moments: then somebody gets a part of the burst twice.
+    A failover may lose the last decisions: a client then gets a part of its burst twice.
 
     Args:
-        server: a URL, or a client that the service has already; its timeouts are its own then, but no
-            decision takes longer than ``timeout_s``.
-        prefix: of the keys, which live until they are back to nothing used.
-        timeout_s: longest wait for a decision.
-        connections: most connections, with a URL.
+        server: a URL, or an existing client, which keeps its own timeouts; no decision takes longer than
+            ``timeout_s``.
+        prefix: of the keys; each expires when its whole burst is available again.
+        timeout_s: longest wait for a decision, seconds.
+        connections: size of the pool, with a URL.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RedisRates:
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
     async def take(self, key: str, rate: Rate, cost: int = 1) -> Decision:
-        """As :meth:`tenfold.overload.gcra.RateStore.take`."""
+        """See :meth:`tenfold.overload.gcra.RateStore.take`."""
         arguments = (1, self._prefix + key, repr(1e6 / rate.rate), rate.burst, cost)
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -1,4 +1,4 @@
-"""Starts and stops real servers on this machine: ``with Stack(settings) as stack``."""
+"""Real servers on this machine: ``with Stack(settings) as stack``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Stack"]
 
 
 def __getattr__(name: str) -> Any:
-    # Every app instance imports tenfold.stack.app_process: it must not load what starts servers.
+    # Lazy: every app instance imports tenfold.stack.app_process and must not load what starts servers.
     if name == "Stack":
         from tenfold.stack.stack import Stack
 

@@ -2,10 +2,10 @@
 
     python -P -m tenfold.stack.app_process 127.0.0.1 8000
 
-granian's own command would put its idea of a root folder first on the path, before the standard library.
+granian's own command would put its root folder first on the path, before the standard library.
 
-The stack says through variables what to load. They are taken out of the environment first, so that an app
-which reads ``TENFOLD_…`` for itself does not meet them.
+The stack passes what to load in variables. They are removed from the environment first, so that an app which
+reads ``TENFOLD_…`` itself does not see them.
 """
 
 from __future__ import annotations
@@ -16,52 +16,54 @@ from pathlib import Path
 
 from tenfold.asgi import ASGIApp, Receive, Scope, Send
 from tenfold.measure.probe.probe import Probe
-from tenfold.stack.targets import leave, load
+from tenfold.stack.import_string import exit_with_message, load
 
 
-class Later:
-    """An ASGI app that is known later: the probe has to be in place before the user's code is imported."""
+class DeferredApp:
+    """An ASGI app that is set later: the probe has to be in place before the user's code is imported."""
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand over to the app."""
+        """Pass the call on to the app."""
         await self.app(scope, receive, send)
 
 
-def make() -> ASGIApp:
+def create_app() -> ASGIApp:
     """Build the app that this instance serves."""
     target = os.environ.pop("_TENFOLD_APP")
     folder = Path(os.environ.pop("_TENFOLD_FOLDER"))
-    later = Later()
-    probed = _probe(later, folder)
-    later.app = _application(target, folder, factory=os.environ.pop("_TENFOLD_FACTORY") == "1")
-    return probed
+    deferred = DeferredApp()
+    probe = _create_probe(deferred, folder)
+    deferred.app = _load_app(target, folder, factory=os.environ.pop("_TENFOLD_FACTORY") == "1")
+    return probe
 
 
-def _probe(app: ASGIApp, folder: Path) -> ASGIApp:
+def _create_probe(app: ASGIApp, folder: Path) -> ASGIApp:
     address = Path(os.environ.pop("_TENFOLD_PROBE"))
     instance = os.environ.pop("_TENFOLD_INSTANCE")
     return Probe(app, address, root=folder, instance=instance)
 
 
-def _application(target: str, folder: Path, *, factory: bool) -> ASGIApp:
+def _load_app(target: str, folder: Path, *, factory: bool) -> ASGIApp:
     app = load(target, folder)
     if factory:
         app = app()
     if not callable(app):
-        leave(f"{target} is a {type(app).__name__}, not an ASGI app: name the app, or set [service] factory")
+        exit_with_message(
+            f"{target} is a {type(app).__name__}, not an ASGI app: name the app, or set [service] factory"
+        )
     served: ASGIApp = app
     return served
 
 
 def _load(target: str) -> ASGIApp:
     """Called by granian in its worker."""
-    return make()
+    return create_app()
 
 
 def main(host: str, port: str) -> None:
-    """Serve until a signal comes; one worker, which is not started again when it ends."""
+    """Serve until a signal arrives, with one worker that is not restarted when it ends."""
     from granian.constants import Interfaces
     from granian.server import Server
 

@@ -1,4 +1,4 @@
-"""The variables that the app is started with. Pure."""
+"""The environment variables of the app: standard names and filled placeholders. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from tenfold.errors import SettingsError
 
-# Other braces are none of our business: a variable may hold JSON.
+# Other braces are left as they are: a variable may hold JSON.
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _DATABASE = {f"database_{part}" for part in ("url", "host", "port", "user", "password", "name")}
 _TABLE = dict.fromkeys((*_DATABASE, "replica_urls"), "database") | {"redis_url": "redis"}
@@ -19,50 +19,50 @@ _VARIABLES = {
 }
 
 
-def merged(offers: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """All placeholders; what several servers offer under one name is joined by commas."""
-    found: dict[str, str] = {}
-    for offer in offers:
-        for name, value in offer.items():
-            found[name] = f"{found[name]},{value}" if name in found else value
-    if "database_url" in found:
-        found.setdefault("replica_urls", "")
-    return found
+def merge_placeholders(servers: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the placeholders of all servers; several values of one name are joined by commas."""
+    merged: dict[str, str] = {}
+    for placeholders in servers:
+        for name, value in placeholders.items():
+            merged[name] = f"{merged[name]},{value}" if name in merged else value
+    if "database_url" in merged:
+        merged.setdefault("replica_urls", "")
+    return merged
 
 
-def standard(offers: Mapping[str, str]) -> dict[str, str]:
-    """The variables that every app gets: each offered address under its usual name.
+def standard_variables(placeholders: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that every app gets: each server address under its usual name.
 
     DATABASE_URL, DATABASE_REPLICA_URLS and REDIS_URL; any other ``…_url`` in capitals.
     """
     return {
         _VARIABLES.get(name, name.upper()): value
-        for name, value in offers.items()
+        for name, value in placeholders.items()
         if name in _VARIABLES or name.endswith("_url")
     }
 
 
-def filled(template: Mapping[str, str], offers: Mapping[str, str]) -> dict[str, str]:
-    """``template`` with its placeholders filled in.
+def fill_placeholders(template: Mapping[str, str], placeholders: Mapping[str, str]) -> dict[str, str]:
+    """Return ``template`` with the placeholders in its values filled in.
 
     Raises:
         SettingsError: a placeholder is unknown, or belongs to a server that the stack does not have.
     """
-    return {key: _fill(key, text, offers) for key, text in template.items()}
+    return {key: _fill(key, text, placeholders) for key, text in template.items()}
 
 
-def _fill(key: str, text: str, offers: Mapping[str, str]) -> str:
+def _fill(key: str, text: str, placeholders: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        if (name := match[1]) in offers:
-            return offers[name]
-        raise SettingsError(f"service.environment.{key}: {_refusal(name, offers)}")
+        if (name := match[1]) in placeholders:
+            return placeholders[name]
+        raise SettingsError(f"service.environment.{key}: {_refusal(name, placeholders)}")
 
     return _PLACEHOLDER.sub(value, text)
 
 
-def _refusal(name: str, offers: Mapping[str, str]) -> str:
+def _refusal(name: str, placeholders: Mapping[str, str]) -> str:
     if server := _TABLE.get(name):
         return f"{{{name}}} needs [stack] {server} = true"
-    near = difflib.get_close_matches(name, {*offers, *_TABLE}, n=1)
-    names = ", ".join(f"{{{known}}}" for known in sorted(offers)) or "there are none in this stack"
+    near = difflib.get_close_matches(name, {*placeholders, *_TABLE}, n=1)
+    names = ", ".join(f"{{{known}}}" for known in sorted(placeholders)) or "there are none in this stack"
     return f"there is no {{{name}}}; " + (f"did you mean {{{near[0]}}}?" if near else f"known: {names}")

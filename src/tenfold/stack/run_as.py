@@ -1,4 +1,4 @@
-"""Whom servers run as when tenfold itself runs as root: PostgreSQL refuses to be root."""
+"""The unprivileged account for servers when tenfold runs as root: PostgreSQL refuses to be root."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Account:
     gid: int
 
 
-def unprivileged() -> Account | None:
-    """The account for servers: None when this process is not root, otherwise ``postgres`` or ``nobody``.
+def unprivileged_account() -> Account | None:
+    """Return the account for servers: None unless this process is root, else ``postgres`` or ``nobody``.
 
     Raises:
         DependencyError: this process is root and the system has neither user.
@@ -42,7 +42,7 @@ def unprivileged() -> Account | None:
 
 
 def closed_folder(path: Path) -> Path | None:
-    """The highest folder above ``path`` that users other than its owner cannot enter, or None."""
+    """Return the highest folder above ``path`` that users other than its owner cannot enter, or None."""
     for folder in reversed(path.resolve().parents):
         try:
             if not folder.stat().st_mode & 0o001:

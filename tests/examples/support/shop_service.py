@@ -23,7 +23,7 @@ SECRET_KEY = "of the tests, and long enough for a key"
 
 @dataclass(frozen=True)
 class Variant:
-    """What `tenfold.toml` says of a variant."""
+    """The service settings of a variant."""
 
     app: str
     prepare: str
@@ -69,7 +69,7 @@ def serving(variant: Variant, database_url: str, redis_url: str, log: Path) -> I
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
-        with suppress(ProcessLookupError):  # granian's worker outlives a main process that was killed
+        with suppress(ProcessLookupError):  # granian's worker outlives a killed main process
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

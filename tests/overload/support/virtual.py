@@ -1,4 +1,4 @@
-"""A service in virtual time behind the real gate: processor-shared or with a number of servers."""
+"""A service with a number of servers in virtual time, behind the real admission controller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tenfold.overload.fair_queue import Gate, Priority, Ticket, WaitingRoom
+from tenfold.overload.admission import AdmissionController, FairQueue, Priority, QueuedRequest
 from tenfold.overload.limits import Limit
 
 
@@ -23,7 +23,7 @@ class Arrival:
 
 @dataclass
 class Outcome:
-    """What came of one request; ``ended_s`` is None when it was shed."""
+    """The outcome of one request; ``ended_s`` is None when it was shed."""
 
     arrival: Arrival
     ended_s: float | None = None
@@ -36,24 +36,26 @@ class Outcome:
 
 @dataclass
 class VirtualService:
-    """``servers`` at a time, in the order of admission, as a pool of threads or an event loop (1) does it.
+    """Serves ``servers`` requests at a time, in order of admission, like a thread pool or an event loop (1).
 
-    ``pace(now)`` multiplies the work of what begins now: 2 halves the capacity.
+    ``pace(now)`` multiplies the work of a request that begins now: 2 halves the capacity.
     """
 
     limit: Limit
     servers: int
     pace: Callable[[float], float] = lambda now: 1.0
     size: int = 100
-    calm_s: float = 0.1
-    busy_s: float = 0.01
+    max_wait_s: float = 0.1
+    busy_wait_s: float = 0.01
     limits: list[tuple[float, int]] = field(default_factory=list)
 
     def run(self, arrivals: Iterator[Arrival]) -> list[Outcome]:
-        self.gate = Gate(self.limit, WaitingRoom(size=self.size, calm_s=self.calm_s, busy_s=self.busy_s))
+        self.controller = AdmissionController(
+            self.limit, FairQueue(size=self.size, max_wait_s=self.max_wait_s, busy_wait_s=self.busy_wait_s)
+        )
         self.order = itertools.count()
         self.events: list = []
-        self.line: list[tuple[Ticket, Outcome]] = []
+        self.line: list[tuple[QueuedRequest, Outcome]] = []
         self.free = self.servers
         outcomes: list[Outcome] = []
         due = next(arrivals, None)
@@ -63,37 +65,37 @@ class VirtualService:
                 self._arrive(outcome)
                 due = next(arrivals, None)
             else:
-                now, _, ticket, outcome = heapq.heappop(self.events)
-                self._done(now, ticket, outcome)
+                now, _, request, outcome = heapq.heappop(self.events)
+                self._done(now, request, outcome)
         return outcomes
 
     def _arrive(self, outcome: Outcome) -> None:
         now = outcome.arrival.due_s
-        ticket = Ticket(outcome.arrival.priority, outcome.arrival.tenant)
-        ticket.wake = lambda: self._woken(ticket, outcome)
+        request = QueuedRequest(outcome.arrival.priority, outcome.arrival.tenant)
+        request.wake = lambda: self._woken(request, outcome)
         self.now = now
-        self.gate.arrive(ticket, now)
-        if ticket.state == "shed":
-            outcome.reason = ticket.reason
+        self.controller.submit(request, now)
+        if request.state == "shed":
+            outcome.reason = request.reason
         self._serve(now)
 
-    def _woken(self, ticket: Ticket, outcome: Outcome) -> None:
-        if ticket.state == "admitted":
-            self.line.append((ticket, outcome))
+    def _woken(self, request: QueuedRequest, outcome: Outcome) -> None:
+        if request.state == "admitted":
+            self.line.append((request, outcome))
         else:
-            outcome.reason = ticket.reason
+            outcome.reason = request.reason
 
     def _serve(self, now: float) -> None:
         while self.free and self.line:
-            ticket, outcome = self.line.pop(0)
+            request, outcome = self.line.pop(0)
             self.free -= 1
             ends = now + outcome.arrival.work_s * self.pace(now)
-            heapq.heappush(self.events, (ends, next(self.order), ticket, outcome))
+            heapq.heappush(self.events, (ends, next(self.order), request, outcome))
 
-    def _done(self, now: float, ticket: Ticket, outcome: Outcome) -> None:
+    def _done(self, now: float, request: QueuedRequest, outcome: Outcome) -> None:
         outcome.ended_s = now
         self.free += 1
-        self.gate.leave(ticket, now, ended_s=now, kind=outcome.arrival.kind)
+        self.controller.release(request, now, ended_s=now, kind=outcome.arrival.kind)
         self.limits.append((now, self.limit.limit))
         self._serve(now)
 

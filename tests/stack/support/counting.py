@@ -1,4 +1,4 @@
-"""An ASGI app that writes down what it was asked to do, so that what ran twice is found."""
+"""An ASGI app that records every POST, so that one that ran twice is found."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 import os
 from pathlib import Path
 
-LEDGER = Path(os.environ["LEDGER"])
-BROKEN = LEDGER.with_name("broken").exists()  # a release that does not come up: only new processes are it
+RECORD = Path(os.environ["RECORD"])
+BROKEN = RECORD.with_name(
+    "broken"
+).exists()  # a release that never becomes ready; only new processes read this
 
 
 async def app(scope, receive, send):
@@ -21,8 +23,8 @@ async def app(scope, receive, send):
     if scope["path"] == "/ready":
         status = 503 if BROKEN else 200
     elif scope["method"] == "POST":
-        write(f"{scope['path']}\n")
-        # Some are still at work when their instance has to go.
+        append(f"{scope['path']}\n")
+        # Some are still running when their instance is replaced.
         await asyncio.sleep(0.5 if int(scope["path"][1:]) % 20 == 0 else 0.03)
     else:
         await asyncio.sleep(0.01)
@@ -32,7 +34,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-def write(line):
-    file = os.open(LEDGER, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+def append(line):
+    file = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.write(file, line.encode())
     os.close(file)

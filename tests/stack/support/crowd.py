@@ -1,4 +1,4 @@
-"""Clients that keep their connections and count everything that goes wrong."""
+"""Concurrent clients on kept connections that count every failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Crowd:
-    """What clients saw: ``failed`` by method and reason, paths of ``sent`` POSTs, ``pids`` that answered."""
+    """The clients' results: ``failed`` by method and reason, ``sent`` POST paths, answering ``pids``."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -24,11 +24,11 @@ class Crowd:
         self._numbers = itertools.count()
 
     @property
-    def done(self) -> int:
+    def answered(self) -> int:
         return sum(self.pids.values())
 
-    def visit(self) -> None:
-        """One client: GET and POST in turns over one connection; a lost one is made anew."""
+    def run_client(self) -> None:
+        """Run one client: GET and POST in turns over one connection, reopened when lost."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         for method in itertools.cycle(("GET", "POST")):
             if self._over.is_set():
@@ -53,7 +53,7 @@ class Crowd:
 @contextmanager
 def crowd(port: int, *, clients: int = 6) -> Iterator[Crowd]:
     made = Crowd(port)
-    threads = [threading.Thread(target=made.visit) for _ in range(clients)]
+    threads = [threading.Thread(target=made.run_client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -64,6 +64,6 @@ def crowd(port: int, *, clients: int = 6) -> Iterator[Crowd]:
             thread.join()
 
 
-def ran(ledger: Path) -> Counter[str]:
-    """How often each POST was carried out."""
-    return Counter(ledger.read_text().splitlines())
+def executions(record: Path) -> Counter[str]:
+    """Return how often each POST was carried out."""
+    return Counter(record.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""A process that owns a stack: says what it started, then waits to be killed."""
+"""A process that owns a stack: prints what it started, then waits to be killed."""
 
 import json
 import sys

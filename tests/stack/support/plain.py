@@ -1,4 +1,4 @@
-"""A small ASGI app without a framework: what the tests put behind the stack."""
+"""A small ASGI app without a framework, for tests of the stack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service does once before it starts."""
+"""Callables for ``[service] prepare``."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""nginx: the front door of a stack with an app."""
+"""nginx: the reverse proxy in front of the app instances."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from tenfold.balancing.settings import BalancingSettings, upstream
 from tenfold.deploy import nginx
 from tenfold.errors import StackError
 from tenfold.settings import Settings
-from tenfold.stack.logs import failure
-from tenfold.stack.ports import HOST, claimed
+from tenfold.stack.logs import failure_message
+from tenfold.stack.ports import HOST, require_free
 from tenfold.stack.processes import ProcessGroup
-from tenfold.stack.programs import NGINX, Program, find_nginx, required
-from tenfold.stack.server import PLAIN_ENVIRONMENT, LocalServer
-from tenfold.stack.workdir import Place
+from tenfold.stack.programs import NGINX, Program, find_nginx, require
+from tenfold.stack.server import MINIMAL_ENVIRONMENT, LocalServer
+from tenfold.stack.workdir import WorkDir
 
 _HERE = (HOST, "localhost")
 
 
-def servers(settings: Settings, place: Place) -> list[LocalServer]:
-    """One nginx, if the settings want it and there is an app to stand in front of."""
+def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
+    """Create one nginx, if the settings enable it and name an app."""
     if not settings.stack.nginx or not settings.service.app:
         return []
-    program = required(find_nginx, NGINX, settings)
-    port, timeout_s = claimed(settings.stack.port), settings.stack.start_timeout_s
-    return [Nginx(place, program, settings.balancing, port=port, timeout_s=timeout_s)]
+    program = require(find_nginx, NGINX, settings)
+    port, timeout_s = require_free(settings.stack.port), settings.stack.start_timeout_s
+    return [Nginx(workdir, program, settings.balancing, port=port, timeout_s=timeout_s)]
 
 
 class Nginx(LocalServer):
-    """The front door. As root, its master stays root and its workers do not."""
+    """The front door. When tenfold runs as root, nginx's master runs as root and its workers do not."""
 
     kind = "nginx"
-    needs = frozenset({"prepare", "app"})  # nobody meets a 502 because the stack is still starting
+    needs = frozenset({"prepare", "app"})  # no request gets a 502 while the stack starts
 
     def __init__(
-        self, place: Place, program: Program, settings: BalancingSettings, *, port: int, timeout_s: float
+        self, workdir: WorkDir, program: Program, settings: BalancingSettings, *, port: int, timeout_s: float
     ) -> None:
-        super().__init__(place, name="nginx", timeout_s=timeout_s, port=port)
+        super().__init__(workdir, name="nginx", timeout_s=timeout_s, port=port)
         self.program = program
         self._settings = settings
-        self._out: frozenset[str] = frozenset()
-        self._workers: frozenset[int] = frozenset()
+        self._down: frozenset[str] = frozenset()
+        self._old_workers: frozenset[int] = frozenset()
 
     @property
     def url(self) -> str:
-        """The front door."""
+        """The address that clients use."""
         return f"http://{self.address}"
 
     @property
@@ -58,29 +58,29 @@ class Nginx(LocalServer):
 
     @property
     def access_log(self) -> Path:
-        """One JSON object a request; see :data:`tenfold.deploy.nginx.ACCESS_LOG` for its fields."""
+        """The log file, one JSON object a request; fields: :data:`tenfold.deploy.nginx.ACCESS_LOG`."""
         return self._folder / "access.log"
 
     @property
-    def out(self) -> frozenset[str]:
-        """The addresses of instances that get no requests."""
-        return self._out
+    def down(self) -> frozenset[str]:
+        """The addresses of instances that are marked as down and get no requests."""
+        return self._down
 
     @property
     def _folder(self) -> Path:
-        return self.place.folder / "nginx"
+        return self.workdir.folder / "nginx"
 
     def install(self) -> None:
         """Render the configuration."""
-        self.place.subfolder("nginx")
+        self.workdir.subfolder("nginx")
         self._write()
 
     def _write(self) -> None:
-        account, settings = self.place.account, self._settings
+        account, settings = self.workdir.account, self._settings
         addresses = [peer.address for peer in self.peers if peer.kind == "app"]
         door = nginx.FrontDoor(
             listen=self.address,
-            upstream=upstream(settings, addresses, out=self._out),
+            upstream=upstream(settings, addresses, out=self._down),
             version=fragments.version(self.program.version),
             account=(account.name, account.group) if account else None,
             server_names=(*settings.server_names, *_HERE) if settings.server_names else (),
@@ -91,60 +91,60 @@ class Nginx(LocalServer):
         )
         for file in nginx.render(door):
             draft = self._folder / f"{file.path}.new"
-            draft.unlink(missing_ok=True)  # of a writer that was interrupted
-            self.place.write(draft, file.text)
-            os.replace(draft, self._folder / file.path)  # noqa: PTH105 - in one step, also for who reads it now
+            draft.unlink(missing_ok=True)  # left by an interrupted write
+            self.workdir.write(draft, file.text)
+            os.replace(draft, self._folder / file.path)  # noqa: PTH105 - atomic, also for a reader
 
     def launch(self) -> ProcessGroup:
-        """Start it in its folder."""
-        return self.place.launch(
+        """Start nginx in its folder."""
+        return self.workdir.launch(
             self.name,
             [str(self.program.path), "-p", f"{self._folder}/", "-c", "nginx.conf", "-e", "stderr"],
             cwd=self._folder,
-            environment=PLAIN_ENVIRONMENT,
-            number=self.stop_signal,
+            environment=MINIMAL_ENVIRONMENT,
+            stop_signal=self.stop_signal,
         )
 
-    def ready(self) -> bool:
-        """Whether it takes connections; what stands behind it has checks of its own."""
+    def is_ready(self) -> bool:
+        """Return whether it accepts connections; the instances behind it have their own checks."""
         try:
             socket.create_connection((HOST, self.port), timeout=1).close()
         except OSError:
             return False
         return True
 
-    def let(self, address: str, *, take: bool) -> None:
-        """Let the instance at ``address`` take requests or not, from the next one on.
+    def set_down(self, address: str, *, down: bool) -> None:
+        """Mark the instance at ``address`` as down, or as up again, for all requests from now on.
 
-        Requests that are under way stay where they are: see :meth:`drained`.
+        Requests in flight are not affected: see :meth:`is_drained`.
 
         Raises:
-            StackError: nginx did not take the new configuration; the one before is in force.
+            StackError: nginx did not load the new configuration; the previous one is in force.
         """
-        before = self._out
-        self._out = before - {address} if take else before | {address}
+        before = self._down
+        self._down = before | {address} if down else before - {address}
         try:
             self._write()
             self._reload()
         except BaseException:
-            self._out = before
+            self._down = before
             self._write()
             raise
 
     def _reload(self) -> None:
         if self._group is None or not (old := frozenset(self.pids()[1:])):
             raise StackError(
-                f"{self.name} does not run, so that it cannot be told anything: restart it first"
+                f"{self.name} does not run, so its configuration cannot be changed: restart it first"
             )
-        self._workers = old
-        self._group.tell(signal.SIGHUP)
-        # A configuration that nginx refuses is only in its log: what shows is that no new worker comes.
-        if not self.place.wait(lambda: self._has_new_worker() or None, timeout_s=self.timeout_s):
-            raise StackError(failure(f"{self.name} did not take its new configuration", self.log))
+        self._old_workers = old
+        self._group.signal_leader(signal.SIGHUP)
+        # nginx reports a refused configuration in its log only; the sign is that no new worker starts.
+        if not self.workdir.wait(lambda: self._has_new_worker() or None, timeout_s=self.timeout_s):
+            raise StackError(failure_message(f"{self.name} did not load its new configuration", self.log))
 
     def _has_new_worker(self) -> bool:
-        return bool(frozenset(self.pids()[1:]) - self._workers)
+        return bool(frozenset(self.pids()[1:]) - self._old_workers)
 
-    def drained(self) -> bool:
-        """Whether all workers with an older configuration are gone, and with them their last request."""
-        return not self._workers & frozenset(self.pids())
+    def is_drained(self) -> bool:
+        """Return whether all workers with an older configuration have finished their last request."""
+        return not self._old_workers & frozenset(self.pids())

@@ -1,7 +1,8 @@
-"""PostgreSQL: a primary and streaming replicas, with the durability that PostgreSQL has by default.
+"""PostgreSQL: a primary and streaming replicas, with PostgreSQL's default durability.
 
-``initdb`` and ``pg_basebackup`` do not wait for the disk (``--no-sync``): the cluster dies with the stack.
-The servers do (``fsync``, ``synchronous_commit``, ``full_page_writes``): what is measured is a real service.
+``initdb`` and ``pg_basebackup`` do not wait for the disk (``--no-sync``), as the cluster is removed with the
+stack. The servers do (``fsync``, ``synchronous_commit``, ``full_page_writes``), so that writes cost what they
+cost in production.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from tenfold.settings import Settings
 from tenfold.stack import processes
 from tenfold.stack.ports import HOST
 from tenfold.stack.processes import KILL_WAIT_S, ProcessGroup
-from tenfold.stack.programs import POSTGRESQL, Program, find_postgresql, required
-from tenfold.stack.server import PLAIN_ENVIRONMENT, LocalServer
-from tenfold.stack.workdir import Place
+from tenfold.stack.programs import POSTGRESQL, Program, find_postgresql, require
+from tenfold.stack.server import MINIMAL_ENVIRONMENT, LocalServer
+from tenfold.stack.workdir import WorkDir
 
 if TYPE_CHECKING:
     import psycopg
@@ -32,13 +33,13 @@ _ADMIN = "tenfold"
 _RESERVED = {_ADMIN, "postgres", "template0", "template1", "public", "none", "user", "all", "replication"}
 
 
-def servers(settings: Settings, place: Place) -> list[LocalServer]:
-    """The primary and its replicas, if the settings want a database."""
+def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
+    """Create the primary and its replicas, if the settings enable the database."""
     if not settings.stack.database:
         return []
-    program = required(find_postgresql, POSTGRESQL, settings)
+    program = require(find_postgresql, POSTGRESQL, settings)
     primary = Primary(
-        place,
+        workdir,
         program,
         name=database_name(settings.service.app),
         max_connections=settings.stack.max_connections,
@@ -49,7 +50,7 @@ def servers(settings: Settings, place: Place) -> list[LocalServer]:
 
 
 def database_name(app: str) -> str:
-    """The database of ``app``: its package's name where PostgreSQL can take it, else "app"."""
+    """Return the database name for ``app``: that of its package where PostgreSQL allows it, else "app"."""
     name = app.partition(":")[0].partition(".")[0].lower()
     usable = re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name) and not name.startswith("pg_")
     return name if usable and name not in _RESERVED else "app"
@@ -64,9 +65,9 @@ def _connect(url: str) -> psycopg.Connection[Any]:
 
 
 class _PostgreSQL(LocalServer):
-    """What primary and replica share: one data folder, one ``postgres``."""
+    """The base of primary and replica: one data folder, one ``postgres``."""
 
-    # Immediate shutdown: the data is thrown away, and shared memory is given back all the same.
+    # Immediate shutdown: the data are thrown away anyway, and shared memory is freed.
     stop_signal = signal.SIGQUIT
 
     program: Program
@@ -77,12 +78,12 @@ class _PostgreSQL(LocalServer):
 
     @property
     def url(self) -> str:
-        """The database, as its owner."""
+        """The URL of the database, as its owner."""
         return self._url(self.user, self.password, self.database)
 
     @property
     def admin_url(self) -> str:
-        """The same database, as the superuser."""
+        """The URL of the database, as the superuser."""
         return self._url(_ADMIN, self.admin_password, self.database)
 
     def _url(self, user: str, password: str, database: str) -> str:
@@ -96,25 +97,25 @@ class _PostgreSQL(LocalServer):
     @property
     def data(self) -> Path:
         """The data folder."""
-        return self.place.folder / self.slug / "data"
+        return self.workdir.folder / self.slug / "data"
 
     def _run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's own programs to its end."""
-        self.place.run(
+        self.workdir.run(
             f"{program} of {self.name}",
             [str(self.program.path.with_name(program)), *arguments],
             cwd=self.data.parent,
-            environment={**PLAIN_ENVIRONMENT, "PGPASSWORD": self.admin_password},
-            account=self.place.account,
+            environment={**MINIMAL_ENVIRONMENT, "PGPASSWORD": self.admin_password},
+            account=self.workdir.account,
             timeout_s=self.timeout_s,
         )
 
     def launch(self) -> ProcessGroup:
         """Start ``postgres``; after a kill it recovers by itself."""
         if self._pid_file.exists():
-            self._clear_up()
+            self._remove_leftovers()
         name = self.slug.replace("-", "_")
-        return self.place.launch(
+        return self.workdir.launch(
             self.name,
             [
                 str(self.program.path),
@@ -126,30 +127,30 @@ class _PostgreSQL(LocalServer):
                 f"cluster_name={name}",
             ],
             cwd=self.data.parent,
-            environment=PLAIN_ENVIRONMENT,
-            account=self.place.account,
-            number=self.stop_signal,
+            environment=MINIMAL_ENVIRONMENT,
+            account=self.workdir.account,
+            stop_signal=self.stop_signal,
         )
 
     @property
     def _pid_file(self) -> Path:
         return self.data / "postmaster.pid"
 
-    def _clear_up(self) -> None:
-        """End what a killed leader left: backends, in sessions of their own, and a file that says "ready".
+    def _remove_leftovers(self) -> None:
+        """End the backends of a killed leader, in sessions of their own, and remove its pid file.
 
-        As long as a backend lives, ``postgres`` refuses to serve the folder: then the file stays.
+        While a backend lives, ``postgres`` refuses to serve the folder: then the file stays.
         """
 
         def orphans() -> list[psutil.Process]:
-            return processes.marked(self.data, {os.path.realpath(self.program.path)})
+            return processes.find_marked(self.data, {os.path.realpath(self.program.path)})
 
         processes.signal_all(orphans(), self.stop_signal)
-        if processes.gone(orphans, within_s=KILL_WAIT_S, hurry=lambda: False):
+        if processes.wait_until_gone(orphans, timeout_s=KILL_WAIT_S):
             self._pid_file.unlink()
 
-    def ask(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of ``query``, as the superuser.
+    def fetch(self, query: str) -> list[tuple[Any, ...]]:
+        """Run ``query`` as the superuser and return its rows.
 
         Raises:
             psycopg.Error: the server cannot be reached, or refuses the query.
@@ -157,17 +158,17 @@ class _PostgreSQL(LocalServer):
         with _connect(self.admin_url) as connection:
             return connection.execute(query.encode()).fetchall()
 
-    def _says(self, query: str) -> bool:
-        """Whether the only value of ``query`` is true; False when the server does not answer."""
+    def _is_true(self, query: str) -> bool:
+        """Return whether the only value of ``query`` is true; False when the server does not answer."""
         import psycopg
 
         try:
-            return self._open() and bool(self.ask(query)[0][0])
+            return self._accepts_connections() and bool(self.fetch(query)[0][0])
         except psycopg.Error:
             return False
 
-    def _open(self) -> bool:
-        """Whether its pid file says that it takes connections; asking it earlier fills its log with FATAL."""
+    def _accepts_connections(self) -> bool:
+        """Return whether its pid file says so; connecting earlier fills its log with FATAL."""
         try:
             return self._pid_file.read_text().split()[-1] in ("ready", "standby")
         except (OSError, IndexError):
@@ -175,7 +176,7 @@ class _PostgreSQL(LocalServer):
 
 
 class Primary(_PostgreSQL):
-    """The server that takes writes: scram passwords, loopback, no Unix socket.
+    """The server for writes: scram passwords, loopback, no Unix socket.
 
     The app's role owns the database, is no superuser and may read all statistics (``pg_monitor``).
     """
@@ -184,7 +185,7 @@ class Primary(_PostgreSQL):
 
     def __init__(
         self,
-        place: Place,
+        workdir: WorkDir,
         program: Program,
         *,
         name: str,
@@ -192,7 +193,7 @@ class Primary(_PostgreSQL):
         replicas: int,
         timeout_s: float,
     ) -> None:
-        super().__init__(place, name="primary", timeout_s=timeout_s)
+        super().__init__(workdir, name="primary", timeout_s=timeout_s)
         self.program = program
         self.database = self.user = name
         self.password, self.admin_password = secrets.token_hex(16), secrets.token_hex(16)
@@ -200,8 +201,8 @@ class Primary(_PostgreSQL):
         self._owned = False
         self.replicas = replicas
 
-    def offers(self) -> Mapping[str, str]:
-        """``database_url`` and its parts."""
+    def placeholders(self) -> Mapping[str, str]:
+        """Return ``database_url`` and its parts."""
         return {
             "database_url": self.url,
             "database_host": HOST,
@@ -212,14 +213,14 @@ class Primary(_PostgreSQL):
         }
 
     def secrets(self) -> Sequence[str]:
-        """The owner's password and the superuser's."""
+        """Return the passwords of the owner and the superuser."""
         return (self.password, self.admin_password)
 
     def install(self) -> None:
-        """Make the cluster, write what differs from PostgreSQL's defaults."""
-        folder = self.place.subfolder(self.slug, account=self.place.account)
-        password = self.place.write(
-            folder / "password", self.admin_password + "\n", account=self.place.account
+        """Create the cluster, and write the settings that differ from PostgreSQL's defaults."""
+        folder = self.workdir.subfolder(self.slug, account=self.workdir.account)
+        password = self.workdir.write(
+            folder / "password", self.admin_password + "\n", account=self.workdir.account
         )
         locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if self.program.major >= 17 else []
         self._run(
@@ -244,24 +245,24 @@ class Primary(_PostgreSQL):
             "listen_addresses": f"'{HOST}'",
             "unix_socket_directories": "''",
             "max_connections": str(self.max_connections),
-            # A replica takes one sender, two while it is cloned.
+            # A replica uses one sender, two while it is cloned.
             "max_wal_senders": str(4 + 2 * self.replicas),
             "max_replication_slots": str(4 + self.replicas),
-            # A checkpoint of one clone may remove the segment that the other has just reserved with its slot.
+            # The checkpoint of one clone may remove a segment that another's slot has just reserved.
             "wal_keep_size": "'128MB'",
-            # A dead replica's slot keeps WAL: not until the disk is full.
+            # A dead replica's slot keeps WAL: bound it, or it fills the disk.
             "max_slot_wal_keep_size": "'1GB'",
             "log_line_prefix": "'%m [%p] '",
             "timezone": "'UTC'",
             "log_timezone": "'UTC'",
         }
 
-    def ready(self) -> bool:
-        """Whether it answers; the first time, the app's role is made and gets its database."""
-        return self._open() and (self._owned or self._hand_over())
+    def is_ready(self) -> bool:
+        """Return whether it answers; the first time, create the app's role and give it the database."""
+        return self._accepts_connections() and (self._owned or self._create_owner())
 
-    def _hand_over(self) -> bool:
-        """The database is the one that initdb makes, renamed: a second one is 300 files more a server.
+    def _create_owner(self) -> bool:
+        """Create the app's role and rename initdb's database for it, as a second one is 300 more files.
 
         The name is an identifier by its pattern, the password is hexadecimal: neither needs quoting.
         """
@@ -278,9 +279,9 @@ class Primary(_PostgreSQL):
         self._owned = True
         return True
 
-    def behind(self) -> dict[str, int]:
-        """How many bytes of log each connected replica has yet to replay, by its ``replica_<n>``."""
-        rows = self.ask(
+    def replication_lag_bytes(self) -> dict[str, int]:
+        """Return the bytes of WAL that each streaming replica has yet to replay, by its ``replica_<n>``."""
+        rows = self.fetch(
             "select application_name, pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint "
             "from pg_stat_replication where application_name like 'replica%' and state = 'streaming'"
         )
@@ -294,19 +295,19 @@ class Replica(_PostgreSQL):
     needs = frozenset({"primary"})
 
     def __init__(self, primary: Primary, number: int) -> None:
-        super().__init__(primary.place, name=f"replica {number}", timeout_s=primary.timeout_s)
+        super().__init__(primary.workdir, name=f"replica {number}", timeout_s=primary.timeout_s)
         self.primary = primary
         self.program, self.database, self.user = primary.program, primary.database, primary.user
         self.password, self.admin_password = primary.password, primary.admin_password
-        self._goal = ""
+        self._target_position = ""
 
-    def offers(self) -> Mapping[str, str]:
-        """``replica_urls``: this one; all of them, joined by commas, for the app."""
+    def placeholders(self) -> Mapping[str, str]:
+        """Return ``replica_urls``: the app gets those of all replicas, joined by commas."""
         return {"replica_urls": self.url}
 
     def install(self) -> None:
-        """Clone the primary, as its standby."""
-        self.place.subfolder(self.slug, account=self.place.account)
+        """Clone the primary as its standby."""
+        self.workdir.subfolder(self.slug, account=self.workdir.account)
         self._run(
             "pg_basebackup",
             f"--pgdata={self.data}",
@@ -322,11 +323,12 @@ class Replica(_PostgreSQL):
             "--no-manifest",
         )
 
-    def ready(self) -> bool:
-        """Whether it answers and streams."""
-        return self._says("select count(*) = 1 from pg_stat_wal_receiver where status = 'streaming'")
+    def is_ready(self) -> bool:
+        """Return whether it answers and streams."""
+        return self._is_true("select count(*) = 1 from pg_stat_wal_receiver where status = 'streaming'")
 
-    def settled(self) -> bool:
-        """Whether it has replayed what the primary had written when this was asked first."""
-        self._goal = self._goal or str(self.primary.ask("select pg_current_wal_lsn()")[0][0])
-        return self._says(f"select pg_last_wal_replay_lsn() >= '{self._goal}'")
+    def is_caught_up(self) -> bool:
+        """Return whether it has replayed everything up to the primary's position at the first call."""
+        if not self._target_position:
+            self._target_position = str(self.primary.fetch("select pg_current_wal_lsn()")[0][0])
+        return self._is_true(f"select pg_last_wal_replay_lsn() >= '{self._target_position}'")

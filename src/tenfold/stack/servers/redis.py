@@ -1,4 +1,4 @@
-"""Valkey or Redis with a password and without persistence: what it holds dies with the stack."""
+"""Valkey or Redis with a password and without persistence: its data end with the stack."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from tenfold.settings import Settings
 from tenfold.stack.ports import HOST
 from tenfold.stack.processes import ProcessGroup
-from tenfold.stack.programs import REDIS, Program, find_redis, required
-from tenfold.stack.server import PLAIN_ENVIRONMENT, LocalServer
-from tenfold.stack.workdir import Place
+from tenfold.stack.programs import REDIS, Program, find_redis, require
+from tenfold.stack.server import MINIMAL_ENVIRONMENT, LocalServer
+from tenfold.stack.workdir import WorkDir
 
 
-def servers(settings: Settings, place: Place) -> list[LocalServer]:
-    """One Redis, if the settings want it."""
+def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
+    """Create one Redis, if the settings enable it."""
     if not settings.stack.redis:
         return []
-    program = required(find_redis, REDIS, settings)
-    return [Redis(place, program, timeout_s=settings.stack.start_timeout_s)]
+    program = require(find_redis, REDIS, settings)
+    return [Redis(workdir, program, timeout_s=settings.stack.start_timeout_s)]
 
 
 class Redis(LocalServer):
@@ -28,8 +28,8 @@ class Redis(LocalServer):
 
     kind = "redis"
 
-    def __init__(self, place: Place, program: Program, *, timeout_s: float) -> None:
-        super().__init__(place, name="redis", timeout_s=timeout_s)
+    def __init__(self, workdir: WorkDir, program: Program, *, timeout_s: float) -> None:
+        super().__init__(workdir, name="redis", timeout_s=timeout_s)
         self.program = program
         self._password = secrets.token_hex(16)
 
@@ -43,42 +43,42 @@ class Redis(LocalServer):
         """Program and version."""
         return f"{self.program.name or 'Redis'} {self.program.version}".rstrip()
 
-    def offers(self) -> Mapping[str, str]:
-        """``redis_url``."""
+    def placeholders(self) -> Mapping[str, str]:
+        """Return ``redis_url``."""
         return {"redis_url": self.url}
 
     def secrets(self) -> Sequence[str]:
-        """The password."""
+        """Return the password."""
         return (self._password,)
 
     @property
     def configuration(self) -> Path:
-        """Its file: no process list shows the password."""
-        return self.place.folder / "redis" / "redis.conf"
+        """Its configuration file, so that no process list shows the password."""
+        return self.workdir.folder / "redis" / "redis.conf"
 
     def install(self) -> None:
         """Write the configuration."""
-        self.place.subfolder("redis", account=self.place.account)
-        self.place.write(
+        self.workdir.subfolder("redis", account=self.workdir.account)
+        self.workdir.write(
             self.configuration,
             f"bind {HOST}\nport {self.port}\nprotected-mode yes\nrequirepass {self._password}\n"
             'save ""\nappendonly no\ndaemonize no\n',
-            account=self.place.account,
+            account=self.workdir.account,
         )
 
     def launch(self) -> ProcessGroup:
-        """Start it with that configuration."""
-        return self.place.launch(
+        """Start it with its configuration."""
+        return self.workdir.launch(
             self.name,
             [str(self.program.path), str(self.configuration)],
             cwd=self.configuration.parent,
-            environment=PLAIN_ENVIRONMENT,
-            account=self.place.account,
-            number=self.stop_signal,
+            environment=MINIMAL_ENVIRONMENT,
+            account=self.workdir.account,
+            stop_signal=self.stop_signal,
         )
 
-    def ready(self) -> bool:
-        """Whether it answers PING to this password: another Redis on the port would not."""
+    def is_ready(self) -> bool:
+        """Return whether it answers PING with this password: another Redis on the port would not."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())

@@ -1,4 +1,4 @@
-"""package.module:attribute, looked up without running it."""
+"""Import strings, checked without importing."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.stack.targets import is_target, missing_module
+from tenfold.stack.import_string import is_import_string, missing_module
 
 
 @pytest.mark.parametrize("text", ["app:app", "shop.app:app", "a.b.c:make.app", "größe:x"])
-def test_targets(text: str) -> None:
-    assert is_target(text)
+def test_valid_import_strings(text: str) -> None:
+    assert is_import_string(text)
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "app", "app:", ":app", "a b:c", "a:b c", "a.:b", "1a:b", "a:b:c", "a/b.py:app", "a:b()", "a:b\n"],
 )
-def test_other_text(text: str) -> None:
-    assert not is_target(text)
+def test_invalid_import_strings(text: str) -> None:
+    assert not is_import_string(text)
 
 
-def test_what_is_missing_is_named_and_nothing_is_run(tmp_path: Path) -> None:
+def test_missing_module_is_found_without_importing(tmp_path: Path) -> None:
     package = tmp_path / "shop_of_test"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('was run')\n")
