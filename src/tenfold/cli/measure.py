@@ -14,7 +14,7 @@ from tenfold.errors import SettingsError
 
 if TYPE_CHECKING:
     from tenfold.cli.bar import Bar
-    from tenfold.measure.diagnosis.observer import Inside
+    from tenfold.measure.diagnosis.observer import StackObserver
     from tenfold.measure.load.generator import Generator
     from tenfold.measure.report.comparison import Comparison
     from tenfold.measure.report.report import Report
@@ -119,20 +119,20 @@ def _measure(
     settings: Settings, target: str | None, bar: Bar, *, owned: bool, closed_s: float | None
 ) -> Report:
     """Start what has to be started, measure, and stop it again."""
-    from tenfold.measure.diagnosis.observer import Inside
+    from tenfold.measure.diagnosis.observer import StackObserver
     from tenfold.measure.load.generator import Generator
     from tenfold.measure.load.target import require_loopback
     from tenfold.measure.report.wording import objective
 
     scenario = settings.root / settings.measure.scenario
     with ExitStack() as running:
-        inside: Inside | None = None
+        inside: StackObserver | None = None
         service = settings.service.app
         if target is None:
             stack = running.enter_context(_stack(settings, bar))
             target = stack.url
             inside = running.enter_context(
-                Inside(stack, objective=settings.measure.objective, may_create_index=True)
+                StackObserver(stack, objective=settings.measure.objective, may_create_index=True)
             )
         else:
             require_loopback(target, owned=owned)
@@ -167,7 +167,7 @@ def _run(
     generator: Generator,
     service: str,
     target: str,
-    inside: Inside | None,
+    inside: StackObserver | None,
     bar: Bar,
     closed_s: float | None,
 ) -> Report:

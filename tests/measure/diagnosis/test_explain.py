@@ -11,7 +11,7 @@ from tenfold.errors import MeasurementError
 from tenfold.fingerprint import fingerprint
 from tenfold.measure.diagnosis.explain import PROOF_INDEX, Plan, explain, positional
 from tenfold.measure.diagnosis.plans import scans
-from tenfold.measure.probe.evidence import StatementUse
+from tenfold.measure.probe.evidence import StatementStats
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,11 @@ def database(postgres_url: str) -> Iterator[str]:
         connection.execute('DROP TABLE "Sale", few; DROP SCHEMA sales CASCADE')
 
 
-def use(sql: str) -> StatementUse:
-    return StatementUse(
+def use(sql: str) -> StatementStats:
+    return StatementStats(
         route="GET /", fingerprint=fingerprint(sql), site="app.py:1", function="f", executions=1, requests=1,
-        request_max=1, repeating=0, repeats_mean=0, total_s=1, slow_s=1, mean_ms=1, max_ms=1, rows_mean=1,
+        executions_max=1, repeating_requests=0, repetitions_mean=0, total_s=1, slow_s=1, mean_ms=1, max_ms=1,
+        rows_mean=1,
     )  # fmt: skip
 
 

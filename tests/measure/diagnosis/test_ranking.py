@@ -12,14 +12,21 @@ from tenfold.measure.diagnosis.bottleneck import Analysis
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import IndexProof, MissingIndex, Plan
 from tenfold.measure.diagnosis.resources import GroupSample, MachineSample, Resources, Sample
-from tenfold.measure.probe.evidence import Evidence, LoopUse, PoolUse, RouteUse, StatementUse, ThreadUse
+from tenfold.measure.probe.evidence import (
+    Evidence,
+    LoopStats,
+    PoolStats,
+    RouteStats,
+    StatementStats,
+    ThreadStats,
+)
 from tenfold.measure.settings import Objective
 
 SEEN = dict.fromkeys(("requests", "sqlalchemy", "pool", "event loop", "threads"), True)
 
 
-def route(**changes: Any) -> RouteUse:
-    return RouteUse(
+def route(**changes: Any) -> RouteStats:
+    return RouteStats(
         **{
             "route": "GET /orders", "endpoint": "app.py:10", "requests": 100, "errors": 0, "total_s": 10.0,
             "p50_ms": 80.0, "p95_ms": 200.0, "p99_ms": 300.0, "database_share": 0.8, "pool_wait_share": 0.0,
@@ -29,22 +36,22 @@ def route(**changes: Any) -> RouteUse:
     )  # fmt: skip
 
 
-def statement(**changes: Any) -> StatementUse:
-    return StatementUse(
+def statement(**changes: Any) -> StatementStats:
+    return StatementStats(
         **{
             "route": "GET /orders", "fingerprint": "SELECT a FROM t WHERE b = ?", "site": "app.py:12",
-            "function": "orders", "executions": 200, "requests": 100, "request_max": 2, "repeating": 0,
-            "repeats_mean": 0.0, "total_s": 0.2, "slow_s": 0.1, "mean_ms": 1.0, "max_ms": 2.0,
-            "rows_mean": 1.0,
+            "function": "orders", "executions": 200, "requests": 100, "executions_max": 2,
+            "repeating_requests": 0, "repetitions_mean": 0.0, "total_s": 0.2, "slow_s": 0.1, "mean_ms": 1.0,
+            "max_ms": 2.0, "rows_mean": 1.0,
         } | changes
     )  # fmt: skip
 
 
-def pool(**changes: Any) -> PoolUse:
-    return PoolUse(
+def pool(**changes: Any) -> PoolStats:
+    return PoolStats(
         **{
             "dialect": "postgresql", "site": "db.py:3", "size": 5, "max_overflow": 0, "pools": 1,
-            "checked_out_max": 3, "checkouts": 100, "waited": 0, "timeouts": 0, "held_s": 8.0,
+            "checked_out_max": 3, "checkouts": 100, "wait_count": 0, "timeouts": 0, "held_s": 8.0,
             "full_share": 0.0, "wait_p50_ms": 0.0, "wait_p95_ms": 0.0, "wait_max_ms": 0.0,
         } | changes
     )  # fmt: skip
@@ -53,8 +60,8 @@ def pool(**changes: Any) -> PoolUse:
 def evidence(**changes: Any) -> Evidence:
     whole = Evidence(
         seconds=10, workers=1, seen=SEEN, routes=(route(),), statements=(statement(),), pools=(pool(),),
-        loop=LoopUse(ticks=200, p50_ms=1, p95_ms=5, max_ms=20, blockers=()),
-        threads=ThreadUse(total=40, busy_max=3, waiting_max=0, waiting_share=0),
+        loop=LoopStats(ticks=200, p50_ms=1, p95_ms=5, max_ms=20, blockers=()),
+        threads=ThreadStats(total=40, busy_max=3, waiting_max=0, waiting_share=0),
     )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)
 
@@ -80,7 +87,9 @@ def ranked(seen: Evidence, used: Resources | None = None, **options: Any) -> Ana
     return BottleneckDetector().rank(seen, used or resources(), **options)
 
 
-REPEATED = statement(repeating=90, repeats_mean=51, request_max=60, executions=5100, slow_s=5.7, total_s=6.0)
+REPEATED = statement(
+    repeating_requests=90, repetitions_mean=51, executions_max=60, executions=5100, slow_s=5.7, total_s=6.0
+)
 SLOW = statement(mean_ms=101.0, slow_s=5.0)
 FREQUENT = statement(slow_s=1.7, executions=5000)
 MISSING = MissingIndex("orders", "user_id", 200_000, 5, "CREATE INDEX CONCURRENTLY ON orders (user_id)")
@@ -137,7 +146,7 @@ def test_a_proof_decides() -> None:
         ),
         (
             {
-                "pools": (pool(full_share=0.83, wait_p95_ms=44, waited=60),),
+                "pools": (pool(full_share=0.83, wait_p95_ms=44, wait_count=60),),
                 "routes": (route(slow_wait_s=2.4),),
             },
             {},
@@ -149,12 +158,12 @@ def test_a_proof_decides() -> None:
         ({}, {"memory": 0.86}, "memory runs out"),
         ({}, {"iowait": 0.21}, "processors wait for the disk"),
         (
-            {"loop": LoopUse(ticks=9, p50_ms=2, p95_ms=51, max_ms=200, blockers=(("app.py:30", 7),))},
+            {"loop": LoopStats(ticks=9, p50_ms=2, p95_ms=51, max_ms=200, blockers=(("app.py:30", 7),))},
             {},
             "51 ms late at p95",
         ),
         (
-            {"threads": ThreadUse(total=40, busy_max=40, waiting_max=9, waiting_share=0.5)},
+            {"threads": ThreadStats(total=40, busy_max=40, waiting_max=9, waiting_share=0.5)},
             {},
             "all 40 threads for sync endpoints are taken",
         ),
@@ -185,7 +194,7 @@ UPDATE = statement(fingerprint="UPDATE t SET a = ? WHERE b = ?", total_s=0.8, sl
     ],
 )
 def test_what_could_be_saved_comes_before_replicas(
-    statements: tuple[StatementUse, ...], seen: str, remedy: str
+    statements: tuple[StatementStats, ...], seen: str, remedy: str
 ) -> None:
     found = ranked(evidence(statements=statements), resources(database=1.6)).bottlenecks
     (limit,) = [one for one in found if one.title == "the database works at its limit"]
@@ -198,10 +207,10 @@ def test_what_could_be_saved_comes_before_replicas(
     ("seen", "used"),
     [
         ({"statements": (statement(mean_ms=100.0, slow_s=1.0),)}, {}),  # not strictly above, nor frequent
-        ({"pools": (pool(full_share=0.9, wait_p95_ms=20, waited=9),)}, {}),
+        ({"pools": (pool(full_share=0.9, wait_p95_ms=20, wait_count=9),)}, {}),
         ({}, {"app": 0.89, "cpu": 0.89, "memory": 0.85, "iowait": 0.2, "database": 1.3}),
-        ({"loop": LoopUse(ticks=9, p50_ms=2, p95_ms=50, max_ms=200, blockers=())}, {}),
-        ({"threads": ThreadUse(total=40, busy_max=39, waiting_max=9, waiting_share=0.5)}, {}),
+        ({"loop": LoopStats(ticks=9, p50_ms=2, p95_ms=50, max_ms=200, blockers=())}, {}),
+        ({"threads": ThreadStats(total=40, busy_max=39, waiting_max=9, waiting_share=0.5)}, {}),
     ],
 )
 def test_nothing_is_found_at_the_boundary(seen: dict[str, Any], used: dict[str, Any]) -> None:
@@ -210,7 +219,7 @@ def test_nothing_is_found_at_the_boundary(seen: dict[str, Any], used: dict[str, 
 
 def test_a_pool_follows_from_the_database() -> None:
     full = {
-        "pools": (pool(full_share=0.83, wait_p95_ms=44, waited=60),),
+        "pools": (pool(full_share=0.83, wait_p95_ms=44, wait_count=60),),
         "routes": (route(slow_wait_s=2.4),),
     }
     first, second = ranked(evidence(statements=(REPEATED,), **full))
@@ -224,7 +233,7 @@ def test_a_pool_follows_from_the_database() -> None:
 
 def test_a_pool_that_others_fill_does_not_follow_from_the_database() -> None:
     """Connections are kept while something else is done: fewer statements would change little."""
-    full = pool(full_share=0.83, wait_p95_ms=44, waited=60, held_s=100.0)
+    full = pool(full_share=0.83, wait_p95_ms=44, wait_count=60, held_s=100.0)
     analysis = ranked(evidence(statements=(REPEATED,), pools=(full,), routes=(route(slow_wait_s=7.0),)))
     first = analysis[0]
     assert (first.kind, first.follows_from) == ("Connection Pool", ())
@@ -238,7 +247,7 @@ def test_a_full_machine_is_not_blamed_on_the_service() -> None:
 
 
 def test_a_late_loop_follows_from_a_busy_core() -> None:
-    late = LoopUse(ticks=9, p50_ms=20, p95_ms=90, max_ms=200, blockers=())
+    late = LoopStats(ticks=9, p50_ms=20, p95_ms=90, max_ms=200, blockers=())
     (found,) = ranked(evidence(loop=late), resources(app=1.0))
     assert found.kind == "CPU"
 
@@ -257,7 +266,7 @@ def test_what_was_not_seen_is_never_healthy() -> None:
 
 def test_the_pool_is_judged_by_the_objective() -> None:
     waiting = evidence(
-        pools=(pool(full_share=0.5, wait_p95_ms=44, waited=60),), routes=(route(slow_wait_s=2.4),)
+        pools=(pool(full_share=0.5, wait_p95_ms=44, wait_count=60),), routes=(route(slow_wait_s=2.4),)
     )
     assert len(ranked(waiting, objective=Objective(slow_ms=200))) == 1
     assert len(ranked(waiting, objective=Objective(slow_ms=1000))) == 0

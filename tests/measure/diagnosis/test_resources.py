@@ -15,7 +15,7 @@ from tenfold.errors import MeasurementError
 from tenfold.measure.diagnosis import processes
 from tenfold.measure.diagnosis.processes import Process
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
-from tests.measure.conftest import until
+from tests.support.waiting import eventually
 
 BUSY = "while True: pass"
 IDLE = "import time; time.sleep(60)"
@@ -42,7 +42,7 @@ def sampled(code: str, *, samples: int = 6) -> Resources:
         running(code) as pid,
         ResourceSampler({"it": lambda: [pid]}, interval_s=0.2) as sampler,
     ):
-        until(lambda: len(sampler.series().samples) >= samples, seconds=20)
+        eventually(lambda: len(sampler.series().samples) >= samples, within_s=20)
         return sampler.series()
 
 
@@ -83,7 +83,7 @@ def test_a_group_whose_server_is_gone_does_not_end_the_sampling() -> None:
         raise LookupError("no such server")
 
     with ResourceSampler({"gone": gone, "me": lambda: [os.getpid()]}, interval_s=0.05) as sampler:
-        until(lambda: sampler.series().groups)
+        eventually(lambda: sampler.series().groups)
         resources = sampler.series()
     assert set(resources.groups) == {"me"}
     assert any("gone" in reason for reason in resources.not_measured)

@@ -24,7 +24,7 @@ from tenfold.measure.diagnosis.plans import SHARE, TABLE_ROWS, Scan, outline, sc
 if TYPE_CHECKING:
     import psycopg
 
-    from tenfold.measure.probe.evidence import StatementUse
+    from tenfold.measure.probe.evidence import StatementStats
 
 STATEMENTS = 20
 PROOFS = 3  # indexes created for proof, at most
@@ -77,7 +77,7 @@ class Plan:
 
 def explain(
     url: str,
-    statements: Iterable[StatementUse],
+    statements: Iterable[StatementStats],
     *,
     texts: Mapping[str, str] | None = None,
     may_create_index: bool = False,
@@ -88,7 +88,7 @@ def explain(
     Args:
         url: the database, as a role that may read its tables (``postgresql://…``).
         statements: what was seen, the costliest first.
-        texts: fingerprint → text as the driver got it (``Collector.examples()``). Without it the plan is
+        texts: fingerprint → text as the driver got it (``Collector.sql_examples()``). Without it the plan is
             made from the fingerprint, which fails for some statements; each says so.
         may_create_index: prove what is missing; see above.
         timeout_s: longest time of one statement; creating an index may take ten times as long.

@@ -45,7 +45,7 @@ class Diagnosis:
         )
 
 
-class Inside:
+class StackObserver:
     """Watches ``stack`` from its entering to its leaving.
 
     Args:
@@ -65,7 +65,7 @@ class Inside:
         )
         self._open = ExitStack()
 
-    def __enter__(self) -> Inside:
+    def __enter__(self) -> StackObserver:
         with self._open:
             self._open.enter_context(self._collector)
             self._open.enter_context(self._sampler)
@@ -101,7 +101,7 @@ class Inside:
             return explain(
                 url,
                 evidence.statements,
-                texts=self._collector.examples(),
+                texts=self._collector.sql_examples(),
                 may_create_index=self._may_create_index,
             ), ()
         except TenfoldError as error:

@@ -61,14 +61,14 @@ class Sample(msgspec.Struct, frozen=True):
     machine: MachineSample
 
 
-class GroupUse(msgspec.Struct, frozen=True):
+class GroupStats(msgspec.Struct, frozen=True):
     """A group over a window."""
 
     mean: GroupSample
     max: GroupSample
 
 
-class MachineUse(msgspec.Struct, frozen=True):
+class MachineStats(msgspec.Struct, frozen=True):
     """The machine over a window."""
 
     mean: MachineSample
@@ -90,19 +90,19 @@ class Resources(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, samples=kept)
 
     @property
-    def groups(self) -> dict[str, GroupUse]:
+    def groups(self) -> dict[str, GroupStats]:
         """Mean and maximum of each group."""
         series: dict[str, list[GroupSample]] = {}
         for sample in self.samples:
             for name, group in sample.groups.items():
                 series.setdefault(name, []).append(group)
-        return {name: GroupUse(_mean(seen), _max(seen)) for name, seen in series.items()}
+        return {name: GroupStats(_mean(seen), _max(seen)) for name, seen in series.items()}
 
     @property
-    def machine(self) -> MachineUse | None:
+    def machine(self) -> MachineStats | None:
         """Mean and maximum of the machine; None without a sample."""
         seen = [sample.machine for sample in self.samples]
-        return MachineUse(_mean(seen), _max(seen)) if seen else None
+        return MachineStats(_mean(seen), _max(seen)) if seen else None
 
 
 class ResourceSampler:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tenfold.measure.diagnosis.bottleneck import Bottleneck
 from tenfold.measure.diagnosis.explain import MissingIndex, Plan
 from tenfold.measure.diagnosis.resources import Resources
-from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, PoolUse, StatementUse
+from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, PoolStats, StatementStats
 
 SMALL = 0.02  # a smaller share of the slow requests' time is not worth a line
 FREQUENT = 0.15  # a statement that takes this much of it is named although each execution is quick
@@ -44,7 +44,7 @@ class Case:
         """Of the slow requests' time."""
         return min(seconds / self.evidence.slow_s, 1.0) if self.evidence.slow_s else None
 
-    def explained(self, *uses: StatementUse) -> float | None:
+    def explained(self, *uses: StatementStats) -> float | None:
         """The slow requests' time in these statements, and in waiting for connections that they kept."""
         waited = sum(route.slow_wait_s for route in self.evidence.routes)
         kept = sum(use.total_s for use in uses) / self.held_s if self.held_s else 0.0
@@ -71,7 +71,7 @@ class Case:
 def repetitions(case: Case) -> Iterator[Bottleneck]:
     """N+1: a statement from one line, again and again in one request."""
     for use in case.evidence.statements:
-        if not use.repeating or use.fingerprint in ROUND_TRIPS:
+        if not use.repeating_requests or use.fingerprint in ROUND_TRIPS:
             continue
         yield Bottleneck(
             kind="Database",
@@ -80,8 +80,8 @@ def repetitions(case: Case) -> Iterator[Bottleneck]:
             where=use.site or _endpoint(case, use.route),
             share=case.explained(use),
             evidence=(
-                f"{use.repeats_mean:.0f} times one statement in a request, at most {use.request_max}, "
-                f"in {use.repeating} of {use.requests} requests",
+                f"{use.repetitions_mean:.0f} times one statement in a request, at most {use.executions_max}, "
+                f"in {use.repeating_requests} of {use.requests} requests",
                 _time(use),
                 shown(use.fingerprint),
             ),
@@ -92,7 +92,7 @@ def repetitions(case: Case) -> Iterator[Bottleneck]:
 
 def missing_indexes(case: Case) -> Iterator[Bottleneck]:
     """Rows looked for by a column without an index; one index is named once, with all its statements."""
-    named: dict[str, tuple[MissingIndex, list[StatementUse]]] = {}
+    named: dict[str, tuple[MissingIndex, list[StatementStats]]] = {}
     for use in case.evidence.statements:
         for missing in case.plans[use.fingerprint].missing if use.fingerprint in case.plans else ():
             named.setdefault(missing.create, (missing, []))[1].append(use)
@@ -122,7 +122,7 @@ def slow_statements(case: Case) -> Iterator[Bottleneck]:
     """Statements that are slow on average, and quick ones that take much of the time together."""
     for use in case.evidence.statements:
         plan = case.plans.get(use.fingerprint)
-        if use.fingerprint in ROUND_TRIPS or use.repeating or (plan is not None and plan.missing):
+        if use.fingerprint in ROUND_TRIPS or use.repeating_requests or (plan is not None and plan.missing):
             continue  # another rule's
         slow = use.mean_ms > case.limits["db_query_time_avg"]
         share = case.explained(use)
@@ -228,13 +228,13 @@ def _database(case: Case, cores: str) -> Bottleneck:
     )
 
 
-def _is_wasteful(case: Case, use: StatementUse) -> bool:
+def _is_wasteful(case: Case, use: StatementStats) -> bool:
     plan = case.plans.get(use.fingerprint)
     missing = plan.missing if plan is not None else ()
-    return bool(use.repeating) or any(one.proof is None or one.proof.helps for one in missing)
+    return bool(use.repeating_requests) or any(one.proof is None or one.proof.helps for one in missing)
 
 
-def _is_read(use: StatementUse) -> bool:
+def _is_read(use: StatementStats) -> bool:
     """Whether a replica could answer it; what locks rows, or writes in a WITH, is none."""
     words = use.fingerprint.upper()
     writes = (" FOR ", "INSERT INTO", "UPDATE ", "DELETE FROM")
@@ -321,7 +321,7 @@ def _endpoint(case: Case, route: str) -> str | None:
     return next((use.endpoint for use in case.evidence.routes if use.route == route), None) or None
 
 
-def _time(*uses: StatementUse) -> str:
+def _time(*uses: StatementStats) -> str:
     total, executions = sum(use.total_s for use in uses), sum(use.executions for use in uses)
     return f"{executions:,} executions, {total * 1000 / max(executions, 1):.1f} ms each"
 
@@ -332,11 +332,11 @@ def shown(statement: str) -> str:
     return statement if len(statement) <= STATEMENT_SHOWN else f"{statement[: STATEMENT_SHOWN - 1]}…"
 
 
-def _pool_lines(pool: PoolUse) -> tuple[str, ...]:
+def _pool_lines(pool: PoolStats) -> tuple[str, ...]:
     overflow = f" + {pool.max_overflow}" if pool.max_overflow else ""
     lines = [
         f"{pool.size}{overflow} connections a worker, full {pool.full_share:.0%} of the time",
-        f"waits {pool.wait_p95_ms:.0f} ms at p95, {pool.waited:,} of {pool.checkouts:,} checkouts waited",
+        f"waits {pool.wait_p95_ms:.0f} ms at p95, {pool.wait_count:,} of {pool.checkouts:,} checkouts waited",
     ]
     return (*lines, f"{pool.timeouts:,} gave up waiting") if pool.timeouts else tuple(lines)
 

@@ -132,7 +132,7 @@ def _percentiles(report: Mapping[str, Any]) -> dict[str, float]:
 # ------------------------------------------------------------------ slow queries
 
 
-class StatementUse(Protocol):
+class StatementStats(Protocol):
     """What this check asks of one statement from one line in one route."""
 
     @property
@@ -155,7 +155,7 @@ class Evidence(Protocol):
     @property
     def seen(self) -> Mapping[str, bool]: ...
     @property
-    def statements(self) -> Sequence[StatementUse]: ...
+    def statements(self) -> Sequence[StatementStats]: ...
 
 
 def slow_queries(stack: Stack, settings: MeasureSettings, *, root: Path) -> Finding:
