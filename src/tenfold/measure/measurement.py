@@ -124,7 +124,7 @@ class Measurement:
         confirming = bool(self._trials) and self._trials[-1].request.purpose == "confirm"
         if self._inside is not None and not (confirming and request.purpose == "confirm"):
             # What stops a service is read where it stops: over the trials that confirm its capacity.
-            self._inside.mark()
+            self._inside.reset()
             self._window_from = time.monotonic()
         started_s = time.monotonic() - self._begun
         self._show(request)

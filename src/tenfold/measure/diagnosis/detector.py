@@ -1,4 +1,4 @@
-"""Names what stops a service: from six plain metrics, or from everything that a measurement saw."""
+"""Bottleneck detection: from six plain metrics, or from everything that a measurement recorded."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ class _Rule:
 
 _RULES = {
     "cpu_usage": _Rule(
-        "CPU", "high", 80, "%", "the processors are busy",
+        "CPU", "high", 80, "%", "CPU usage is high",
         "add app instances, or profile the costliest endpoint and move its work out of the request",
     ),
     "memory_usage": _Rule(
-        "Memory", "high", 85, "%", "memory runs out",
+        "Memory", "high", 85, "%", "memory is nearly full",
         "find what grows, bound caches and result sets, or add memory",
     ),
     "db_query_time_avg": _Rule(
         "Database", "critical", 100, " ms", "queries are slow on average",
-        "look at the slowest statements with EXPLAIN, add the missing indexes, load related rows together",
+        "EXPLAIN the slowest statements, add missing indexes, load related rows together",
     ),
     "disk_io_wait": _Rule(
-        "Disk I/O", "medium", 20, "%", "processors wait for the disk",
-        "give the database memory for its working set, or faster disks",
+        "Disk I/O", "medium", 20, "%", "CPUs wait for the disk",
+        "give the database enough memory for its working set, or faster disks",
     ),
     "network_usage": _Rule(
         "Network", "medium", 80, "%", "the network is nearly full",
-        "compress answers, page long lists, serve static files from a CDN",
+        "compress responses, paginate long lists, serve static files from a CDN",
     ),
     "db_connection_pool_usage": _Rule(
-        "Connection Pool", "high", 90, "%", "nearly every connection is taken",
-        "shorten the time for which connections are held, then measure again before enlarging the pool",
+        "Connection Pool", "high", 90, "%", "nearly every connection is checked out",
+        "hold connections for less time, then measure again before enlarging the pool",
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class BottleneckDetector:
-    """Says what stops a service, and what was not measured.
+    """Find what limits a service, and list what was not measured.
 
     Args:
         thresholds: limits by metric name, in place of the defaults: ``cpu_usage`` 80 %, ``memory_usage``
             85 %, ``db_query_time_avg`` 100 ms, ``disk_io_wait`` 20 %, ``network_usage`` 80 %,
-            ``db_connection_pool_usage`` 90 %. Only what is strictly above is a bottleneck.
+            ``db_connection_pool_usage`` 90 %. Only a value strictly above its limit is a bottleneck.
 
     Raises:
         MeasurementError: a threshold has an unknown name or is not a finite number.
@@ -74,7 +74,9 @@ class BottleneckDetector:
     _limits: Mapping[str, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        given = {name: _number("threshold", name, value) for name, value in (self.thresholds or {}).items()}
+        given = {
+            name: _require_number("threshold", name, value) for name, value in (self.thresholds or {}).items()
+        }
         defaults = {name: rule.limit for name, rule in _RULES.items()}
         object.__setattr__(self, "_limits", defaults | given)
 
@@ -85,15 +87,15 @@ class BottleneckDetector:
             metrics: any of the names above; percentages from 0, times in milliseconds.
 
         Returns:
-            Bottlenecks by severity, each with ``type``, ``severity`` and ``solution``; names that were not
-            given are in ``not_measured``.
+            Bottlenecks by severity, each with ``type``, ``severity`` and ``solution``; metrics that were not
+            given are listed in ``not_measured``.
 
         Raises:
-            MeasurementError: a metric has an unknown name, or is negative or no finite number.
+            MeasurementError: a metric has an unknown name, or is negative or not a finite number.
         """
-        values = {name: _number("metric", name, value) for name, value in metrics.items()}
+        values = {name: _require_number("metric", name, value) for name, value in metrics.items()}
         found = [
-            _above(_RULES[name], value, self._limits[name])
+            _bottleneck(_RULES[name], value, self._limits[name])
             for name, value in values.items()
             if value > self._limits[name]
         ]
@@ -108,13 +110,13 @@ class BottleneckDetector:
         plans: Sequence[Plan] = (),
         objective: Objective | None = None,
     ) -> Analysis:
-        """Rank what a measurement saw, by the share of the slow requests' time that it explains.
+        """Rank the bottlenecks of a measurement by the share of the slow requests' time that each explains.
 
         Args:
-            evidence: what the probes saw, near the service's capacity.
+            evidence: what the probes recorded, near the service's capacity.
             resources: what the processes used in the same window.
-            plans: how the database runs the costliest statements.
-            objective: what counts as slow; with it a pool's and a loop's waits are judged against it.
+            plans: the query plans of the costliest statements.
+            objective: its ``slow_ms`` is the scale for a pool's waits; the default objective when None.
         """
         from tenfold.measure.diagnosis.ranking import rank
 
@@ -124,7 +126,7 @@ class BottleneckDetector:
 _ORDER: dict[str, int] = {"critical": 0, "high": 1, "medium": 2, "low": 3}
 
 
-def _above(rule: _Rule, value: float, limit: float) -> Bottleneck:
+def _bottleneck(rule: _Rule, value: float, limit: float) -> Bottleneck:
     return Bottleneck(
         kind=rule.kind,
         title=rule.title,
@@ -134,7 +136,7 @@ def _above(rule: _Rule, value: float, limit: float) -> Bottleneck:
     )
 
 
-def _number(what: str, name: str, value: object) -> float:
+def _require_number(what: str, name: str, value: object) -> float:
     if name not in _RULES:
         near = difflib.get_close_matches(str(name), _RULES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(_RULES)}"

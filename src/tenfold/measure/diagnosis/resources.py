@@ -1,4 +1,4 @@
-"""What the servers' processes and the machine used, sampled from outside, without root.
+"""Resource use of the servers' processes and the machine, sampled from outside, without root.
 
 with ResourceSampler({"app": app.pids, "database": database.pids}) as sampler:
     ...
@@ -32,10 +32,10 @@ class GroupSample(msgspec.Struct, frozen=True, kw_only=True):
 
     processes: int
     cpu_cores: float
-    rss_bytes: int  # summed: pages that processes share, such as PostgreSQL's buffers, count in each
-    private_bytes: int  # summed without shared and file pages; 0 where the system does not tell
-    faults: float  # pages read from disk, a second
-    read_bytes: float  # from disk, a second
+    rss_bytes: int  # sum: pages that processes share, such as PostgreSQL's buffers, count in each
+    private_bytes: int  # sum without shared and file pages; 0 where the system does not report it
+    faults: float  # pages read from disk, per second
+    read_bytes: float  # from disk, per second
     written_bytes: float
 
 
@@ -45,10 +45,10 @@ class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float
     iowait: float
     steal: float
-    memory: float  # in use and not to be had for the asking
+    memory: float  # in use and not reclaimable
     running: int  # processes running or ready to run, this one included
-    loopback_bytes: float  # a second, each byte once
-    cpu_pressure: float  # share of the time in which something waited for it (PSI, "some")
+    loopback_bytes: float  # per second, each byte counted once
+    cpu_pressure: float  # share of the time in which some task waited for it (PSI, "some")
     io_pressure: float
     memory_pressure: float
 
@@ -76,16 +76,16 @@ class MachineStats(msgspec.Struct, frozen=True):
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """What was sampled; :meth:`between` narrows it to a trial."""
+    """All samples; :meth:`between` narrows them to a trial."""
 
     cores: int
     memory_bytes: int
     samples: tuple[Sample, ...]
-    own_cpu_s: float  # of a core, that the sampling itself cost in all
+    own_cpu_s: float  # that the sampling itself used
     not_measured: tuple[str, ...] = ()  # "disk of database: …", each with its reason
 
     def between(self, start: float, end: float) -> Resources:
-        """The samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
+        """Return the samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
         kept = tuple(sample for sample in self.samples if start <= sample.at <= end)
         return msgspec.structs.replace(self, samples=kept)
 
@@ -106,13 +106,14 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class ResourceSampler:
-    """Samples groups of process trees on a thread, from its entering to its leaving.
+    """Sample groups of process trees on a thread while entered.
 
     Args:
-        groups: for each group, who its processes are *now*; asked at every sample, descendants included.
+        groups: for each group, a callable that returns its current root pids; called at every sample.
+            Descendants are included.
         interval_s: seconds between two samples.
 
-    A callable that fails once (its server is just being replaced) leaves its group out of that sample.
+    A callable that fails (its server is being replaced) leaves its group out of that sample.
     """
 
     def __init__(self, groups: Mapping[str, Callable[[], Sequence[int]]], *, interval_s: float = 0.5) -> None:
@@ -124,7 +125,7 @@ class ResourceSampler:
         self._not_measured: dict[str, str] = {}
         self._own_cpu_s = 0.0
         if not Path("/proc/pressure/cpu").exists():
-            self._not_measured["pressure (PSI)"] = "this kernel does not tell it"
+            self._not_measured["pressure (PSI)"] = "this kernel does not report it"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tenfold-resources", daemon=True)
 
@@ -139,7 +140,7 @@ class ResourceSampler:
         self._thread.join(10.0)
 
     def series(self) -> Resources:
-        """Everything sampled so far."""
+        """Return everything sampled so far."""
         return Resources(
             cores=psutil.cpu_count() or 1,
             memory_bytes=psutil.virtual_memory().total,
@@ -149,9 +150,9 @@ class ResourceSampler:
         )
 
     def _run(self) -> None:
-        before = self._look()
+        before = self._read_counters()
         while not self._stop.wait(self._interval_s):
-            now = self._look()
+            now = self._read_counters()
             self._samples.append(
                 Sample(
                     now.at,
@@ -162,7 +163,7 @@ class ResourceSampler:
             before = now
             self._own_cpu_s = time.thread_time()
 
-    def _look(self) -> _Look:
+    def _read_counters(self) -> _Counters:
         everything = processes.snapshot()
         groups = {}
         for name, pids in self._pids.items():
@@ -170,44 +171,46 @@ class ResourceSampler:
                 groups[name] = processes.tree(everything, pids())
             except Exception as error:  # the user's callable: one that fails must not end the sampling
                 self._not_measured[name] = f"its processes could not be listed ({error})"
-        return _Look(
-            groups, set(everything), {name: self._extra(name, group) for name, group in groups.items()}
+        return _Counters(
+            groups,
+            set(everything),
+            {name: self._process_files(name, group) for name, group in groups.items()},
         )
 
-    def _extra(self, name: str, group: Mapping[int, Process]) -> _Extra:
-        extra = _Extra()
+    def _process_files(self, name: str, group: Mapping[int, Process]) -> _ProcessFiles:
+        files = _ProcessFiles()
         if not processes.LINUX:
-            self._not_measured[f"disk of {name}"] = "this system does not tell it per process"
-            return extra
+            self._not_measured[f"disk of {name}"] = "this system does not report it per process"
+            return files
         for pid in group:
             try:
-                extra.private += processes.private_bytes(pid)
-                extra.disk[pid] = processes.disk_bytes(pid)
+                files.private += processes.private_bytes(pid)
+                files.disk[pid] = processes.disk_bytes(pid)
             except PermissionError:
                 self._not_measured[f"disk of {name}"] = (
                     "its processes belong to another user, and only root may read their /proc/PID/io"
                 )
             except (OSError, ValueError, KeyError):
                 continue  # it ended meanwhile
-        return extra
+        return files
 
 
-class _Extra:
-    """What costs a file a process more."""
+class _ProcessFiles:
+    """Counters that have to be read from a file of each process."""
 
     def __init__(self) -> None:
         self.private = 0
         self.disk: dict[int, tuple[int, int]] = {}
 
 
-class _Look:
-    """The counters at one moment."""
+class _Counters:
+    """All counters at one moment."""
 
     def __init__(
-        self, groups: dict[str, dict[int, Process]], pids: set[int], extra: dict[str, _Extra]
+        self, groups: dict[str, dict[int, Process]], pids: set[int], files: dict[str, _ProcessFiles]
     ) -> None:
         self.at = time.monotonic()
-        self.groups, self.pids, self.extra = groups, pids, extra
+        self.groups, self.pids, self.files = groups, pids, files
         self.cpu = psutil.cpu_times()
         self.memory = psutil.virtual_memory().percent / 100
         loopback = psutil.net_io_counters(pernic=True)
@@ -215,26 +218,26 @@ class _Look:
         self.pressure = {name: _pressure_us(name) for name in PRESSURES}
 
 
-def _group(name: str, before: _Look, now: _Look) -> GroupSample:
+def _group(name: str, before: _Counters, now: _Counters) -> GroupSample:
     seconds = max(now.at - before.at, 1e-6)
     old, new = before.groups[name], now.groups[name]
     disk = [
-        [max(b - a, 0) for a, b in zip(before.extra[name].disk[pid], counters, strict=True)]
-        for pid, counters in now.extra[name].disk.items()
-        if pid in before.extra[name].disk
+        [max(b - a, 0) for a, b in zip(before.files[name].disk[pid], counters, strict=True)]
+        for pid, counters in now.files[name].disk.items()
+        if pid in before.files[name].disk
     ]
     return GroupSample(
         processes=len(new),
         cpu_cores=processes.cpu_between(old, new, known=before.pids) / seconds,
-        rss_bytes=sum(process.resident for process in new.values()),
-        private_bytes=now.extra[name].private,
+        rss_bytes=sum(process.rss_bytes for process in new.values()),
+        private_bytes=now.files[name].private,
         faults=sum(max(p.faults - old[pid].faults, 0) for pid, p in new.items() if pid in old) / seconds,
         read_bytes=sum(read for read, _ in disk) / seconds,
         written_bytes=sum(written for _, written in disk) / seconds,
     )
 
 
-def _machine(before: _Look, now: _Look) -> MachineSample:
+def _machine(before: _Counters, now: _Counters) -> MachineSample:
     seconds = max(now.at - before.at, 1e-6)
     spent = {name: max(value - getattr(before.cpu, name), 0.0) for name, value in now.cpu._asdict().items()}
     for inside in ("guest", "guest_nice"):  # already in user and nice
@@ -259,7 +262,7 @@ def _machine(before: _Look, now: _Look) -> MachineSample:
 
 
 def _pressure_us(name: str) -> int:
-    """PSI's total of the time in which some task waited; 0 where the kernel has no PSI."""
+    """Return the total time in which some task waited (PSI); 0 where the kernel has no PSI."""
     try:
         found = re.search(r"some .*total=(\d+)", Path(f"/proc/pressure/{name}").read_text())
     except OSError:
@@ -275,15 +278,15 @@ def _running() -> int:
 
 
 def _mean(seen: Sequence[Any]) -> Any:
-    return _combined(seen, lambda values: sum(values) / len(values))
+    return _combine(seen, lambda values: sum(values) / len(values))
 
 
 def _max(seen: Sequence[Any]) -> Any:
-    return _combined(seen, max)
+    return _combine(seen, max)
 
 
-def _combined(seen: Sequence[Any], combine: Callable[[list[float]], float]) -> Any:
-    """One value made of many, field by field; counts stay whole numbers."""
+def _combine(seen: Sequence[Any], combine: Callable[[list[float]], float]) -> Any:
+    """Combine many samples into one, field by field; counts stay whole numbers."""
     kind = type(seen[0])
     fields = {name: [getattr(one, name) for one in seen] for name in kind.__struct_fields__}
     whole = {name: all(isinstance(value, int) for value in values) for name, values in fields.items()}
