@@ -214,7 +214,7 @@ def test_a_server_that_is_switched_off_is_not_required() -> None:
         ({"memory": 2**30}, "leave out replicas"),
         ({"memory": None}, ""),
         ({"cores": 1}, "one core"),
-        ({"pressure": False}, "waits for CPU and disk are not seen"),
+        ({"pressure": False}, "waits for CPU and disk are not measured"),
     ],
 )
 def test_what_will_get_in_the_way(changed: dict[str, Any], remark: str) -> None:
@@ -240,5 +240,5 @@ def test_a_containers_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, quota:
     Path("memory.max").write_text("1048576\n")
     monkeypatch.setattr(machine, "_CGROUP", Path())
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    found = machine.look()
+    found = machine.inspect_machine()
     assert (found.cores, found.memory) == (cores, 1048576)

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tenfold.cli.following import Tail, request_line
-from tenfold.cli.up import masked
+from tenfold.cli.log_follower import LogTail, format_request
+from tenfold.cli.up import mask_credentials
 from tests.stack.conftest import eventually, lives, python, stacks
 
 DRIVER = """
@@ -148,7 +148,7 @@ def test_an_instance_that_dies_is_reported_and_a_lost_front_door_is_the_end() ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "tenfold: which app? tenfold up package.module:app"),
+        ((), "tenfold: no app is given: tenfold up package.module:app"),
         (("plain",), "tenfold: service.app: 'plain' should look like"),
         (("shop.app:app",), "tenfold: cannot import shop.app: No module named 'shop'"),
         (("lacking:app",), "tenfold: cannot import lacking: No module named 'no_such_library'"),
@@ -172,23 +172,23 @@ def test_what_cannot_run_is_one_sentence(arguments: tuple[str, ...], said: str) 
     ],
 )
 def test_masked(url: str, shown: str) -> None:
-    assert masked(url) == shown
+    assert mask_credentials(url) == shown
 
 
 def test_a_tail_gives_whole_lines_and_not_all_of_very_many(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
-    tail = Tail(path)
+    tail = LogTail(path)
     with path.open("a") as log:
         log.write("one\ntw")
         log.flush()
-        assert tail.news() == ["one"]
+        assert tail.read_new() == ["one"]
         log.write("o\n" + "x\n" * 500)
         log.flush()
-        assert tail.news() == ["(401 lines left out)", *["x"] * 100]
-        assert tail.news() == []
+        assert tail.read_new() == ["(401 lines left out)", *["x"] * 100]
+        assert tail.read_new() == []
 
 
 def test_a_line_of_the_access_log_that_is_no_json_is_shown_as_it_is() -> None:
-    assert request_line("oops", {}) == "oops"
-    assert request_line("{}", {}) == "{}"
+    assert format_request("oops", {}) == "oops"
+    assert format_request("{}", {}) == "{}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tenfold.cli import tools
-from tenfold.cli.console import as_json, columns, console
-from tenfold.cli.machine import Machine, look
+from tenfold.cli.console import console, to_json, verdict_table
+from tenfold.cli.machine import Machine, inspect_machine
 from tenfold.cli.tools import Sighting, Tool
 from tenfold.errors import SettingsError, TenfoldError
 from tenfold.types import Finding, Verdict
@@ -50,9 +50,9 @@ def doctor(
     connections = add_up(declared)
     manager = tools.packager()
     missing = [sighting for sighting in found if sighting.required and not sighting.found]
-    machine = look()
+    machine = inspect_machine()
     if as_json_:
-        typer.echo(as_json(_facts(found, machine, manager) | {"connections": asdict(connections)}))
+        typer.echo(to_json(_facts(found, machine, manager) | {"connections": asdict(connections)}))
     else:
         _show(found, machine, manager, connections)
     return 1 if missing or connections.verdict is Verdict.FAIL else 0
@@ -124,11 +124,13 @@ def _show(
         if not rows:
             continue
         screen.print(title, style="bold")
-        cells = [(row.tool.name, row.version, row.tool.purpose, _help(row, manager)) for row in rows]
-        screen.print(columns(cells, marks=[_mark(row) for row in rows], widths=(10, 7, 0, 0)))
+        cells = [
+            (_mark(row), (row.tool.name, row.version, row.tool.purpose, _help(row, manager))) for row in rows
+        ]
+        screen.print(verdict_table(cells, widths=(10, 7, 0, 0)))
     screen.print("Connections to the database", style="bold")
     told = "; ".join(filter(None, (connections.claim, connections.remedy)))
-    screen.print(columns([(told,)], marks=[connections.verdict], widths=(0,)))
+    screen.print(verdict_table([(connections.verdict, (told,))], widths=(0,)))
     screen.print("Machine", style="bold")
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
     screen.print(f"  {machine.python} on {machine.system}")
