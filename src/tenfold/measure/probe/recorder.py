@@ -144,7 +144,7 @@ class Recorder:
         mine = next(self._next)
         number = self._routes.setdefault((method, path), mine)
         if number == mine:
-            endpoint = self.sites.of(scope.get("endpoint"))
+            endpoint = self.sites.definition(scope.get("endpoint"))
             self._route_texts.append(probe_protocol.RouteText(number, method, path, endpoint.where))
         return number
 
