@@ -52,22 +52,19 @@ def test_cpu_of_a_process_tree_is_measured(code: str) -> None:
     assert resources.groups["it"].max.cpu_cores > 0.15  # other processes may use the machine
     assert resources.groups["it"].max.cpu_cores < 1.6
     assert resources.groups["it"].max.rss_bytes > 1_000_000
-    assert resources.groups["it"].max.private_bytes < resources.groups["it"].max.rss_bytes
 
 
 def test_idle_process_tree_uses_no_cpu() -> None:
     assert sampled(IDLE).samples[-1].groups["it"].cpu_cores < 0.05
 
 
-def test_machine_and_own_cpu_are_measured() -> None:
+def test_machine_is_measured() -> None:
     resources = sampled(BUSY)
     assert resources.machine is not None
     mean = resources.machine.mean
     assert 0 < mean.cpu <= 1
-    assert mean.cpu + mean.iowait + mean.steal <= 1.001
+    assert mean.cpu + mean.iowait <= 1.001
     assert 0 < mean.memory < 1
-    assert mean.running >= 1
-    assert 0 < resources.own_cpu_s < 5
 
 
 def test_between_keeps_only_samples_of_the_window() -> None:
@@ -89,15 +86,6 @@ def test_failing_group_does_not_stop_the_sampling() -> None:
     assert any("gone" in reason for reason in resources.not_measured)
 
 
-def test_disk_of_another_users_process_is_listed_as_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(pid: int) -> tuple[int, int]:
-        raise PermissionError
-
-    monkeypatch.setattr(processes, "disk_bytes", forbidden)
-    (reason,) = [text for text in sampled(IDLE, samples=1).not_measured if "disk" in text]
-    assert reason.startswith("disk of it: its processes belong to another user")
-
-
 @pytest.mark.parametrize("interval_s", [0.0, -1.0, 61.0, float("nan")])
 def test_interval_out_of_range_is_refused(interval_s: float) -> None:
     with pytest.raises(MeasurementError, match="interval_s"):
@@ -105,7 +93,7 @@ def test_interval_out_of_range_is_refused(interval_s: float) -> None:
 
 
 def process(pid: int, cpu_s: float, children_cpu_s: float = 0.0, *, started: float = 1.0) -> Process:
-    return Process(pid, 1, cpu_s, children_cpu_s, 0, 0, started)
+    return Process(pid, 1, cpu_s, children_cpu_s, 0, started)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +118,5 @@ def test_cpu_between_snapshots(
 
 
 def test_tree_contains_roots_and_descendants_only() -> None:
-    everything = {
-        pid: Process(pid, parent, 0, 0, 0, 0, 0) for pid, parent in [(1, 0), (2, 1), (3, 2), (4, 1)]
-    }
+    everything = {pid: Process(pid, parent, 0, 0, 0, 0) for pid, parent in [(1, 0), (2, 1), (3, 2), (4, 1)]}
     assert set(processes.tree(everything, [2, 99])) == {2, 3}

@@ -1,4 +1,4 @@
-"""A snapshot of every process of the machine: parents, CPU time, memory, page faults.
+"""A snapshot of every process of the machine: parents, CPU time, memory.
 
 On Linux read from ``/proc/PID/stat``, about 15 µs per process; elsewhere through psutil, with less detail.
 """
@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -26,7 +25,6 @@ class Process:
     parent: int
     cpu_s: float
     children_cpu_s: float  # of children that ended and were waited for, and of theirs
-    faults: int  # major: a page was read from disk
     rss_bytes: int
     started: float  # ticks after boot or seconds since the epoch; tells a reused pid from the earlier one
 
@@ -74,19 +72,6 @@ def cpu_between(before: Mapping[int, Process], after: Mapping[int, Process], *, 
     return max(own, 0.0) + max(reaped - counted, 0.0)
 
 
-def disk_bytes(pid: int) -> tuple[int, int]:
-    """Return the bytes that a process read from and wrote to disk; PermissionError for another user's."""
-    text = Path(f"/proc/{pid}/io").read_text()
-    values = dict(line.split(": ") for line in text.splitlines())
-    return int(values["read_bytes"]), int(values["write_bytes"])
-
-
-def private_bytes(pid: int) -> int:
-    """Return resident memory that is neither a file's nor shared with other processes."""
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
-    return (int(fields[1]) - int(fields[2])) * PAGE
-
-
 def _linux() -> dict[int, Process]:
     found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - Path.iterdir creates hundreds of objects
@@ -102,7 +87,6 @@ def _linux() -> dict[int, Process]:
         found[int(name)] = Process(
             pid=int(name),
             parent=int(fields[1]),
-            faults=int(fields[9]),
             cpu_s=(int(fields[11]) + int(fields[12])) * TICK_S,
             children_cpu_s=(int(fields[13]) + int(fields[14])) * TICK_S,
             started=float(fields[19]),
@@ -120,7 +104,6 @@ def _portable() -> dict[int, Process]:
                 found[process.pid] = Process(
                     pid=process.pid,
                     parent=process.ppid(),
-                    faults=getattr(memory, "pageins", 0),
                     cpu_s=times.user + times.system,
                     children_cpu_s=getattr(times, "children_user", 0.0)
                     + getattr(times, "children_system", 0.0),

@@ -30,13 +30,8 @@ PRESSURES = ("cpu", "io", "memory")
 class GroupSample(msgspec.Struct, frozen=True, kw_only=True):
     """One group of processes over one interval."""
 
-    processes: int
     cpu_cores: float
     rss_bytes: int  # sum: pages that processes share, such as PostgreSQL's buffers, count in each
-    private_bytes: int  # sum without shared and file pages; 0 where the system does not report it
-    faults: float  # pages read from disk, per second
-    read_bytes: float  # from disk, per second
-    written_bytes: float
 
 
 class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,10 +39,7 @@ class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu: float
     iowait: float
-    steal: float
     memory: float  # in use and not reclaimable
-    running: int  # processes running or ready to run, this one included
-    loopback_bytes: float  # per second, each byte counted once
     cpu_pressure: float  # share of the time in which some task waited for it (PSI, "some")
     io_pressure: float
     memory_pressure: float
@@ -79,10 +71,8 @@ class Resources(msgspec.Struct, frozen=True):
     """All samples; :meth:`between` narrows them to a trial."""
 
     cores: int
-    memory_bytes: int
     samples: tuple[Sample, ...]
-    own_cpu_s: float  # that the sampling itself used
-    not_measured: tuple[str, ...] = ()  # "disk of database: …", each with its reason
+    not_measured: tuple[str, ...] = ()  # "pressure (PSI): …", each with its reason
 
     def between(self, start: float, end: float) -> Resources:
         """Return the samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
@@ -123,7 +113,6 @@ class ResourceSampler:
         self._interval_s = interval_s
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._not_measured: dict[str, str] = {}
-        self._own_cpu_s = 0.0
         if not Path("/proc/pressure/cpu").exists():
             self._not_measured["pressure (PSI)"] = "this kernel does not report it"
         self._stop = threading.Event()
@@ -143,9 +132,7 @@ class ResourceSampler:
         """Return everything sampled so far."""
         return Resources(
             cores=psutil.cpu_count() or 1,
-            memory_bytes=psutil.virtual_memory().total,
             samples=tuple(self._samples),
-            own_cpu_s=self._own_cpu_s,
             not_measured=tuple(f"{what}: {why}" for what, why in sorted(self._not_measured.items())),
         )
 
@@ -161,7 +148,6 @@ class ResourceSampler:
                 )
             )
             before = now
-            self._own_cpu_s = time.thread_time()
 
     def _read_counters(self) -> _Counters:
         everything = processes.snapshot()
@@ -171,69 +157,26 @@ class ResourceSampler:
                 groups[name] = processes.tree(everything, pids())
             except Exception as error:  # the user's callable: one that fails must not end the sampling
                 self._not_measured[name] = f"its processes could not be listed ({error})"
-        return _Counters(
-            groups,
-            set(everything),
-            {name: self._process_files(name, group) for name, group in groups.items()},
-        )
-
-    def _process_files(self, name: str, group: Mapping[int, Process]) -> _ProcessFiles:
-        files = _ProcessFiles()
-        if not processes.LINUX:
-            self._not_measured[f"disk of {name}"] = "this system does not report it per process"
-            return files
-        for pid in group:
-            try:
-                files.private += processes.private_bytes(pid)
-                files.disk[pid] = processes.disk_bytes(pid)
-            except PermissionError:
-                self._not_measured[f"disk of {name}"] = (
-                    "its processes belong to another user, and only root may read their /proc/PID/io"
-                )
-            except (OSError, ValueError, KeyError):
-                continue  # it ended meanwhile
-        return files
-
-
-class _ProcessFiles:
-    """Counters that have to be read from a file of each process."""
-
-    def __init__(self) -> None:
-        self.private = 0
-        self.disk: dict[int, tuple[int, int]] = {}
+        return _Counters(groups, set(everything))
 
 
 class _Counters:
     """All counters at one moment."""
 
-    def __init__(
-        self, groups: dict[str, dict[int, Process]], pids: set[int], files: dict[str, _ProcessFiles]
-    ) -> None:
+    def __init__(self, groups: dict[str, dict[int, Process]], pids: set[int]) -> None:
         self.at = time.monotonic()
-        self.groups, self.pids, self.files = groups, pids, files
+        self.groups, self.pids = groups, pids
         self.cpu = psutil.cpu_times()
         self.memory = psutil.virtual_memory().percent / 100
-        loopback = psutil.net_io_counters(pernic=True)
-        self.loopback = next((loopback[name].bytes_recv for name in ("lo", "lo0") if name in loopback), 0)
         self.pressure = {name: _pressure_us(name) for name in PRESSURES}
 
 
 def _group(name: str, before: _Counters, now: _Counters) -> GroupSample:
     seconds = max(now.at - before.at, 1e-6)
     old, new = before.groups[name], now.groups[name]
-    disk = [
-        [max(b - a, 0) for a, b in zip(before.files[name].disk[pid], counters, strict=True)]
-        for pid, counters in now.files[name].disk.items()
-        if pid in before.files[name].disk
-    ]
     return GroupSample(
-        processes=len(new),
         cpu_cores=processes.cpu_between(old, new, known=before.pids) / seconds,
         rss_bytes=sum(process.rss_bytes for process in new.values()),
-        private_bytes=now.files[name].private,
-        faults=sum(max(p.faults - old[pid].faults, 0) for pid, p in new.items() if pid in old) / seconds,
-        read_bytes=sum(read for read, _ in disk) / seconds,
-        written_bytes=sum(written for _, written in disk) / seconds,
     )
 
 
@@ -251,10 +194,7 @@ def _machine(before: _Counters, now: _Counters) -> MachineSample:
     return MachineSample(
         cpu=max(1 - idle - iowait - steal, 0.0),
         iowait=iowait,
-        steal=steal,
         memory=now.memory,
-        running=_running(),
-        loopback_bytes=max(now.loopback - before.loopback, 0) / seconds,
         cpu_pressure=pressure["cpu"],
         io_pressure=pressure["io"],
         memory_pressure=pressure["memory"],
@@ -268,13 +208,6 @@ def _pressure_us(name: str) -> int:
     except OSError:
         return 0
     return int(found.group(1)) if found else 0
-
-
-def _running() -> int:
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
-    except OSError:
-        return 0
 
 
 def _mean(seen: Sequence[Any]) -> Any:

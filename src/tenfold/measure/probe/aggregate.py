@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,12 +10,10 @@ from typing import Any
 from tenfold.errors import DependencyError
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.evidence import (
-    ROUND_TRIPS,
     Evidence,
     LoopStats,
     PoolStats,
     RouteStats,
-    SlowRequest,
     StatementStats,
     ThreadStats,
     is_repetition,
@@ -30,13 +26,12 @@ except ImportError as error:
 
 MINUTES_US = 10 * 60 * 1_000_000
 STATEMENTS = 5_000  # (route, statement, site) kept apart; the others are summed up under "(other)"
-SLOWEST = 50
 MEDIAN_EVERY = 50  # requests of a route between two updates of its median
 LINES = 200
 TICK_US = 50_000  # interval of the probe's timer in the event loop
 
 OTHER_ROUTE = ("(other)", "")
-OTHER_STATEMENT = ("(other)", "", "")
+OTHER_STATEMENT = ("(other)", "")
 
 
 def _histogram() -> Any:
@@ -56,7 +51,7 @@ class TextTable:
     """Routes and statements of one connection, by the numbers that stand for them in its batches."""
 
     routes: dict[int, tuple[str, str]] = field(default_factory=lambda: {probe_protocol.OTHER: OTHER_ROUTE})
-    statements: dict[int, tuple[str, str, str]] = field(
+    statements: dict[int, tuple[str, str]] = field(
         default_factory=lambda: {probe_protocol.OTHER: OTHER_STATEMENT}
     )
 
@@ -65,14 +60,14 @@ class TextTable:
         for route in batch.routes:
             self.routes[route.number] = (f"{route.method} {route.path}", route.endpoint)
         for text in batch.statements:
-            self.statements[text.number] = (text.fingerprint, text.site, text.function)
+            self.statements[text.number] = (text.fingerprint, text.site)
 
     def route(self, number: int) -> tuple[str, str]:
         """Return a route's label and endpoint."""
         return self.routes.get(number, OTHER_ROUTE)
 
-    def statement(self, number: int) -> tuple[str, str, str]:
-        """Return a statement's fingerprint, call site and function."""
+    def statement(self, number: int) -> tuple[str, str]:
+        """Return a statement's fingerprint and call site."""
         return self.statements.get(number, OTHER_STATEMENT)
 
 
@@ -81,28 +76,16 @@ class _RouteTotals:
     label: str
     endpoint: str
     requests: int = 0
-    errors: int = 0
     total_s: float = 0.0
     slow_s: float = 0.0
     slow_wait_s: float = 0.0
-    database_s: float = 0.0
-    wait_s: float = 0.0
-    wait_max_s: float = 0.0
-    statements: int = 0
-    statements_max: int = 0
     median_s: float = math.inf
     histogram: Any = field(default_factory=_histogram)
 
-    def add(self, request: probe_protocol.RequestRecord, database_s: float, statements: int) -> bool:
+    def add(self, request: probe_protocol.RequestRecord) -> bool:
         """Count a request; return whether it is slower than its route's median."""
         self.requests += 1
-        self.errors += request.status >= 500 or request.status == 0
         self.total_s += request.duration_s
-        self.database_s += min(database_s, request.duration_s)
-        self.wait_s += min(request.pool_wait_s, request.duration_s)
-        self.wait_max_s = max(self.wait_max_s, request.pool_wait_s)
-        self.statements += statements
-        self.statements_max = max(self.statements_max, statements)
         self.histogram.record_value(_us(request.duration_s))
         if self.requests % MEDIAN_EVERY == 0 or self.requests == 10:
             self.median_s = _ms(self.histogram, 50) / 1000
@@ -113,21 +96,11 @@ class _RouteTotals:
         return slow
 
     def stats(self) -> RouteStats:
-        total = self.total_s or math.inf
         return RouteStats(
             route=self.label,
             endpoint=self.endpoint,
             requests=self.requests,
-            errors=self.errors,
             total_s=self.total_s,
-            p50_ms=_ms(self.histogram, 50),
-            p95_ms=_ms(self.histogram, 95),
-            p99_ms=_ms(self.histogram, 99),
-            database_share=self.database_s / total,
-            pool_wait_share=self.wait_s / total,
-            pool_wait_max_ms=self.wait_max_s * 1000,
-            statements_mean=self.statements / max(self.requests, 1),
-            statements_max=self.statements_max,
             slow_s=self.slow_s,
             slow_wait_s=self.slow_wait_s,
         )
@@ -142,15 +115,11 @@ class _StatementTotals:
     repetitions: int = 0
     total_s: float = 0.0
     slow_s: float = 0.0
-    max_s: float = 0.0
-    rows: float = 0.0
 
-    def add(self, executions: int, seconds: float, rows: float, *, slow: bool, request: bool) -> None:
+    def add(self, executions: int, seconds: float, *, slow: bool, request: bool) -> None:
         self.executions += executions
         self.total_s += seconds
-        self.rows += rows
         self.slow_s += seconds if slow else 0.0
-        self.max_s = max(self.max_s, seconds / max(executions, 1))
         if not request:
             return
         self.requests += 1
@@ -159,12 +128,11 @@ class _StatementTotals:
             self.repeating_requests += 1
             self.repetitions += executions
 
-    def stats(self, route: str, text: tuple[str, str, str]) -> StatementStats:
+    def stats(self, route: str, text: tuple[str, str]) -> StatementStats:
         return StatementStats(
             route=route,
             fingerprint=text[0],
             site=text[1],
-            function=text[2],
             executions=self.executions,
             requests=self.requests,
             executions_max=self.executions_max,
@@ -173,8 +141,6 @@ class _StatementTotals:
             total_s=self.total_s,
             slow_s=self.slow_s,
             mean_ms=self.total_s * 1000 / max(self.executions, 1),
-            max_ms=self.max_s * 1000,
-            rows_mean=self.rows / max(self.executions, 1),
         )
 
 
@@ -214,12 +180,11 @@ class _PoolTotals:
             return 0.0
         return _ms(self.waits, 100 * (percentile - at_once) / (100 - at_once))
 
-    def stats(self, key: tuple[str, str, int, int]) -> PoolStats:
+    def stats(self, key: tuple[str, int, int]) -> PoolStats:
         return PoolStats(
-            dialect=key[0],
-            site=key[1],
-            size=key[2],
-            max_overflow=key[3],
+            site=key[0],
+            size=key[1],
+            max_overflow=key[2],
             pools=len(self.owners),
             checked_out_max=self.checked_out_max,
             checkouts=self.checkouts,
@@ -227,9 +192,7 @@ class _PoolTotals:
             timeouts=self.timeouts,
             held_s=self.held_s,
             full_share=self.full_s / self.seconds if self.seconds else 0.0,
-            wait_p50_ms=self.wait_ms(50),
             wait_p95_ms=self.wait_ms(95),
-            wait_max_ms=_ms(self.waits, 100),
         )
 
 
@@ -240,13 +203,11 @@ class Aggregate:
         self.since = since
         self._workers: set[int] = set()
         self._routes: dict[str, _RouteTotals] = {}
-        self._statements: dict[tuple[str, tuple[str, str, str]], _StatementTotals] = {}
-        self._pools: dict[tuple[str, str, int, int], _PoolTotals] = {}
+        self._statements: dict[tuple[str, tuple[str, str]], _StatementTotals] = {}
+        self._pools: dict[tuple[str, int, int], _PoolTotals] = {}
         self._lags = _histogram()
         self._blockers: Counter[str] = Counter()
         self._threads = [0.0, 0.0, 0, 0, 0]  # seconds, seconds with waiters, total, busy_max, waiting_max
-        self._slowest: list[tuple[float, int, str, probe_protocol.RequestRecord, TextTable]] = []
-        self._order = itertools.count()
         self._sqlalchemy = False
         self._dropped = 0
 
@@ -259,10 +220,9 @@ class Aggregate:
             if request.started >= self.since:
                 self._add_request(request, texts)
         if now - batch.seconds >= self.since:  # else it covers time before ``since``, too
-            for number, (executions, seconds, rows) in batch.outside.items():
-                self._statement_totals("", texts.statement(number)).add(
-                    int(executions), seconds, rows, slow=False, request=False
-                )
+            for number, (executions, seconds) in batch.outside.items():
+                totals = self._statement_totals("", texts.statement(number))
+                totals.add(int(executions), seconds, slow=False, request=False)
             self._add_process(worker, batch)
 
     def evidence(self, now: float) -> Evidence:
@@ -286,7 +246,6 @@ class Aggregate:
             pools=tuple(pool.stats(key) for key, pool in self._pools.items() if pool.is_used),
             loop=self._loop_stats(lines),
             threads=self._thread_stats(),
-            slowest=tuple(_slow_request(*entry[2:]) for entry in sorted(self._slowest, reverse=True)),
             dropped=self._dropped,
         )
 
@@ -295,15 +254,12 @@ class Aggregate:
         route = self._routes.get(label)
         if route is None:
             route = self._routes[label] = _RouteTotals(label, endpoint)
-        executed = [(texts.statement(number), entry) for number, entry in request.executions.items()]
-        count = sum(int(entry[0]) for text, entry in executed if text[0] not in ROUND_TRIPS)
-        slow = route.add(request, sum(entry[1] for _, entry in executed), count)
-        for text, (executions, seconds, rows) in executed:
-            self._statement_totals(label, text).add(int(executions), seconds, rows, slow=slow, request=True)
-        push = heapq.heappush if len(self._slowest) < SLOWEST else heapq.heappushpop
-        push(self._slowest, (request.duration_s, next(self._order), label, request, texts))
+        slow = route.add(request)
+        for number, (executions, seconds) in request.executions.items():
+            totals = self._statement_totals(label, texts.statement(number))
+            totals.add(int(executions), seconds, slow=slow, request=True)
 
-    def _statement_totals(self, route: str, text: tuple[str, str, str]) -> _StatementTotals:
+    def _statement_totals(self, route: str, text: tuple[str, str]) -> _StatementTotals:
         key = (route, text)
         if key not in self._statements and len(self._statements) >= STATEMENTS:
             key = (OTHER_ROUTE[0], OTHER_STATEMENT)
@@ -311,7 +267,7 @@ class Aggregate:
 
     def _add_process(self, worker: int, batch: probe_protocol.Batch) -> None:
         for state in batch.pools:
-            key = (state.dialect, state.site, state.size, state.max_overflow)
+            key = (state.site, state.size, state.max_overflow)
             if key in self._pools or len(self._pools) < 100:
                 self._pools.setdefault(key, _PoolTotals()).add(worker, state, batch.seconds)
         for lag in batch.lags_s:
@@ -348,17 +304,3 @@ class Aggregate:
             waiting_max=int(waiters),
             waiting_share=waiting / seconds,
         )
-
-
-def _slow_request(label: str, request: probe_protocol.RequestRecord, texts: TextTable) -> SlowRequest:
-    costliest = sorted(request.executions.items(), key=lambda item: -item[1][1])[:10]
-    return SlowRequest(
-        route=label,
-        status=request.status,
-        duration_ms=request.duration_s * 1000,
-        database_ms=sum(entry[1] for entry in request.executions.values()) * 1000,
-        pool_wait_ms=request.pool_wait_s * 1000,
-        statements=tuple(
-            (*texts.statement(number)[:2], int(entry[0]), entry[1] * 1000) for number, entry in costliest
-        ),
-    )

@@ -17,21 +17,12 @@ ROUND_TRIPS = frozenset({"COMMIT", "ROLLBACK", "CONNECT"})  # database time that
 
 
 class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One route over all workers. A request without a response counts as an error."""
+    """One route over all workers."""
 
     route: str  # "GET /api/orders"; "(other)" sums up all beyond the limit
     endpoint: str  # where the endpoint is defined, "shop/orders.py:40"; "" when unknown
     requests: int
-    errors: int  # 5xx and missing responses
     total_s: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    database_share: float  # of the requests' time; at most 1, although concurrent statements add up to more
-    pool_wait_share: float
-    pool_wait_max_ms: float
-    statements_mean: float  # per request, without COMMIT, ROLLBACK and CONNECT
-    statements_max: int
     slow_s: float  # total time of the slow requests
     slow_wait_s: float  # part of it spent waiting for a connection
 
@@ -42,7 +33,6 @@ class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
     route: str  # "" outside of any request
     fingerprint: str
     site: str  # "shop/orders.py:48"; "" when no line of the user's code was on the call stack
-    function: str
     executions: int
     requests: int  # that executed it at least once
     executions_max: int  # in one request
@@ -51,14 +41,11 @@ class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float
     slow_s: float  # within slow requests
     mean_ms: float
-    max_ms: float  # the longest mean within one request
-    rows_mean: float  # per execution, as the driver reports them
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     """The connection pools that one line of code created, over all workers."""
 
-    dialect: str
     site: str
     size: int
     max_overflow: int
@@ -69,9 +56,7 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: int
     held_s: float  # connection-seconds checked out: two connections for three seconds are six
     full_share: float  # share of the time without a free connection, mean over the pools
-    wait_p50_ms: float  # over all checkouts, those without a wait included
-    wait_p95_ms: float
-    wait_max_ms: float
+    wait_p95_ms: float  # over all checkouts, those without a wait included
 
 
 class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,17 +78,6 @@ class ThreadStats(msgspec.Struct, frozen=True, kw_only=True):
     waiting_share: float  # of the time
 
 
-class SlowRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the slowest requests, with its costliest statements."""
-
-    route: str
-    status: int
-    duration_ms: float
-    database_ms: float
-    pool_wait_ms: float
-    statements: tuple[tuple[str, str, int, float], ...]  # fingerprint, site, executions, ms
-
-
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the probes of all workers recorded since the last reset."""
 
@@ -115,18 +89,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolStats, ...] = ()
     loop: LoopStats | None = None
     threads: ThreadStats | None = None
-    slowest: tuple[SlowRequest, ...] = ()
     dropped: int = 0  # requests that did not fit into the workers' buffers
 
     @property
     def requests(self) -> int:
         """Number of requests, dropped ones not included."""
         return sum(route.requests for route in self.routes)
-
-    @property
-    def total_s(self) -> float:
-        """Total time of all requests."""
-        return sum(route.total_s for route in self.routes)
 
     @property
     def slow_s(self) -> float:

@@ -55,9 +55,7 @@ class Probe:
         root_path = scope.get("root_path", "")
 
         def send_and_record(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                request.status = message["status"]
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
+            if message["type"] == "http.response.body" and not message.get("more_body"):
                 recorder.stop_clock(request)
             return send(message)
 

@@ -15,7 +15,7 @@ LENGTH = struct.Struct("!I")
 FRAME_LIMIT = 32 * 1024 * 1024  # bytes; the collector closes the connection on a longer frame
 OTHER = 0  # number of the route or statement that sums up all beyond the limit
 
-# statement number → [executions, seconds, rows]
+# statement number → [executions, seconds]
 Executions = dict[int, list[float]]
 
 
@@ -25,7 +25,6 @@ class RequestRecord(msgspec.Struct, array_like=True):
     started: float = 0.0
     duration_s: float = -1.0  # until the last byte was passed to the server; negative while it runs
     route: int = OTHER
-    status: int = 0  # 0: the app ended without a response
     pool_wait_s: float = 0.0
     executions: Executions = msgspec.field(default_factory=dict)
 
@@ -45,7 +44,6 @@ class StatementText(msgspec.Struct, array_like=True, frozen=True):
     number: int
     fingerprint: str
     site: str
-    function: str
     sql: str
 
 
@@ -53,7 +51,6 @@ class PoolRecord(msgspec.Struct, array_like=True):
     """One connection pool of one worker since its last frame."""
 
     number: int
-    dialect: str
     site: str  # where the engine was created
     size: int
     max_overflow: int  # -1: no limit

@@ -69,7 +69,7 @@ class Recorder:
         """Stop recording."""
         self.is_on = False
 
-    def record_statement(self, sql: str, frame: FrameType | None, seconds: float, rows: int) -> None:
+    def record_statement(self, sql: str, frame: FrameType | None, seconds: float) -> None:
         """Record a round trip to the database; ``frame`` is where the search for the user's line starts."""
         self.sqlalchemy = True
         request = self.current.get()
@@ -81,11 +81,10 @@ class Recorder:
             number = probe_protocol.OTHER
         entry = executions.get(number)
         if entry is None:
-            executions[number] = [1, seconds, max(rows, 0)]
+            executions[number] = [1, seconds]
         else:
             entry[0] += 1
             entry[1] += seconds
-            entry[2] += max(rows, 0)
 
     def record_request(
         self, request: probe_protocol.RequestRecord, scope: Mapping[str, Any], root_path: str
@@ -132,7 +131,9 @@ class Recorder:
             mine = next(self._next)
             number = self._numbers.setdefault((text, site), mine)
             if number == mine:
-                self._statement_texts.append(probe_protocol.StatementText(number, text, *site, sql[:SQL]))
+                self._statement_texts.append(
+                    probe_protocol.StatementText(number, text, site.where, sql[:SQL])
+                )
         if len(self._texts) >= TEXTS:
             self._texts.clear()
         self._texts[key] = number

@@ -121,10 +121,8 @@ class PoolRecorder:
             now = perf_counter()
             self.full_s += now - self._full_since
             self._full_since = now
-        dialect = getattr(getattr(pool, "_dialect", None), "name", "")
         state = probe_protocol.PoolRecord(
             number=id(self),
-            dialect=dialect,
             site=getattr(pool, "_tenfold_site", ""),
             size=pool.size() if pool is not None else 0,
             max_overflow=getattr(pool, "_max_overflow", 0),
@@ -178,13 +176,11 @@ def _wrap_execute(do: Callable[..., Any]) -> Callable[..., Any]:
         recorder = _recorder
         if recorder is None or not recorder.is_on:
             return do(dialect, cursor, statement, *rest, **named)
-        rows, started = -1, perf_counter()
+        started = perf_counter()
         try:
-            result = do(dialect, cursor, statement, *rest, **named)
-            rows = cursor.rowcount
-            return result
+            return do(dialect, cursor, statement, *rest, **named)
         finally:
-            recorder.record_statement(statement, sys._getframe(1), perf_counter() - started, rows)
+            recorder.record_statement(statement, sys._getframe(1), perf_counter() - started)
 
     return execute
 
@@ -197,7 +193,7 @@ def _wrap_round_trip(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return do(*args)
         finally:
-            _recorder.record_statement(name, sys._getframe(1), perf_counter() - started, -1)
+            _recorder.record_statement(name, sys._getframe(1), perf_counter() - started)
 
     return round_trip
 
