@@ -156,7 +156,7 @@ def _row(stack: Stack, servers: Sequence[LocalServer]) -> tuple[str, str, str]:
             mask_credentials(first.url),
             f"{_count(counts['replica'], 'replica')}, {behind:,} bytes behind",
         )
-    return first.name, mask_credentials(first.url), ""
+    return first.name, mask_credentials(first.url), first.about
 
 
 def _count(number: int, noun: str) -> str:
