@@ -93,7 +93,7 @@ class Command:
                 raise result
             return result
 
-        self.monkeypatch.setattr("tenfold.cli.doctor.examine", examine)
+        self.monkeypatch.setattr("tenfold.cli.doctor.inspect_tools", examine)
 
 
 @pytest.fixture
@@ -150,8 +150,8 @@ def test_ctrl_c_exits_with_130_and_prints_nothing(
 def test_ctrl_c_interrupts_a_running_command(tmp_path: Path) -> None:
     program = (
         "import sys, time, tenfold.cli.doctor as doctor\n"
-        "def examine(settings):\n    print('here', flush=True)\n    time.sleep(60)\n"
-        "doctor.examine = examine\n"
+        "def inspect_tools(settings):\n    print('here', flush=True)\n    time.sleep(60)\n"
+        "doctor.inspect_tools = inspect_tools\n"
         "from tenfold.cli import main\nsys.exit(main(['doctor']))\n"
     )
     with subprocess.Popen(
