@@ -1,4 +1,4 @@
-"""What a visitor sends and keeps, and what cannot be declared."""
+"""The [verify] table, and the requests that a signed-in user makes of it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tenfold.errors import SettingsError, TargetError
-from tenfold.settings import load
-from tenfold.settings.verify import SessionsSettings
-from tenfold.verify.kit.useragent import filled, parsed_cookie
+from tenfold.settings import Settings, load
+from tenfold.settings.verify import MOVED, VerifySettings
+from tenfold.verify.kit.user_agent import fill_body, parse_set_cookie
 from tenfold.verify.sessions import attacks
 from tests.verify.services.own import Shop
-from tests.verify.support.served import standing
+from tests.verify.support.served import serve
 from tests.verify.support.sessions_cases import BEARER, DECLARED
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(user=text, password=text)
-def test_a_value_stays_in_its_place(user: str, password: str) -> None:
+def test_value_cannot_leave_its_placeholder(user: str, password: str) -> None:
     values = {"user": user, "password": password}
-    body, kind = filled('{"name": "{user}", "nested": {"p": "{password}"}}', values)
+    body, kind = fill_body('{"name": "{user}", "nested": {"p": "{password}"}}', values)
     assert json.loads(body) == {"name": user, "nested": {"p": password}}
     assert kind == "application/json"
-    form, kind = filled("u={user}&p={password}", values)
+    form, kind = fill_body("u={user}&p={password}", values)
     assert parse_qs(form.decode(), keep_blank_values=True) == {"u": [user], "p": [password]}
     assert kind == "application/x-www-form-urlencoded"
 
@@ -45,9 +45,9 @@ def test_a_value_stays_in_its_place(user: str, password: str) -> None:
         ("sid=x; Expires=soon", "sid", "x", False),
     ],
 )
-def test_a_cookie_is_read_as_browsers_do(line: str, name: str, value: str, deleted: bool) -> None:
-    cookie = parsed_cookie(line)
-    assert (cookie.name, cookie.value, cookie.deleted) == (name, value, deleted)
+def test_set_cookie_is_read_as_browsers_do(line: str, name: str, value: str, deleted: bool) -> None:
+    cookie = parse_set_cookie(line)
+    assert (cookie.name, cookie.value, cookie.is_deletion) == (name, value, deleted)
 
 
 @pytest.mark.parametrize(
@@ -60,21 +60,40 @@ def test_a_cookie_is_read_as_browsers_do(line: str, name: str, value: str, delet
         ("cookie", "a;b"),
     ],
 )
-def test_what_is_no_request_or_cookie_is_refused(key: str, value: str) -> None:
+def test_invalid_request_line_or_cookie_name_is_refused(key: str, value: str) -> None:
     with pytest.raises(ValidationError, match="it has to be"):
-        SessionsSettings(**{key: value})
+        VerifySettings(**{key: value})
 
 
-def test_passwords_come_from_the_environment_and_stay_out_of_sight(tmp_path: Path) -> None:
-    (tmp_path / "tenfold.toml").write_text("[sessions]\nuser = 'alice'\n")
-    environ = {"TENFOLD_SESSIONS__PASSWORD": "12345", "TENFOLD_SESSIONS__OTHER_PASSWORD": "67890"}
-    sessions = load(tmp_path / "tenfold.toml", environ=environ).sessions
-    assert (sessions.password, sessions.other_password) == ("12345", "67890")
-    assert "12345" not in repr(sessions) and "67890" not in repr(sessions)
-    (tmp_path / "tenfold.toml").write_text("[sessions]\npassword = 4711\n")
+def test_passwords_come_from_the_environment_and_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "tenfold.toml").write_text("[verify]\nuser = 'alice'\n")
+    environ = {"TENFOLD_VERIFY__PASSWORD": "12345", "TENFOLD_VERIFY__OTHER_PASSWORD": "67890"}
+    verify = load(tmp_path / "tenfold.toml", environ=environ).verify
+    assert (verify.password, verify.other_password) == ("12345", "67890")
+    assert "12345" not in repr(verify) and "67890" not in repr(verify)
+    (tmp_path / "tenfold.toml").write_text("[verify]\npassword = 4711\n")
     with pytest.raises(SettingsError) as refused:
         load(tmp_path / "tenfold.toml", environ={})
     assert "4711" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_former_key_is_refused_with_its_new_name(old: tuple[str, str], new: str, tmp_path: Path) -> None:
+    table, key = old
+    file = tmp_path / "tenfold.toml"
+    file.write_text(f"[{table}]\n{key} = 4711\n")
+    with pytest.raises(SettingsError) as refused:
+        load(file, environ={})
+    assert str(refused.value) == f"{file}: {table}.{key} is now verify.{new}"
+    file.write_text("")
+    variable = f"TENFOLD_{table}__{key}".upper()
+    with pytest.raises(SettingsError) as refused:
+        load(file, environ={variable: "4711"})
+    assert str(refused.value) == f"{variable} is now TENFOLD_VERIFY__{new.upper()}"
+
+
+def test_every_former_key_has_a_key_that_exists() -> None:
+    assert set(MOVED.values()) <= VerifySettings.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -85,16 +104,16 @@ def test_passwords_come_from_the_environment_and_stay_out_of_sight(tmp_path: Pat
         (BEARER.model_copy(update={"token": "data.token"}), "the login's answer has no data.token"),
     ],
 )
-def test_what_is_declared_wrongly_is_said(settings: SessionsSettings, sentence: str, tmp_path: Path) -> None:
+def test_wrong_declaration_is_named(settings: VerifySettings, sentence: str, tmp_path: Path) -> None:
     shop = Shop(bearer=settings.transport == "bearer")
-    with standing(tmp_path, shop) as stack, pytest.raises(TargetError) as said:
-        attacks.fixation(stack, settings)
+    with serve(tmp_path, shop) as stack, pytest.raises(TargetError) as said:
+        attacks.check_fixation(stack, Settings(verify=settings))
     assert sentence in str(said.value)
     assert "wrong" not in str(said.value)
 
 
-def test_nobody_there_is_said(tmp_path: Path) -> None:
-    with standing(tmp_path, Shop()) as stack:
+def test_unreachable_service_is_named(tmp_path: Path) -> None:
+    with serve(tmp_path, Shop()) as stack:
         pass
     with pytest.raises(TargetError, match=r"^GET /me at http://127.0.0.1:\d+ is not answered \(Connection"):
-        attacks.fixation(stack, DECLARED)
+        attacks.check_fixation(stack, Settings(verify=DECLARED))

@@ -51,8 +51,8 @@ class BalancingSettings(BaseModel):
         4.0,
         ge=0.1,
         le=3600,
-        description="how long nginx keeps one, seconds: less than the instances do (uvicorn 5, granian 30), or "
-        "a request meets a connection that is just being closed",
+        description="how long nginx keeps one, seconds: less than the instances do (uvicorn 5, granian 30), "
+        "or a request meets a connection that is just being closed",
     )
     tries: int = Field(3, ge=1, le=10, description="instances that one request is sent to, at most")
     connect_timeout_s: float = Field(5.0, ge=0.1, le=75, description="longest wait for a connection, seconds")

@@ -205,14 +205,16 @@ def _uneven_counts(
     expected = {address: total * weight / parts for address, weight in weights.items()}
     p = _chance(list(counts.values()), list(expected.values()))
     excess = {address: counts[address] / expected[address] - 1 for address in weights}
-    address = max(excess, key=lambda one: (abs(excess[one]), excess[one]))
+    address = max(excess, key=lambda one: excess[one])
+    if excess[address] <= _TOLERANCE:
+        address = min(excess, key=lambda one: excess[one])
     if p >= CHANCE or abs(excess[address]) <= _TOLERANCE:
         return None
     share = weights[address] / parts
     claim = f"has {counts[address] / total:.0%} of {total} requests, its share is {share:.0%}"
     numbers: dict[str, float | int | str] = {"share": round(counts[address] / total, 3), "p": round(p, 6)}
     paths = loads[address].paths if address in loads else Counter[str]()
-    if len(paths) > 1:
+    if len(paths) > 1 and excess[address] > 0:
         path, count = paths.most_common(1)[0]
         if (counts[address] - count) <= (1 + _TOLERANCE) * share * (total - count):
             claim += f"; {count} of its {counts[address]} are for {path}"

@@ -17,6 +17,7 @@ from typing import Self
 
 JOIN_S = 30.0
 MOST_CLIENTS = 512
+_AFTER_FAILURE_S = 0.05  # the sockets of a killed process group close one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,11 @@ class LoadClients:
             thread.join(JOIN_S)
 
     def _run(self, number: int) -> None:
-        while not self._stopping.wait(self._pause_s):
-            self._sent.append(SentRequest(number, self._send(number)))
+        pause_s = self._pause_s
+        while not self._stopping.wait(pause_s):
+            sent = SentRequest(number, self._send(number))
+            self._sent.append(sent)
+            pause_s = _AFTER_FAILURE_S if sent.failed else self._pause_s
 
     @property
     def sent(self) -> Sequence[SentRequest]:

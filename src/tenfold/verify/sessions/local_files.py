@@ -61,13 +61,16 @@ def _state(file: Path) -> dict[Path, State]:
 def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         here = Path(parent)
+        if "pyvenv.cfg" in names:
+            folders.clear()
+            continue
         folders[:] = [
             name
             for name in folders
             if not name.startswith(".")
             and name not in _IGNORED_FOLDERS
             and here / name != without
-            and not (here / name / "pyvenv.cfg").exists()
+            and not os.path.ismount(here / name)
         ]
         yield from (here / name for name in names)
 
