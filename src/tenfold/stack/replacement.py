@@ -11,7 +11,7 @@ from tenfold.stack.servers.nginx import Nginx
 
 @dataclass(frozen=True, slots=True)
 class InstanceTarget:
-    """One instance of a stack. Satisfies :class:`tenfold.balancing.rolling.Target`."""
+    """One instance of a stack. Satisfies :class:`tenfold.balancing.rolling.ReplaceableInstance`."""
 
     instance: LocalServer
     door: Nginx
@@ -26,7 +26,7 @@ class InstanceTarget:
         """Mark it as down in nginx."""
         self.door.let(self.instance.address, take=False)
 
-    def drained(self) -> bool:
+    def is_drained(self) -> bool:
         """Whether the workers that could still send it something are gone."""
         return self.door.drained()
 
@@ -42,7 +42,7 @@ class InstanceTarget:
             self.instance.stop()
             raise
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether its ready path answers."""
         return self.instance.ready()
 

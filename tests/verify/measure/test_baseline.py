@@ -1,4 +1,4 @@
-"""The first checks, each with tests in which it must fail."""
+"""The checks of the measurement, each with tests in which it must fail."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 
 from tenfold.measure.settings import MeasureSettings, Objective
+from tenfold.settings import Settings
 from tenfold.types import Verdict
-from tenfold.verify.measure.baseline import baseline_established, percentiles_known, slow_queries_found
+from tenfold.verify.measure.baseline import (
+    BASELINES,
+    check_baseline,
+    check_percentiles,
+    judge_slow_queries,
+)
 
 OBJECTIVE = {"slow_ms": 200.0, "bad_share": 0.05, "achieved_share": 0.98}
 GOOD = {
@@ -25,20 +31,20 @@ STACK: Any = None  # these checks read what was stored
 
 
 def store(folder: Path, name: str = "main", *, age_s: float = 0, **changed: Any) -> None:
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{name}.json"
+    (folder / BASELINES).mkdir(parents=True, exist_ok=True)
+    file = folder / BASELINES / f"{name}.json"
     file.write_text(json.dumps(GOOD | changed))
     os.utime(file, (1e9 - age_s, 1e9 - age_s))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "baselines"
+    return tmp_path
 
 
-def test_a_baseline_for_this_objective_passes(folder: Path) -> None:
+def test_baseline_for_this_objective_passes(folder: Path) -> None:
     store(folder)
-    finding = baseline_established(STACK, MeasureSettings(), folder=folder)
+    finding = check_baseline(STACK, Settings(root=folder))
     assert (finding.verdict, finding.claim) == (Verdict.PASS, "main: 56 – 61 requests/s")
     assert finding.numbers == {"low": 56, "high": 61}
 
@@ -60,22 +66,22 @@ def test_a_baseline_for_this_objective_passes(folder: Path) -> None:
         ),
     ],
 )
-def test_a_baseline_that_proves_nothing_fails(folder: Path, changed: dict[str, Any], claim: str) -> None:
+def test_unusable_baseline_fails(folder: Path, changed: dict[str, Any], claim: str) -> None:
     store(folder, **changed)
-    finding = baseline_established(STACK, MeasureSettings(), folder=folder)
+    finding = check_baseline(STACK, Settings(root=folder))
     assert (finding.verdict, finding.claim) == (Verdict.FAIL, claim)
     assert finding.remedy
 
 
-@pytest.mark.parametrize("check", [baseline_established, percentiles_known])
-def test_no_baseline_fails(folder: Path, check: Any) -> None:
+@pytest.mark.parametrize("check", [check_baseline, check_percentiles])
+def test_missing_baseline_fails(folder: Path, check: Any) -> None:
     for _ in range(2):
-        finding = check(STACK, MeasureSettings(), folder=folder)
+        finding = check(STACK, Settings(root=folder))
         assert (finding.verdict, finding.claim) == (Verdict.FAIL, "no baseline is stored")
-        folder.mkdir(exist_ok=True)
+        (folder / BASELINES).mkdir(parents=True, exist_ok=True)
 
 
-@pytest.mark.parametrize("check", [baseline_established, percentiles_known])
+@pytest.mark.parametrize("check", [check_baseline, check_percentiles])
 @pytest.mark.parametrize(
     ("text", "claim"),
     [
@@ -84,24 +90,24 @@ def test_no_baseline_fails(folder: Path, check: Any) -> None:
         (b"[]", "main is no report"),
     ],
 )
-def test_an_unreadable_baseline_fails(folder: Path, check: Any, text: bytes, claim: str) -> None:
-    folder.mkdir()
-    (folder / "main.json").write_bytes(text)
-    finding = check(STACK, MeasureSettings(), folder=folder)
+def test_unreadable_baseline_fails(folder: Path, check: Any, text: bytes, claim: str) -> None:
+    (folder / BASELINES).mkdir(parents=True)
+    (folder / BASELINES / "main.json").write_bytes(text)
+    finding = check(STACK, Settings(root=folder))
     assert (finding.verdict, finding.claim) == (Verdict.FAIL, claim)
 
 
 def test_the_newest_baseline_counts(folder: Path) -> None:
     store(folder, "old", age_s=60)
     store(folder, "new", objective=OBJECTIVE | {"slow_ms": 100.0})
-    assert baseline_established(STACK, MeasureSettings(), folder=folder).verdict is Verdict.FAIL
-    strict = MeasureSettings(objective=Objective(slow_ms=100))
-    assert baseline_established(STACK, strict, folder=folder).verdict is Verdict.PASS
+    assert check_baseline(STACK, Settings(root=folder)).verdict is Verdict.FAIL
+    strict = Settings(root=folder, measure=MeasureSettings(objective=Objective(slow_ms=100)))
+    assert check_baseline(STACK, strict).verdict is Verdict.PASS
 
 
 def test_percentiles_of_enough_arrivals_pass(folder: Path) -> None:
     store(folder)
-    finding = percentiles_known(STACK, MeasureSettings(), folder=folder)
+    finding = check_percentiles(STACK, Settings(root=folder))
     assert (finding.verdict, finding.claim) == (Verdict.PASS, "main: p50 34 ms p95 176 ms p99 251 ms")
 
 
@@ -118,7 +124,7 @@ def test_percentiles_of_too_few_arrivals_fail(folder: Path, latency: dict[str, A
     latency = dict(latency)
     samples = {"samples": latency.pop("samples")} if "samples" in latency else {}
     store(folder, **samples, latency_ms={**GOOD["latency_ms"], **latency})
-    finding = percentiles_known(STACK, MeasureSettings(), folder=folder)
+    finding = check_percentiles(STACK, Settings(root=folder))
     assert (finding.verdict, finding.claim) == (Verdict.FAIL, claim)
 
 
@@ -126,7 +132,7 @@ def test_percentiles_of_too_few_arrivals_fail(folder: Path, latency: dict[str, A
 
 
 @dataclass
-class Use:
+class FakeStatementUse:
     mean_ms: float
     fingerprint: str = "SELECT 1"
     site: str = "shop/orders.py:48"
@@ -135,20 +141,22 @@ class Use:
 
 
 @dataclass
-class Seen:
-    statements: list[Use] = field(default_factory=list)
+class FakeEvidence:
+    statements: list[FakeStatementUse] = field(default_factory=list)
     requests: int = 100
     seen: dict[str, bool] = field(default_factory=lambda: {"sqlalchemy": True})
 
 
 def test_fast_statements_pass() -> None:
-    finding = slow_queries_found(Seen([Use(100.0), Use(3.0)]))
+    finding = judge_slow_queries(FakeEvidence([FakeStatementUse(100.0), FakeStatementUse(3.0)]))
     assert (finding.verdict, finding.claim) == (Verdict.PASS, "none of 2 statements takes more than 100 ms")
 
 
-def test_a_slow_statement_fails_with_its_line() -> None:
+def test_slow_statement_fails_with_its_line() -> None:
     long = "SELECT *\n FROM orders WHERE " + "x = 1 AND " * 30
-    finding = slow_queries_found(Seen([Use(1.0), Use(100.1, long), Use(400, site="")]))
+    finding = judge_slow_queries(
+        FakeEvidence([FakeStatementUse(1.0), FakeStatementUse(100.1, long), FakeStatementUse(400, site="")])
+    )
     assert finding.verdict is Verdict.FAIL
     assert finding.claim.startswith(
         "400 ms at GET /api/orders: SELECT 1; 100 ms at shop/orders.py:48: SELECT * FROM"
@@ -158,11 +166,11 @@ def test_a_slow_statement_fails_with_its_line() -> None:
 
 
 def test_many_slow_statements_are_counted() -> None:
-    finding = slow_queries_found(Seen([Use(200.0 + number) for number in range(9)]))
+    finding = judge_slow_queries(FakeEvidence([FakeStatementUse(200.0 + number) for number in range(9)]))
     assert finding.claim.count("ms at") == 3
     assert finding.claim.endswith("; and 6 more")
 
 
-def test_what_was_not_seen_is_no_pass() -> None:
-    assert slow_queries_found(Seen(requests=0)).verdict is Verdict.FAIL
-    assert slow_queries_found(Seen(seen={"requests": True})).verdict is Verdict.SKIP
+def test_missing_evidence_is_no_pass() -> None:
+    assert judge_slow_queries(FakeEvidence(requests=0)).verdict is Verdict.FAIL
+    assert judge_slow_queries(FakeEvidence(seen={"requests": True})).verdict is Verdict.SKIP
