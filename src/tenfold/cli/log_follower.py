@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import typer
 
 from tenfold.stack import Stack
+from tenfold.verify.kit.access_log import parse_entry
 
 _MAX_LINES = 100  # of one log at once: a terminal cannot show the log of a load test
 _READ_BYTES = 256 * 1024
@@ -68,15 +67,11 @@ class LogFollower:
 
 def format_request(line: str, names: dict[str, str]) -> str:
     """Format a line of the access log for people; ``names`` maps addresses to names of servers."""
-    try:
-        entry = msgspec.json.decode(line, type=dict[str, Any])
-        seconds = float(entry["request_time"])
-        behind = ", ".join(names.get(part, part) for part in entry["upstream_addr"].split(", "))
-        return (
-            f"{entry['method']} {entry['path']} {entry['status']} {seconds * 1000:.0f} ms  {behind}".rstrip()
-        )
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+    if (entry := parse_entry(line)) is None:
         return line
+    upstreams = ", ".join(names.get(address, address) for address in entry.upstreams)
+    milliseconds = f"{1000 * entry.request_s:.0f} ms"
+    return f"{entry.method} {entry.path} {entry.status} {milliseconds}  {upstreams}".rstrip()
 
 
 def _printable(line: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.balancing.settings import BalancingSettings
+from tenfold.measure.report.report import ObjectiveReport, save
 from tenfold.measure.settings import MeasureSettings, Objective
 from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.stack import Stack
+from tests.measure.support.report_examples import capacity, report
 from tests.verify.support.sessions_cases import DECLARED
 
 SERVICES = Path(__file__).parents[1] / "services"
@@ -60,10 +61,9 @@ class AbruptStack:
 
 def store_baseline(folder: Path, low: float) -> None:
     """Store a capacity, so that no check has to search for it."""
-    stored = folder / ".tenfold" / "baselines" / "main.json"
-    stored.parent.mkdir(parents=True)
-    capacity = {"low": low, "high": low * 1.1}
-    stored.write_text(json.dumps({"capacity": capacity, "objective": MEASURE.objective.model_dump()}))
+    objective = ObjectiveReport(**MEASURE.objective.model_dump())
+    stored = report(capacity=capacity(low=low, high=low * 1.1), objective=objective)
+    save(stored, folder / ".tenfold" / "baselines" / "main.json")
 
 
 def failing(folder: Path, ending: ExitStack) -> tuple[AbruptStack, Settings]:

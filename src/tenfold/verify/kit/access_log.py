@@ -21,6 +21,8 @@ class LogEntry:
         upstreams: addresses that it was sent to, in their order.
         sent_bytes: bytes of the request that each of them got; empty in a log without that field.
         seconds: duration of the last try; 0 where the log has none.
+        request_s: duration of the request at nginx, all tries included.
+        status: of the response to the client.
     """
 
     method: str
@@ -28,6 +30,8 @@ class LogEntry:
     upstreams: tuple[str, ...]
     sent_bytes: tuple[int, ...] = ()
     seconds: float = 0.0
+    request_s: float = 0.0
+    status: int = 0
 
     @property
     def reached_several(self) -> bool:
@@ -45,6 +49,8 @@ def parse_entry(line: str) -> LogEntry | None:
             _parts(found["upstream_addr"]),
             tuple(int(count) for count in _parts(found.get("upstream_bytes_sent", ""))),
             _seconds(_parts(found.get("upstream_response_time", ""))),
+            float(found.get("request_time", 0.0)),
+            int(found.get("status", 0)),
         )
     except (ValueError, KeyError, TypeError):
         return None

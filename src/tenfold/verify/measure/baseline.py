@@ -5,12 +5,11 @@ A stored baseline is the report of ``tenfold measure --save NAME``, at ``.tenfol
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tenfold.errors import SettingsError
 from tenfold.measure.settings import Objective
 from tenfold.settings import Settings
 from tenfold.types import Finding, Stack, Verdict
@@ -18,6 +17,7 @@ from tenfold.verify.kit.scenario import light_trial, open_generator
 
 if TYPE_CHECKING:
     from tenfold.measure.probe.evidence import Evidence
+    from tenfold.measure.report.report import Report
 
 BASELINE = "baseline established"
 PERCENTILES = "percentiles known"
@@ -25,9 +25,8 @@ SLOW_QUERIES = "slow queries found"
 
 BASELINES = Path(".tenfold", "baselines")  # in the folder of tenfold.toml
 _SAVE = "tenfold measure --save main"
-# 10 arrivals beyond p99: the 95 % interval of that percentile then reaches from p98.3 to p99.7 (binomial).
+# 10 requests beyond p99: the 95 % interval of that percentile then reaches from p98.3 to p99.7 (binomial).
 _BEYOND_P99 = 10
-_PERCENTILES = ("p50", "p95", "p99")
 
 
 class _UnusableReport(Exception):
@@ -45,18 +44,18 @@ def check_baseline(stack: Stack, settings: Settings) -> Finding:
         _require_objective(report, settings.measure.objective)
     except _UnusableReport as error:
         return Finding(BASELINE, str(error), Verdict.FAIL, remedy=_SAVE)
-    claim = f"{name}: {low:g} – {high:g} requests/s"
+    claim = f"{name}: {low:g} – {high:g} arrivals/s"
     return Finding(BASELINE, claim, Verdict.PASS, {"low": low, "high": high})
 
 
 def check_percentiles(stack: Stack, settings: Settings) -> Finding:
-    """Look for p50, p95 and p99 in the newest baseline, from enough arrivals: at least 10 beyond p99."""
+    """Look for p50, p95 and p99 in the newest baseline, from enough requests: at least 10 beyond p99."""
     try:
         name, report = _newest(settings)
         numbers = _percentiles(report)
     except _UnusableReport as error:
         return Finding(PERCENTILES, str(error), Verdict.FAIL, remedy=_SAVE)
-    claim = f"{name}: " + " ".join(f"{key} {numbers[key]:g} ms" for key in _PERCENTILES)
+    claim = f"{name}: " + " ".join(f"{key} {numbers[key]:g} ms" for key in ("p50", "p95", "p99"))
     return Finding(PERCENTILES, claim, Verdict.PASS, numbers)
 
 
@@ -73,55 +72,47 @@ def stored_capacity(settings: Settings) -> float | None:
 # ------------------------------------------------------------------ stored reports
 
 
-def _newest(settings: Settings) -> tuple[str, Mapping[str, Any]]:
-    folder = settings.root / BASELINES
-    files = sorted(folder.glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name))
+def _newest(settings: Settings) -> tuple[str, Report]:
+    from tenfold.measure.report.report import load
+
+    files = sorted(
+        (settings.root / BASELINES).glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)
+    )
     if not files:
         raise _UnusableReport("no baseline is stored")
-    name = files[-1].stem
     try:
-        report = json.loads(files[-1].read_bytes())
-    except (OSError, ValueError):
-        raise _UnusableReport(f"{name} cannot be read as JSON") from None
-    if not isinstance(report, dict):
-        raise _UnusableReport(f"{name} is no report")
-    return name, report
+        return files[-1].stem, load(files[-1])
+    except SettingsError as error:
+        raise _UnusableReport(str(error)) from None
 
 
-def _number(table: Any, key: str) -> float:
-    value = table.get(key) if isinstance(table, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise _UnusableReport(f"the newest baseline has no {key}")
-    return float(value)
-
-
-def _capacity(report: Mapping[str, Any]) -> tuple[float, float]:
-    capacity = report.get("capacity")
-    low, high = _number(capacity, "low"), _number(capacity, "high")
+def _capacity(report: Report) -> tuple[float, float]:
+    low, high = (report.capacity.low, report.capacity.high) if report.capacity else (None, None)
+    if low is None or high is None:
+        raise _UnusableReport("the newest baseline has no capacity interval")
     if not 0 < low <= high:
         raise _UnusableReport(f"the newest baseline has no capacity: its interval is {low:g} – {high:g}")
     return low, high
 
 
-def _require_objective(report: Mapping[str, Any], objective: Objective) -> None:
-    measured = report.get("objective")
+def _require_objective(report: Report, objective: Objective) -> None:
     for key, wanted in objective.model_dump().items():
-        if not math.isclose(found := _number(measured, key), wanted):
+        if not math.isclose(found := getattr(report.objective, key), wanted):
             raise _UnusableReport(
                 f"the newest baseline was measured for {key} = {found:g}, and it is {wanted:g} now"
             )
 
 
-def _percentiles(report: Mapping[str, Any]) -> dict[str, float]:
-    latency = report.get("latency_ms")
-    numbers = {key: _number(latency, key) for key in _PERCENTILES}
-    numbers["samples"] = _number(report, "samples")
-    if sorted(numbers[key] for key in _PERCENTILES) != [numbers[key] for key in _PERCENTILES]:
+def _percentiles(report: Report) -> dict[str, float]:
+    latency = report.latency_ms
+    if latency is None:
+        raise _UnusableReport("the newest baseline has no percentiles")
+    if not latency.p50 <= latency.p95 <= latency.p99:
         raise _UnusableReport("the newest baseline has percentiles that fall: its histogram is broken")
     needed = round(_BEYOND_P99 / 0.01)
-    if numbers["samples"] < needed:
-        raise _UnusableReport(f"p99 comes from {numbers['samples']:g} arrivals; it takes {needed:g}")
-    return numbers
+    if report.samples < needed:
+        raise _UnusableReport(f"p99 comes from {report.samples} requests; it takes {needed}")
+    return {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99, "samples": report.samples}
 
 
 # ------------------------------------------------------------------ slow queries
