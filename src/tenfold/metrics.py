@@ -296,11 +296,11 @@ class MetricsMiddleware:
 
     def _record(self, scope: Scope, mounted_at: str, status: str, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        labels = (method, self._bounded(route_template(scope, mounted_at) or _OTHER), status)
+        labels = (method, self._route_label(route_template(scope, mounted_at) or _OTHER), status)
         self.requests.labels(*labels).inc()
         self.seconds.labels(*labels).observe(seconds)
 
-    def _bounded(self, route: str) -> str:
+    def _route_label(self, route: str) -> str:
         if route not in self.routes and len(self.routes) >= self.max_routes:
             return _OTHER
         self.routes.add(route)
@@ -339,14 +339,14 @@ class MetricsEndpoint:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             raise RuntimeError(f"{scope['type']} is not answered here")  # an ASGI app declines a lifespan so
-        if not all(map(self._allowed, _callers(scope))):
+        if not all(map(self._is_allowed, _callers(scope))):
             return await send_answer(send, 404, b"Not Found\n")
         if scope["method"] not in {"GET", "HEAD"}:
             return await send_answer(send, 405, b"Method Not Allowed\n", headers=[(b"allow", b"GET, HEAD")])
         body = await asyncio.to_thread(exposition, registry=self.registry)
         await send_answer(send, 200, body, content_type=CONTENT_TYPE, head_only=scope["method"] == "HEAD")
 
-    def _allowed(self, caller: str) -> bool:
+    def _is_allowed(self, caller: str) -> bool:
         try:
             address = ipaddress.ip_address(caller)
         except ValueError:

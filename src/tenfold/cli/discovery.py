@@ -66,7 +66,7 @@ def find_apps(root: Path) -> list[App]:
 
 def apps_in(tree: ast.Module, module: str, folder: PurePosixPath) -> list[App]:
     """Return the apps at a module's top level, or else the functions that create one."""
-    names = _imported(tree)
+    names = _imported_names(tree)
     apps = [
         App(f"{module}:{name}", folder, routes=_routes(tree, name))
         for statement in tree.body
@@ -123,7 +123,7 @@ def _imports_a_neighbour(tree: ast.Module, folder: Path) -> bool:
     )
 
 
-def _imported(tree: ast.Module) -> dict[str, str]:
+def _imported_names(tree: ast.Module) -> dict[str, str]:
     """Return local name → qualified name."""
     names = {}
     for statement in tree.body:

@@ -21,7 +21,7 @@ def report_lines(report: Report) -> Iterator[str]:
     yield ""
     yield from _limits(report)
     for notice in report.notices:
-        yield from _wrapped("Note", notice)
+        yield from _wrap("Note", notice)
 
 
 def _capacity(report: Report) -> Iterator[str]:
@@ -35,9 +35,9 @@ def _capacity(report: Report) -> Iterator[str]:
         each = f"{number(capacity.requests_per_arrival)} requests each"
         yield f"{'':<{LABEL}}{number(capacity.low)} – {number(capacity.high)} arrivals/s, {each}"
     if capacity is not None and capacity.outcome != "found":
-        yield from _wrapped("", capacity.reason)
+        yield from _wrap("", capacity.reason)
     if report.interrupted:
-        yield from _wrapped("", "interrupted: these are the results so far")
+        yield from _wrap("", "interrupted: these are the results so far")
     if report.latency_ms is not None:
         yield f"{'':<{LABEL}}{_latency(report.latency_ms)}   errors {share(report.error_share)}"
         measured = f"measured at {number(report.achieved_rps)} requests/s, {report.samples:,} requests"
@@ -45,7 +45,7 @@ def _capacity(report: Report) -> Iterator[str]:
     if report.refused_share:
         yield f"{'':<{LABEL}}refused {share(report.refused_share)} (429, 503)"
     for message, count in list(report.errors.items())[:3]:
-        yield from _wrapped("Error", f"{message} ({count} ×)")
+        yield from _wrap("Error", f"{message} ({count} ×)")
 
 
 def _latency(latency: Latency) -> str:
@@ -92,7 +92,7 @@ def _limits(report: Report) -> Iterator[str]:
     elif report.inside:
         yield "What stops it: nothing that was measured explains it"
     if report.not_measured:
-        yield from _wrapped("", "Not measured: " + "; ".join(report.not_measured), indent=2)
+        yield from _wrap("", "Not measured: " + "; ".join(report.not_measured), indent=2)
 
 
 def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
     )
 
 
-def _wrapped(label: str, text: str, *, indent: int = LABEL) -> Iterator[str]:
+def _wrap(label: str, text: str, *, indent: int = LABEL) -> Iterator[str]:
     yield from textwrap.wrap(
         text,
         WIDTH,

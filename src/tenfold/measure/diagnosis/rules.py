@@ -44,7 +44,7 @@ class Observations:
         """Return ``seconds`` as a share of the slow requests' time."""
         return min(seconds / self.evidence.slow_s, 1.0) if self.evidence.slow_s else None
 
-    def explained(self, *uses: StatementStats) -> float | None:
+    def explained_share(self, *uses: StatementStats) -> float | None:
         """Return the share of the slow requests' time in these statements and in waiting for them."""
         waited = sum(route.slow_wait_s for route in self.evidence.routes)
         held = sum(use.total_s for use in uses) / self.held_s if self.held_s else 0.0
@@ -78,7 +78,7 @@ def n_plus_ones(observed: Observations) -> Iterator[Bottleneck]:
             title=f"N+1 in {use.route}",
             severity="critical",
             where=use.site or _endpoint(observed, use.route),
-            share=observed.explained(use),
+            share=observed.explained_share(use),
             evidence=(
                 f"one statement runs {use.repetitions_mean:.0f} times per request, "
                 f"at most {use.executions_max}, in {use.repeating_requests} of {use.requests} requests",
@@ -112,7 +112,7 @@ def missing_indexes(observed: Observations) -> Iterator[Bottleneck]:
             severity="critical",
             proof="proven" if proof is not None else "suspected",
             where=uses[0].site or None,
-            share=observed.explained(*uses),
+            share=observed.explained_share(*uses),
             evidence=tuple(evidence),
             remedy=missing.create,
         )
@@ -125,7 +125,7 @@ def slow_statements(observed: Observations) -> Iterator[Bottleneck]:
         if use.fingerprint in ROUND_TRIPS or use.repeating_requests or (plan is not None and plan.missing):
             continue  # reported by another rule
         slow = use.mean_ms > observed.limits["db_query_time_avg"]
-        share = observed.explained(use)
+        share = observed.explained_share(use)
         if not use.route or not (slow or (share is not None and share >= FREQUENT)):
             continue
         yield Bottleneck(
