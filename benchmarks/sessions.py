@@ -1,13 +1,13 @@
-"""What sessions cost: Redis commands and microseconds per request, beside starsessions and Starlette's own.
+"""The cost of sessions: Redis commands and microseconds per request, beside starsessions and Starlette's own.
 
     python -m benchmarks.sessions [--rounds 40] [--requests 50]
 
 One process drives one bare ASGI app inside each middleware, one request at a time, against one real Redis.
-They take turns of a few requests, so that whatever else the machine does hits all alike. Times are medians of
-the rounds and include the app, which does nothing: on the clock, and of this process's CPU alone. Ratios are
-medians of each round's ratio to a bare GET of the same size by redis-py's client, as anybody would write it;
-beside it stands the fastest GET that redis-py allows, on a connection that is held and without a timeout.
-Starlette keeps the session in the cookie: no Redis, and no revocation.
+They take turns of a few requests, so that other load on the machine affects all alike. Times are medians of
+the rounds and include the app, which does nothing: wall clock, and CPU of this process. Ratios are medians of
+each round's ratio to a plain ``client.get`` of the same size by redis-py. Beside it: the fastest GET that
+redis-py allows, on one held connection without a timeout; and tenfold over redis-py's client in place of
+``tenfold.redis_pool``. Starlette keeps the session in the cookie: no Redis, no revocation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack
 
 SCENARIOS = ("untouched", "read only", "one write", "login")
-FLOORS = ("bare GET", "held GET")
+FLOORS = ("client.get", "held GET")
 PROFILE = {"theme": "dark", "cart": [{"product": number, "count": 1} for number in range(5)], "seen": 0}
 Scope = MutableMapping[str, Any]
 Times = tuple[float, float]
@@ -109,7 +109,7 @@ async def service(scope: Scope, receive: Any, send: Any) -> None:
 
 
 class Contender:
-    """A middleware around the service, and a visitor with a session in it."""
+    """A middleware around the service, and a client with a session in it."""
 
     def __init__(self, name: str, app: App, begin: Endpoint, *endpoints: Endpoint) -> None:
         self.name, self.app = name, app
@@ -124,12 +124,12 @@ class Contender:
         }  # fmt: skip
         await self.app(scope, _receive, self._send)
 
-    async def visit(self, scenario: str) -> None:
-        """A login is that of a visitor without a session; whoever comes back brings the latest cookie."""
-        kept = self.cookie
+    async def run(self, scenario: str) -> None:
+        """Send one request with the latest cookie; a login has none, and its cookie is not stored."""
+        present = self.cookie
         await self.request(self.endpoints[scenario], new=scenario == "login")
         if scenario == "login":
-            self.cookie = kept
+            self.cookie = present
 
     async def _send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -150,13 +150,14 @@ def contenders(url: str, client: Redis) -> list[Contender]:
     store = StarsessionsStore(connection=client)
     return [
         Contender("tenfold", SessionMiddleware(service, store=RedisStore(url)), *tenfold),
+        Contender("over client", SessionMiddleware(service, store=RedisStore(client, prefix="c:")), *tenfold),
         Contender("starsessions", StarsessionsMiddleware(service, store, lifetime=3600), *starsessions),
         Contender("Starlette", StarletteMiddleware(service, secrets.token_hex(32)), *starlette),
     ]
 
 
 class Monitor:
-    """Every command that clients send to Redis; those that scripts run within it are not counted."""
+    """Counts every command that clients send to Redis, but not those within scripts."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -169,14 +170,14 @@ class Monitor:
         self.lines.close()
         self.connection.close()
 
-    async def until(self, client: Redis) -> Counter[str]:
-        """What was sent since the last time."""
+    async def count_until_now(self, client: Redis) -> Counter[str]:
+        """Count the commands since the last call."""
         mark = secrets.token_hex(8)
         await client.echo(mark)
         found: Counter[str] = Counter()
         while mark.encode() not in (line := self.lines.readline()):
-            who, _, command = line.partition(b"] ")
-            if not who.endswith(b" lua"):
+            client_address, _, command = line.partition(b"] ")
+            if not client_address.endswith(b" lua"):
                 found[command.split(b'"')[1].decode()] += 1
         return found
 
@@ -184,46 +185,46 @@ class Monitor:
 async def count(
     client: Redis, url: str, parties: list[Contender], requests: int
 ) -> dict[tuple[str, str], str]:
-    """Commands per request, such as ``GET + SET``."""
-    told = {}
+    """Count commands per request, such as ``GET + SET``."""
+    commands = {}
     with closing(Monitor(url)) as monitor:
         for scenario in SCENARIOS:
             for party in parties:
-                await party.visit(scenario)
-                await monitor.until(client)
+                await party.run(scenario)
+                await monitor.count_until_now(client)
                 for _ in range(requests):
-                    await party.visit(scenario)
-                found = await monitor.until(client)
+                    await party.run(scenario)
+                found = await monitor.count_until_now(client)
                 each = {name: calls / requests for name, calls in found.items()}
-                told[party.name, scenario] = " + ".join(
+                commands[party.name, scenario] = " + ".join(
                     name if calls == 1 else f"{calls:g} {name}" for name, calls in sorted(each.items())
                 )
-    return told
+    return commands
 
 
 async def measure(
     calls: dict[tuple[str, str], Callable[[], Awaitable[object]]], rounds: int, requests: int
 ) -> dict[tuple[str, str], list[Times]]:
-    """Microseconds per call, on the clock and of CPU, one pair a round."""
-    taken: dict[tuple[str, str], list[Times]] = {key: [] for key in calls}
+    """Measure microseconds per call, wall clock and CPU, one pair a round."""
+    measured: dict[tuple[str, str], list[Times]] = {key: [] for key in calls}
     for _ in range(rounds):
         for key, call in calls.items():
             started, cpu_started = time.perf_counter_ns(), time.process_time_ns()
             for _ in range(requests):
                 await call()
             elapsed, cpu = time.perf_counter_ns() - started, time.process_time_ns() - cpu_started
-            taken[key].append((elapsed / requests / 1000, cpu / requests / 1000))
-    return taken
+            measured[key].append((elapsed / requests / 1000, cpu / requests / 1000))
+    return measured
 
 
 def print_table(
-    taken: dict[tuple[str, str], list[Times]], commands: dict[tuple[str, str], str], floor: list[Times]
+    measured: dict[tuple[str, str], list[Times]], commands: dict[tuple[str, str], str], floor: list[Times]
 ) -> None:
     print(f"{'':25}{'µs':>7}{'× GET':>7}{'CPU µs':>9}{'× GET':>7}  Redis commands a request")
-    for (name, scenario), times in taken.items():
+    for (name, scenario), times in measured.items():
         columns = ""
         for which, width in ((0, 7), (1, 9)):
-            ratios = [time[which] / least[which] for time, least in zip(times, floor, strict=True)]
+            ratios = [time[which] / base[which] for time, base in zip(times, floor, strict=True)]
             middle = statistics.median(time[which] for time in times)
             columns += f"{middle:{width}.1f}{statistics.median(ratios):7.2f}"
         shown = commands.get((name, scenario), "GET" if name in FLOORS else "") or "–"
@@ -245,16 +246,16 @@ async def run(url: str, rounds: int, requests: int) -> None:
         await held.read_response()
 
     calls: dict[tuple[str, str], Callable[[], Awaitable[object]]] = {
-        ("bare GET", "client"): lambda: client.get(key),
-        ("held GET", "connection"): held_get,
+        ("client.get", "redis-py"): lambda: client.get(key),
+        ("held GET", "redis-py"): held_get,
     }
     for scenario in SCENARIOS:
         for party in parties:
-            calls[party.name, scenario] = lambda party=party, scenario=scenario: party.visit(scenario)
+            calls[party.name, scenario] = lambda party=party, scenario=scenario: party.run(scenario)
     commands = await count(client, url, parties, 20)
     await measure(calls, 2, requests)  # warm
-    taken = await measure(calls, rounds, requests)
-    print_table(taken, commands, taken["bare GET", "client"])
+    measured = await measure(calls, rounds, requests)
+    print_table(measured, commands, measured["client.get", "redis-py"])
     await held.disconnect()
     await client.aclose()
 
@@ -264,7 +265,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--requests", type=int, default=50, help="in a row, before the next one's turn")
+    parser.add_argument("--requests", type=int, default=50, help="in a row, before the next contender's turn")
     given = parser.parse_args()
     with Stack(Settings(stack=StackSettings(database=False, nginx=False))) as stack:
         redis = next(server for server in stack.servers if server.kind == "redis")

@@ -1,4 +1,4 @@
-"""A breaker opens on failures, probes with one call, and what came before neither holds nor closes it."""
+"""A breaker opens on failures, probes with one call, and ignores outcomes of earlier calls."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class Clock:
 
 
 def run(breaker: Breaker, clock: Clock, script: str) -> str:
-    """``+`` and ``-`` are calls that succeed and fail, ``?`` one whose outcome is unknown, ``.`` is a second.
+    """Run calls that succeed ``+``, fail ``-`` or have an unknown outcome ``?``; ``.`` lets a second pass.
 
-    Tells for each call whether it was let through: ``y`` or ``n``.
+    Returns for each call whether it was admitted: ``y`` or ``n``.
     """
-    told = ""
+    admitted = ""
     for step in script:
         if step == ".":
             clock.now += 1
             continue
         ticket = breaker.admit()
-        told += "n" if ticket is None else "y"
+        admitted += "n" if ticket is None else "y"
         if ticket is not None:
-            breaker.settle(ticket, {"+": True, "-": False, "?": None}[step])
-    return told
+            breaker.record(ticket, {"+": True, "-": False, "?": None}[step])
+    return admitted
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "admitted"),
     [
         ("+++++", "yyyyy"),
         ("---+", "yyyn"),  # open
@@ -48,79 +48,79 @@ def run(breaker: Breaker, clock: Clock, script: str) -> str:
         ("---..+++", "yyyyyy"),  # the probe closes it
         ("---..-+..+", "yyyyny"),  # the probe opens it again
         ("---..?++", "yyyyyy"),  # an unknown outcome lets the next one probe
-        ("--?-", "yyyy"),  # ... and counts as nothing
-        ("---..+--+", "yyyyyyy"),  # what was before is forgotten once it closed
+        ("--?-", "yyyy"),  # ... and does not count
+        ("---..+--+", "yyyyyyy"),  # earlier failures are forgotten once it closed
     ],
 )
-def test_what_goes_through(script: str, told: str) -> None:
+def test_admitted_calls(script: str, admitted: str) -> None:
     clock = Clock()
-    assert run(Breaker(failures=3, cool_down_s=2, jitter=0, ratio=2, clock=clock), clock, script) == told
+    assert run(Breaker(failures=3, cool_down_s=2, jitter=0, ratio=2, clock=clock), clock, script) == admitted
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "admitted"),
     [
         ("-+-+-+-+-+-+", "yyyyyyyyynnn"),  # half of at least eight: open at the ninth
         ("-++-++-++-++", "yyyyyyyyyyyy"),  # a third is not half
         ("-+-+-+" + ".........." + "-+-+-+", "yyyyyyyyyyyy"),  # too long ago to count together
     ],
 )
-def test_a_share_of_failures_opens_it(script: str, told: str) -> None:
+def test_share_of_failures_opens_it(script: str, admitted: str) -> None:
     clock = Clock()
-    breaker = Breaker(failures=99, ratio=0.5, least_calls=8, window_s=4, jitter=0, clock=clock)
-    assert run(breaker, clock, script) == told
+    breaker = Breaker(failures=99, ratio=0.5, min_calls=8, window_s=4, jitter=0, clock=clock)
+    assert run(breaker, clock, script) == admitted
 
 
 def test_one_probe_at_a_time_until_it_is_overdue() -> None:
     clock = Clock()
     breaker = Breaker(failures=1, cool_down_s=2, jitter=0, clock=clock)
     run(breaker, clock, "-..")
-    lost = breaker.admit()
-    assert lost is not None
+    overdue = breaker.admit()
+    assert overdue is not None
     assert breaker.admit() is None
     clock.now += 2
     second = breaker.admit()
     assert second is not None
-    breaker.settle(lost, True)  # too late to say anything
-    assert not breaker.closed
-    breaker.settle(second, True)
-    assert breaker.closed
+    breaker.record(overdue, True)  # too late to count
+    assert not breaker.is_closed
+    breaker.record(second, True)
+    assert breaker.is_closed
 
 
-def test_what_was_asked_before_it_opened_does_not_close_it() -> None:
+def test_outcome_of_a_call_admitted_before_it_opened_does_not_close_it() -> None:
     clock = Clock()
     breaker = Breaker(failures=1, cool_down_s=2, jitter=0, clock=clock)
     early = breaker.admit()
     assert early is not None
     run(breaker, clock, "-..")
     assert breaker.admit() is not None
-    breaker.settle(early, True)
-    assert not breaker.closed
+    breaker.record(early, True)
+    assert not breaker.is_closed
     assert breaker.admit() is None
 
 
-@pytest.mark.parametrize(("chance", "wait"), [(0.0, 2.0), (0.5, 2.5), (1.0, 3.0)])
-def test_the_cool_down_is_lengthened_by_chance(chance: float, wait: float) -> None:
+@pytest.mark.parametrize(("fraction", "wait_s"), [(0.0, 2.0), (0.5, 2.5), (1.0, 3.0)])
+def test_cool_down_is_lengthened_at_random(fraction: float, wait_s: float) -> None:
     clock = Clock()
-    breaker = Breaker(failures=1, cool_down_s=2, jitter=0.5, clock=clock, chance=lambda: chance)
+    breaker = Breaker(failures=1, cool_down_s=2, jitter=0.5, clock=clock, random_fraction=lambda: fraction)
     run(breaker, clock, "-")
-    assert breaker.wait_s == pytest.approx(wait)
-    clock.now += wait
+    assert breaker.wait_s == pytest.approx(wait_s)
+    clock.now += wait_s
     assert breaker.wait_s == 0
     assert breaker.admit() is not None
 
 
-def test_asking_counts_the_errors_named_and_no_others() -> None:
+def test_guard_counts_only_the_named_errors() -> None:
     breaker = Breaker(failures=2, ratio=2, cool_down_s=60)
     for error in (ValueError, OSError, asyncio.CancelledError, OSError):
-        with pytest.raises(error), breaker.asking(OSError):
+        with pytest.raises(error), breaker.guard(OSError):
             raise error
-    with pytest.raises(BreakerOpenError, match=r"not asked for another \d+\.\d s"), breaker.asking(OSError):
-        pytest.fail("it was asked")
+    with pytest.raises(BreakerOpenError, match=r"not asked for another \d+\.\d s"), breaker.guard(OSError):
+        pytest.fail("the call was made")
 
 
-def test_threads_share_one() -> None:
-    """No probe is handed out twice, whoever asks."""
+def test_concurrent_threads_get_one_probe() -> None:
+    """No probe is admitted twice."""
     clock = Clock()
     breaker = Breaker(failures=1, cool_down_s=1, jitter=0, clock=clock)
     run(breaker, clock, "-.")
@@ -146,18 +146,18 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.breaker = Breaker(failures=3, ratio=2, cool_down_s=2, jitter=0, clock=self.clock)
-        self.under_way: list[int] = []
+        self.running: list[int] = []
 
     @rule()
-    def ask(self) -> None:
+    def start(self) -> None:
         if (ticket := self.breaker.admit()) is not None:
-            self.under_way.append(ticket)
+            self.running.append(ticket)
 
     @rule(data=st.data(), outcome=st.sampled_from([True, False]))
-    def answer(self, data: st.DataObject, outcome: bool) -> None:
-        if self.under_way:
-            at = data.draw(st.integers(0, len(self.under_way) - 1))
-            self.breaker.settle(self.under_way.pop(at), outcome)
+    def finish(self, data: st.DataObject, outcome: bool) -> None:
+        if self.running:
+            at = data.draw(st.integers(0, len(self.running) - 1))
+            self.breaker.record(self.running.pop(at), outcome)
 
     @rule(seconds=st.floats(0, 3))
     def wait(self, seconds: float) -> None:
@@ -165,16 +165,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.under_way.clear()
+        self.running.clear()
 
     @invariant()
-    def an_open_one_always_ends(self) -> None:
+    def open_state_is_bounded(self) -> None:
         assert self.breaker.wait_s <= 2
 
     def teardown(self) -> None:
         self.clock.now += 2
         assert run(self.breaker, self.clock, "+") == "y"
-        assert self.breaker.closed
+        assert self.breaker.is_closed
 
 
 TestMachine = Machine.TestCase

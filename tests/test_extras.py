@@ -20,9 +20,9 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 # What each extra is for. What loads a test runner is for those who have one.
 FOR = {
     "measure": ("tenfold.measure", "tenfold.cli", "tenfold.metrics"),
-    "redis": ("tenfold.sessions.stores.redis", "tenfold.overload.redis"),
+    "redis": ("tenfold.redis_pool", "tenfold.sessions.stores.redis", "tenfold.overload.redis"),
     "hashing": ("tenfold.hashing",),
-    "encryption": ("tenfold.signing", "tenfold.sessions.cookie"),
+    "encryption": ("tenfold.signing", "tenfold.sessions.cookie_sessions"),
     "database": (
         "tenfold.database",
         "tenfold.positions",

@@ -1,11 +1,14 @@
-"""Keys, rotation, and values that come back as they were given out: signed ones and encrypted ones.
+"""Signed and encrypted values that clients or stores hold, with expiry, purposes and key rotation.
 
     signer = Signer([new_key, former_key])
     token = signer.sign(b"42", purpose="unsubscribe", expires_s=3600)
     signer.verify(token, purpose="unsubscribe")  # b"42"
 
 The first key signs and seals, every key verifies and opens. To rotate, put a new key *behind* the present one
-until every instance knows it, then in front; take the former one out when what it signed is over.
+until every instance knows it, then in front; remove the former one when everything it signed has expired.
+
+Not itsdangerous: its tokens are 17 characters longer (80 for 20 bytes with an expiry, 63 here), it has no
+key ids, so a removed key looks like tampering, and it accepts several spellings of one signature.
 """
 
 from __future__ import annotations
@@ -27,35 +30,35 @@ if TYPE_CHECKING:
 __all__ = ["Sealer", "Signer", "generate_key"]
 
 KEY_BYTES = 32
-_FEWEST_DIFFERENT = 8  # of 32 bytes by chance, fewer are different once in 10^30 times
+_MIN_DISTINCT_BYTES = 8  # 32 random bytes have fewer distinct ones once in 10^30 times
 
 _ID = 4
 _FOREVER, _UNTIL = b"\x01", b"\x02"  # the first byte of a token: its format
 _EXPIRY = 6  # milliseconds since 1970, enough for 8,900 years
-_MAC = 16  # half of SHA-256, the least that RFC 2104 section 5 recommends: 128 bits
+_MAC = 16  # 128 bits, half of SHA-256: the least that RFC 2104 section 5 recommends
 
 _SEALED = b"\x01"
 _NONCE, _TAG = 12, 16
 
-_NOT_OURS = "the {} is not one that these keys made for this use, or it was changed: ask for a new one"
-_UNKNOWN_KEY = "the {} names a key that is not here: keep a former key until whatever it made is over"
+_INVALID = "the {} is not one that these keys made for this use, or it was changed: ask for a new one"
+_UNKNOWN_KEY = "the {} names a key that is not here: keep a former key until everything it made has expired"
 _EXPIRED = "the {} has expired: ask for a new one"
 _TOO_LONG = "the {} has {:,} bytes, more than the limit of {:,}: keep less in it"
 
 
 def generate_key() -> str:
-    """A new key: 256 bits of chance as 43 characters of URL-safe text, for an environment variable."""
+    """A new key: 256 random bits as 43 characters of URL-safe text, for an environment variable."""
     return secrets.token_urlsafe(KEY_BYTES)
 
 
 class Signer:
-    """Signs short values that clients carry, in URL-safe text (HMAC-SHA-256, truncated to 128 bits).
+    """Signs short values that clients carry, as URL-safe text (HMAC-SHA-256, truncated to 128 bits).
 
-    A token is 28 characters longer than its payload in Base64, 36 with an expiry. Whoever holds it can read
-    it: what is secret goes through a :class:`Sealer`. Use from any thread.
+    A token is 28 characters longer than its payload in Base64, 36 with an expiry. Its holder can read it: use
+    a :class:`Sealer` for secrets. Use from any thread.
 
     Args:
-        keys: each at least 32 bytes (as UTF-8 where it is text) of chance; the first signs.
+        keys: each at least 32 random bytes (as UTF-8 where it is text); the first signs.
         max_bytes: the longest payload; longer tokens are refused unread.
         clock: seconds since 1970.
 
@@ -77,7 +80,7 @@ class Signer:
         self._clock = clock
 
     def sign(self, payload: bytes, *, purpose: str, expires_s: float | None = None) -> str:
-        """``payload`` as a token that :meth:`verify` accepts for the same ``purpose``, until it expires.
+        """Return a token with ``payload``, which :meth:`verify` accepts for the same ``purpose``.
 
         Raises:
             SignatureError: the payload is longer than ``max_bytes``.
@@ -92,17 +95,17 @@ class Signer:
         return _encode(body + _mac(self._roots[self._id], purpose, body))
 
     def verify(self, token: str, *, purpose: str) -> bytes:
-        """The payload of a token.
+        """Return the payload of a token.
 
         Raises:
-            SignatureError: it has expired, its key is not among ours, or it was not signed for this purpose.
+            SignatureError: it has expired, its key is unknown, or it was not signed for this purpose.
         """
         raw = self._decode(token)
         body, mac = raw[:-_MAC], raw[-_MAC:]
         if (root := self._roots.get(body[1 : 1 + _ID])) is None:
             raise SignatureError(_UNKNOWN_KEY.format("signed value"))
         if not hmac.compare_digest(mac, _mac(root, purpose, body)):
-            raise SignatureError(_NOT_OURS.format("signed value"))
+            raise SignatureError(_INVALID.format("signed value"))
         payload = body[1 + _ID :]
         if body[:1] == _FOREVER:
             return payload
@@ -111,29 +114,29 @@ class Signer:
         return payload[_EXPIRY:]
 
     def _decode(self, token: str) -> bytes:
-        """One text for one token: what decodes to the same bytes in another spelling is refused too."""
+        """Decode a token; refuse any other spelling that Base64 decodes to the same bytes."""
         if len(token) > self._longest:
-            raise SignatureError(_NOT_OURS.format("signed value"))
+            raise SignatureError(_INVALID.format("signed value"))
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         except (binascii.Error, ValueError):
-            raise SignatureError(_NOT_OURS.format("signed value")) from None
+            raise SignatureError(_INVALID.format("signed value")) from None
         least = 1 + _ID + (_EXPIRY if raw[:1] == _UNTIL else 0) + _MAC
         if raw[:1] not in (_FOREVER, _UNTIL) or len(raw) < least or _encode(raw) != token:
-            raise SignatureError(_NOT_OURS.format("signed value"))
+            raise SignatureError(_INVALID.format("signed value"))
         return raw
 
 
 class Sealer:
-    """Encrypts values so that nobody else can read, change or move them (AES-256-GCM-SIV, RFC 8452).
+    """Encrypts values that others can then neither read, change nor move (AES-256-GCM-SIV, RFC 8452).
 
-    Nonces are random. SIV, because a store of sessions soon writes more often than plain AES-GCM allows with
-    random nonces (2^32 times a key): should one ever repeat here, it shows equal values to be equal, no
-    more. A sealed value is 33 bytes longer than its data. Use from any thread.
+    Nonces are random. SIV, because a session store soon writes more often than plain AES-GCM allows with
+    random nonces (2^32 times a key): a repeated nonce reveals here only that two values are equal. A sealed
+    value is 33 bytes longer than its data. Use from any thread.
 
     Args:
-        keys: each at least 32 bytes (as UTF-8 where it is text) of chance; the first seals.
-        purpose: what these values are; a sealer of another purpose cannot open them.
+        keys: each at least 32 random bytes (as UTF-8 where it is text); the first seals.
+        purpose: names the use of these values; a sealer of another purpose cannot open them.
         max_bytes: the longest data.
 
     Raises:
@@ -151,7 +154,7 @@ class Sealer:
         self._max_bytes = max_bytes
 
     def seal(self, data: bytes, context: bytes = b"") -> bytes:
-        """``data``, encrypted; opens only with the same ``context``: what it belongs to, say a row's key.
+        """Encrypt ``data``; it opens only with the same ``context``: its place, say a row's key.
 
         Raises:
             SignatureError: the data are longer than ``max_bytes``.
@@ -162,10 +165,10 @@ class Sealer:
         return head + nonce + self._ciphers[self._id].encrypt(nonce, data, head + context)
 
     def open(self, sealed: bytes, context: bytes = b"") -> bytes:
-        """The data of a sealed value.
+        """Return the data of a sealed value.
 
         Raises:
-            SignatureError: its key is not among ours, or it was not sealed for this purpose and context.
+            SignatureError: its key is unknown, or it was not sealed for this purpose and context.
         """
         from cryptography.exceptions import InvalidTag
 
@@ -175,13 +178,13 @@ class Sealer:
             sealed[1 + _ID + _NONCE :],
         )
         if head[:1] != _SEALED or not _TAG <= len(secret) <= self._max_bytes + _TAG:
-            raise SignatureError(_NOT_OURS.format("sealed value"))
+            raise SignatureError(_INVALID.format("sealed value"))
         if (cipher := self._ciphers.get(head[1:])) is None:
             raise SignatureError(_UNKNOWN_KEY.format("sealed value"))
         try:
             return cipher.decrypt(nonce, secret, head + context)
         except InvalidTag:
-            raise SignatureError(_NOT_OURS.format("sealed value")) from None
+            raise SignatureError(_INVALID.format("sealed value")) from None
 
 
 def _cipher() -> type[AESGCMSIV]:
@@ -200,20 +203,20 @@ def _cipher() -> type[AESGCMSIV]:
 
 
 def _roots(keys: Sequence[str | bytes] | str | bytes) -> dict[bytes, bytes]:
-    """Key ids and what is derived from each key, the first key first (HKDF-Extract, RFC 5869 section 2.2)."""
+    """Derived keys by key id, the first key first (HKDF-Extract, RFC 5869 section 2.2)."""
     keys = [keys] if isinstance(keys, str | bytes) else list(keys)
     if not keys:
         raise SettingsError("there is no key: make one with tenfold.signing.generate_key()")
     roots: dict[bytes, bytes] = {}
     for number, key in enumerate(keys, 1):
-        root = hmac.digest(b"tenfold", _checked(key, number), "sha256")
+        root = hmac.digest(b"tenfold", _key_material(key, number), "sha256")
         roots.setdefault(_expand(root, b"tenfold key id")[:_ID], root)
     return roots
 
 
-def _checked(key: str | bytes, number: int) -> bytes:
+def _key_material(key: str | bytes, number: int) -> bytes:
     material = key.encode() if isinstance(key, str) else bytes(key)
-    if len(material) < KEY_BYTES or len(set(material)) < _FEWEST_DIFFERENT:
+    if len(material) < KEY_BYTES or len(set(material)) < _MIN_DISTINCT_BYTES:
         raise SettingsError(
             f"key {number} is not {KEY_BYTES} random bytes or more: make one with "
             "tenfold.signing.generate_key()"

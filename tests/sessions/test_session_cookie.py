@@ -1,4 +1,4 @@
-"""Sessions that only their clients keep: what holds as for the others, and what does not."""
+"""Sessions stored in cookies: guarantees shared with server sessions, and limits of their own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def principal(client: Client) -> Any:
     return client.get("/show").json["principal"]
 
 
-def test_a_session_lives_in_its_cookie_alone() -> None:
+def test_session_is_stored_in_its_cookie_alone() -> None:
     client = Client(service(sessions=CookieSessions(sealer())))
     client.get("/put?a=secret")
     client.get("/login?who=ann")
@@ -46,11 +46,11 @@ def test_a_session_lives_in_its_cookie_alone() -> None:
 @pytest.mark.parametrize(
     "token", ["x", "A" * 100, "A" * 3900, "A" * 20_000, "-._", "A" * 22 + "." + "A" * 43]
 )
-def test_what_nobody_sealed_is_no_session(token: str) -> None:
+def test_unsealed_cookie_is_no_session(token: str) -> None:
     assert principal(Client(service(sessions=CookieSessions(sealer())), {COOKIE: token})) is None
 
 
-def test_a_changed_byte_or_another_key_opens_nothing_and_keys_rotate() -> None:
+def test_changed_byte_or_unknown_key_is_no_session_and_keys_rotate() -> None:
     client = Client(service(sessions=CookieSessions(sealer())))
     client.get("/login?who=ann")
     token = client.cookies[COOKIE]
@@ -64,15 +64,15 @@ def test_a_changed_byte_or_another_key_opens_nothing_and_keys_rotate() -> None:
     assert principal(Client(service(sessions=CookieSessions(sealer(new))), rotated.cookies)) == "ann"
 
 
-def test_idle_and_absolute_time_end_it_and_reads_refresh_it_now_and_then() -> None:
+def test_idle_and_absolute_expiry_of_cookie_sessions_and_refresh() -> None:
     clock = Clock()
     client = Client(service(sessions=CookieSessions(sealer(), idle_s=100, absolute_s=1000, clock=clock)))
     client.get("/login?who=ann")
-    set_again = 0
+    refreshes = 0
     for _ in range(50):
         clock.now += 2
-        set_again += bool(client.get("/show").header("set-cookie"))
-    assert set_again == 10
+        refreshes += bool(client.get("/show").header("set-cookie"))
+    assert refreshes == 10
     idle = dict(client.cookies)
     clock.now += 101
     assert principal(Client(client.app, idle)) is None
@@ -85,14 +85,14 @@ def test_idle_and_absolute_time_end_it_and_reads_refresh_it_now_and_then() -> No
     assert principal(client) is None
 
 
-def test_too_much_for_a_cookie_is_refused() -> None:
+def test_cookie_session_over_the_size_limit_is_refused() -> None:
     client = Client(service(sessions=CookieSessions(sealer())))
     assert client.get("/large?bytes=2900").status == 413
     assert client.get("/large?bytes=2500").status == 200
     assert len(COOKIE) + 1 + len(client.cookies[COOKIE]) <= 4096
 
 
-def test_a_planted_session_is_worth_nothing_after_the_login() -> None:
+def test_planted_cookie_is_invalid_after_the_login() -> None:
     mallory = Client(service(sessions=CookieSessions(sealer())))
     mallory.get("/put?a=1")
     victim = Client(mallory.app, mallory.cookies)
@@ -103,9 +103,9 @@ def test_a_planted_session_is_worth_nothing_after_the_login() -> None:
 # ------------------------------------------------------------------ revocation
 
 
-def test_with_revocations_logout_ends_every_copy(revocations: WatchedStore) -> None:
+def test_logout_with_revocations_ends_every_copy(revocations: WatchedStore) -> None:
     sessions = CookieSessions(sealer(), revocations=revocations)
-    assert sessions.revocable
+    assert sessions.can_revoke
     client = Client(service(sessions=sessions))
     client.get("/login?who=ann")
     stolen = Client(client.app, client.cookies)
@@ -116,9 +116,9 @@ def test_with_revocations_logout_ends_every_copy(revocations: WatchedStore) -> N
     assert principal(stolen) is None
 
 
-def test_the_control_without_revocations_a_copy_lives_on() -> None:
+def test_the_control_copy_survives_logout_without_revocations() -> None:
     sessions = CookieSessions(sealer())
-    assert not sessions.revocable
+    assert not sessions.can_revoke
     client = Client(service(sessions=sessions))
     client.get("/login?who=ann")
     stolen = Client(client.app, client.cookies)
@@ -139,7 +139,7 @@ def test_logout_everywhere_and_rotation_with_revocations(revocations: WatchedSto
     assert [principal(client) for client in (phone, laptop, bob)] == [None, None, "bob"]
 
 
-def test_without_revocations_what_cannot_be_done_is_refused() -> None:
+def test_revoking_without_revocations_is_refused() -> None:
     sessions = CookieSessions(sealer())
     for call in (
         sessions.logout_everywhere("ann"),
@@ -150,21 +150,21 @@ def test_without_revocations_what_cannot_be_done_is_refused() -> None:
             asyncio.run(call)
 
 
-def test_revocations_that_do_not_answer_close_the_door(revocations: WatchedStore) -> None:
+def test_unavailable_revocations_are_a_503(revocations: WatchedStore) -> None:
     client = Client(service(sessions=CookieSessions(sealer(), revocations=revocations)))
     client.get("/login?who=ann")
     revocations.break_down()
     assert client.get("/show").status == 503
 
 
-def test_a_change_that_no_cookie_can_carry_any_more_is_an_error() -> None:
+def test_change_after_the_cookie_was_sent_is_an_error() -> None:
     client = Client(service(sessions=CookieSessions(sealer())))
     client.get("/background?save")
     assert isinstance(client.raised, SessionError)
     assert client.get("/show").json["data"] == {"before": 1}
 
 
-def test_the_limit_that_is_told_of_concurrent_requests_the_last_answer_wins() -> None:
+def test_documented_limit_last_response_of_concurrent_requests_wins() -> None:
     app = service(sessions=CookieSessions(sealer()))
     client = Client(app)
     client.get("/put?a=1")

@@ -1,4 +1,4 @@
-"""The store is gone, or full of what others wrote: never a 500, and nothing acknowledged that is not so."""
+"""Unavailable stores and foreign payloads: never a 500, no acknowledged change that is not stored."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tenfold.errors import SettingsError
-from tenfold.sessions import CookieTransport, Sessions
-from tenfold.sessions.middleware import policy_of
+from tenfold.sessions import CookieTransport, ServerSessions
+from tenfold.sessions.middleware import policy_lookup
 from tests.sessions.support.client import Client
 from tests.sessions.support.sealing import PlainSealer
 from tests.sessions.support.service import WatchedStore, service
@@ -40,24 +40,24 @@ def break_down(store: WatchedStore, fault: Exception | None) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_closed_is_a_503_with_retry_after(
+def test_closed_policy_is_a_503_with_retry_after(
     store: WatchedStore, outside: bool, fault: Exception | None
 ) -> None:
     client = with_session(store, outside=outside, retry_after_s=7)
     cookies = dict(client.cookies)
     break_down(store, fault)
     for path in ("/show", "/put?a=2", "/login?who=ann", "/logout", "/swallow", "/blocking", "/fail"):
-        answer = client.get(path)
-        assert (path, answer.status) == (path, 503)
-        assert answer.header("retry-after") == ["7"]
-        assert answer.header("cache-control") == ["no-store"]
+        response = client.get(path)
+        assert (path, response.status) == (path, 503)
+        assert response.header("retry-after") == ["7"]
+        assert response.header("cache-control") == ["no-store"]
         assert client.cookies == cookies
     assert client.get("/untouched").status == 200
     store.fault = None
     assert client.get("/show").json["data"] == {"a": "1"}
 
 
-def test_one_request_waits_for_a_dead_store_once(store: WatchedStore) -> None:
+def test_one_request_asks_a_failed_store_once(store: WatchedStore) -> None:
     client = with_session(store)
     store.break_down()
     store.operations.clear()
@@ -66,7 +66,7 @@ def test_one_request_waits_for_a_dead_store_once(store: WatchedStore) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_first_write_that_cannot_be_stored_is_a_503(
+def test_first_write_that_cannot_be_stored_is_a_503(
     store: WatchedStore, outside: bool, fault: Exception | None
 ) -> None:
     client = Client(service(store=store, outside=outside))
@@ -77,7 +77,7 @@ def test_a_first_write_that_cannot_be_stored_is_a_503(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_anonymous_reads_as_nobody_and_writes_nothing(
+def test_anonymous_policy_reads_as_logged_out_and_refuses_writes(
     store: WatchedStore, outside: bool, fault: Exception | None
 ) -> None:
     client = with_session(store, outside=outside, when_unavailable="anonymous")
@@ -87,13 +87,13 @@ def test_anonymous_reads_as_nobody_and_writes_nothing(
     assert client.get("/show").json == {"data": {}, "principal": None}
     for path in ("/put?a=2", "/login?who=bob", "/logout", "/blocking"):
         assert client.get(path).status == 503
-    # Not even a write for which the store is back: it would replace the session that could not be read.
+    # Writes are refused even if the store recovers: they would replace the session that could not be read.
     assert client.cookies == cookies
     store.fault = None
     assert client.get("/show").json == {"data": {"a": "1"}, "principal": "ann"}
 
 
-def test_the_control_the_policy_makes_the_difference(store: WatchedStore) -> None:
+def test_the_control_policy_decides_by_path(store: WatchedStore) -> None:
     client = with_session(store, when_unavailable={"/": "anonymous", "/put": "closed", "/show": "closed"})
     store.break_down()
     assert client.get("/show").status == 503
@@ -115,12 +115,12 @@ def test_the_control_the_policy_makes_the_difference(store: WatchedStore) -> Non
         ("", "closed"),
     ],
 )
-def test_the_longest_prefix_of_whole_segments_decides(path: str, policy: str) -> None:
-    decide = policy_of({"/shop": "anonymous", "/shop/admin/": "closed"})
+def test_longest_prefix_of_whole_segments_decides(path: str, policy: str) -> None:
+    decide = policy_lookup({"/shop": "anonymous", "/shop/admin/": "closed"})
     assert decide({"path": path}) == policy
 
 
-def test_a_function_decides_as_well(store: WatchedStore) -> None:
+def test_policy_can_be_a_function(store: WatchedStore) -> None:
     client = with_session(
         store, when_unavailable=lambda scope: "anonymous" if scope["path"] == "/show" else "closed"
     )
@@ -129,28 +129,28 @@ def test_a_function_decides_as_well(store: WatchedStore) -> None:
 
 
 @pytest.mark.parametrize("policy", ["open", {"/": "open"}, {"show": "closed"}])
-def test_a_policy_that_does_not_exist(policy: Any) -> None:
+def test_unknown_policy_is_refused(policy: Any) -> None:
     with pytest.raises(SettingsError):
         service(outside=True, store=WatchedStore(), when_unavailable=policy)
 
 
-def test_a_refresh_that_fails_harms_no_read(store: WatchedStore) -> None:
+def test_failed_refresh_does_not_fail_a_read(store: WatchedStore) -> None:
     now = [0.0]
-    client = Client(service(sessions=Sessions(store, clock=lambda: now[0])))
+    client = Client(service(sessions=ServerSessions(store, clock=lambda: now[0])))
     client.get("/put?a=1")
     now[0] = 600
     reads = store.read
 
-    async def read_then_gone(handle: str) -> Any:
+    async def read_then_break_down(handle: str) -> Any:
         found = await reads(handle)
         store.break_down()
         return found
 
-    store.read = read_then_gone  # type: ignore[method-assign]
+    store.read = read_then_break_down  # type: ignore[method-assign]
     assert client.get("/show").json["data"] == {"a": "1"}
 
 
-def test_a_websocket_is_told_to_come_again(store: WatchedStore) -> None:
+def test_websocket_is_refused_while_the_store_is_unavailable(store: WatchedStore) -> None:
     client = with_session(store)
     store.break_down()
     assert client.websocket("/chat") == [
@@ -163,8 +163,8 @@ def test_a_websocket_is_told_to_come_again(store: WatchedStore) -> None:
 # ------------------------------------------------------------------ two releases, one store
 
 
-def rewritten(store: WatchedStore, change: Any) -> bytes:
-    """What a release to come would have written in place of the only session."""
+def rewrite(store: WatchedStore, change: Any) -> bytes:
+    """Rewrite the only session as a future release would have; return the payload."""
     (entry,) = store._entries.values()
     assert entry.stored is not None
     payload = json.dumps(change(json.loads(entry.stored.payload))).encode()
@@ -172,9 +172,9 @@ def rewritten(store: WatchedStore, change: Any) -> bytes:
     return payload
 
 
-def test_fields_that_a_newer_release_added_survive_a_write_of_this_one(store: WatchedStore) -> None:
+def test_unknown_fields_of_a_newer_release_survive_a_write(store: WatchedStore) -> None:
     client = with_session(store)
-    rewritten(store, lambda record: {**record, "v": 101, "mood": {"x": [1]}})
+    rewrite(store, lambda record: {**record, "v": 101, "mood": {"x": [1]}})
     assert client.get("/show").json["data"] == {"a": "1"}
     assert client.get("/put?b=2").status == 200
     (entry,) = store._entries.values()
@@ -183,10 +183,10 @@ def test_fields_that_a_newer_release_added_survive_a_write_of_this_one(store: Wa
     assert (written["v"], written["mood"], written["k"]) == (101, {"x": [1]}, {"a": "1", "b": "2"})
 
 
-def test_a_record_in_a_format_to_come_is_left_alone(store: WatchedStore) -> None:
+def test_record_in_a_future_format_is_neither_read_nor_replaced(store: WatchedStore) -> None:
     client = with_session(store)
     cookies = dict(client.cookies)
-    payload = rewritten(store, lambda record: {"v": 200, "everything": "else"})
+    payload = rewrite(store, lambda record: {"v": 200, "everything": "else"})
     assert [client.get(path).status for path in ("/show", "/put?a=2", "/login?who=ann")] == [503] * 3
     (entry,) = store._entries.values()
     assert entry.stored is not None
@@ -197,7 +197,7 @@ def test_a_record_in_a_format_to_come_is_left_alone(store: WatchedStore) -> None
 @pytest.mark.parametrize(
     "payload", [b"", b"{", b"[]", b"{}", b'{"v": 100}', b"\xff\x00", b'{"v": "x"}', b"gASV"]
 )
-def test_what_is_no_record_is_no_session(store: WatchedStore, payload: bytes) -> None:
+def test_invalid_payload_is_no_session(store: WatchedStore, payload: bytes) -> None:
     client = with_session(store)
     (entry,) = store._entries.values()
     entry.stored = type(entry.stored)(1, payload)  # type: ignore[misc]
@@ -211,19 +211,19 @@ OLD, NEW = bytes(range(32)), bytes(range(1, 33))
 
 
 def test_payloads_are_sealed_and_keys_rotate(store: WatchedStore) -> None:
-    client = Client(service(sessions=Sessions(store, sealer=PlainSealer(OLD))))
+    client = Client(service(sessions=ServerSessions(store, sealer=PlainSealer(OLD))))
     client.get("/put?secret=plain")
     assert "plain" not in repr(store._entries)
-    rotated = Client(service(sessions=Sessions(store, sealer=PlainSealer(NEW, OLD))), client.cookies)
+    rotated = Client(service(sessions=ServerSessions(store, sealer=PlainSealer(NEW, OLD))), client.cookies)
     assert rotated.get("/show").json["data"] == {"secret": "plain"}
-    rotated.get("/put?a=1")  # written anew, hence with the new key
-    done = Client(service(sessions=Sessions(store, sealer=PlainSealer(NEW))), client.cookies)
+    rotated.get("/put?a=1")  # sealed with the new key
+    done = Client(service(sessions=ServerSessions(store, sealer=PlainSealer(NEW))), client.cookies)
     assert done.get("/show").json["data"] == {"secret": "plain", "a": "1"}
     assert client.get("/show").json["data"] == {}
 
 
-def test_a_payload_moved_to_another_handle_opens_nothing(store: WatchedStore) -> None:
-    app = service(sessions=Sessions(store, sealer=PlainSealer(OLD)))
+def test_sealed_payload_moved_to_another_handle_is_no_session(store: WatchedStore) -> None:
+    app = service(sessions=ServerSessions(store, sealer=PlainSealer(OLD)))
     ann, mallory = Client(app), Client(app)
     ann.get("/login?who=ann")
     mallory.get("/login?who=mallory")
@@ -233,7 +233,7 @@ def test_a_payload_moved_to_another_handle_opens_nothing(store: WatchedStore) ->
     assert moved.get("/show").json["principal"] is None
 
 
-def test_the_control_without_sealing_a_payload_can_be_read_and_moved(store: WatchedStore) -> None:
+def test_the_control_unsealed_payload_can_be_read_and_moved(store: WatchedStore) -> None:
     app = service(store=store)
     mallory = Client(app)
     mallory.get("/login?who=mallory")
@@ -244,7 +244,7 @@ def test_the_control_without_sealing_a_payload_can_be_read_and_moved(store: Watc
     assert moved.get("/show").json["principal"] == "mallory"
 
 
-def test_plain_http_is_for_development(store: WatchedStore) -> None:
+def test_cookie_without_secure_has_no_prefix(store: WatchedStore) -> None:
     client = Client(service(store=store, transport=CookieTransport(secure=False, max_age_s=60)))
     (cookie,) = client.get("/put?a=1").header("set-cookie")
     name, _, attributes = cookie.partition("=")

@@ -1,4 +1,4 @@
-"""Who a session belongs to: fixation, logout, devices, rotation."""
+"""Login and logout, session fixation, rotation, devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tenfold.errors import SessionError
-from tenfold.sessions import BearerTransport, MemoryStore, Session, Sessions
+from tenfold.sessions import BearerTransport, MemoryStore, ServerSessions, Session
 from tests.sessions.support.client import Client
 from tests.sessions.support.service import Clock, WatchedStore, service
 
@@ -46,7 +46,7 @@ def principal(client: Client) -> str | None:
     "token",
     [FORGED, "x", "A" * 22, "a.b", FORGED + "x", "A" * 5000, "." * 66, "é", "A" * 22 + "." + "=" * 43],
 )
-def test_an_unknown_token_is_never_adopted(app: Any, store: WatchedStore, token: str) -> None:
+def test_unknown_token_is_never_adopted(app: Any, store: WatchedStore, token: str) -> None:
     client = Client(app, {COOKIE: token})
     client.get("/put?a=1")
     assert client.cookies[COOKIE] != token
@@ -54,7 +54,7 @@ def test_an_unknown_token_is_never_adopted(app: Any, store: WatchedStore, token:
     assert Client(app, {COOKIE: token}).get("/show").json["data"] == {}
 
 
-def test_a_session_planted_before_the_login_is_worth_nothing_after_it(app: Any) -> None:
+def test_planted_token_is_invalid_after_the_login(app: Any) -> None:
     mallory = Client(app)
     mallory.get("/put?planted=1")
     victim = Client(app, mallory.cookies)
@@ -65,7 +65,7 @@ def test_a_session_planted_before_the_login_is_worth_nothing_after_it(app: Any) 
     assert victim.get("/show").json["data"] == {"planted": "1"}
 
 
-def test_the_control_without_the_secret_the_planted_session_is_logged_in(
+def test_the_control_planted_token_is_logged_in_without_the_secret_check(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hmac, "compare_digest", lambda ours, theirs: True)
@@ -75,13 +75,13 @@ def test_the_control_without_the_secret_the_planted_session_is_logged_in(
     assert principal(mallory) == "ann"
 
 
-def test_the_handle_alone_opens_nothing(app: Any) -> None:
+def test_handle_alone_is_no_credential(app: Any) -> None:
     client = logged_in(app)
     handle = client.cookies[COOKIE].partition(".")[0]
     assert principal(Client(app, {COOKIE: handle + "." + "A" * 43})) is None
 
 
-def test_rotation_changes_the_token_and_keeps_the_session(app: Any) -> None:
+def test_rotation_replaces_the_token_and_keeps_the_session(app: Any) -> None:
     client = logged_in(app)
     before = dict(client.cookies)
     client.get("/rotate")
@@ -93,7 +93,7 @@ def test_rotation_changes_the_token_and_keeps_the_session(app: Any) -> None:
 # ------------------------------------------------------------------ logout
 
 
-def test_a_token_is_worth_nothing_after_logout(app: Any) -> None:
+def test_token_is_invalid_after_logout(app: Any) -> None:
     client = logged_in(app)
     stolen = dict(client.cookies)
     client.get("/logout")
@@ -105,15 +105,15 @@ def test_a_token_is_worth_nothing_after_logout(app: Any) -> None:
     assert principal(Client(app, stolen)) is None
 
 
-def test_what_is_set_after_logout_is_another_session(app: Any) -> None:
+def test_values_set_after_logout_start_a_new_session(app: Any) -> None:
     client = logged_in(app)
     before = dict(client.cookies)
-    client.get("/logout_and_say_so")
+    client.get("/logout_with_message")
     assert client.get("/show").json == {"data": {"message": "bye"}, "principal": None}
     assert client.cookies[COOKIE].partition(".")[0] != before[COOKIE].partition(".")[0]
 
 
-def test_another_principals_data_are_not_inherited(app: Any) -> None:
+def test_login_of_another_principal_inherits_no_data(app: Any) -> None:
     client = logged_in(app)
     client.get("/put?secret=of-ann")
     before = dict(client.cookies)
@@ -122,41 +122,43 @@ def test_another_principals_data_are_not_inherited(app: Any) -> None:
     assert principal(Client(app, before)) is None
 
 
-def test_logout_everywhere_ends_every_device_and_nobody_elses(app: Any, store: WatchedStore) -> None:
+def test_logout_everywhere_ends_every_session_of_that_principal_only(app: Any, store: WatchedStore) -> None:
     phone, laptop, bob = logged_in(app), logged_in(app), logged_in(app, "bob")
     phone.get("/logout_everywhere")
     assert [principal(each) for each in (phone, laptop, bob)] == [None, None, "bob"]
-    asyncio.run(Sessions(store).logout_everywhere("bob"))
+    asyncio.run(ServerSessions(store).logout_everywhere("bob"))
     assert principal(bob) is None
 
 
-class Forgetful(WatchedStore):
-    """A full group forgets a member that nobody revoked."""
+class DropsMembers(WatchedStore):
+    """Drops a member of a full group without revoking it."""
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        surplus = await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
-        return surplus and await super().enlist(group, handle, ttl_s=ttl_s, instead_of=surplus)
+        surplus = await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
+        return surplus and await super().add_member(group, handle, ttl_s=ttl_s, replacing=surplus)
 
 
-def test_no_number_of_logins_hides_a_session(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenfold.sessions.stores.memory.MOST_MEMBERS", 3)
+def test_full_list_of_sessions_hides_none_from_logout_everywhere(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenfold.sessions.stores.memory.MAX_MEMBERS", 3)
     thief, *others = [logged_in(app) for _ in range(5)]
     assert [principal(each) for each in (thief, *others)] == [None, None, "ann", "ann", "ann"]
     others[-1].get("/logout_everywhere")
     assert not any(principal(each) for each in others)
 
 
-def test_the_control_a_store_that_forgets_members_hides_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenfold.sessions.stores.memory.MOST_MEMBERS", 3)
-    app = service(store=Forgetful())
+def test_the_control_store_that_drops_members_hides_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenfold.sessions.stores.memory.MAX_MEMBERS", 3)
+    app = service(store=DropsMembers())
     thief, *others = [logged_in(app) for _ in range(5)]
     others[-1].get("/logout_everywhere")
     assert principal(thief) == "ann"
 
 
-def test_nobody_cannot_log_out_everywhere(app: Any) -> None:
+def test_logout_everywhere_needs_a_login(app: Any) -> None:
     client = Client(app)
     client.get("/logout_everywhere")
     assert isinstance(client.raised, SessionError)
@@ -165,7 +167,7 @@ def test_nobody_cannot_log_out_everywhere(app: Any) -> None:
 # ------------------------------------------------------------------ devices
 
 
-def test_devices_are_listed_with_labels_and_ended_one_by_one(app: Any) -> None:
+def test_devices_are_listed_with_labels_and_revoked_one_by_one(app: Any) -> None:
     phone, laptop, bob = (
         logged_in(app, device="phone"),
         logged_in(app, device="laptop"),
@@ -181,7 +183,7 @@ def test_devices_are_listed_with_labels_and_ended_one_by_one(app: Any) -> None:
     assert [label for _, label, _ in laptop.get("/devices").json] == ["laptop"]
 
 
-def test_one_can_end_the_session_one_is_in(app: Any) -> None:
+def test_request_can_revoke_its_own_session(app: Any) -> None:
     client = logged_in(app)
     handle = client.cookies[COOKIE].partition(".")[0]
     assert client.get(f"/revoke?handle={handle}").json is True
@@ -190,7 +192,7 @@ def test_one_can_end_the_session_one_is_in(app: Any) -> None:
 
 def test_devices_outside_of_requests(store: WatchedStore) -> None:
     clock = Clock()
-    sessions = Sessions(store, clock=clock)
+    sessions = ServerSessions(store, clock=clock)
     app = service(sessions=sessions)
     logged_in(app, device="old")
     clock.now += 10
@@ -198,34 +200,34 @@ def test_devices_outside_of_requests(store: WatchedStore) -> None:
     devices = asyncio.run(sessions.devices("ann"))
     assert [device.label for device in devices] == ["x" * 200, "old"]
     assert [device.created for device in devices] == [clock.now, clock.now - 10]
-    assert asyncio.run(sessions.devices("nobody")) == []
+    assert asyncio.run(sessions.devices("unknown")) == []
 
 
 @pytest.mark.parametrize("who", ["", 7, None, "x" * 256])
-def test_a_principal_is_text(who: Any) -> None:
+def test_principal_must_be_text(who: Any) -> None:
     with pytest.raises(SessionError, match=r"str\(user\.id\)"):
-        Session(Sessions(MemoryStore())).login(who)
+        Session(ServerSessions(MemoryStore())).login(who)
 
 
 # ------------------------------------------------------------------ bearer tokens
 
 
-def test_a_bearer_client_gets_its_token_from_login(store: WatchedStore) -> None:
+def test_bearer_client_gets_its_token_from_login(store: WatchedStore) -> None:
     app = service(store=store, transport=BearerTransport())
     client = Client(app)
-    answer = client.get("/login?who=ann")
-    assert not answer.header("set-cookie")
-    client.bearer = answer.json
-    answer = client.get("/show")
-    assert answer.json["principal"] == "ann"
-    assert answer.header("vary") == ["Authorization"]
+    response = client.get("/login?who=ann")
+    assert not response.header("set-cookie")
+    client.bearer = response.json
+    response = client.get("/show")
+    assert response.json["principal"] == "ann"
+    assert response.header("vary") == ["Authorization"]
     client.bearer, before = client.get("/rotate").json, client.bearer
     assert [principal(client), principal(Client(app, bearer=before))] == ["ann", None]
     client.get("/logout")
     assert principal(client) is None
 
 
-def test_a_session_of_which_a_bearer_client_would_never_hear_is_an_error(store: WatchedStore) -> None:
+def test_new_session_without_token_for_a_bearer_client_is_an_error(store: WatchedStore) -> None:
     client = Client(service(store=store, transport=BearerTransport()))
     client.get("/put?a=1")
     assert isinstance(client.raised, SessionError)

@@ -1,4 +1,4 @@
-"""Concurrent requests: whatever their order, nothing acknowledged is lost and nothing comes back."""
+"""Concurrent requests in any order: no acknowledged update is lost, no ended session restored."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import SessionEndedError, SessionStoreError
-from tenfold.sessions.backend import Kept
-from tenfold.sessions.server import Sessions
+from tenfold.sessions.backend import StoredSession
+from tenfold.sessions.server_sessions import ServerSessions
 from tenfold.sessions.session import Session
 from tests.sessions.support.interleaving import LastWriteWins, SteppedStore, Upserts, interleave, run
 
@@ -19,25 +19,31 @@ Request = Callable[[Session], Any]
 KEYS = ("a", "b", "c")
 
 
-def begun(sessions: Sessions, **data: Any) -> str:
-    """The token of a new session."""
+def start_session(sessions: ServerSessions, **data: Any) -> str:
+    """Start a session; return its token."""
     session = Session(sessions)
     session.update(data or {"first": True})
     run(session.save())
-    assert session.outbox
-    return session.outbox
+    assert session.pending_token
+    return session.pending_token
 
 
-async def visit(sessions: Sessions, token: str, do: Request) -> Session:
+async def run_request(sessions: ServerSessions, token: str, do: Request) -> Session:
     session = Session(sessions, await sessions.load(token))
     do(session)
     await session.save()
     return session
 
 
-def found(sessions: Sessions, token: str) -> dict[str, Any] | None:
-    kept = run(sessions.load(token))
-    return dict(Session(sessions, kept)) if isinstance(kept, Kept) else None
+def load_data(sessions: ServerSessions, token: str) -> dict[str, Any] | None:
+    stored = run(sessions.load(token))
+    return dict(Session(sessions, stored)) if isinstance(stored, StoredSession) else None
+
+
+def in_order(*order: int) -> Callable[[list[int]], int]:
+    """Choose requests by number in this order, then the first that is running."""
+    turns = iter(order)
+    return lambda running: next((number for number in turns if number in running), running[0])
 
 
 # ------------------------------------------------------------------ no lost update
@@ -52,9 +58,9 @@ def put(key: str, item: int) -> Request:
 
 
 def write_all(store: SteppedStore, writers: int, choose: Callable[[list[int]], int]) -> dict[str, Any]:
-    """Every writer adds its own key, counts itself, and appends to a list that all share."""
-    sessions = Sessions(store)
-    token = begun(sessions, n=0)
+    """Let every writer add its own key, increment a counter, and append to a shared list."""
+    sessions = ServerSessions(store)
+    token = start_session(sessions, n=0)
 
     def writer(number: int) -> Request:
         def do(session: Session) -> None:
@@ -64,83 +70,77 @@ def write_all(store: SteppedStore, writers: int, choose: Callable[[list[int]], i
 
         return do
 
-    results = interleave([visit(sessions, token, writer(number)) for number in range(writers)], choose)
+    results = interleave([run_request(sessions, token, writer(number)) for number in range(writers)], choose)
     assert not [result for result in results if isinstance(result, Exception)]
-    kept = found(sessions, token)
-    assert kept is not None
-    return kept
+    stored = load_data(sessions, token)
+    assert stored is not None
+    return stored
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), writers=st.integers(2, 6))
-def test_no_update_of_another_key_and_no_count_is_lost(data: st.DataObject, writers: int) -> None:
-    kept = write_all(SteppedStore(), writers, lambda running: data.draw(st.sampled_from(running)))
-    assert {key for key in kept if key.startswith("own")} == {f"own{number}" for number in range(writers)}
-    assert kept["n"] == writers
-    assert sorted(kept["all"]) == list(range(writers))
+def test_no_update_of_another_key_and_no_increment_is_lost(data: st.DataObject, writers: int) -> None:
+    stored = write_all(SteppedStore(), writers, lambda running: data.draw(st.sampled_from(running)))
+    assert {key for key in stored if key.startswith("own")} == {f"own{number}" for number in range(writers)}
+    assert stored["n"] == writers
+    assert sorted(stored["all"]) == list(range(writers))
 
 
 def test_the_control_without_compare_and_set_updates_are_lost() -> None:
-    turns = iter([0, 1, 0, 1, 0, 1])
-    kept = write_all(LastWriteWins(), 2, lambda running: next((n for n in turns if n in running), running[0]))
-    assert kept["n"] == 1
-    assert ("own0" in kept) != ("own1" in kept)
+    stored = write_all(LastWriteWins(), 2, in_order(0, 1, 0, 1, 0, 1))
+    assert stored["n"] == 1
+    assert ("own0" in stored) != ("own1" in stored)
 
 
-def test_nested_edits_of_different_keys_merge_and_of_the_same_the_last_wins() -> None:
-    sessions = Sessions(SteppedStore())
-    token = begun(sessions, x=[], y=[])
+def test_nested_edits_of_different_keys_merge() -> None:
+    sessions = ServerSessions(SteppedStore())
+    token = start_session(sessions, x=[], y=[])
     both = [
-        visit(sessions, token, lambda session: session["x"].append(1)),
-        visit(sessions, token, lambda session: session["y"].append(2)),
+        run_request(sessions, token, lambda session: session["x"].append(1)),
+        run_request(sessions, token, lambda session: session["y"].append(2)),
     ]
-    turns = iter([0, 1, 0, 1])
-    interleave(both, lambda running: next((n for n in turns if n in running), running[0]))
-    assert found(sessions, token) == {"x": [1], "y": [2]}
+    interleave(both, in_order(0, 1, 0, 1))
+    assert load_data(sessions, token) == {"x": [1], "y": [2]}
 
 
-# ------------------------------------------------------------------ no resurrection
+# ------------------------------------------------------------------ no restored session
 
 
 def log_out(session: Session) -> None:
     session.logout()
 
 
-def after_logout(store: SteppedStore, choose: Callable[[list[int]], int]) -> tuple[Any, list[Any]]:
-    sessions = Sessions(store)
-    token = begun(sessions, cart=[])
+def run_with_logout(store: SteppedStore, choose: Callable[[list[int]], int]) -> tuple[Any, list[Any]]:
+    sessions = ServerSessions(store)
+    token = start_session(sessions, cart=[])
     requests = [
-        visit(sessions, token, log_out),
-        visit(sessions, token, put("a", 1)),
-        visit(sessions, token, append("cart", 2)),
+        run_request(sessions, token, log_out),
+        run_request(sessions, token, put("a", 1)),
+        run_request(sessions, token, append("cart", 2)),
     ]
     results = interleave(requests, choose)
-    return found(sessions, token), results
+    return load_data(sessions, token), results
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_logout_wins_over_every_late_write(data: st.DataObject) -> None:
-    kept, results = after_logout(SteppedStore(), lambda running: data.draw(st.sampled_from(running)))
-    assert kept is None
+    stored, results = run_with_logout(SteppedStore(), lambda running: data.draw(st.sampled_from(running)))
+    assert stored is None
     for result in results[1:]:  # acknowledged before the logout, in a session that began after it, or refused
         assert isinstance(result, Session | SessionEndedError)
 
 
-def test_the_control_without_tombstones_a_late_write_brings_the_session_back() -> None:
-    # The write has read the session, the logout goes through, the write arrives.
-    turns = iter([1, 1, 0, 0, 0, 1, 1])
-    kept, _ = after_logout(Upserts(), lambda running: next((n for n in turns if n in running), running[0]))
-    assert kept is not None
-    turns = iter([1, 1, 0, 0, 0, 1, 1])
-    kept, results = after_logout(
-        SteppedStore(), lambda running: next((n for n in turns if n in running), running[0])
-    )
-    assert kept is None
+def test_the_control_without_tombstones_a_late_write_restores_the_session() -> None:
+    # The write reads the session, the logout completes, the write is sent.
+    stored, _ = run_with_logout(Upserts(), in_order(1, 1, 0, 0, 0, 1, 1))
+    assert stored is not None
+    stored, results = run_with_logout(SteppedStore(), in_order(1, 1, 0, 0, 0, 1, 1))
+    assert stored is None
     assert isinstance(results[1], SessionEndedError)
 
 
-# ------------------------------------------------------------------ everything at once, against a model
+# ------------------------------------------------------------------ random requests, against a model
 
 
 KINDS = st.lists(
@@ -152,14 +152,14 @@ KINDS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), kinds=KINDS)
-def test_any_order_of_requests_is_as_good_as_one_after_the_other(
+def test_concurrent_requests_are_equivalent_to_some_serial_order(
     data: st.DataObject, kinds: list[str]
 ) -> None:
     check_any_order(SteppedStore(), data, kinds)
 
 
 @pytest.mark.parametrize("broken", [LastWriteWins, Upserts])
-def test_the_control_the_model_finds_what_a_broken_store_does(broken: type[SteppedStore]) -> None:
+def test_the_control_model_detects_broken_stores(broken: type[SteppedStore]) -> None:
     @settings(max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(data=st.data(), kinds=KINDS)
     def search(data: st.DataObject, kinds: list[str]) -> None:
@@ -170,37 +170,38 @@ def test_the_control_the_model_finds_what_a_broken_store_does(broken: type[Stepp
 
 
 def check_any_order(store: SteppedStore, data: st.DataObject, kinds: list[str]) -> None:
-    """What is kept in the end is what some order of the acknowledged requests, one at a time, would leave.
+    """Check that the stored session is the result of some serial order of the acknowledged requests.
 
-    One valid token at most leads to the session; a request that was refused has left no trace.
+    At most one token is valid, and a refused request has changed nothing.
     """
-    sessions = Sessions(store)
-    token = begun(sessions, a=0, b=0, nested={"x": []})
+    sessions = ServerSessions(store)
+    token = start_session(sessions, a=0, b=0, nested={"x": []})
     handle = token.partition(".")[0]
-    tokens, was_there = [token], set[int]()
+    tokens, had_session = [token], set[int]()
     coroutines = [
-        visit(sessions, token, request(kind, number, tokens, was_there)) for number, kind in enumerate(kinds)
+        run_request(sessions, token, random_request(kind, number, tokens, had_session))
+        for number, kind in enumerate(kinds)
     ]
     results = interleave(coroutines, lambda running: data.draw(st.sampled_from(running)))
     unexpected = [r for r in results if isinstance(r, Exception) and not isinstance(r, SessionEndedError)]
     assert unexpected == []
-    ours = {each for each in tokens if each.startswith(handle)}
-    kept = [data for each in ours if (data := found(sessions, each)) is not None]
-    logouts = [n for n, kind in enumerate(kinds) if kind == "logout" and n in was_there]
-    assert len(kept) == (0 if logouts else 1)
-    if kept:
+    candidates = {each for each in tokens if each.startswith(handle)}
+    stored = [data for each in candidates if (data := load_data(sessions, each)) is not None]
+    logouts = [n for n, kind in enumerate(kinds) if kind == "logout" and n in had_session]
+    assert len(stored) == (0 if logouts else 1)
+    if stored:
         acknowledged = [
             (number, kind)
             for number, kind in enumerate(kinds)
             if isinstance(results[number], Session) and results[number].handle == handle
         ]
-        check_against_model(kept[0], acknowledged)
+        check_against_model(stored[0], acknowledged)
 
 
-def request(kind: str, number: int, tokens: list[str], was_there: set[int]) -> Request:
+def random_request(kind: str, number: int, tokens: list[str], had_session: set[int]) -> Request:
     def do(session: Session) -> None:
         if session.handle is not None:
-            was_there.add(number)
+            had_session.add(number)
         if kind == "set":
             session["a"] = number + 1
         elif kind == "delete":
@@ -219,63 +220,66 @@ def request(kind: str, number: int, tokens: list[str], was_there: set[int]) -> R
     return do
 
 
-def check_against_model(kept: dict[str, Any], requests: Sequence[tuple[int, str]]) -> None:
+def check_against_model(stored: dict[str, Any], requests: Sequence[tuple[int, str]]) -> None:
     sets = [number + 1 for number, kind in requests if kind == "set"]
-    assert kept["a"] in (sets or [0])
-    assert ("b" in kept) == all(kind != "delete" for _, kind in requests)
-    assert kept.get("n", 0) == sum(kind == "change" for _, kind in requests)
+    assert stored["a"] in (sets or [0])
+    assert ("b" in stored) == all(kind != "delete" for _, kind in requests)
+    assert stored.get("n", 0) == sum(kind == "change" for _, kind in requests)
     edits = [number for number, kind in requests if kind == "nested"]
-    # One key, written as a whole: the last edit stands, on top of those it had read.
-    assert set(kept["nested"]["x"]) <= set(edits)
-    assert bool(kept["nested"]["x"]) == bool(edits)
+    # One key, written as a whole: the last edit wins, including those that it had read.
+    assert set(stored["nested"]["x"]) <= set(edits)
+    assert bool(stored["nested"]["x"]) == bool(edits)
 
 
 # ------------------------------------------------------------------ tokens
 
 
-def test_a_second_login_of_the_same_principal_goes_through_and_leaves_one_token() -> None:
+def test_concurrent_logins_of_one_principal_succeed_and_leave_one_valid_token() -> None:
     """A double click: both have read the anonymous session before either has logged in."""
-    sessions = Sessions(SteppedStore())
-    token = begun(sessions, cart=[1])
-    given: list[str] = []
-    twice = [visit(sessions, token, lambda session: given.append(session.login("ann"))) for _ in range(2)]
-    turns = iter([0, 1, 0, 1, 0, 1, 0, 1])
-    results = interleave(twice, lambda running: next((n for n in turns if n in running), running[0]))
+    sessions = ServerSessions(SteppedStore())
+    token = start_session(sessions, cart=[1])
+    tokens: list[str] = []
+    twice = [
+        run_request(sessions, token, lambda session: tokens.append(session.login("ann"))) for _ in range(2)
+    ]
+    results = interleave(twice, in_order(0, 1, 0, 1, 0, 1, 0, 1))
     assert all(isinstance(result, Session) for result in results)
-    assert [found(sessions, each) for each in (token, *given)].count(None) == 2
-    assert {"cart": [1]} in [found(sessions, each) for each in given]
+    assert [load_data(sessions, each) for each in (token, *tokens)].count(None) == 2
+    assert {"cart": [1]} in [load_data(sessions, each) for each in tokens]
 
 
-def test_two_principals_cannot_log_in_to_one_session() -> None:
+def test_concurrent_logins_of_two_principals_cannot_share_a_session() -> None:
     """A planted session: the attacker and the victim log in to it at the same time."""
-    sessions = Sessions(SteppedStore())
-    token = begun(sessions)
-    both = [visit(sessions, token, lambda session, who=who: session.login(who)) for who in ("mallory", "ann")]
-    turns = iter([0, 1, 0, 1, 0, 1, 0, 1])
-    results = interleave(both, lambda running: next((n for n in turns if n in running), running[0]))
+    sessions = ServerSessions(SteppedStore())
+    token = start_session(sessions)
+    both = [
+        run_request(sessions, token, lambda session, who=who: session.login(who))
+        for who in ("mallory", "ann")
+    ]
+    results = interleave(both, in_order(0, 1, 0, 1, 0, 1, 0, 1))
     assert sorted(type(result).__name__ for result in results) == ["Session", "SessionEndedError"]
 
 
-def test_a_write_that_came_with_the_old_token_is_refused_after_a_login() -> None:
-    sessions = Sessions(SteppedStore())
-    token = begun(sessions)
-    given: list[str] = []
-    late = visit(sessions, token, put("late", 1))
-    late.send(None)  # it asks
-    late.send(None)  # it has read, and is about to write
-    run(visit(sessions, token, lambda session: given.append(session.login("ann"))))
+def test_write_with_the_former_token_is_refused_after_a_login() -> None:
+    sessions = ServerSessions(SteppedStore())
+    token = start_session(sessions)
+    tokens: list[str] = []
+    late = run_request(sessions, token, put("late", 1))
+    late.send(None)  # about to read
+    late.send(None)  # has read, about to write
+    run(run_request(sessions, token, lambda session: tokens.append(session.login("ann"))))
     with pytest.raises(SessionEndedError):
         run(late)
-    assert found(sessions, given[0]) == {"first": True}
-    # One that comes a little later is refused as well: it would give the client another session's cookie.
+    assert load_data(sessions, tokens[0]) == {"first": True}
+    # A later one is refused as well: its response would give the client another session's cookie.
     with pytest.raises(SessionEndedError):
-        run(visit(sessions, token, put("later", 1)))
+        run(run_request(sessions, token, put("later", 1)))
 
 
-def test_logout_everywhere_ends_what_was_listed_even_if_it_is_written_meanwhile() -> None:
+def test_logout_everywhere_ends_a_login_that_is_being_saved() -> None:
     store = SteppedStore()
-    sessions = Sessions(store)
-    login = visit(sessions, "", lambda session: session.login("ann"))
+    sessions = ServerSessions(store)
+    login = run_request(sessions, "", lambda session: session.login("ann"))
     login.send(None)  # about to be listed
     login.send(None)  # listed, about to be created
     run(sessions.logout_everywhere("ann"))
@@ -284,15 +288,15 @@ def test_logout_everywhere_ends_what_was_listed_even_if_it_is_written_meanwhile(
     assert run(sessions.devices("ann")) == []
 
 
-def test_endless_conflicts_end_as_unavailable() -> None:
+def test_endless_conflicts_raise_a_store_error() -> None:
     class Restless(SteppedStore):
         async def replace(self, handle: str, payload: bytes, *, version: int, ttl_s: float) -> Any:
-            kept = await self.read(handle)
-            assert kept is not None
-            await super().replace(handle, kept.payload, version=kept.version, ttl_s=ttl_s)
+            stored = await self.read(handle)
+            assert stored is not None
+            await super().replace(handle, stored.payload, version=stored.version, ttl_s=ttl_s)
             return await self.read(handle)
 
-    sessions = Sessions(Restless())
-    token = begun(sessions)
+    sessions = ServerSessions(Restless())
+    token = start_session(sessions)
     with pytest.raises(SessionStoreError, match="64 times"):
-        run(visit(sessions, token, put("a", 1)))
+        run(run_request(sessions, token, put("a", 1)))

@@ -1,4 +1,4 @@
-"""What a request costs, what is stored and when, and what an answer says."""
+"""Round trips of a request, what is saved and when, and the headers of its response."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fastapi import Depends, FastAPI, WebSocket
 
 from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SettingsError
-from tenfold.sessions import MemoryStore, Session, SessionMiddleware, Sessions, current
+from tenfold.sessions import MemoryStore, ServerSessions, Session, SessionMiddleware, current
 from tests.sessions.support.client import Client
 from tests.sessions.support.service import Clock, WatchedStore, service
 
@@ -36,37 +36,37 @@ def costs(store: WatchedStore, client: Client, path: str) -> list[str]:
 # ------------------------------------------------------------------ round trips
 
 
-def test_a_request_that_never_touches_the_session_costs_nothing(store: WatchedStore, client: Client) -> None:
+def test_request_without_session_access_costs_no_round_trip(store: WatchedStore, client: Client) -> None:
     client.get("/put?a=1")
     assert costs(store, client, "/untouched") == []
-    answer = client.get("/untouched")
-    assert {name for name, _ in answer.headers} == {"content-length", "content-type"}
+    response = client.get("/untouched")
+    assert {name for name, _ in response.headers} == {"content-length", "content-type"}
 
 
-def test_ten_reads_are_ten_reads_and_no_write(store: WatchedStore, client: Client) -> None:
+def test_reading_requests_write_nothing(store: WatchedStore, client: Client) -> None:
     client.get("/put?a=1")
     assert [operation for _ in range(10) for operation in costs(store, client, "/show")] == ["read"] * 10
     assert not client.get("/show").header("set-cookie")
 
 
-def test_without_a_token_reading_asks_nobody(store: WatchedStore, client: Client) -> None:
+def test_read_without_token_costs_no_round_trip(store: WatchedStore, client: Client) -> None:
     assert costs(store, client, "/show") == []
     assert client.cookies == {}
 
 
-def test_a_write_is_one_read_and_one_write(store: WatchedStore, client: Client) -> None:
+def test_write_costs_one_read_and_one_write(store: WatchedStore, client: Client) -> None:
     assert costs(store, client, "/put?a=1") == ["create"]
     assert costs(store, client, "/put?a=2") == ["read", "replace"]
-    assert costs(store, client, "/put?a=2") == ["read"]  # it is so already
+    assert costs(store, client, "/put?a=2") == ["read"]  # the value is the same
 
 
-def test_two_who_ask_in_one_request_get_one_session_in_one_read(store: WatchedStore, client: Client) -> None:
+def test_concurrent_access_in_one_request_shares_one_read(store: WatchedStore, client: Client) -> None:
     client.get("/put?a=1")
     assert costs(store, client, "/twice") == ["read"]
     assert client.get("/twice").json is True
 
 
-def test_nested_edits_are_noticed_and_merely_looking_is_not(store: WatchedStore, client: Client) -> None:
+def test_nested_edits_are_saved_and_reads_are_not(store: WatchedStore, client: Client) -> None:
     client.get("/nested")
     client.get("/nested")
     assert client.get("/show").json["data"]["cart"] == [{"n": 3}, {"n": 1}]
@@ -78,7 +78,7 @@ def test_nested_edits_are_noticed_and_merely_looking_is_not(store: WatchedStore,
 
 def test_reads_refresh_the_expiry_once_in_a_tenth_of_the_idle_time(store: WatchedStore) -> None:
     clock = Clock()
-    client = Client(service(sessions=Sessions(store, idle_s=1000, clock=clock)))
+    client = Client(service(sessions=ServerSessions(store, idle_s=1000, clock=clock)))
     client.get("/put?a=1")
     store.operations.clear()
     for _ in range(100):
@@ -88,10 +88,10 @@ def test_reads_refresh_the_expiry_once_in_a_tenth_of_the_idle_time(store: Watche
     assert store.operations.count("read") == 100
 
 
-def test_idle_and_absolute_time_end_a_session() -> None:
+def test_idle_and_absolute_expiry_end_a_session() -> None:
     clock = Clock()
     client = Client(
-        service(sessions=Sessions(MemoryStore(clock=clock), idle_s=100, absolute_s=1000, clock=clock))
+        service(sessions=ServerSessions(MemoryStore(clock=clock), idle_s=100, absolute_s=1000, clock=clock))
     )
     client.get("/put?a=1")
     clock.now += 101
@@ -104,10 +104,10 @@ def test_idle_and_absolute_time_end_a_session() -> None:
     assert client.get("/show").json["data"] == {}
 
 
-def test_steps_of_the_wall_clock_log_nobody_out_and_bring_nobody_back() -> None:
+def test_wall_clock_steps_neither_end_nor_restore_sessions() -> None:
     real, wall = Clock(), Clock()
     client = Client(
-        service(sessions=Sessions(MemoryStore(clock=real), idle_s=100, absolute_s=10_000, clock=wall))
+        service(sessions=ServerSessions(MemoryStore(clock=real), idle_s=100, absolute_s=10_000, clock=wall))
     )
     client.get("/put?a=1")
     for step in (7200, -7200, -3600, 3600):
@@ -118,10 +118,10 @@ def test_steps_of_the_wall_clock_log_nobody_out_and_bring_nobody_back() -> None:
     assert client.get("/show").json["data"] == {}
 
 
-# ------------------------------------------------------------------ acknowledged means stored
+# ------------------------------------------------------------------ saved before the response
 
 
-def test_what_was_changed_is_stored_before_the_answer_starts(store: WatchedStore) -> None:
+def test_changes_are_stored_before_the_response_starts(store: WatchedStore) -> None:
     order: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -142,14 +142,14 @@ def test_what_was_changed_is_stored_before_the_answer_starts(store: WatchedStore
     assert order == ["create", "http.response.start", "http.response.body"]
 
 
-def test_a_change_after_the_answer_began_is_an_error(client: Client) -> None:
+def test_change_after_the_response_began_is_an_error(client: Client) -> None:
     client.get("/put?a=1")
     client.get("/stream")
     assert isinstance(client.raised, SessionError)
     assert client.get("/show").json["data"] == {"a": "1"}
 
 
-def test_a_background_task_saves_explicitly_or_hears_of_it(client: Client) -> None:
+def test_background_task_must_save_explicitly(client: Client) -> None:
     client.get("/background")
     assert isinstance(client.raised, SessionError)
     assert client.get("/show").json["data"] == {"before": 1}
@@ -158,7 +158,7 @@ def test_a_background_task_saves_explicitly_or_hears_of_it(client: Client) -> No
     assert client.get("/show").json["data"] == {"before": 1, "after": 1}
 
 
-def test_a_request_that_fails_saves_nothing_but_its_logout(client: Client) -> None:
+def test_failed_request_saves_only_its_logout(client: Client) -> None:
     client.get("/put?a=1")
     client.get("/fail")
     assert isinstance(client.raised, RuntimeError)
@@ -167,13 +167,13 @@ def test_a_request_that_fails_saves_nothing_but_its_logout(client: Client) -> No
     assert client.get("/show").json["data"] == {}
 
 
-def test_a_refusal_is_an_answer_and_is_saved(client: Client) -> None:
+def test_client_error_response_saves_the_session(client: Client) -> None:
     assert [client.get("/refuse").status for _ in range(2)] == [403, 403]
     assert client.get("/show").json["data"] == {"refused": 2}
 
 
-def test_a_session_that_ended_meanwhile_refuses_the_write(store: WatchedStore) -> None:
-    sessions = Sessions(store)
+def test_write_to_a_session_that_ended_meanwhile_is_a_409(store: WatchedStore) -> None:
+    sessions = ServerSessions(store)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         session = await current(scope)
@@ -186,30 +186,30 @@ def test_a_session_that_ended_meanwhile_refuses_the_write(store: WatchedStore) -
     client = Client(SessionMiddleware(app, sessions=sessions))
     assert client.get("/").status == 200
     cookies = dict(client.cookies)
-    answer = client.get("/late")
-    assert (answer.status, client.raised, client.cookies) == (409, None, cookies)
+    response = client.get("/late")
+    assert (response.status, client.raised, client.cookies) == (409, None, cookies)
 
 
-# ------------------------------------------------------------------ what fits
+# ------------------------------------------------------------------ sizes and values
 
 
 @pytest.mark.parametrize("size", [16_400, 100_000])
-def test_too_much_is_refused_as_a_whole(client: Client, size: int) -> None:
-    answer = client.get(f"/large?bytes={size}")
-    assert answer.status == 413
+def test_oversized_session_is_a_413_and_saves_nothing(client: Client, size: int) -> None:
+    response = client.get(f"/large?bytes={size}")
+    assert response.status == 413
     assert client.cookies == {}
 
 
 @pytest.mark.parametrize("size", [16_400, 100_000])
-def test_the_key_that_is_too_large_is_named(size: int) -> None:
-    session = Session(Sessions(MemoryStore()))
+def test_size_error_names_the_largest_key(size: int) -> None:
+    session = Session(ServerSessions(MemoryStore()))
     with pytest.raises(SessionSizeError, match="'large' with"):
         session["large"] = "x" * size
     assert dict(session) == {}
 
 
-def test_many_small_keys_are_too_much_as_well() -> None:
-    session = Session(Sessions(MemoryStore(), max_bytes=1000))
+def test_many_small_keys_exceed_the_limit_too() -> None:
+    session = Session(ServerSessions(MemoryStore(), max_bytes=1000))
     with pytest.raises(SessionSizeError):
         session.update({str(number): number for number in range(1000)})
 
@@ -217,20 +217,20 @@ def test_many_small_keys_are_too_much_as_well() -> None:
 @pytest.mark.parametrize(
     "value", [(1, 2), {1: "a"}, {"a": {1}}, b"x", float("nan"), object(), "\ud800", {"when": Clock()}]
 )
-def test_what_would_not_come_back_is_refused_where_it_is_written(value: Any) -> None:
-    session = Session(Sessions(MemoryStore()))
+def test_value_that_json_would_change_is_refused_when_set(value: Any) -> None:
+    session = Session(ServerSessions(MemoryStore()))
     with pytest.raises(SessionError, match=r"session\['key'\]"):
         session["key"] = value
 
 
 @pytest.mark.parametrize("value", [None, True, 0, -1.5, "", "é", [], {}, {"a": [{"b": None}]}])
-def test_what_is_json_comes_back(value: Any) -> None:
+def test_json_values_are_preserved(value: Any) -> None:
     async def run() -> Any:
-        sessions = Sessions(MemoryStore())
+        sessions = ServerSessions(MemoryStore())
         session = Session(sessions)
         session["key"] = value
         await session.save()
-        return dict(Session(sessions, await sessions.load(session.outbox or "")))
+        return dict(Session(sessions, await sessions.load(session.pending_token or "")))
 
     assert asyncio.run(run()) == {"key": value}
 
@@ -263,7 +263,7 @@ def fastapi_service(store: MemoryStore) -> SessionMiddleware:
     return SessionMiddleware(app, store=store)
 
 
-def test_fastapi_gets_it_as_a_dependency(store: WatchedStore) -> None:
+def test_fastapi_dependency(store: WatchedStore) -> None:
     client = Client(fastapi_service(store))
     assert client.get("/sync").json == [None, 1]
     store.operations.clear()
@@ -274,11 +274,11 @@ def test_fastapi_gets_it_as_a_dependency(store: WatchedStore) -> None:
     assert client.websocket("/socket")[1]["text"] == '["ann"]'
 
 
-def test_a_sync_endpoint_of_starlette_gets_it_too(client: Client) -> None:
+def test_sync_endpoint_of_starlette(client: Client) -> None:
     assert [client.get("/blocking").json["blocking"] for _ in range(3)] == [1, 2, 3]
 
 
-def test_a_websocket_gets_its_cookie_with_the_handshake_and_saves_explicitly(client: Client) -> None:
+def test_websocket_gets_its_cookie_with_the_handshake_and_saves_explicitly(client: Client) -> None:
     sent = client.websocket("/chat", "one", "two")
     assert sent[0]["type"] == "websocket.accept"
     assert client.raised is None
@@ -288,13 +288,13 @@ def test_a_websocket_gets_its_cookie_with_the_handshake_and_saves_explicitly(cli
     assert client.get("/show").json["data"]["last"] == "three"
 
 
-def test_without_the_middleware_the_error_says_so() -> None:
+def test_error_without_the_middleware() -> None:
     with pytest.raises(SessionError, match="SessionMiddleware"):
         asyncio.run(current({"type": "http"}))
 
 
-@pytest.mark.parametrize("options", [{}, {"store": MemoryStore(), "sessions": Sessions(MemoryStore())}])
-def test_options_that_contradict_each_other(options: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"store": MemoryStore(), "sessions": ServerSessions(MemoryStore())}])
+def test_contradicting_options_are_refused(options: Any) -> None:
     with pytest.raises(SettingsError):
         service(outside=True, **options)
 
@@ -302,15 +302,15 @@ def test_options_that_contradict_each_other(options: Any) -> None:
 @pytest.mark.parametrize(
     "options", [{"idle_s": 0}, {"idle_s": 10, "absolute_s": 5}, {"max_bytes": 10}, {"cache_ms": -1}]
 )
-def test_limits_that_make_no_sense(options: Any) -> None:
+def test_invalid_limits_are_refused(options: Any) -> None:
     with pytest.raises(SettingsError):
-        Sessions(MemoryStore(), **options)
+        ServerSessions(MemoryStore(), **options)
 
 
-# ------------------------------------------------------------------ what others get to see
+# ------------------------------------------------------------------ secrets and caches
 
 
-def test_tokens_are_in_no_log_no_repr_and_no_error(
+def test_tokens_appear_in_no_log_repr_or_error(
     store: WatchedStore, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -320,7 +320,7 @@ def test_tokens_are_in_no_log_no_repr_and_no_error(
     raised = repr(client.raised)
     store.break_down()
     assert client.get("/show").status == 503
-    session = Session(Sessions(MemoryStore()))
+    session = Session(ServerSessions(MemoryStore()))
     fresh = session.login("ann").partition(".")[2]
     ended = repr(SessionEndedError("x")) + repr(session) + repr(session._changes())
     assert caplog.records
@@ -328,23 +328,23 @@ def test_tokens_are_in_no_log_no_repr_and_no_error(
     assert fresh not in ended
 
 
-def test_the_control_a_token_that_is_logged_is_found(
+def test_the_control_logged_token_is_found(
     client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    load = Sessions.load
+    load = ServerSessions.load
 
-    async def careless(self: Sessions, token: str) -> Any:
+    async def careless(self: ServerSessions, token: str) -> Any:
         logging.getLogger("tenfold.sessions").debug("loading %s", token)
         return await load(self, token)
 
-    monkeypatch.setattr(Sessions, "load", careless)
+    monkeypatch.setattr(ServerSessions, "load", careless)
     secret = client.get("/login?who=ann").json.partition(".")[2]
     client.get("/show")
     assert secret in caplog.text
 
 
-def test_the_store_has_only_a_digest_of_the_secret() -> None:
+def test_store_has_only_a_digest_of_the_secret() -> None:
     store = MemoryStore()
     token = Client(service(store=store)).get("/login?who=ann").json
     assert token.partition(".")[2].encode() not in repr(store._entries).encode()
@@ -360,15 +360,15 @@ def test_the_store_has_only_a_digest_of_the_secret() -> None:
         ("/put?a=1", ["no-store"]),
     ],
 )
-def test_caches_are_told_that_the_answer_is_somebodys(client: Client, path: str, expected: list[str]) -> None:
-    answer = client.get(path)
-    assert answer.header("cache-control") == expected
-    assert answer.header("vary") == ["Cookie"]
+def test_cache_control_of_responses_with_a_session(client: Client, path: str, expected: list[str]) -> None:
+    response = client.get(path)
+    assert response.header("cache-control") == expected
+    assert response.header("vary") == ["Cookie"]
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("vary", "expected"),
     [("cookie", ["cookie"]), ("*", ["*"]), ("Accept", ["Accept", "Cookie"])],
 )
-def test_vary_is_added_where_it_is_not(client: Client, said: str, expected: list[str]) -> None:
-    assert client.get(f"/cached?vary={said}").header("vary") == expected
+def test_vary_is_added_if_missing(client: Client, vary: str, expected: list[str]) -> None:
+    assert client.get(f"/cached?vary={vary}").header("vary") == expected

@@ -1,4 +1,4 @@
-"""Sessions in a real Redis: what one instance wrote, another reads, at the price that was promised."""
+"""Sessions in a real Redis, shared by instances, at the promised number of round trips."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import asyncio
 import signal
 from typing import Any
 
-from tenfold.sessions import RedisStore, Session, Sessions
-from tenfold.sessions.backend import Kept
+from tenfold.sessions import RedisStore, ServerSessions, Session
+from tenfold.sessions.backend import StoredSession
 from tests.sessions.support.client import Client
 from tests.sessions.support.service import service
 from tests.sessions.support.session_servers import RedisServer
+from tests.support.waiting import succeeds_eventually
+
+
+async def _show(client: Client) -> Any:
+    response = await client.aget("/show")
+    assert response.status == 200
+    return response.json["data"]
 
 
 def with_store(server: RedisServer, run: Any, **options: Any) -> Any:
@@ -24,7 +31,7 @@ def with_store(server: RedisServer, run: Any, **options: Any) -> Any:
     return asyncio.run(inside())
 
 
-def test_a_read_is_one_get_and_a_write_one_script_more(redis_server: RedisServer) -> None:
+def test_read_costs_one_get_and_write_one_script_more(redis_server: RedisServer) -> None:
     async def run(store: RedisStore) -> dict[str, dict[str, int]]:
         client = Client(service(store=store))
         await client.aget("/nested")
@@ -40,50 +47,46 @@ def test_a_read_is_one_get_and_a_write_one_script_more(redis_server: RedisServer
 
     counts = with_store(redis_server, run, timeout_s=5)
     assert counts["reads"] == {"get": 10}
-    # What the script calls itself is counted as well.
+    # Commands within the script are counted as well.
     assert counts["write"] == {"get": 2, "evalsha": 1, "set": 1}
 
 
-def test_concurrent_requests_at_two_instances_lose_nothing(redis_server: RedisServer) -> None:
+def test_concurrent_requests_to_two_instances_lose_no_update(redis_server: RedisServer) -> None:
     async def run(store: RedisStore) -> dict[str, Any]:
-        instances = [Sessions(store), Sessions(RedisStore(redis_server.url, timeout_s=5))]
+        instances = [ServerSessions(store), ServerSessions(RedisStore(redis_server.url, timeout_s=5))]
         first = Session(instances[0])
         first["n"] = 0
         await first.save()
 
         async def request(number: int) -> None:
             sessions = instances[number % 2]
-            kept = await sessions.load(first.outbox or "")
-            assert isinstance(kept, Kept)
-            session = Session(sessions, kept)
+            stored = await sessions.load(first.pending_token or "")
+            assert isinstance(stored, StoredSession)
+            session = Session(sessions, stored)
             session.change("n", lambda n: n + 1)
             session[f"own{number}"] = number
             await session.save()
 
         await asyncio.gather(*(request(number) for number in range(20)))
-        kept = await instances[0].load(first.outbox or "")
-        assert isinstance(kept, Kept)
+        stored = await instances[0].load(first.pending_token or "")
+        assert isinstance(stored, StoredSession)
         await instances[1].aclose()
-        return dict(Session(instances[0], kept))
+        return dict(Session(instances[0], stored))
 
-    kept = with_store(redis_server, run, timeout_s=5)
-    assert kept["n"] == 20
-    assert sum(key.startswith("own") for key in kept) == 20
+    stored = with_store(redis_server, run, timeout_s=5)
+    assert stored["n"] == 20
+    assert sum(key.startswith("own") for key in stored) == 20
 
 
-def test_a_redis_that_hangs_or_is_gone_is_a_503_and_comes_back(own_redis: RedisServer) -> None:
+def test_paused_or_killed_redis_is_a_503_until_it_recovers(own_redis: RedisServer) -> None:
     async def run(store: RedisStore) -> list[Any]:
         client = Client(service(store=store))
         await client.aget("/put?a=1")
         own_redis.signal(signal.SIGSTOP)
         hanging = [(await client.aget("/show")).status, (await client.aget("/put?a=2")).status]
         own_redis.signal(signal.SIGCONT)
-        for _ in range(100):
-            answer = await client.aget("/show")
-            if answer.status == 200:
-                break
-            await asyncio.sleep(0.05)
+        recovered = await succeeds_eventually(lambda: _show(client), despite=AssertionError)
         own_redis.kill()
-        return [hanging, answer.json["data"], (await client.aget("/show")).status]
+        return [hanging, recovered, (await client.aget("/show")).status]
 
     assert with_store(own_redis, run, timeout_s=0.1) == [[503, 503], {"a": "1"}, 503]

@@ -1,4 +1,4 @@
-"""Which token a request carries: the one that this server set, or none."""
+"""The token of a request: the one that this server set, or none."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NAME = b"__Host-session"
         ([b"a=b;__Host-session=abc ;c"], "abc"),
         ([b"a=b", b"\t__Host-session=abc"], "abc"),
         ([b"__Host-session=abc; __Host-session=abc"], "abc"),
-        # Two that differ: one of them was planted, and there is no telling which.
+        # Two that differ: one of them was planted, and it is unknown which.
         ([b"__Host-session=abc; __Host-session=def"], ""),
         ([b"__Host-session=abc", b"__Host-session=def"], ""),
-        # What cannot be ours does not count, wherever it stands.
+        # Cookies that cannot be ours do not count, at any position.
         ([b"__Host-session=; __Host-session=abc"], "abc"),
         ([b'__Host-session="x"; __Host-session=abc'], "abc"),
         ([b"session=planted; __Host-session=abc"], "abc"),
@@ -50,12 +50,12 @@ NAME = b"__Host-session"
         ([b";;; = ;__Host-session=abc;"], "abc"),
     ],
 )
-def test_the_cookie_of_a_request(lines: list[bytes], token: str) -> None:
+def test_token_from_cookie_headers(lines: list[bytes], token: str) -> None:
     assert CookieTransport().token([(b"cookie", line) for line in lines]) == token
 
 
 @given(st.lists(st.binary(max_size=80), max_size=4))
-def test_no_cookie_header_breaks_it(lines: list[bytes]) -> None:
+def test_any_header_bytes_are_accepted(lines: list[bytes]) -> None:
     assert isinstance(CookieTransport().token([(b"cookie", line) for line in lines]), str)
     assert isinstance(BearerTransport().token([(b"authorization", line) for line in lines]), str)
 
@@ -72,17 +72,17 @@ def test_no_cookie_header_breaks_it(lines: list[bytes]) -> None:
         ([b"Bearer abc", b"Bearer def"], ""),
     ],
 )
-def test_the_bearer_token_of_a_request(lines: list[bytes], token: str) -> None:
+def test_token_from_authorization_headers(lines: list[bytes], token: str) -> None:
     assert BearerTransport().token([(b"authorization", line) for line in lines]) == token
 
 
-def test_the_cookie_that_is_set() -> None:
+def test_set_cookie_header() -> None:
     transport = CookieTransport(same_site="strict")
-    assert transport.delivery("abc") == (
+    assert transport.response_header("abc") == (
         b"set-cookie",
         b"__Host-session=abc; Path=/; HttpOnly; SameSite=Strict; Secure",
     )
-    assert transport.delivery("")[1].endswith(b"Secure; Max-Age=0")
+    assert transport.response_header("")[1].endswith(b"Secure; Max-Age=0")
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_the_cookie_that_is_set() -> None:
         {"same_site": "none", "secure": False},
     ],
 )
-def test_a_cookie_that_cannot_be(options: Any) -> None:
+def test_invalid_cookie_options_are_refused(options: Any) -> None:
     with pytest.raises(SettingsError):
         CookieTransport(**options)
 
 
-def test_cookie_kept_sessions_travel_in_cookies() -> None:
+def test_cookie_sessions_need_the_cookie_transport() -> None:
     with pytest.raises(SettingsError, match="cookies"):
         service(outside=True, sessions=CookieSessions(PlainSealer(bytes(32))), transport=BearerTransport())
     service(outside=True, store=MemoryStore(), transport=BearerTransport())

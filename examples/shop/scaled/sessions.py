@@ -11,11 +11,11 @@ from sqlalchemy import select
 from shop import api, passwords
 from shop.scaled.database import router as database
 from shop.scaled.models import User
+from tenfold.sessions import ServerSessions, current
 from tenfold.sessions import Session as VisitorSession
-from tenfold.sessions import Sessions, current
 from tenfold.sessions.stores.redis import RedisStore
 
-sessions = Sessions(RedisStore(os.environ["REDIS_URL"]), idle_s=8 * 60 * 60)
+sessions = ServerSessions(RedisStore(os.environ["REDIS_URL"]), idle_s=8 * 60 * 60)
 
 router = APIRouter()
 Visitor = Annotated[VisitorSession, Depends(current)]

@@ -107,7 +107,7 @@ class RateLimiter:
         digest = hashlib.blake2b(key.encode(), digest_size=16, key=self._secret).hexdigest()
         cost = self._cost(scope) if self._cost else 1
         try:
-            with self._breaker.asking(RateStoreError):
+            with self._breaker.guard(RateStoreError):
                 return await self.store.take(f"{self.name}:{digest}", rate, cost)
         except (RateStoreError, BreakerOpenError):
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
@@ -12,10 +12,10 @@ from tenfold.errors import DependencyError, RateStoreError
 from tenfold.overload.gcra import Decision, Rate
 
 try:
-    from redis.asyncio import BlockingConnectionPool, Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
+    from redis.asyncio import Redis
     from redis.exceptions import NoScriptError, RedisError
+
+    from tenfold.redis_pool import RedisPool
 except ImportError:
     raise DependencyError("rate limits in Redis need redis-py: pip install 'tenfold[redis]'") from None
 
@@ -44,8 +44,13 @@ class RedisRates:
         connections: int = 20,
     ) -> None:
         self._prefix, self._timeout_s = prefix, timeout_s
-        self._own = isinstance(server, str)
-        self._client: Any = _client(server, timeout_s, connections) if isinstance(server, str) else server
+        self._pool: RedisPool | None = None
+        self._execute: Callable[..., Awaitable[Any]]
+        if isinstance(server, str):
+            self._pool = RedisPool(server, max_connections=connections, connect_timeout_s=timeout_s)
+            self._execute = self._pool.execute
+        else:
+            self._execute = server.execute_command
         self._script = files("tenfold.overload").joinpath("gcra.lua").read_bytes()
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
@@ -64,23 +69,11 @@ class RedisRates:
 
     async def _decide(self, arguments: tuple[Any, ...]) -> Any:
         try:
-            return await self._client.evalsha(self._digest, *arguments)
+            return await self._execute("EVALSHA", self._digest, *arguments)
         except NoScriptError:
-            return await self._client.eval(self._script, *arguments)
+            return await self._execute("EVAL", self._script, *arguments)
 
     async def aclose(self) -> None:
         """Close the connections that are ours."""
-        if self._own:
-            closing: Awaitable[None] = self._client.aclose()
-            await closing
-
-
-def _client(url: str, timeout_s: float, connections: int) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)
+        if self._pool is not None:
+            await self._pool.disconnect()

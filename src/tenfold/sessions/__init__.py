@@ -1,4 +1,4 @@
-"""Sessions that any instance can read: what a user is known by between two requests."""
+"""Sessions that any instance can read: who a client is, and its data between two requests."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tenfold.sessions.cookie import CookieSessions
-    from tenfold.sessions.middleware import SessionMiddleware
-    from tenfold.sessions.request import current
-    from tenfold.sessions.server import Sessions
+    from tenfold.sessions.cookie_sessions import CookieSessions
+    from tenfold.sessions.middleware import SessionMiddleware, current
+    from tenfold.sessions.server_sessions import ServerSessions
     from tenfold.sessions.session import Session
     from tenfold.sessions.stores.memory import MemoryStore
     from tenfold.sessions.stores.redis import RedisStore
@@ -23,28 +22,28 @@ __all__ = [
     "MemoryStore",
     "RedisStore",
     "SQLStore",
+    "ServerSessions",
     "Session",
     "SessionMiddleware",
-    "Sessions",
     "current",
 ]
 
-_HOMES = {
+_MODULES = {
     "BearerTransport": "transport",
-    "CookieSessions": "cookie",
+    "CookieSessions": "cookie_sessions",
     "CookieTransport": "transport",
     "MemoryStore": "stores.memory",
     "RedisStore": "stores.redis",
     "SQLStore": "stores.sqlalchemy",
+    "ServerSessions": "server_sessions",
     "Session": "session",
     "SessionMiddleware": "middleware",
-    "Sessions": "server",
-    "current": "request",
+    "current": "middleware",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Who takes one piece loads that piece, and no library that another one is about.
-    if name in _HOMES:
-        return getattr(import_module(f"tenfold.sessions.{_HOMES[name]}"), name)
+    # Lazy, so that an import loads only the library that the imported name needs.
+    if name in _MODULES:
+        return getattr(import_module(f"tenfold.sessions.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The session of one request: a mapping that remembers what was done to it."""
+"""The session of one request: a mapping that records its own changes."""
 
 from __future__ import annotations
 
@@ -9,64 +9,71 @@ from typing import Any, Literal
 import msgspec
 
 from tenfold.errors import SessionEndedError, SessionError, SessionStoreError, TenfoldError
-from tenfold.sessions import tokens
-from tenfold.sessions.backend import Device, Keeper, Kept, Missing
-from tenfold.sessions.changes import Changes, Edit
-from tenfold.sessions.record import check_size, decode_value, encode_quickly, encode_value
+from tenfold.sessions.backend import Device, MissingSession, SessionBackend, StoredSession
+from tenfold.sessions.record import (
+    Changes,
+    Edit,
+    check_size,
+    decode_value,
+    encode_unchecked,
+    encode_value,
+    new_handle,
+    new_secret,
+)
 
 __all__ = ["Session"]
 
-Phase = Literal["open", "answering", "answered"]
-MOST_PRINCIPAL, MOST_DEVICE = 255, 200
-CONTAINERS = (list, dict)  # what can be changed from within
+Phase = Literal["open", "responding", "responded"]
+MAX_PRINCIPAL, MAX_DEVICE = 255, 200
+MUTABLE = (list, dict)
 
 
 class Session(MutableMapping[str, Any]):
-    """What a client is known by between two requests; got with :func:`tenfold.sessions.current`.
+    """A client's session; get it with :func:`tenfold.sessions.current`.
 
-    A mapping of text to JSON values. Changes, also those inside of lists and dicts that were handed out, are
-    saved right before the answer starts, key by key: other keys keep what concurrent requests gave them, and
-    the same key has the value of whoever saved last. For counters and the like, use :meth:`change`.
+    A mapping of text to JSON values. Changes, also those inside of lists and dicts that it returned, are
+    saved right before the response starts, key by key: other keys keep what concurrent requests wrote, and
+    for the same key the last save wins. For counters and the like, use :meth:`change`.
 
-    Nothing is stored, and no cookie set, before something is written. One request owns it; not for use by
-    several threads at a time.
+    Nothing is stored, and no cookie set, before the first write. It belongs to one request; do not use it
+    from several threads at a time.
 
     Attributes:
-        phase, outbox, silent, failure: between it and the middleware.
+        phase, pending_token, app_delivers_token, failure: shared with the middleware.
     """
 
     __slots__ = (
-        "_device", "_edits", "_ended", "_handle", "_keeper", "_kept", "_login", "_missing", "_secret",
-        "_shown", "_values", "failure", "outbox", "phase", "silent",
+        "_backend", "_device", "_edits", "_encoded_edits", "_handle", "_logged_out", "_login", "_missing",
+        "_secret", "_stored", "_values", "app_delivers_token", "failure", "pending_token", "phase",
     )  # fmt: skip
 
     def __init__(
         self,
-        keeper: Keeper,
-        found: Kept | Missing = Missing.UNKNOWN,
+        backend: SessionBackend,
+        found: StoredSession | MissingSession = MissingSession.UNKNOWN,
         *,
-        silent: bool = False,
+        app_delivers_token: bool = False,
     ) -> None:
-        self._keeper = keeper
-        self._missing = found if isinstance(found, Missing) else None
-        self._kept = None if isinstance(found, Missing) else found
-        self._ended: list[Kept] = []
+        self._backend = backend
+        self._missing = found if isinstance(found, MissingSession) else None
+        self._stored = None if isinstance(found, MissingSession) else found
+        self._logged_out: list[StoredSession] = []
         self.phase: Phase = "open"
-        self.silent = silent
-        self.outbox: str | None = None
+        self.app_delivers_token = app_delivers_token
+        self.pending_token: str | None = None  # to be sent with the response; empty: to be deleted
         self.failure: Exception | None = None  # why the last change or save was refused
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self._values: dict[str, Any] = {}  # what was handed out or set, decoded
+    def _reset(self) -> None:
+        self._values: dict[str, Any] = {}  # values that were returned or set, decoded
         self._edits: dict[str, Edit] = {}
-        self._shown: dict[str, bytes | msgspec.Raw | None] = {}  # what the edited keys are by now
+        self._encoded_edits: dict[str, bytes | msgspec.Raw | None] = {}  # present values of edited keys
         self._handle = self._secret = self._device = ""
         self._login: str | None = None
 
     def __repr__(self) -> str:
         """Without values: sessions end up in logs."""
-        return f"<Session {self.handle or 'that nobody keeps'}, {len(self)} keys>"
+        return f"<Session {self.handle or '(not stored)'}, {len(self)} keys>"
 
     # ------------------------------------------------------------------ the mapping
 
@@ -85,7 +92,7 @@ class Session(MutableMapping[str, Any]):
         if not isinstance(key, str):
             raise SessionError(f"keys of a session are text, not {type(key).__name__}: write str({key!r})")
         raw = encode_value(key, value)
-        if not self._is_kept(key, raw):
+        if not self._is_stored(key, raw):
             self._edit(key, Edit(True, raw), raw)
         self._values[key] = value
 
@@ -97,9 +104,9 @@ class Session(MutableMapping[str, Any]):
         self._values.pop(key, None)
 
     def __iter__(self) -> Iterator[str]:
-        kept = self._kept.record.data if self._kept else {}
-        yield from [key for key in kept if key not in self._shown]
-        yield from [key for key, raw in self._shown.items() if raw is not None]
+        stored = self._stored.record.data if self._stored else {}
+        yield from [key for key in stored if key not in self._encoded_edits]
+        yield from [key for key, raw in self._encoded_edits.items() if raw is not None]
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -108,27 +115,27 @@ class Session(MutableMapping[str, Any]):
         return isinstance(key, str) and self._encoded(key) is not None
 
     def change(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Sets ``key`` to ``function`` of its value, or of ``default``; returns what it is now.
+        """Set ``key`` to ``function`` of its value, or of ``default``; return the new value.
 
         Where other requests change the same key, the function is called again with the newest value, so it
-        depends on nothing else: ``session.change("visits", lambda n: n + 1, 0)``.
+        must depend on nothing else: ``session.change("visits", lambda n: n + 1, 0)``.
         """
         self._check_open()
-        self._notice(key)
+        self._detect_mutations(key)
         start = encode_value(key, default)
-        edit = self._edits.get(key, Edit()).followed_by(function, start)
-        kept = self._encoded(key)
-        raw = encode_value(key, function(decode_value(start if kept is None else kept)))
+        edit = self._edits.get(key, Edit()).then(function, start)
+        present = self._encoded(key)
+        raw = encode_value(key, function(decode_value(start if present is None else present)))
         self._edit(key, edit, raw)
         value = self._values[key] = decode_value(raw)
         return value
 
-    # ------------------------------------------------------------------ who it is
+    # ------------------------------------------------------------------ login and logout
 
     @property
     def principal(self) -> str | None:
-        """Who is logged in."""
-        return self._login or (self._kept.record.principal if self._kept else None)
+        """The id that was passed to :meth:`login`; None without a login."""
+        return self._login or (self._stored.record.principal if self._stored else None)
 
     @property
     def is_authenticated(self) -> bool:
@@ -136,179 +143,179 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def handle(self) -> str | None:
-        """Which session it is: safe to show and log, and the same until logout; None for one nobody keeps."""
-        return self._kept.handle if self._kept else self._handle or None
+        """The session's name: safe to show and log, the same until logout; None if it is not stored."""
+        return self._stored.handle if self._stored else self._handle or None
 
     def login(self, principal: str, *, device: str = "") -> str:
-        """Makes it the session of ``principal``, under a new token; returns that for clients without cookies.
+        """Make it the session of ``principal``, under a new token; return that for clients without cookies.
 
-        What an anonymous session holds stays; what another principal's holds does not. The absolute lifetime
-        begins anew. ``device`` is the label in :meth:`devices`, cut to 200 characters. The token is good once
-        the session is saved; empty for cookie-kept sessions, whose token is their content.
+        The data of an anonymous session stay; those of another principal do not. The absolute lifetime
+        starts anew. ``device`` is the label in :meth:`devices`, cut to 200 characters. The token is valid
+        once the session is saved; it is empty for cookie sessions, whose token is their content.
         """
         self._check_open()
-        if not isinstance(principal, str) or not 0 < len(principal) <= MOST_PRINCIPAL:
-            raise SessionError(f"login takes 1 to {MOST_PRINCIPAL} characters of text, such as str(user.id)")
+        if not isinstance(principal, str) or not 0 < len(principal) <= MAX_PRINCIPAL:
+            raise SessionError(f"login takes 1 to {MAX_PRINCIPAL} characters of text, such as str(user.id)")
         if self.principal not in (None, principal):
             self.logout()
-        self._login, self._device = principal, device[:MOST_DEVICE]
+        self._login, self._device = principal, device[:MAX_DEVICE]
         return self.rotate()
 
     def rotate(self) -> str:
-        """A new token, for a change of privilege; the one before is worth nothing once this is saved."""
+        """Issue a new token, for a change of privilege; the former one is invalid once this is saved."""
         self._check_open()
-        if self._kept is None and not self._handle:
-            self._handle = tokens.new_handle()
-        self._secret = self._secret or tokens.new_secret()
-        return self._keeper.token(self.handle or "", self._secret)
+        if self._stored is None and not self._handle:
+            self._handle = new_handle()
+        self._secret = self._secret or new_secret()
+        return self._backend.token(self.handle or "", self._secret)
 
     def logout(self) -> None:
-        """Ends the session for good, whatever other requests write late; what is set now begins another.
+        """End the session for good, whatever late requests write; what is set from now on is a new session.
 
-        It takes effect when the session is saved, also if the request fails.
+        Takes effect when the session is saved, also if the request fails.
 
         Raises:
-            SessionStoreError: which session it is could not be read.
+            SessionStoreError: the session could not be loaded, so it cannot be ended.
         """
         self._check_open()
-        with self._failures():
+        with self._recorded_failures():
             self._check_available()
-        if self._kept is not None:
-            self._ended.append(self._kept)
-            self.outbox = ""
-        self._kept = None
-        self._forget()
+        if self._stored is not None:
+            self._logged_out.append(self._stored)
+            self.pending_token = ""
+        self._stored = None
+        self._reset()
 
     async def logout_everywhere(self) -> None:
-        """Ends all sessions of the principal, this one too, at once."""
+        """End all sessions of the principal, including this one, at once."""
         if (principal := self.principal) is None:
-            raise SessionError("logout_everywhere needs somebody who is logged in")
-        with self._failures():
-            await self._keeper.logout_everywhere(principal)
+            raise SessionError("logout_everywhere needs a session that is logged in")
+        with self._recorded_failures():
+            await self._backend.logout_everywhere(principal)
         self.logout()
 
     async def devices(self) -> list[Device]:
-        """The principal's sessions, latest login first; empty when nobody is logged in."""
+        """Return the principal's sessions, latest login first; empty without a login."""
         if (principal := self.principal) is None:
             return []
-        with self._failures():
-            return await self._keeper.devices(principal, current=self.handle or "")
+        with self._recorded_failures():
+            return await self._backend.devices(principal, current=self.handle or "")
 
     async def revoke(self, handle: str) -> bool:
-        """Ends one of the principal's sessions, named as in :meth:`devices`; False when it is not theirs."""
+        """End one of the principal's sessions, named as in :meth:`devices`; False if it is not theirs."""
         if (principal := self.principal) is None:
             return False
         if handle == self.handle:
             self.logout()
             return True
-        with self._failures():
-            return await self._keeper.revoke_device(principal, handle)
+        with self._recorded_failures():
+            return await self._backend.revoke_device(principal, handle)
 
     @property
     def is_available(self) -> bool:
-        """False where the store did not answer, and the route goes on as if nobody were logged in."""
-        return self._missing is not Missing.UNREAD
+        """False if the store did not answer, and the route continues as anonymous."""
+        return self._missing is not MissingSession.UNAVAILABLE
 
     # ------------------------------------------------------------------ saving
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is anything to save."""
-        self._notice()
-        return bool(self._edits or self._secret or self._ended)
+        """Return whether there is anything to save."""
+        self._detect_mutations()
+        return bool(self._edits or self._secret or self._logged_out)
 
     async def save(self) -> None:
-        """Saves now; needed only after the answer, in background tasks and open WebSockets.
+        """Save now; needed only after the response, in background tasks and open WebSockets.
 
         Raises:
             SessionStoreError: it is unknown whether it was saved.
             SessionEndedError: the session was ended, or its token replaced, meanwhile.
-            SessionSizeError: it would hold too much.
-            SessionError: it would need a cookie, and the answer has gone.
+            SessionSizeError: it would be too large.
+            SessionError: it would need a cookie, and the response has been sent.
         """
         if not self.is_changed:
             await self._refresh()
             return
-        with self._failures():
+        with self._recorded_failures():
             self._check_available()
-            await self.save_ends()
+            await self.save_logouts()
             await self._save_changes()
 
-    async def save_ends(self) -> None:
-        """Only what logout ended: what is left to do for a request that failed."""
-        while self._ended:
-            await self._keeper.revoke(self._ended[-1])
-            self._ended.pop()
+    async def save_logouts(self) -> None:
+        """End the sessions that were logged out; the only thing that a failed request saves."""
+        while self._logged_out:
+            await self._backend.revoke(self._logged_out[-1])
+            self._logged_out.pop()
 
     async def _save_changes(self) -> None:
         if self._edits or self._secret:
             self._check_deliverable()
-            kept = await self._keeper.save(self._kept, self._changes())
-            if kept.token and self.phase != "open":
-                raise SessionError("a session kept in a cookie cannot change after the answer began")
-            self._settle(kept)
+            stored = await self._backend.save(self._stored, self._changes())
+            if stored.new_token and self.phase != "open":
+                raise SessionError("a session kept in a cookie cannot change after the response began")
+            self._adopt(stored)
 
     async def _refresh(self) -> None:
-        if self._kept is None:
+        if self._stored is None:
             return
         try:
-            kept = await self._keeper.refresh(self._kept)
+            stored = await self._backend.refresh(self._stored)
         except SessionStoreError:
-            return  # nothing was promised, and the session was read
-        if kept.token:
+            return  # the session was loaded, and nothing else was promised
+        if stored.new_token:
             if self.phase != "open":
                 return
-            self.outbox, kept.token = kept.token, ""
-        self._kept = kept
+            self.pending_token, stored.new_token = stored.new_token, ""
+        self._stored = stored
 
     def _changes(self) -> Changes:
-        if self._kept is None:
-            self._handle = self._handle or tokens.new_handle()
-            self._secret = self._secret or tokens.new_secret()
+        if self._stored is None:
+            self._handle = self._handle or new_handle()
+            self._secret = self._secret or new_secret()
         return Changes(self._edits, self._handle, self._secret, self._login, self._device)
 
     def _check_deliverable(self) -> None:
-        if self._missing is Missing.REPLACED and self._login is None:
+        if self._missing is MissingSession.REPLACED and self._login is None:
             raise SessionEndedError(
-                "another request of this client was given a new token: this one's changes were not kept, the "
-                "client may try again with the new one"
+                "another request of this client was given a new token: this one's changes were not saved, "
+                "the client may try again with the new one"
             )
-        begins = self._kept is None
-        if self.phase != "open" and (begins or self._secret):
+        is_new = self._stored is None
+        if self.phase != "open" and (is_new or self._secret):
             raise SessionError(
-                "a session cannot begin, or change its token, after the answer began: do it before"
+                "a session cannot begin, or change its token, after the response began: do it before"
             )
-        if self.silent and begins and not self._secret:
+        if self.app_delivers_token and is_new and not self._secret:
             raise SessionError(
                 "a client with bearer tokens learns of a session by the token that login() or rotate() "
                 "returns: call one of them before something is written"
             )
 
-    def _settle(self, kept: Kept) -> None:
-        """What was written is now what is kept; lists and dicts that the request holds stay watched."""
-        if kept.token:
-            self.outbox, kept.token = kept.token, ""
+    def _adopt(self, stored: StoredSession) -> None:
+        """Start from the saved session; lists and dicts that the request holds stay watched."""
+        if stored.new_token:
+            self.pending_token, stored.new_token = stored.new_token, ""
         values = self._values
-        self._kept, self._missing = kept, None
-        self._forget()
+        self._stored, self._missing = stored, None
+        self._reset()
         for key, value in values.items():
-            raw = kept.record.data.get(key)
-            if isinstance(value, CONTAINERS) and raw is not None and encode_quickly(value) == bytes(raw):
+            raw = stored.record.data.get(key)
+            if isinstance(value, MUTABLE) and raw is not None and encode_unchecked(value) == bytes(raw):
                 self._values[key] = value
 
     # ------------------------------------------------------------------ edits
 
     def _encoded(self, key: str) -> bytes | msgspec.Raw | None:
-        if key in self._shown:
-            return self._shown[key]
-        return self._kept.record.data.get(key) if self._kept else None
+        if key in self._encoded_edits:
+            return self._encoded_edits[key]
+        return self._stored.record.data.get(key) if self._stored else None
 
-    def _is_kept(self, key: str, raw: bytes) -> bool:
-        """Whether setting it would change nothing; what came from the cache may have changed elsewhere."""
-        if self._kept is None or self._kept.cached or key in self._shown:
+    def _is_stored(self, key: str, raw: bytes) -> bool:
+        """Return whether setting it changes nothing; a cached value may have changed elsewhere."""
+        if self._stored is None or self._stored.cached or key in self._encoded_edits:
             return False
-        kept = self._kept.record.data.get(key)
-        return kept is not None and bytes(kept) == raw
+        stored = self._stored.record.data.get(key)
+        return stored is not None and bytes(stored) == raw
 
     def _edit(self, key: str, edit: Edit, raw: bytes | msgspec.Raw | None) -> None:
         if raw is not None:
@@ -317,19 +324,19 @@ class Session(MutableMapping[str, Any]):
                 name: value for name in self if name != key and (value := self._encoded(name)) is not None
             }
             size = sum(len(name) + memoryview(value).nbytes + 4 for name, value in data.items())
-            with self._failures():
-                check_size(size, data, self._keeper.max_bytes)
+            with self._recorded_failures():
+                check_size(size, data, self._backend.max_bytes)
         self._edits[key] = edit
-        self._shown[key] = raw
+        self._encoded_edits[key] = raw
 
-    def _notice(self, *keys: str) -> None:
-        """Finds lists and dicts that are not what they were when they were handed out."""
+    def _detect_mutations(self, *keys: str) -> None:
+        """Turn lists and dicts that were changed since they were returned into edits."""
         for key in keys or tuple(self._values):
             value = self._values.get(key)
-            if not isinstance(value, CONTAINERS):
+            if not isinstance(value, MUTABLE):
                 continue
             try:
-                same = encode_quickly(value) == bytes(self._encoded(key) or b"")
+                same = encode_unchecked(value) == bytes(self._encoded(key) or b"")
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
                 same = False
             if not same:
@@ -337,8 +344,8 @@ class Session(MutableMapping[str, Any]):
                 self._edit(key, Edit(True, raw), raw)
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Remembers the cause for the middleware: an application may make a 500 of any exception."""
+    def _recorded_failures(self) -> Iterator[None]:
+        """Record the cause for the middleware: an application may turn any exception into a 500."""
         try:
             yield
         except TenfoldError as error:
@@ -346,8 +353,8 @@ class Session(MutableMapping[str, Any]):
             raise
 
     def _check_open(self) -> None:
-        if self.phase == "answering":
-            raise SessionError("the answer has begun, and the session with it: change the session before")
+        if self.phase == "responding":
+            raise SessionError("the response has begun, and the session with it: change the session before")
 
     def _check_available(self) -> None:
         if not self.is_available:

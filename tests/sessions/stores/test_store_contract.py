@@ -1,4 +1,4 @@
-"""The contract that is shipped, run against every store, and against stores with one fault each."""
+"""The shipped contract, run against every store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.sessions.stores.contract import CHECKS, a_group_is_bounded
+from tenfold.sessions.stores.contract import CHECKS, group_size_is_bounded
 from tenfold.sessions.stores.memory import MemoryStore
 from tenfold.sessions.stores.redis import RedisStore
 from tenfold.sessions.stores.sqlalchemy import SQLStore
@@ -70,7 +70,7 @@ def redis_cluster(redis_program: Path) -> Iterator[Opened]:
         node.close()
 
 
-def _does_not_wait_for_the_disk(connection: Any, _: object) -> None:
+def _disable_fsync(connection: Any, _: object) -> None:
     connection.execute("PRAGMA synchronous=OFF")
 
 
@@ -79,7 +79,7 @@ def _sql(url: str, *, threads: bool) -> Opened:
     async def opened() -> AsyncIterator[Store]:
         engine = create_engine(url) if threads else create_async_engine(url)
         if engine.dialect.name == "sqlite":
-            event.listen(getattr(engine, "sync_engine", engine), "connect", _does_not_wait_for_the_disk)
+            event.listen(getattr(engine, "sync_engine", engine), "connect", _disable_fsync)
         store = SQLStore(engine, timeout_s=20)
         await store.create_tables()
         yield store
@@ -116,26 +116,28 @@ DATABASES = ["postgresql", "postgresql_threads", "sqlite", "sqlite_threads"]
 
 
 @pytest.mark.parametrize("backend", ["memory", *DATABASES])
-def test_a_store_keeps_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
-    _keeps_the_contract(request.getfixturevalue(backend))
+def test_store_fulfils_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
+    _run_contract(request.getfixturevalue(backend))
 
 
 @pytest.mark.parametrize("backend", REDIS)
 @pytest.mark.usefixtures("redis_program")
-def test_a_store_in_redis_keeps_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
-    _keeps_the_contract(request.getfixturevalue(backend))
+def test_store_in_redis_fulfils_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
+    _run_contract(request.getfixturevalue(backend))
 
 
-def _keeps_the_contract(opened: Opened) -> None:
-    """All at once: what they wait for passes for all of them. But first the one that keeps a store busy."""
+def _run_contract(opened: Opened) -> None:
+    """Run all checks concurrently, so that they share their waits; first the one that keeps a store busy."""
 
     async def run() -> list[BaseException | None]:
         async with opened() as store:
-            await a_group_is_bounded(store, asyncio.sleep)
+            await group_size_is_bounded(store, asyncio.sleep)
             return await asyncio.gather(
                 *(check(store, asyncio.sleep) for check in others), return_exceptions=True
             )
 
-    others = [check for check in CHECKS if check is not a_group_is_bounded]
-    told = asyncio.run(run())
-    assert [f"{check.__name__}: {error!r}" for check, error in zip(others, told, strict=True) if error] == []
+    others = [check for check in CHECKS if check is not group_size_is_bounded]
+    errors = asyncio.run(run())
+    assert [
+        f"{check.__name__}: {error!r}" for check, error in zip(others, errors, strict=True) if error
+    ] == []

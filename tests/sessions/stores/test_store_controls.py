@@ -1,4 +1,4 @@
-"""The contract's own controls: each of its checks fails on a store that is wrong in one thing."""
+"""Negative controls of the contract: each of its checks fails on a store with one fault."""
 
 from __future__ import annotations
 
@@ -7,70 +7,70 @@ import asyncio
 import pytest
 
 from tenfold.sessions.stores import contract
-from tenfold.sessions.stores.contract import CHECKS, Check
+from tenfold.sessions.stores.contract import CHECKS, StoreCheck
 from tests.sessions.support import broken_stores as stores
-from tests.sessions.support.broken_stores import Clock, Right
+from tests.sessions.support.broken_stores import Clock, CorrectStore
 
-# Which check has to find which fault; others may find it too.
-FOUND: list[tuple[type[Right], Check]] = [
-    (stores.InventsSessions, contract.unknown_handles_are_nothing),
-    (stores.SkipsTheMissing, contract.unknown_handles_are_nothing),
-    (stores.ForgetsAtOnce, contract.what_was_created_is_read),
-    (stores.CountsFromZero, contract.what_was_created_is_read),
-    (stores.KeepsText, contract.payloads_are_bytes),
-    (stores.StripsWrites, contract.payloads_are_bytes),
-    (stores.Overwrites, contract.a_second_create_is_refused),
-    (stores.LooksThenCreates, contract.one_of_many_creates_wins),
-    (stores.StopsCounting, contract.a_write_counts_the_version),
-    (stores.Upserts, contract.a_late_write_is_told_what_is_kept),
-    (stores.RefusesSilently, contract.a_late_write_is_told_what_is_kept),
-    (stores.Adopts, contract.a_write_never_creates),
-    (stores.Upserts, contract.no_write_is_lost),
-    (stores.ComparesThenSets, contract.no_write_is_lost),
-    (stores.SortsMany, contract.many_are_read_in_order),
-    (stores.IgnoresCase, contract.handles_do_not_mix),
-    (stores.ForgetsLifetimes, contract.a_payload_expires),
-    (stores.NeverProlongs, contract.a_write_sets_the_lifetime),
-    (stores.NoTombstone, contract.what_was_revoked_stays_gone),
-    (stores.TombstoneIgnoredByCreate, contract.what_was_revoked_stays_gone),
-    (stores.NoTombstone, contract.a_handle_can_be_revoked_before_it_is_created),
-    (stores.TombstoneOnlyInPlace, contract.a_handle_can_be_revoked_before_it_is_created),
-    (stores.RevocationLosesRaces, contract.revocation_wins_every_race),
-    (stores.TombstoneGoesWithTheSession, contract.a_tombstone_lasts_as_long_as_it_was_told),
-    (stores.TombstoneStays, contract.a_tombstone_lasts_as_long_as_it_was_told),
-    (stores.NamesMembersTwice, contract.a_group_names_its_members),
-    (stores.OneGroupForAll, contract.a_group_names_its_members),
-    (stores.SortsMembersByName, contract.members_come_oldest_first),
-    (stores.MembersForEver, contract.a_membership_expires),
-    (stores.LastEnlistingDecides, contract.a_membership_expires),
-    (stores.FirstEnlistingDecides, contract.a_membership_expires),
-    (stores.GroupsWithoutEnd, contract.a_group_is_bounded),
-    (stores.FullGroupsTakeNobody, contract.a_group_is_bounded),
-    (stores.FullGroupsForget, contract.a_group_is_bounded),
-    (stores.NobodyLeaves, contract.a_group_is_bounded),
-    (stores.GroupsAmongHandles, contract.groups_and_handles_do_not_mix),
+# A fault and the check that must detect it; others may detect it too.
+DETECTED: list[tuple[type[CorrectStore], StoreCheck]] = [
+    (stores.InventsSessions, contract.unknown_handle_reads_as_none),
+    (stores.SkipsMissing, contract.unknown_handle_reads_as_none),
+    (stores.ExpiresAtOnce, contract.created_payload_is_read_as_version_1),
+    (stores.CountsFromZero, contract.created_payload_is_read_as_version_1),
+    (stores.StoresText, contract.payloads_are_preserved_byte_for_byte),
+    (stores.StripsWrites, contract.payloads_are_preserved_byte_for_byte),
+    (stores.CreateOverwrites, contract.second_create_is_refused),
+    (stores.ChecksThenCreates, contract.one_of_concurrent_creates_wins),
+    (stores.ResetsTheVersion, contract.each_write_increments_the_version),
+    (stores.Upserts, contract.conflicting_write_returns_the_stored_payload),
+    (stores.HidesConflicts, contract.conflicting_write_returns_the_stored_payload),
+    (stores.ReplaceCreates, contract.replace_never_creates),
+    (stores.Upserts, contract.no_concurrent_update_is_lost),
+    (stores.ComparesThenSets, contract.no_concurrent_update_is_lost),
+    (stores.SortsReadMany, contract.read_many_preserves_the_order),
+    (stores.IgnoresCase, contract.similar_handles_are_distinct),
+    (stores.IgnoresLifetimes, contract.payload_expires),
+    (stores.NeverExtends, contract.replace_sets_the_lifetime),
+    (stores.NoTombstone, contract.revoked_session_is_never_restored),
+    (stores.TombstoneIgnoredByCreate, contract.revoked_session_is_never_restored),
+    (stores.NoTombstone, contract.handle_can_be_revoked_before_it_is_created),
+    (stores.TombstoneOnlyInPlace, contract.handle_can_be_revoked_before_it_is_created),
+    (stores.RevocationLosesRaces, contract.revocation_wins_over_concurrent_writes),
+    (stores.TombstoneExpiresWithTheSession, contract.tombstone_lasts_for_its_lifetime),
+    (stores.TombstoneNeverExpires, contract.tombstone_lasts_for_its_lifetime),
+    (stores.ListsMembersTwice, contract.group_lists_its_members),
+    (stores.SharesOneGroup, contract.group_lists_its_members),
+    (stores.SortsMembersByName, contract.members_are_listed_oldest_first),
+    (stores.MembersNeverExpire, contract.membership_expires),
+    (stores.LastAddDecides, contract.membership_expires),
+    (stores.FirstAddDecides, contract.membership_expires),
+    (stores.UnboundedGroups, contract.group_size_is_bounded),
+    (stores.FullGroupsLoseNewMembers, contract.group_size_is_bounded),
+    (stores.FullGroupsDropMembers, contract.group_size_is_bounded),
+    (stores.IgnoresReplacing, contract.group_size_is_bounded),
+    (stores.GroupsAmongHandles, contract.groups_and_handles_have_separate_names),
 ]
 
 
-def run(check: Check, kind: type[Right]) -> None:
+def run(check: StoreCheck, kind: type[CorrectStore]) -> None:
     clock = Clock()
     asyncio.run(check(kind(clock), clock.wait))
 
 
 @pytest.mark.parametrize(
-    ("kind", "check"), FOUND, ids=[f"{check.__name__} finds {kind.__name__}" for kind, check in FOUND]
+    ("kind", "check"), DETECTED, ids=[f"{check.__name__} detects {kind.__name__}" for kind, check in DETECTED]
 )
-def test_a_fault_is_found(kind: type[Right], check: Check) -> None:
+def test_check_detects_a_fault(kind: type[CorrectStore], check: StoreCheck) -> None:
     with pytest.raises(AssertionError, match=r"\w+ \w+ \w+"):
         run(check, kind)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_store_that_is_right_passes(check: Check) -> None:
-    run(check, Right)
+def test_correct_store_passes(check: StoreCheck) -> None:
+    run(check, CorrectStore)
 
 
-def test_every_check_has_a_fault_that_it_finds() -> None:
-    assert {check for _, check in FOUND} == set(CHECKS)
+def test_every_check_detects_some_fault() -> None:
+    assert {check for _, check in DETECTED} == set(CHECKS)
     public = {value for name, value in vars(contract).items() if asyncio.iscoroutinefunction(value)}
     assert public == set(CHECKS)

@@ -1,8 +1,9 @@
-"""What a store in Redis does when Redis is down, paused, full, not ours, or cut off within an answer."""
+"""RedisStore with a Redis that is down, paused, full, foreign or cut off within a reply."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 
@@ -10,23 +11,23 @@ import pytest
 from redis.asyncio import Redis
 
 from tenfold.breaker import Breaker
-from tenfold.errors import SettingsError
+from tenfold.errors import SessionStoreError, SettingsError
 from tenfold.sessions.stores.redis import RedisStore
-from tenfold.sessions.stores.store import Stored
-from tests.sessions.support.asking import NEVER, eventually, told
+from tenfold.sessions.stores.store import StoredPayload
+from tests.sessions.support.calls import NEVER_OPENS, error_text, succeeds_eventually
 from tests.sessions.support.session_servers import RedisServer
 
-# ------------------------------------------------------------------ what it costs
+# ------------------------------------------------------------------ commands
 
 
-def test_what_is_asked_of_redis(own_redis: RedisServer) -> None:
+def test_commands_sent_to_redis(own_redis: RedisServer) -> None:
     """A read is one GET and nothing else; the commands within a script are counted by Redis too."""
 
     async def run() -> list[dict[str, int]]:
         store = RedisStore(own_redis.url, timeout_s=5)
         await store.create("warm", b"", ttl_s=60)
         await store.replace("warm", b"", version=1, ttl_s=60)
-        await store.enlist("group", "warm", ttl_s=60)
+        await store.add_member("group", "warm", ttl_s=60)
         await store.members("group")
         counted = []
         for call in (
@@ -55,14 +56,14 @@ def test_what_is_asked_of_redis(own_redis: RedisServer) -> None:
     ]
 
 
-def test_nothing_is_kept_for_ever(own_redis: RedisServer) -> None:
+def test_every_key_has_a_lifetime(own_redis: RedisServer) -> None:
     async def run() -> None:
         store = RedisStore(own_redis.url, timeout_s=5)
         await store.create("kept", b"1", ttl_s=60)
         await store.replace("kept", b"2", version=1, ttl_s=60)
         await store.revoke("gone", ttl_s=60)
-        await store.enlist("group", "kept", ttl_s=60)
-        await store.enlist("group", "gone", ttl_s=30)
+        await store.add_member("group", "kept", ttl_s=60)
+        await store.add_member("group", "gone", ttl_s=30)
         await store.aclose()
 
     asyncio.run(run())
@@ -74,7 +75,7 @@ def test_nothing_is_kept_for_ever(own_redis: RedisServer) -> None:
 # ------------------------------------------------------------------ faults
 
 
-def test_a_killed_redis_is_an_error_and_an_empty_one_is_not(own_redis: RedisServer) -> None:
+def test_killed_redis_is_an_error_and_a_restarted_one_is_empty(own_redis: RedisServer) -> None:
     async def run() -> None:
         store = RedisStore(own_redis.url, timeout_s=5, breaker=Breaker(failures=3, cool_down_s=0.05))
         await store.create("a", b"1", ttl_s=60)
@@ -86,11 +87,11 @@ def test_a_killed_redis_is_an_error_and_an_empty_one_is_not(own_redis: RedisServ
             store.revoke("a", ttl_s=60),
             store.members("group"),
         ):
-            text = await told(call)
+            text = await error_text(call)
             assert "cannot be reached" in text or "failed repeatedly" in text
             assert own_redis.password not in text
         own_redis.start()
-        assert await eventually(lambda: store.read("a")) is None
+        assert await succeeds_eventually(lambda: store.read("a")) is None
         # Its scripts are gone as well.
         assert await store.create("a", b"1", ttl_s=60)
         assert await store.replace("a", b"2", version=1, ttl_s=60) is True
@@ -99,11 +100,11 @@ def test_a_killed_redis_is_an_error_and_an_empty_one_is_not(own_redis: RedisServ
     asyncio.run(run())
 
 
-def test_a_restart_between_two_calls_is_not_noticed(own_redis: RedisServer) -> None:
-    """Connections that ended meanwhile, several of them, are replaced without an error."""
+def test_restart_between_two_calls_causes_no_error(own_redis: RedisServer) -> None:
+    """Several connections that ended meanwhile are replaced."""
 
     async def run() -> None:
-        store = RedisStore(own_redis.url, timeout_s=5, breaker=NEVER)
+        store = RedisStore(own_redis.url, timeout_s=5, breaker=NEVER_OPENS)
         await asyncio.gather(*(store.read("a") for _ in range(10)))
         own_redis.kill()
         own_redis.start()
@@ -113,31 +114,31 @@ def test_a_restart_between_two_calls_is_not_noticed(own_redis: RedisServer) -> N
     asyncio.run(run())
 
 
-async def _ask_a_paused_one(server: RedisServer, breaker: Breaker) -> list[str]:
+async def _read_from_paused_redis(server: RedisServer, breaker: Breaker) -> list[str]:
     store = RedisStore(server.url, timeout_s=0.1, breaker=breaker)
-    await eventually(lambda: store.create("a", b"1", ttl_s=60))
+    await succeeds_eventually(lambda: store.create("a", b"1", ttl_s=60))
     server.signal(signal.SIGSTOP)
     try:
-        texts = [await told(store.read("a")) for _ in range(8)]
+        texts = [await error_text(store.read("a")) for _ in range(8)]
     finally:
         server.signal(signal.SIGCONT)
-    assert await eventually(lambda: store.read("a")) == Stored(1, b"1")
+    assert await succeeds_eventually(lambda: store.read("a")) == StoredPayload(1, b"1")
     await store.aclose()
     return texts
 
 
-def test_a_paused_redis_costs_the_timeout_three_times(own_redis: RedisServer) -> None:
-    texts = asyncio.run(_ask_a_paused_one(own_redis, Breaker(failures=3, cool_down_s=1.0)))
+def test_paused_redis_costs_the_timeout_three_times(own_redis: RedisServer) -> None:
+    texts = asyncio.run(_read_from_paused_redis(own_redis, Breaker(failures=3, cool_down_s=1.0)))
     assert ["within 100 ms" in text for text in texts] == [True] * 3 + [False] * 5
     assert all("not asked for another" in text for text in texts[3:])
 
 
-def test_the_control_without_a_breaker_it_costs_it_every_time(own_redis: RedisServer) -> None:
-    texts = asyncio.run(_ask_a_paused_one(own_redis, Breaker(failures=10**9, ratio=2)))
+def test_the_control_without_a_breaker_every_call_costs_the_timeout(own_redis: RedisServer) -> None:
+    texts = asyncio.run(_read_from_paused_redis(own_redis, Breaker(failures=10**9, ratio=2)))
     assert all("within 100 ms" in text for text in texts)
 
 
-def test_a_blocked_event_loop_is_not_taken_for_a_dead_redis(redis_server: RedisServer) -> None:
+def test_stalled_event_loop_does_not_open_the_breaker(redis_server: RedisServer) -> None:
     async def run() -> None:
         breaker = Breaker(failures=1, cool_down_s=60)
         store = RedisStore(redis_server.url, timeout_s=0.3, breaker=breaker)
@@ -147,33 +148,60 @@ def test_a_blocked_event_loop_is_not_taken_for_a_dead_redis(redis_server: RedisS
             await asyncio.sleep(0)
             time.sleep(0.4)
             await asyncio.gather(reading, return_exceptions=True)
-            assert breaker.closed
+            assert breaker.is_closed
         await store.aclose()
 
     asyncio.run(run())
 
 
-def test_a_full_redis_still_reads(own_redis: RedisServer) -> None:
+async def _read_across_a_stall(server: RedisServer) -> object:
+    """Stall the event loop for longer than the timeout while a read waits for its reply."""
+    store = RedisStore(server.url, timeout_s=0.3, breaker=Breaker(failures=1, cool_down_s=60))
+    await store.create("stalled", b"1", ttl_s=60)
+    reading = asyncio.ensure_future(store.read("stalled"))
+    await asyncio.sleep(0)
+    time.sleep(0.4)
+    try:
+        return await reading
+    finally:
+        await store.aclose()
+
+
+def test_call_interrupted_by_a_stalled_event_loop_is_repeated(own_redis: RedisServer) -> None:
+    assert asyncio.run(_read_across_a_stall(own_redis)) == StoredPayload(1, b"1")
+
+
+def test_the_control_without_stall_detection_it_times_out(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenfold.sessions.stores.redis.STALL_S", math.inf)
+    with pytest.raises(SessionStoreError, match="within 300 ms"):
+        asyncio.run(_read_across_a_stall(own_redis))
+
+
+def test_full_redis_still_reads(own_redis: RedisServer) -> None:
     async def run() -> None:
         breaker = Breaker(failures=1, cool_down_s=60)
         store = RedisStore(own_redis.url, timeout_s=5, breaker=breaker)
         await store.create("a", b"1", ttl_s=60)
         own_redis.command("CONFIG", "SET", "maxmemory", "1")
-        assert "is full" in await told(store.create("b", bytes(1000), ttl_s=60))
-        assert "is full" in await told(store.replace("a", bytes(1000), version=1, ttl_s=60))
-        assert await store.read("a") == Stored(1, b"1")
-        assert breaker.closed
+        assert "is full" in await error_text(store.create("b", bytes(1000), ttl_s=60))
+        assert "is full" in await error_text(store.replace("a", bytes(1000), version=1, ttl_s=60))
+        assert await store.read("a") == StoredPayload(1, b"1")
+        assert breaker.is_closed
         await store.aclose()
 
     asyncio.run(run())
 
 
-def test_a_primary_that_became_a_replica_is_left(own_redis: RedisServer, redis_server: RedisServer) -> None:
+def test_connections_to_a_demoted_primary_are_replaced(
+    own_redis: RedisServer, redis_server: RedisServer
+) -> None:
     async def run() -> None:
-        store = RedisStore(own_redis.url, timeout_s=5, breaker=NEVER)
+        store = RedisStore(own_redis.url, timeout_s=5, breaker=NEVER_OPENS)
         await store.create("a", b"1", ttl_s=60)
         own_redis.command("REPLICAOF", "127.0.0.1", "1")
-        assert "is a replica" in await told(store.revoke("a", ttl_s=60))
+        assert "is a replica" in await error_text(store.revoke("a", ttl_s=60))
         own_redis.command("REPLICAOF", "NO", "ONE")
         await store.revoke("a", ttl_s=60)
         assert await store.read("a") is None
@@ -183,12 +211,12 @@ def test_a_primary_that_became_a_replica_is_left(own_redis: RedisServer, redis_s
 
 
 @pytest.mark.parametrize("client", [False, True])
-def test_a_wrong_password_is_said_and_not_shown(redis_server: RedisServer, client: bool) -> None:
+def test_wrong_password_is_reported_and_not_shown(redis_server: RedisServer, client: bool) -> None:
     async def run() -> str:
         url = redis_server.url.replace(redis_server.password, "not-the-password")
         store = RedisStore(Redis.from_url(url) if client else url, timeout_s=2)
         try:
-            return await told(store.read("a"))
+            return await error_text(store.read("a"))
         finally:
             await store.aclose()
 
@@ -197,8 +225,8 @@ def test_a_wrong_password_is_said_and_not_shown(redis_server: RedisServer, clien
     assert "not-the-password" not in text
 
 
-# What a server says, whether it counts as down, and what we say.
-SAID = [
+# A server's reply, whether it counts as a failure, and the error message.
+REPLIES = [
     (b"-LOADING Redis is loading the dataset in memory", True, "is still loading"),
     (b"-NOAUTH Authentication required.", True, "refuses our password"),
     (b"-ERR max number of clients reached", True, "cannot be reached"),
@@ -213,18 +241,20 @@ SAID = [
     ),
     (b"-WRONGTYPE Operation against a key holding the wrong kind of value", False, "does not accept"),
     (b"HTTP/1.1 400 Bad Request", True, "cannot be reached"),
-    (b":1", False, "keeps something else"),
-    (b"$3\r\nabc", False, "keeps something else"),
-    (b"*0", False, "keeps something else"),
+    (b":1", False, "has something else"),
+    (b"$3\r\nabc", False, "has something else"),
+    (b"*0", False, "has something else"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "down", "sentence"), SAID, ids=[row[0].decode()[:12] for row in SAID])
-def test_whatever_the_server_says_is_one_sentence(answer: bytes, down: bool, sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("reply", "down", "sentence"), REPLIES, ids=[row[0].decode()[:12] for row in REPLIES]
+)
+def test_every_server_error_is_one_sentence(reply: bytes, down: bool, sentence: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while received := await reader.read(4096):
-            for _ in range(received.count(b"*")):  # one for each command: a client may send several at once
-                writer.write((b"+OK" if b"SETINFO" in received else answer) + b"\r\n")
+            for _ in range(received.count(b"*")):  # a client may send several commands at once
+                writer.write((b"+OK" if b"SETINFO" in received else reply) + b"\r\n")
         writer.close()
 
     async def run() -> None:
@@ -232,21 +262,21 @@ def test_whatever_the_server_says_is_one_sentence(answer: bytes, down: bool, sen
         breaker = Breaker(failures=1, ratio=2, cool_down_s=60)
         port = server.sockets[0].getsockname()[1]
         store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=5, breaker=breaker)
-        text = await told(store.read("a"))
+        text = await error_text(store.read("a"))
         assert sentence in text
         assert "tenfold:session" not in text
-        assert breaker.closed is not down
+        assert breaker.is_closed is not down
         await store.aclose()
         server.close()
 
     asyncio.run(run())
 
 
-def test_what_somebody_else_keeps_there_is_an_error(redis_server: RedisServer) -> None:
+def test_foreign_value_under_a_handle_is_an_error(redis_server: RedisServer) -> None:
     async def run() -> None:
         store = RedisStore(redis_server.url, timeout_s=5)
         redis_server.command("SET", "tenfold:session:theirs", "x" * 100)
-        assert "a prefix of its own" in await told(store.read("theirs"))
+        assert "a prefix of its own" in await error_text(store.read("theirs"))
         assert await store.replace("theirs", b"", version=1, ttl_s=60) is None
         assert not await store.create("theirs", b"", ttl_s=60)
         await store.aclose()
@@ -257,22 +287,22 @@ def test_what_somebody_else_keeps_there_is_an_error(redis_server: RedisServer) -
 @pytest.mark.parametrize(
     "server", ["localhost:6379", "http://localhost", "", "redis://localhost/not-a-number?db=x"]
 )
-def test_what_is_no_url_is_refused(server: str) -> None:
+def test_invalid_url_is_refused(server: str) -> None:
     with pytest.raises(SettingsError, match=r"redis://user:password@host:port/0"):
         RedisStore(server)
 
 
-def test_a_client_that_decodes_is_refused() -> None:
+def test_client_that_decodes_replies_is_refused() -> None:
     with pytest.raises(SettingsError, match="without decode_responses"):
         RedisStore(Redis(decode_responses=True))
 
 
-def test_a_store_outlives_an_event_loop(redis_server: RedisServer) -> None:
+def test_store_works_in_several_event_loops(redis_server: RedisServer) -> None:
     """Test clients run an app in one loop after another."""
     store = RedisStore(redis_server.url, timeout_s=5, max_connections=1)
 
-    async def run() -> list[Stored | None]:
-        return await asyncio.gather(*(store.read("nobody") for _ in range(3)))
+    async def run() -> list[StoredPayload | None]:
+        return await asyncio.gather(*(store.read("unknown") for _ in range(3)))
 
     assert [asyncio.run(run()) for _ in range(3)] == [[None] * 3] * 3
     asyncio.run(store.aclose())

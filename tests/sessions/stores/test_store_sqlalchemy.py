@@ -1,12 +1,11 @@
-"""What a store in a database does when that is paused, exhausted or lacks its tables; and sweeping."""
+"""SQLStore with a paused, exhausted or unreachable database or without its tables; and sweeping."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,18 @@ from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.breaker import Breaker
-from tenfold.errors import SessionStoreError, SettingsError
+from tenfold.errors import SettingsError
 from tenfold.sessions.stores.sqlalchemy import SQLStore
-from tenfold.sessions.stores.store import Stored
+from tenfold.sessions.stores.store import StoredPayload
+from tests.sessions.support import calls
+from tests.sessions.support.calls import succeeds_eventually
 from tests.sessions.support.session_servers import PostgreSQLServer
 
-HANDLE = "a-handle-that-nobody-should-read-in-a-log"
+HANDLE = "a-handle-that-must-not-be-logged"
 
 
 @asynccontextmanager
-async def opened(url: str, *, threads: bool = False, **options: Any) -> AsyncIterator[SQLStore]:
+async def open_store(url: str, *, threads: bool = False, **options: Any) -> AsyncIterator[SQLStore]:
     """A store in tables of its own."""
     pool = {"pool_size": 2, "max_overflow": 0} if "postgresql" in url else {}
     engine = create_engine(url, **pool) if threads else create_async_engine(url, **pool)
@@ -47,52 +48,41 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, bool]:
     return f"sqlite{'' if threads else '+aiosqlite'}:///{tmp_path}/sessions.db", threads
 
 
-async def told(call: Awaitable[Any]) -> str:
-    with pytest.raises(SessionStoreError) as caught:
-        await call
-    assert HANDLE not in str(caught.value)
-    return str(caught.value)
-
-
-async def eventually(call: Callable[[], Awaitable[Any]], *, seconds: float = 15.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return await call()
-        except SessionStoreError:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+async def error_text(call: Any) -> str:
+    text = await calls.error_text(call)
+    assert HANDLE not in text
+    return text
 
 
 # ------------------------------------------------------------------ tables
 
 
-def test_what_is_over_is_swept_in_batches_and_nothing_else(url: tuple[str, bool]) -> None:
+def test_sweep_deletes_expired_rows_only(url: tuple[str, bool]) -> None:
     async def run() -> None:
-        async with opened(url[0], threads=url[1], table="swept") as store:
+        async with open_store(url[0], threads=url[1], table="swept") as store:
             await store.sweep()
             await store.create("live", b"1", ttl_s=60)
             await store.revoke("gone", ttl_s=60)
-            await store.enlist("group", "live", ttl_s=60)
+            await store.add_member("group", "live", ttl_s=60)
             for number in range(25):
-                await store.create(f"over{number}", b"", ttl_s=0.2)
-                await store.enlist(f"group{number}", "over", ttl_s=0.2)
+                await store.create(f"expired{number}", b"", ttl_s=0.2)
+                await store.add_member(f"group{number}", "expired", ttl_s=0.2)
             await asyncio.sleep(0.3)
             both = await asyncio.gather(store.sweep(batch=10), store.sweep(batch=10))
             assert sum(both) + await store.sweep() == 50
             assert await store.sweep() == 0
-            assert await store.read("live") == Stored(1, b"1")
+            assert await store.read("live") == StoredPayload(1, b"1")
             assert not await store.create("gone", b"", ttl_s=60)
             assert await store.members("group") == ["live"]
 
     asyncio.run(run())
 
 
-def test_a_sweep_takes_no_more_than_a_batch_at_once(postgresql_server: PostgreSQLServer) -> None:
+def test_sweep_deletes_at_most_a_batch_per_statement(postgresql_server: PostgreSQLServer) -> None:
     async def run() -> None:
-        async with opened(postgresql_server.url, table="batched") as store:
+        async with open_store(postgresql_server.url, table="batched") as store:
             for number in range(25):
-                await store.create(f"over{number}", b"", ttl_s=0.001)
+                await store.create(f"expired{number}", b"", ttl_s=0.001)
             await asyncio.sleep(0.05)
             deleted: list[int] = []
 
@@ -107,9 +97,9 @@ def test_a_sweep_takes_no_more_than_a_batch_at_once(postgresql_server: PostgreSQ
     asyncio.run(run())
 
 
-def test_the_text_of_the_tables_makes_the_tables(url: tuple[str, bool]) -> None:
+def test_ddl_creates_the_tables(url: tuple[str, bool]) -> None:
     async def run() -> None:
-        async with opened(url[0], threads=url[1]) as other:
+        async with open_store(url[0], threads=url[1]) as other:
             store = SQLStore(other._engine, table="by_hand", timeout_s=10)
 
             def execute(connection: Any) -> None:
@@ -120,27 +110,27 @@ def test_the_text_of_the_tables_makes_the_tables(url: tuple[str, bool]) -> None:
 
             await other._run(execute)
             assert await store.create("a", b"1", ttl_s=60)
-            await store.enlist("g", "a", ttl_s=60)
+            await store.add_member("g", "a", ttl_s=60)
             assert await store.members("g") == ["a"]
 
     asyncio.run(run())
 
 
-def test_without_its_tables_it_says_how_to_get_them(url: tuple[str, bool]) -> None:
+def test_error_about_missing_tables_names_the_remedy(url: tuple[str, bool]) -> None:
     async def run() -> None:
-        async with opened(url[0], threads=url[1]) as other:
+        async with open_store(url[0], threads=url[1]) as other:
             breaker = Breaker(failures=1, cool_down_s=60)
             store = SQLStore(other._engine, table="nowhere", timeout_s=10, breaker=breaker)
             if "postgresql" in url[0]:  # SQLite calls it an operational error, as it calls a locked file
-                assert "create_tables()" in await told(store.create(HANDLE, b"secret", ttl_s=60))
-                assert breaker.closed
+                assert "create_tables()" in await error_text(store.create(HANDLE, b"secret", ttl_s=60))
+                assert breaker.is_closed
             else:
-                await told(store.create(HANDLE, b"secret", ttl_s=60))
+                await error_text(store.create(HANDLE, b"secret", ttl_s=60))
 
     asyncio.run(run())
 
 
-def test_a_database_of_another_kind_is_refused() -> None:
+def test_unsupported_database_is_refused() -> None:
     class MySQL:
         class dialect:
             name = "mysql"
@@ -149,11 +139,11 @@ def test_a_database_of_another_kind_is_refused() -> None:
         SQLStore(MySQL())
 
 
-def test_lifetimes_are_measured_by_the_database(postgresql_server: PostgreSQLServer) -> None:
-    """An instance whose clock is an hour ahead, or behind, agrees with the others."""
+def test_lifetimes_are_measured_by_the_database_clock(postgresql_server: PostgreSQLServer) -> None:
+    """Instances whose clocks differ agree."""
 
     async def run() -> None:
-        async with opened(postgresql_server.url) as store:
+        async with open_store(postgresql_server.url) as store:
             await store.create("clock", b"", ttl_s=60)
             async with store._engine.connect() as connection:
                 row = await connection.execute(
@@ -171,20 +161,22 @@ def test_lifetimes_are_measured_by_the_database(postgresql_server: PostgreSQLSer
 
 
 @pytest.mark.parametrize("threads", [False, True])
-def test_a_paused_database_costs_the_timeout_three_times(
+def test_paused_database_costs_the_timeout_three_times(
     postgresql_server: PostgreSQLServer, threads: bool
 ) -> None:
     async def run() -> list[str]:
         breaker = Breaker(failures=3, cool_down_s=0.5)
-        async with opened(postgresql_server.url, threads=threads, timeout_s=0.3, breaker=breaker) as store:
-            await eventually(lambda: store.revoke("paused", ttl_s=60))
+        async with open_store(
+            postgresql_server.url, threads=threads, timeout_s=0.3, breaker=breaker
+        ) as store:
+            await succeeds_eventually(lambda: store.revoke("paused", ttl_s=60))
             os.killpg(postgresql_server.process.pid, signal.SIGSTOP)
             _signal_sessions(postgresql_server, signal.SIGSTOP)
             try:
-                texts = [await told(store.read(HANDLE)) for _ in range(6)]
+                texts = [await error_text(store.read(HANDLE)) for _ in range(6)]
             finally:
                 _signal_sessions(postgresql_server, signal.SIGCONT)
-            await eventually(lambda: store.read(HANDLE))
+            await succeeds_eventually(lambda: store.read(HANDLE))
             return texts
 
     texts = asyncio.run(run())
@@ -200,24 +192,24 @@ def _signal_sessions(server: PostgreSQLServer, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
-def test_an_exhausted_pool_is_an_error_in_time(postgresql_server: PostgreSQLServer) -> None:
+def test_exhausted_pool_is_an_error_within_the_timeout(postgresql_server: PostgreSQLServer) -> None:
     async def run() -> None:
         breaker = Breaker(failures=10**9, ratio=2)
-        async with opened(postgresql_server.url, timeout_s=0.3, breaker=breaker) as store:
+        async with open_store(postgresql_server.url, timeout_s=0.3, breaker=breaker) as store:
             async with store._engine.connect(), store._engine.connect():
-                assert "look at its load and at the pool" in await told(store.read(HANDLE))
-            assert await eventually(lambda: store.read(HANDLE)) is None
+                assert "look at its load and at the pool" in await error_text(store.read(HANDLE))
+            assert await succeeds_eventually(lambda: store.read(HANDLE)) is None
 
     asyncio.run(run())
 
 
-def test_a_database_that_is_not_there_is_one_sentence_without_its_password() -> None:
+def test_unreachable_database_is_one_sentence_without_its_password() -> None:
     async def run() -> str:
         url = make_url("postgresql+psycopg://owner:the-password@127.0.0.1:1/postgres")
         engine = create_async_engine(url)
         store = SQLStore(engine, timeout_s=10)
         try:
-            return await told(store.read(HANDLE))
+            return await error_text(store.read(HANDLE))
         finally:
             await store.aclose()
             await engine.dispose()
@@ -227,9 +219,9 @@ def test_a_database_that_is_not_there_is_one_sentence_without_its_password() -> 
     assert "the-password" not in sentence
 
 
-def test_whoever_is_cancelled_leaves_the_pool_as_it_was(postgresql_server: PostgreSQLServer) -> None:
+def test_cancelled_calls_leave_the_pool_usable(postgresql_server: PostgreSQLServer) -> None:
     async def run() -> None:
-        async with opened(postgresql_server.url, timeout_s=5) as store:
+        async with open_store(postgresql_server.url, timeout_s=5) as store:
             await store.create("kept", b"1", ttl_s=60)
             for round in range(30):
                 reads = [asyncio.ensure_future(store.read("kept")) for _ in range(6)]
@@ -237,7 +229,7 @@ def test_whoever_is_cancelled_leaves_the_pool_as_it_was(postgresql_server: Postg
                     await asyncio.sleep(0)
                 for read in reads[::2]:
                     read.cancel()
-                answers = await asyncio.gather(*reads, return_exceptions=True)
-                assert answers[1::2] == [Stored(1, b"1")] * 3
+                results = await asyncio.gather(*reads, return_exceptions=True)
+                assert results[1::2] == [StoredPayload(1, b"1")] * 3
 
     asyncio.run(run())

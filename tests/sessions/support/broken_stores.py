@@ -1,16 +1,16 @@
-"""A store that is right, and stores that are wrong in one thing each: what the contract has to find."""
+"""A correct store, and stores with one fault each, which the contract must detect."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace as changed
+from dataclasses import replace
 
-from tenfold.sessions.stores.store import Stored
+from tenfold.sessions.stores.store import StoredPayload
 
 
 class Clock:
-    """Turned by the checks' ``wait``."""
+    """A clock that the checks' ``wait`` advances."""
 
     now = 1000.0
 
@@ -19,50 +19,50 @@ class Clock:
         await asyncio.sleep(0)
 
 
-class Right:
+class CorrectStore:
     most = 1000
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.kept: dict[str, tuple[Stored | None, float]] = {}
+        self.entries: dict[str, tuple[StoredPayload | None, float]] = {}
         self.groups: dict[str, dict[str, float]] = {}
 
-    def live(self, handle: str) -> tuple[Stored | None, float] | None:
-        entry = self.kept.get(handle)
+    def live(self, handle: str) -> tuple[StoredPayload | None, float] | None:
+        entry = self.entries.get(handle)
         return entry if entry and entry[1] > self.clock.now else None
 
-    async def read(self, handle: str) -> Stored | None:
+    async def read(self, handle: str) -> StoredPayload | None:
         entry = self.live(handle)
         return entry[0] if entry else None
 
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
         return [await self.read(handle) for handle in handles]
 
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if self.live(handle):
             return False
-        self.kept[handle] = Stored(1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
         return True
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         entry = self.live(handle)
         if entry is None or entry[0] is None:
             return None
         if entry[0].version != version:
             return entry[0]
-        self.kept[handle] = Stored(version + 1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
         return True
 
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self.kept[handle] = None, self.clock.now + ttl_s
+        self.entries[handle] = None, self.clock.now + ttl_s
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
         members = self.groups.setdefault(group, {})
-        for gone in instead_of:
+        for gone in replacing:
             members.pop(gone, None)
         if handle not in members and (surplus := len(members) + 1 - self.most) > 0:
             return sorted(members, key=members.__getitem__)[:surplus]
@@ -76,255 +76,255 @@ class Right:
         pass
 
 
-class Upserts(Right):
+class Upserts(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         entry = self.live(handle)
         if entry is None or entry[0] is None:
             return None
-        self.kept[handle] = Stored(entry[0].version + 1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(entry[0].version + 1, payload), self.clock.now + ttl_s
         return True
 
 
-class ComparesThenSets(Right):
-    """As a GET and a SET would."""
+class ComparesThenSets(CorrectStore):
+    """As a GET and a SET do."""
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         entry = self.live(handle)
         if entry is None or entry[0] is None or entry[0].version != version:
             return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
         await asyncio.sleep(0)
-        self.kept[handle] = Stored(version + 1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
         return True
 
 
-class LooksThenCreates(Right):
+class ChecksThenCreates(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if self.live(handle):
             return False
         await asyncio.sleep(0)
-        self.kept[handle] = Stored(1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
         return True
 
 
-class RefusesSilently(Right):
+class HidesConflicts(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        return None if isinstance(told, Stored) else told
+    ) -> bool | StoredPayload | None:
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        return None if isinstance(result, StoredPayload) else result
 
 
-class Adopts(Right):
+class ReplaceCreates(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         if self.live(handle) is None:
-            self.kept[handle] = Stored(version + 1, payload), self.clock.now + ttl_s
+            self.entries[handle] = StoredPayload(version + 1, payload), self.clock.now + ttl_s
             return True
         return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
 
 
-class Overwrites(Right):
+class CreateOverwrites(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if (entry := self.live(handle)) and entry[0] is None:
             return False
-        self.kept[handle] = Stored(1, payload), self.clock.now + ttl_s
+        self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
         return True
 
 
-class NoTombstone(Right):
+class NoTombstone(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self.kept.pop(handle, None)
+        self.entries.pop(handle, None)
 
 
-class TombstoneOnlyInPlace(Right):
+class TombstoneOnlyInPlace(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
         if self.live(handle):
             await super().revoke(handle, ttl_s=ttl_s)
 
 
-class TombstoneIgnoredByCreate(Right):
+class TombstoneIgnoredByCreate(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         if (entry := self.live(handle)) and entry[0] is None:
-            del self.kept[handle]
+            del self.entries[handle]
         return await super().create(handle, payload, ttl_s=ttl_s)
 
 
-class TombstoneGoesWithTheSession(Right):
+class TombstoneExpiresWithTheSession(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
         entry = self.live(handle)
-        self.kept[handle] = None, entry[1] if entry else self.clock.now + ttl_s
+        self.entries[handle] = None, entry[1] if entry else self.clock.now + ttl_s
 
 
-class TombstoneStays(Right):
+class TombstoneNeverExpires(CorrectStore):
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self.kept[handle] = None, float("inf")
+        self.entries[handle] = None, float("inf")
 
 
-class RevocationLosesRaces(Right):
-    """The version is checked, and then written whatever came meanwhile."""
+class RevocationLosesRaces(CorrectStore):
+    """Checks the version, and then writes over whatever was written meanwhile."""
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        if told is True:
-            after = self.kept[handle]
+    ) -> bool | StoredPayload | None:
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        if result is True:
+            after = self.entries[handle]
             await asyncio.sleep(0.02)
-            self.kept[handle] = after
-        return told
+            self.entries[handle] = after
+        return result
 
 
-class ForgetsLifetimes(Right):
+class IgnoresLifetimes(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         return await super().create(handle, payload, ttl_s=1e9)
 
 
-class NeverProlongs(Right):
+class NeverExtends(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
-        until = self.kept.get(handle, (None, 0.0))[1]
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        if told is True:
-            self.kept[handle] = self.kept[handle][0], until
-        return told
+    ) -> bool | StoredPayload | None:
+        until = self.entries.get(handle, (None, 0.0))[1]
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        if result is True:
+            self.entries[handle] = self.entries[handle][0], until
+        return result
 
 
-class KeepsText(Right):
+class StoresText(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         return await super().create(handle, payload.decode(errors="replace").encode(), ttl_s=ttl_s)
 
 
-class StripsWrites(Right):
+class StripsWrites(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         return await super().replace(handle, payload.rstrip(b"\0"), version=version, ttl_s=ttl_s)
 
 
-class CountsFromZero(Right):
-    async def read(self, handle: str) -> Stored | None:
-        kept = await super().read(handle)
-        return changed(kept, version=kept.version - 1) if kept else None
+class CountsFromZero(CorrectStore):
+    async def read(self, handle: str) -> StoredPayload | None:
+        stored = await super().read(handle)
+        return replace(stored, version=stored.version - 1) if stored else None
 
 
-class StopsCounting(Right):
+class ResetsTheVersion(CorrectStore):
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
-        told = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
-        if told is True and version == 9:  # as one who keeps versions as text might
-            self.kept[handle] = Stored(1, payload), self.clock.now + ttl_s
-        return told
+    ) -> bool | StoredPayload | None:
+        result = await super().replace(handle, payload, version=version, ttl_s=ttl_s)
+        if result is True and version == 9:  # as versions that are compared as text would
+            self.entries[handle] = StoredPayload(1, payload), self.clock.now + ttl_s
+        return result
 
 
-class SortsMany(Right):
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
+class SortsReadMany(CorrectStore):
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
         return await super().read_many(sorted(handles))
 
 
-class SkipsTheMissing(Right):
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
-        return [kept for kept in await super().read_many(handles) if kept]
+class SkipsMissing(CorrectStore):
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
+        return [stored for stored in await super().read_many(handles) if stored]
 
 
-class IgnoresCase(Right):
-    async def read(self, handle: str) -> Stored | None:
+class IgnoresCase(CorrectStore):
+    async def read(self, handle: str) -> StoredPayload | None:
         return await super().read(handle.lower())
 
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         return await super().create(handle.lower(), payload, ttl_s=ttl_s)
 
 
-class InventsSessions(Right):
-    async def read(self, handle: str) -> Stored | None:
-        return await super().read(handle) or Stored(1, b"")
+class InventsSessions(CorrectStore):
+    async def read(self, handle: str) -> StoredPayload | None:
+        return await super().read(handle) or StoredPayload(1, b"")
 
 
-class ForgetsAtOnce(Right):
+class ExpiresAtOnce(CorrectStore):
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
         return await super().create(handle, payload, ttl_s=0)
 
 
-class NamesMembersTwice(Right):
+class ListsMembersTwice(CorrectStore):
     async def members(self, group: str) -> list[str]:
         return [handle for handle in await super().members(group) for _ in range(2)]
 
 
-class OneGroupForAll(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class SharesOneGroup(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        return await super().enlist("", handle, ttl_s=ttl_s, instead_of=instead_of)
+        return await super().add_member("", handle, ttl_s=ttl_s, replacing=replacing)
 
     async def members(self, group: str) -> list[str]:
         return await super().members("")
 
 
-class SortsMembersByName(Right):
+class SortsMembersByName(CorrectStore):
     async def members(self, group: str) -> list[str]:
         return sorted(await super().members(group))
 
 
-class MembersForEver(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class MembersNeverExpire(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        return await super().enlist(group, handle, ttl_s=1e9, instead_of=instead_of)
+        return await super().add_member(group, handle, ttl_s=1e9, replacing=replacing)
 
 
-class LastEnlistingDecides(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class LastAddDecides(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
         self.groups.get(group, {}).pop(handle, None)
-        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
 
 
-class FirstEnlistingDecides(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class FirstAddDecides(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
         if handle in self.groups.get(group, {}):
             return []
-        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
 
 
-class GroupsWithoutEnd(Right):
+class UnboundedGroups(CorrectStore):
     most = 10**9
 
 
-class FullGroupsTakeNobody(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class FullGroupsLoseNewMembers(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
         return []
 
 
-class FullGroupsForget(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class FullGroupsDropMembers(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        surplus = await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
-        return surplus and await super().enlist(group, handle, ttl_s=ttl_s, instead_of=surplus)
+        surplus = await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
+        return surplus and await super().add_member(group, handle, ttl_s=ttl_s, replacing=surplus)
 
 
-class NobodyLeaves(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class IgnoresReplacing(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        return await super().enlist(group, handle, ttl_s=ttl_s)
+        return await super().add_member(group, handle, ttl_s=ttl_s)
 
 
-class GroupsAmongHandles(Right):
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+class GroupsAmongHandles(CorrectStore):
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        self.kept[group] = None, self.clock.now + ttl_s
-        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        self.entries[group] = None, self.clock.now + ttl_s
+        return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)

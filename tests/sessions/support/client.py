@@ -1,4 +1,4 @@
-"""A browser, or a program with a bearer token, that speaks ASGI: no server, no sockets."""
+"""An ASGI client in place of a browser or a program with a bearer token: no server, no sockets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass
-class Answer:
+class ClientResponse:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
@@ -24,18 +24,18 @@ class Answer:
 
 
 class Client:
-    """Keeps the cookies that it is given, as a browser does."""
+    """Stores cookies as a browser does."""
 
     def __init__(self, app: Any, cookies: Mapping[str, str] | None = None, bearer: str = "") -> None:
         self.app = app
         self.cookies = dict(cookies or {})
         self.bearer = bearer
-        self.raised: Exception | None = None  # what the server would have logged
+        self.raised: Exception | None = None  # the exception that a server would have logged
 
-    def get(self, path: str, **headers: str) -> Answer:
+    def get(self, path: str, **headers: str) -> ClientResponse:
         return asyncio.run(self.aget(path, **headers))
 
-    async def aget(self, path: str, **headers: str) -> Answer:
+    async def aget(self, path: str, **headers: str) -> ClientResponse:
         sent: list[Any] = []
 
         requests = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -47,10 +47,10 @@ class Client:
             sent.append(message)
 
         await self._run({"type": "http", "method": "GET", **self._scope(path, headers)}, receive, send)
-        return self._answer(sent)
+        return self._response(sent)
 
     def websocket(self, path: str, *texts: str, extensions: Any = None) -> list[Any]:
-        """What the server sent while the client sent ``texts`` and went away."""
+        """Send ``texts``, disconnect; return the messages of the application."""
         sent: list[Any] = []
         received = iter(
             [
@@ -69,7 +69,7 @@ class Client:
         scope = {"type": "websocket", "extensions": extensions, **self._scope(path, {})}
         asyncio.run(self._run(scope, receive, send))
         for message in sent:
-            self._keep(_headers(message))
+            self._store_cookies(_headers(message))
         return sent
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> None:
@@ -90,16 +90,16 @@ class Client:
         path, _, query = path.partition("?")
         return {"path": path, "raw_path": path.encode(), "query_string": query.encode(), "headers": raw}
 
-    def _answer(self, sent: list[Any]) -> Answer:
+    def _response(self, sent: list[Any]) -> ClientResponse:
         if not sent:
-            return Answer(0, [], b"")  # an exception before anything was sent: the server makes it a 500
+            return ClientResponse(0, [], b"")  # raised before the first message: a server would send a 500
         assert [message["type"] for message in sent].count("http.response.start") == 1
         headers = _headers(sent[0])
-        self._keep(headers)
+        self._store_cookies(headers)
         body = b"".join(message.get("body", b"") for message in sent[1:])
-        return Answer(sent[0]["status"], headers, body)
+        return ClientResponse(sent[0]["status"], headers, body)
 
-    def _keep(self, headers: list[tuple[str, str]]) -> None:
+    def _store_cookies(self, headers: list[tuple[str, str]]) -> None:
         for name, value in headers:
             if name == "set-cookie":
                 crumb, _, attributes = value.partition(";")

@@ -1,4 +1,4 @@
-"""A sealer of the shape that ``tenfold.signing.Sealer`` has: the first key seals, every key opens."""
+"""A minimal sealer with the interface of ``tenfold.signing.Sealer``: the first key seals, every key opens."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ class PlainSealer:
                 return cipher.decrypt(sealed[:12], sealed[12:], context)
             except InvalidTag:
                 continue
-        raise ValueError("not ours")
+        raise ValueError("no key opens it")

@@ -1,4 +1,4 @@
-"""A small service, and a store that counts and fails on request."""
+"""A small service, and a store that counts operations and fails on request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from tenfold.errors import SessionStoreError
 from tenfold.sessions import MemoryStore, SessionMiddleware, current
-from tenfold.sessions.stores.store import Stored
+from tenfold.sessions.stores.store import StoredPayload
 
 
 class Clock:
@@ -28,14 +28,14 @@ class Clock:
 
 
 class WatchedStore(MemoryStore):
-    """Counts operations; raises ``fault`` while there is one."""
+    """Counts operations; raises ``fault`` unless it is None."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.operations: list[str] = []
         self.fault: Exception | None = None
 
-    def _happens(self, name: str) -> None:
+    def _record(self, name: str) -> None:
         self.operations.append(name)
         if self.fault is not None:
             raise self.fault
@@ -43,37 +43,37 @@ class WatchedStore(MemoryStore):
     def break_down(self) -> None:
         self.fault = SessionStoreError("the store does not answer")
 
-    async def read(self, handle: str) -> Stored | None:
-        self._happens("read")
+    async def read(self, handle: str) -> StoredPayload | None:
+        self._record("read")
         await asyncio.sleep(0)
         return await super().read(handle)
 
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
-        self._happens("read_many")
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
+        self._record("read_many")
         return [await MemoryStore.read(self, handle) for handle in handles]
 
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
-        self._happens("create")
+        self._record("create")
         return await super().create(handle, payload, ttl_s=ttl_s)
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
-        self._happens("replace")
+    ) -> bool | StoredPayload | None:
+        self._record("replace")
         return await super().replace(handle, payload, version=version, ttl_s=ttl_s)
 
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        self._happens("revoke")
+        self._record("revoke")
         await super().revoke(handle, ttl_s=ttl_s)
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        self._happens("enlist")
-        return await super().enlist(group, handle, ttl_s=ttl_s, instead_of=instead_of)
+        self._record("add_member")
+        return await super().add_member(group, handle, ttl_s=ttl_s, replacing=replacing)
 
     async def members(self, group: str) -> list[str]:
-        self._happens("members")
+        self._record("members")
         return await super().members(group)
 
 
@@ -129,7 +129,7 @@ async def logout(request: Request) -> Response:
     return JSONResponse("bye")
 
 
-async def logout_and_say_so(request: Request) -> Response:
+async def logout_with_message(request: Request) -> Response:
     session = await current(request)
     session.logout()
     session["message"] = "bye"
@@ -162,7 +162,7 @@ async def refuse(request: Request) -> Response:
 
 
 async def swallow(request: Request) -> Response:
-    """An application with an opinion on every exception."""
+    """An application that turns every exception into a 500."""
     try:
         (await current(request)).get("a")
     except Exception:
@@ -215,13 +215,13 @@ async def chat(socket: WebSocket) -> None:
 
 
 HTTP = (
-    untouched, show, twice, put, nested, large, login, rotate, logout, logout_and_say_so, logout_everywhere,
+    untouched, show, twice, put, nested, large, login, rotate, logout, logout_with_message, logout_everywhere,
     devices, revoke, fail, refuse, swallow, stream, background, blocking, cached,
 )  # fmt: skip
 
 
 def service(*, outside: bool = False, **options: Any) -> Any:
-    """``outside``: around Starlette's own answers to exceptions too, not where add_middleware puts it."""
+    """Build the service; ``outside`` puts the middleware around Starlette's own exception handlers too."""
     routes = [*(Route(f"/{each.__name__}", each) for each in HTTP), WebSocketRoute("/chat", chat)]
     if outside:
         return SessionMiddleware(Starlette(routes=routes), **options)

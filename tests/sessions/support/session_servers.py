@@ -1,4 +1,4 @@
-"""Servers for the tests of session stores to pause, kill and start again; a proxy that holds up answers."""
+"""Servers that tests of session stores pause, kill and restart; a proxy that delays replies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-
-def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.01)
+from tests.support.waiting import eventually
 
 
 def free_port() -> int:
@@ -62,28 +55,28 @@ class RedisServer:
             [self.program, *options, *self.options],
             cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        until(lambda: self.command("PING") == b"+PONG")
+        eventually(lambda: self.command("PING") == b"+PONG")
 
-    def ask(self, *words: str) -> bytes:
-        """The answer to one command as it comes; nothing where nobody answers."""
+    def raw_reply(self, *words: str) -> bytes:
+        """Return the raw reply to one command; empty if the server cannot be reached."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
                 connection.sendall(f"AUTH {self.password}\r\n{' '.join(words)}\r\nQUIT\r\n".encode())
-                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+                reply = b"".join(iter(lambda: connection.recv(65_536), b""))
         except OSError:
             return b""
-        return answer.removeprefix(b"+OK\r\n").removesuffix(b"+OK\r\n")
+        return reply.removeprefix(b"+OK\r\n").removesuffix(b"+OK\r\n")
 
     def command(self, *words: str) -> bytes:
-        """The first line of the answer."""
-        return self.ask(*words).partition(b"\r\n")[0]
+        """Return the first line of the reply."""
+        return self.raw_reply(*words).partition(b"\r\n")[0]
 
     def calls(self) -> dict[str, int]:
-        """How often each command was executed since the last CONFIG RESETSTAT."""
-        found = re.findall(rb"cmdstat_(\S+?):calls=(\d+)", self.ask("INFO", "commandstats"))
+        """Count the executions of each command since the last CONFIG RESETSTAT."""
+        found = re.findall(rb"cmdstat_(\S+?):calls=(\d+)", self.raw_reply("INFO", "commandstats"))
         counts = {name.decode(): int(calls) for name, calls in found}
-        ours = ("auth", "info", "quit", "config", "client")  # and their subcommands, as Redis 7 counts them
-        return {name: calls for name, calls in counts.items() if name.partition("|")[0] not in ours}
+        own = ("auth", "info", "quit", "config", "client")  # and their subcommands, as Redis 7 counts them
+        return {name: calls for name, calls in counts.items() if name.partition("|")[0] not in own}
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process
@@ -108,19 +101,23 @@ def form_cluster(nodes: list[RedisServer]) -> None:
         assert node.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1)) == b"+OK"
     for node in nodes[1:]:
         assert nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(node.port)) == b"+OK"
-    until(lambda: all(b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in nodes), seconds=20)
-    until(lambda: all(node.ask("CLUSTER", "NODES").count(b" connected") == len(nodes) for node in nodes))
+    eventually(
+        lambda: all(b"cluster_state:ok" in node.raw_reply("CLUSTER", "INFO") for node in nodes), within_s=20
+    )
+    eventually(
+        lambda: all(node.raw_reply("CLUSTER", "NODES").count(b" connected") == len(nodes) for node in nodes)
+    )
 
 
 class Proxy:
-    """Forwards a port of its own to another; while it stalls, questions get through and answers do not."""
+    """Forwards a port of its own to another; while it stalls, commands get through and replies do not."""
 
     def __init__(self, port: int) -> None:
         self.target = port
         self.flowing = asyncio.Event()
         self.flowing.set()
-        self.cut_next_answer = False
-        self.open = self.most = 0
+        self.cut_next_reply = False
+        self.open = self.peak = 0
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Proxy:
@@ -136,7 +133,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
-        self.most = max(self.most, self.open)
+        self.peak = max(self.peak, self.open)
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
         for pump in (self._pump(reader, back, stalls=False), self._pump(there, writer, stalls=True)):
             task = asyncio.ensure_future(pump)
@@ -150,8 +147,8 @@ class Proxy:
             while data := await reader.read(65_536):
                 if stalls:
                     await self.flowing.wait()
-                    if self.cut_next_answer:
-                        self.cut_next_answer = False
+                    if self.cut_next_reply:
+                        self.cut_next_reply = False
                         break
                 writer.write(data)
                 await writer.drain()
@@ -163,7 +160,7 @@ class Proxy:
 
 
 class PostgreSQLServer:
-    """A PostgreSQL without a password that forgets what a crash takes, on a free port of loopback."""
+    """A PostgreSQL without a password and without fsync, on a free port of loopback."""
 
     def __init__(self, programs: Path) -> None:
         self.folder, self.port = Path(tempfile.mkdtemp(prefix="tenfold-pg-")), free_port()
@@ -182,7 +179,7 @@ class PostgreSQLServer:
             user=user, cwd="/", stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self.url = f"postgresql+psycopg://owner@127.0.0.1:{self.port}/postgres"
-        until(self._accepts, seconds=30)
+        eventually(self._accepts, within_s=30)
 
     def _accepts(self) -> bool:
         import psycopg

@@ -183,7 +183,7 @@ class Lease:
             return
         server = self.server
         server.load.took(seconds, now=now)
-        if not server.health.breaker.closed:
+        if not server.health.breaker.is_closed:
             server.health.worked()
 
     def drop(self, error: BaseException | None = None) -> None:

@@ -132,7 +132,7 @@ class Finder:
     def _may_try(self, server: Member, late: bool) -> bool:
         """Whether one that does not serve gets this read all the same."""
         health = server.health
-        if late and health.answers and health.breaker.closed:
+        if late and health.answers and health.breaker.is_closed:
             return True
         # Where nobody samples, a read is what finds out whether it is back.
         return not self._cluster.sampled and health.in_time and health.breaker.wait_s == 0

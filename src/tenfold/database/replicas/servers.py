@@ -185,17 +185,17 @@ class Health:
     @property
     def serving(self) -> bool:
         """Whether reads should be sent there."""
-        return self.in_time and self.answers and self.breaker.closed
+        return self.in_time and self.answers and self.breaker.is_closed
 
     def failed(self) -> None:
         """A connection to it was lost, or could not be made."""
         if (ticket := self.breaker.admit()) is not None:
-            self.breaker.settle(ticket, False)
+            self.breaker.record(ticket, False)
 
     def worked(self) -> None:
         """It answered."""
         if (ticket := self.breaker.admit()) is not None:
-            self.breaker.settle(ticket, True)
+            self.breaker.record(ticket, True)
 
     def heard_nothing(self) -> None:
         """It answered, and cannot say where it is."""

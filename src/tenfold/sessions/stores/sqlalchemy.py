@@ -1,8 +1,8 @@
-"""Sessions in PostgreSQL or SQLite through SQLAlchemy: where there is no Redis, and sessions are read rarely.
+"""A session store in PostgreSQL or SQLite through SQLAlchemy, for services without Redis.
 
-Every method is one statement in autocommit, a conflict or a new member of a group one more. Lifetimes are
-measured by the database's clock, so that instances whose clocks differ agree. What is over stays in the table
-until :meth:`SQLStore.sweep` is called: from a scheduled task, say every ten minutes.
+Every method is one statement in autocommit; a conflict or a new member of a group takes one more. Lifetimes
+are measured by the database's clock, so that instances whose clocks differ agree. Expired rows stay in the
+tables until :meth:`SQLStore.sweep` is called: from a scheduled task, say every ten minutes.
 """
 
 from __future__ import annotations
@@ -14,35 +14,52 @@ from typing import Any, TypeVar
 
 from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
-from tenfold.sessions.stores.store import Stored
+from tenfold.sessions.stores.store import StoredPayload
 
 try:
-    from sqlalchemy import Connection, Engine, MetaData
+    from sqlalchemy import (
+        BigInteger,
+        Column,
+        Connection,
+        Engine,
+        Index,
+        LargeBinary,
+        MetaData,
+        String,
+        Table,
+        bindparam,
+        case,
+        delete,
+        func,
+        literal_column,
+        select,
+        tuple_,
+        update,
+    )
+    from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.schema import CreateIndex, CreateTable
 except ImportError:
     raise DependencyError("sessions in a database need SQLAlchemy: pip install 'tenfold[database]'") from None
 
-from tenfold.sessions.stores.sqlalchemy_statements import Statements
-
 __all__ = ["SQLStore"]
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class SQLStore:
     """A :class:`tenfold.sessions.stores.store.Store` in two tables. For one event loop.
 
-    Each call has a task, or with an :class:`~sqlalchemy.Engine` a thread, of its own: when its time is over
-    the caller is told at once, while the database driver may take longer to let go.
+    Each call runs in a task, or with an :class:`~sqlalchemy.Engine` in a thread, of its own: at the timeout
+    the caller gets an error at once, while the database driver may take longer to let go.
 
     Args:
-        engine: of PostgreSQL or SQLite; its pool is shared with whoever else uses it, and not closed by us.
+        engine: of PostgreSQL or SQLite; its pool is shared with its other users, and the engine stays open.
         table: the name of the table of sessions; that of groups has ``_groups`` behind it.
-        timeout_s: for everything that one call does, waiting for a connection of the pool included.
-        threads: how many calls at once, where the engine is not an asynchronous one.
-        breaker: when to stop asking; by default after 3 failures in a row, for one to one and a half seconds.
+        timeout_s: for a whole call, including the wait for a connection of the pool.
+        threads: how many concurrent calls, if the engine is not an asynchronous one.
+        breaker: by default it opens after 3 failures in a row, for one to one and a half seconds.
 
     Raises:
         SettingsError: the database is neither PostgreSQL nor SQLite.
@@ -60,18 +77,18 @@ class SQLStore:
         if engine.dialect.name not in ("postgresql", "sqlite"):
             raise SettingsError(f"SQLStore works on PostgreSQL and SQLite, not on {engine.dialect.name}")
         self.metadata = MetaData()  # for Alembic: one more of its target_metadata
-        self._statements = Statements(self.metadata, table, engine.dialect.name)
+        self._statements = _StoreStatements(self.metadata, table, engine.dialect.name)
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._threads = (
             ThreadPoolExecutor(threads, "tenfold-sessions") if isinstance(engine, Engine) else None
         )
         self._timeout_s = timeout_s
         self._breaker = breaker or Breaker(failures=3)
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
         self._table = table
 
     def ddl(self) -> str:
-        """What :meth:`create_tables` would run, for migrations that are written by hand."""
+        """Return the DDL of :meth:`create_tables`, for migrations that are written by hand."""
         dialect = self._engine.dialect
         tables = self.metadata.sorted_tables
         texts = [str(CreateTable(table).compile(dialect=dialect)).strip() for table in tables]
@@ -82,100 +99,101 @@ class SQLStore:
         return ";\n\n".join(texts) + ";\n"
 
     async def create_tables(self) -> None:
-        """Create the tables that are not there yet; not bounded by ``timeout_s``."""
+        """Create missing tables; not bounded by ``timeout_s``."""
         await self._run(self.metadata.create_all)
 
-    async def read(self, handle: str) -> Stored | None:
+    async def read(self, handle: str) -> StoredPayload | None:
         """One SELECT by primary key."""
         return (await self.read_many([handle]))[0]
 
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
         """One SELECT."""
         if not handles:
             return []
-        rows = await self._rows(self._statements.read, handles=list(handles))
-        found = {handle: Stored(version, bytes(payload)) for handle, version, payload in rows}
+        rows = await self._execute(self._statements.read, handles=list(handles))
+        found = {handle: StoredPayload(version, bytes(payload)) for handle, version, payload in rows}
         return [found.get(handle) for handle in handles]
 
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
-        """One INSERT; what has expired is overwritten."""
-        rows = await self._rows(self._statements.create, handle=handle, payload=payload, ttl_ms=_ms(ttl_s))
+        """One INSERT; an expired row is overwritten."""
+        rows = await self._execute(self._statements.create, handle=handle, payload=payload, ttl_ms=_ms(ttl_s))
         return bool(rows)
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
+    ) -> bool | StoredPayload | None:
         """One UPDATE … WHERE version; a SELECT if it changed nothing."""
-        written = await self._rows(
+        written = await self._execute(
             self._statements.replace, name=handle, payload=payload, expected=version, ttl_ms=_ms(ttl_s)
         )
         return True if written else await self.read(handle)
 
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
         """One INSERT … ON CONFLICT DO UPDATE: a tombstone is a row of version 0."""
-        await self._rows(self._statements.revoke, handle=handle, payload=b"", ttl_ms=_ms(ttl_s))
+        await self._execute(self._statements.revoke, handle=handle, payload=b"", ttl_ms=_ms(ttl_s))
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        """One DELETE of what is over, one INSERT … ON CONFLICT DO UPDATE; a SELECT if that was refused.
+        """One DELETE of expired rows, one INSERT … ON CONFLICT DO UPDATE; a SELECT if that was refused.
 
-        Several at the same moment may overfill a group by as many.
+        Concurrent calls may exceed the limit of a group by their number.
         """
-        await self._rows(self._statements.trim, name=group, handles=list(instead_of))
-        told = {"name": group, "group": group, "handle": handle, "ttl_ms": _ms(ttl_s)}
-        if await self._rows(self._statements.enlist, **told):
+        await self._execute(self._statements.trim, name=group, handles=list(replacing))
+        values = {"name": group, "group": group, "handle": handle, "ttl_ms": _ms(ttl_s)}
+        if await self._execute(self._statements.add_member, **values):
             return []
-        return [member for (member,) in await self._rows(self._statements.first, name=group)]
+        return [member for (member,) in await self._execute(self._statements.first_to_expire, name=group)]
 
     async def members(self, group: str) -> list[str]:
-        """One SELECT; sorted by when they expire, so oldest first where all live equally long."""
-        return [handle for (handle,) in reversed(await self._rows(self._statements.members, name=group))]
+        """One SELECT; sorted by expiry, so oldest first where all live equally long."""
+        return [handle for (handle,) in reversed(await self._execute(self._statements.members, name=group))]
 
     async def sweep(self, *, batch: int = 1000) -> int:
-        """Delete what is over, ``batch`` rows a statement; the number of rows in the end.
+        """Delete expired rows, ``batch`` rows a statement; return how many.
 
-        Rows that somebody else sweeps at the moment are left to them.
+        Rows that a concurrent sweep has locked are left to it.
         """
         total = 0
         for statement in self._statements.sweeps:
             while True:
-                deleted = len(await self._rows(statement, batch=batch))
+                deleted = len(await self._execute(statement, batch=batch))
                 total += deleted
                 if deleted < batch:
                     break
         return total
 
     async def aclose(self) -> None:
-        """Waits for calls under way, for ``timeout_s`` at most; the engine stays open."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=self._timeout_s)
+        """Wait for running calls, for ``timeout_s`` at most; the engine stays open."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._timeout_s)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _rows(self, statement: Any, **parameters: Any) -> Sequence[Any]:
+    async def _execute(self, statement: Any, **parameters: Any) -> Sequence[Any]:
         def execute(connection: Connection) -> Sequence[Any]:
             result = connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 
-        return await self._guarded(lambda: self._run(execute))
+        return await self._call(lambda: self._run(execute))
 
-    async def _run(self, work: Callable[[Connection], Answer]) -> Answer:
+    async def _run(self, work: Callable[[Connection], Result]) -> Result:
         if isinstance(self._engine, AsyncEngine):
             async with self._engine.connect() as connection:
                 return await connection.run_sync(work)
         return await asyncio.get_running_loop().run_in_executor(self._threads, _in_thread, self._engine, work)
 
-    async def _guarded(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _call(self, function: Callable[[], Awaitable[Result]]) -> Result:
+        """Call within the timeout and under the breaker; translate errors."""
         if (ticket := self._breaker.admit()) is None:
             raise SessionStoreError(
                 f"{self._name} failed repeatedly: it is not asked for another {self._breaker.wait_s:.1f} s"
             )
         succeeded: bool | None = None
         try:
-            answer = await self._in_time(call)
+            result = await self._in_time(function)
             succeeded = True
-            return answer
+            return result
         except TimeoutError:
             succeeded = False
             raise SessionStoreError(
@@ -185,23 +203,23 @@ class SQLStore:
             succeeded = isinstance(error, DatabaseError) and not isinstance(error, OperationalError)
             raise SessionStoreError(f"{self._name} {self._reason(error)}") from None
         finally:
-            self._breaker.settle(ticket, succeeded)
+            self._breaker.record(ticket, succeeded)
 
-    async def _in_time(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """A cancelled driver may wait for its server, and a thread cannot be cancelled: nobody waits."""
-        task = asyncio.ensure_future(call())
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
+    async def _in_time(self, function: Callable[[], Awaitable[Result]]) -> Result:
+        """Return at the timeout even if the driver does not: a cancelled one may wait for its server."""
+        task = asyncio.ensure_future(function())
+        self._running.add(task)
+        task.add_done_callback(self._forget)
         done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
         if not done:
             task.cancel()
             raise TimeoutError
         return task.result()
 
-    def _ended(self, task: asyncio.Future[Any]) -> None:
-        self._under_way.discard(task)
+    def _forget(self, task: asyncio.Future[Any]) -> None:
+        self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever asked has been told already
+            task.exception()  # marks it as retrieved: the caller has its error already
 
     @property
     def _name(self) -> str:
@@ -219,10 +237,125 @@ class SQLStore:
         return f"cannot be reached ({type(error).__name__}): start it, or correct the engine's URL"
 
 
-def _in_thread(engine: Engine, work: Callable[[Connection], Answer]) -> Answer:
+def _in_thread(engine: Engine, work: Callable[[Connection], Result]) -> Result:
     with engine.connect() as connection:
         return work(connection)
 
 
 def _ms(ttl_s: float) -> int:
     return max(1, round(ttl_s * 1000))
+
+
+# ------------------------------------------------------------------ statements
+
+MAX_MEMBERS = 1000
+
+# Milliseconds since 1970, by the database's clock. PostgreSQL's now() is that of the transaction's begin.
+_NOW = {
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+}
+_INSERT = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
+class _StoreStatements:
+    """Each is compiled once and takes its values as parameters.
+
+    Args:
+        metadata: where the tables are added.
+        table: the name of the first.
+        dialect: ``postgresql`` or ``sqlite``.
+    """
+
+    def __init__(self, metadata: MetaData, table: str, dialect: str) -> None:
+        self._now: Any = literal_column(_NOW[dialect], BigInteger)
+        self._insert: Any = _INSERT[dialect]
+        self.sessions = Table(
+            table,
+            metadata,
+            Column("handle", String(64), primary_key=True),
+            Column("version", BigInteger, nullable=False),  # 0 is a tombstone
+            Column("payload", LargeBinary, nullable=False),
+            Column("expires_ms", BigInteger, nullable=False),
+            Index(f"{table}_expires", "expires_ms"),
+        )
+        self.groups = Table(
+            f"{table}_groups",
+            metadata,
+            Column("group", String(64), primary_key=True),
+            Column("handle", String(64), primary_key=True),
+            Column("expires_ms", BigInteger, nullable=False),
+            Index(f"{table}_groups_expires", "expires_ms"),
+        )
+        self._build_sessions()
+        self._build_groups()
+        self.sweeps = (self._sweep(self.sessions), self._sweep(self.groups))
+
+    def _build_sessions(self) -> None:
+        row = self.sessions.c
+        until = self._now + bindparam("ttl_ms", type_=BigInteger)
+        live = row.expires_ms > self._now
+        self.read = select(row.handle, row.version, row.payload).where(
+            row.handle.in_(bindparam("handles", expanding=True)), live, row.version > 0
+        )
+        new = self._insert(self.sessions).values(
+            handle=bindparam("handle"), payload=bindparam("payload"), expires_ms=until
+        )
+        columns = ("version", "payload", "expires_ms")
+        create, revoke = new.values(version=1), new.values(version=0)
+        self.create = create.on_conflict_do_update(
+            index_elements=[row.handle],
+            set_={name: create.excluded[name] for name in columns},
+            where=row.expires_ms <= self._now,
+        ).returning(row.version)
+        self.revoke = revoke.on_conflict_do_update(
+            index_elements=[row.handle], set_={name: revoke.excluded[name] for name in columns}
+        )
+        self.replace = (
+            update(self.sessions)
+            .where(
+                row.handle == bindparam("name"), row.version == bindparam("expected"), live, row.version > 0
+            )
+            .values(version=row.version + 1, payload=bindparam("payload"), expires_ms=until)
+            .returning(row.version)
+        )
+
+    def _build_groups(self) -> None:
+        row = self.groups.c
+        in_group = select(row.handle).where(row.group == bindparam("name"))
+        is_member = in_group.where(row.handle == bindparam("handle")).exists()
+        size = select(func.count()).where(row.group == bindparam("name")).scalar_subquery()
+        new = self._insert(self.groups).from_select(
+            ["group", "handle", "expires_ms"],
+            select(
+                bindparam("group", type_=String),
+                bindparam("handle", type_=String),
+                self._now + bindparam("ttl_ms", type_=BigInteger),
+            ).where(is_member | (size < MAX_MEMBERS)),
+        )
+        later = case(
+            (row.expires_ms > new.excluded.expires_ms, row.expires_ms), else_=new.excluded.expires_ms
+        )
+        self.add_member = new.on_conflict_do_update(
+            index_elements=[row.group, row.handle], set_={"expires_ms": later}
+        ).returning(row.handle)
+        latest = in_group.order_by(row.expires_ms.desc(), row.handle.desc())
+        self.members = latest.where(row.expires_ms > self._now).limit(MAX_MEMBERS)
+        self.first_to_expire = in_group.order_by(row.expires_ms, row.handle).limit(1)
+        expired = in_group.where(row.expires_ms <= self._now).with_for_update(skip_locked=True)
+        self.trim = delete(self.groups).where(
+            row.group == bindparam("name"),
+            row.handle.in_(bindparam("handles", expanding=True)) | row.handle.in_(expired),
+        )
+
+    def _sweep(self, table: Table) -> Any:
+        """Delete a bounded number of rows, each locked first, so that sweeps do not wait for each other."""
+        row, key = table.c, list(table.primary_key.columns)
+        expired = (
+            select(*key)
+            .where(row.expires_ms <= self._now)
+            .order_by(row.expires_ms)
+            .limit(bindparam("batch"))
+            .with_for_update(skip_locked=True)
+        )
+        return delete(table).where(tuple_(*key).in_(expired), row.expires_ms <= self._now).returning(key[0])

@@ -1,28 +1,25 @@
-"""What a session store has to do: keep opaque payloads, and never bring a revoked one back.
+"""The protocol of a session store: opaque payloads by handle, never restored after a revocation.
 
-A store knows neither users nor keys of a session: it sees a *handle* (what is looked up), a payload and a
-lifetime. Whoever writes one of their own runs :mod:`tenfold.sessions.stores.contract` against it.
+A store knows neither users nor keys of a session: it sees a *handle* (the lookup key), a payload and a
+lifetime. Test a store of your own with :mod:`tenfold.sessions.stores.contract`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tenfold.errors import SessionStoreError
-from tenfold.sessions import tokens
-
-__all__ = ["Store", "Stored"]
+__all__ = ["Store", "StoredPayload"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A payload and which write it is from.
+class StoredPayload:
+    """A payload and its version.
 
     Attributes:
-        version: grows with every write of the same handle, from 1.
-        payload: what was written, byte for byte.
+        version: grows by one with every write of the same handle, from 1.
+        payload: the bytes that were written.
     """
 
     version: int
@@ -33,65 +30,47 @@ class Store(Protocol):
     """Payloads by handle, each with a lifetime, a version and, once revoked, a tombstone.
 
     Handles are at most 64 characters of ``A–Z a–z 0–9 - _``. Lifetimes are seconds. Each method takes one
-    round trip. When the server cannot be reached, or does not answer in the store's own (short) timeout,
+    round trip. When the server cannot be reached, or does not answer within the store's own (short) timeout,
     every method raises :class:`tenfold.errors.SessionStoreError`; a write may or may not have happened then.
     """
 
-    async def read(self, handle: str) -> Stored | None:
-        """What is kept; None when it was never written, has expired or was revoked."""
+    async def read(self, handle: str) -> StoredPayload | None:
+        """Return the payload; None if it was never written, has expired or was revoked."""
 
-    async def read_many(self, handles: Sequence[str]) -> list[Stored | None]:
-        """As :meth:`read`, in the order of ``handles``."""
+    async def read_many(self, handles: Sequence[str]) -> list[StoredPayload | None]:
+        """Return what :meth:`read` would, in the order of ``handles``."""
 
     async def create(self, handle: str, payload: bytes, *, ttl_s: float) -> bool:
-        """Writes version 1 where nothing is; False when there is something, be it a tombstone."""
+        """Write version 1 of a new handle; False if there is a payload or a tombstone already."""
 
     async def replace(
         self, handle: str, payload: bytes, *, version: int, ttl_s: float
-    ) -> bool | Stored | None:
-        """Compare and set: writes ``version + 1`` if ``version`` is what is kept.
+    ) -> bool | StoredPayload | None:
+        """Compare and set: write ``version + 1`` if the stored version is ``version``.
 
-        True when it was written; otherwise what is kept instead, or None when nothing is: expired or revoked
-        meanwhile. Never creates.
+        Returns True if it was written; otherwise the payload that is stored instead, or None if there is
+        none: it expired or was revoked meanwhile. Never creates.
         """
 
     async def revoke(self, handle: str, *, ttl_s: float) -> None:
-        """Puts a tombstone in place of whatever is there or is not; it outlives every late write.
+        """Write a tombstone, whether or not there is a payload; it outlives every late write.
 
         ``ttl_s`` is how long a payload of this handle could still have lived.
         """
 
-    async def enlist(
-        self, group: str, handle: str, *, ttl_s: float, instead_of: Sequence[str] = ()
+    async def add_member(
+        self, group: str, handle: str, *, ttl_s: float, replacing: Sequence[str] = ()
     ) -> list[str]:
-        """Remembers that ``handle`` belongs to ``group`` (a digest of a principal), for ``ttl_s`` at least.
+        """Add ``handle`` to ``group`` (a digest of a principal), for ``ttl_s`` at least.
 
-        Called before the write that makes it so: a group may name handles that are gone, never lack one. So a
-        full group (1,000) takes nobody: the answer is then who has to go first, the ones that are over first.
-        Whoever called revokes them and calls again, with them as ``instead_of``, which leave the group in the
-        same step. An empty answer: it is remembered.
+        Called before the session itself is written: a group may name handles that are gone, but never lacks
+        one. So a full group (1,000) accepts no new member: it returns the members that expire first and have
+        to leave. The caller revokes them and calls again with them as ``replacing``; they leave the group in
+        the same step. An empty list: the handle was added.
         """
 
     async def members(self, group: str) -> list[str]:
-        """The handles of ``group`` whose time is not over, oldest first; 1,000 at most."""
+        """Return the handles of ``group`` that have not expired, oldest first; 1,000 at most."""
 
     async def aclose(self) -> None:
-        """Gives back connections that the store itself opened."""
-
-
-# No session of a principal lives unlisted: logging out everywhere would not reach it.
-TRIES = 64
-
-
-async def enlist(
-    store: Store, principal: str, handle: str, *, ttl_s: float, end: Callable[[str], Awaitable[None]]
-) -> None:
-    """Lists a session under its principal; where the list is full, the oldest are ended."""
-    group, surplus = tokens.group(principal), list[str]()
-    for _ in range(TRIES):
-        surplus = await store.enlist(group, handle, ttl_s=ttl_s, instead_of=surplus)
-        if not surplus:
-            return
-        for oldest in surplus:
-            await end(oldest)
-    raise SessionStoreError("too many logins of the same principal at the same moment: try again")
+        """Close the connections that the store itself opened."""

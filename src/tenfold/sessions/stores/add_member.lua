@@ -1,6 +1,7 @@
--- Adds a handle to a group: a sorted set by the milliseconds at which each handle's time is over.
--- KEYS[1] the group; ARGV[1] the handle; ARGV[2] its milliseconds; ARGV[3] how many handles there may be;
--- ARGV[4] and so on: those that leave. Answers nothing, or who has to leave first, and then adds nobody.
+-- Adds a handle to a group: a sorted set by the time in milliseconds at which each handle expires.
+-- KEYS[1] the group; ARGV[1] the handle; ARGV[2] its lifetime in milliseconds; ARGV[3] the most handles in a
+-- group; ARGV[4] and following: handles to remove. Returns nothing, or, adding none, the handles that have to
+-- leave first.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
