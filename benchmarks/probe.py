@@ -1,11 +1,11 @@
-"""What the probe costs: CPU time of the app's worker per request, without, with it idle, with it recording.
+"""Cost of the probe: CPU time of the app's worker per request without it, with it idle, with it recording.
 
     python -m benchmarks.probe [--rounds 40] [--requests 25]
 
 Three granian workers serve one app, FastAPI and SQLAlchemy over SQLite, and take turns of a few requests
-each, so that whatever else the machine does hits all three alike. SQLite answers within the process in
-microseconds: a statement costs less here than over a network driver, and the probe's share is at its largest.
-The ratio is the median of the rounds' ratios; its quartiles are printed beside it.
+each, so that other load on the machine affects all three alike. SQLite runs in the process in microseconds: a
+statement costs less than over a network driver, so the probe's share is at its largest. The ratio is the
+median of the rounds' ratios, printed with its quartiles.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ if os.environ["VARIANT"] != "without":
 
 
 @contextmanager
-def served(folder: Path, variant: str) -> Iterator[tuple[httpx.Client, int]]:
-    """The app in one granian worker; its client and the pid of granian's leader."""
+def serve(folder: Path, variant: str) -> Iterator[tuple[httpx.Client, int]]:
+    """Serve the app in one granian worker; yield a client and the pid of granian's main process."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -124,7 +124,7 @@ def _ready(client: httpx.Client) -> None:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of a process tree; the scheduler's own count has nanoseconds where stat has hundredths."""
+    """Return the CPU time of a process tree, from schedstat: stat has only hundredths of a second."""
     found = 0
     for member in tree(snapshot(), [pid]):
         for thread in Path(f"/proc/{member}/task").iterdir():
@@ -133,7 +133,7 @@ def cpu_ns(pid: int) -> int:
 
 
 def cost_ms(client: httpx.Client, pid: int, path: str, requests: int) -> float:
-    """CPU milliseconds of the worker per request."""
+    """Send requests; return the worker's CPU milliseconds per request."""
     before = cpu_ns(pid)
     for _ in range(requests):
         client.get(path).raise_for_status()
@@ -141,11 +141,11 @@ def cost_ms(client: httpx.Client, pid: int, path: str, requests: int) -> float:
 
 
 def measure(folder: Path, *, rounds: int, requests: int) -> dict[str, dict[str, list[float]]]:
-    """Path → variant → CPU milliseconds per request, one a round."""
+    """Return path → variant → CPU milliseconds per request, one value per round."""
     found: dict[str, dict[str, list[float]]] = {path: {v: [] for v in VARIANTS} for path in PATHS.values()}
     with ExitStack() as stack:
         collector = stack.enter_context(Collector(folder / "recording.sock"))
-        servers = {variant: stack.enter_context(served(folder, variant)) for variant in VARIANTS}
+        servers = {variant: stack.enter_context(serve(folder, variant)) for variant in VARIANTS}
         for client, _ in servers.values():
             for path in PATHS.values():
                 for _ in range(100):
@@ -154,12 +154,12 @@ def measure(folder: Path, *, rounds: int, requests: int) -> dict[str, dict[str, 
         collector.reset()
         for number in range(rounds):
             for path in PATHS.values():
-                # The order turns as well: what comes first in a round has no advantage.
+                # The order rotates: the first in a round has no advantage.
                 for variant in VARIANTS[number % 3 :] + VARIANTS[: number % 3]:
                     found[path][variant].append(cost_ms(*servers[variant], path, requests))
         time.sleep(0.6)
         if (seen := collector.evidence().requests) != rounds * requests * len(PATHS):
-            raise SystemExit(f"{seen} requests were recorded, which is not every one: nothing to compare")
+            raise SystemExit(f"only {seen} requests were recorded: nothing to compare")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Statements that differ in their values only are one; no value gets through."""
+"""Fingerprints: statements that differ only in values have the same one, without the values."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tenfold.fingerprint import fingerprint
         ("SELECT x FROM t LIMIT %s OFFSET %s", "SELECT x FROM t LIMIT ? OFFSET ?"),
     ],
 )
-def test_values_are_taken_out(sql: str, expected: str) -> None:
+def test_values_are_replaced(sql: str, expected: str) -> None:
     assert fingerprint(sql) == expected
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50), st.text(max_size=30))
-def test_values_make_no_difference(numbers: list[int], text: str) -> None:
+def test_fingerprint_does_not_depend_on_values(numbers: list[int], text: str) -> None:
     quoted = text.replace("'", "''")
     listed = ", ".join(map(str, numbers))
     sql = f"SELECT a FROM t WHERE b IN ({listed}) AND c = '{quoted}'"
@@ -46,6 +46,6 @@ def test_values_make_no_difference(numbers: list[int], text: str) -> None:
 
 
 @given(st.text(max_size=3000))
-def test_any_text_ends_bounded(sql: str) -> None:
+def test_fingerprint_length_is_limited_for_any_text(sql: str) -> None:
     assert len(fingerprint(sql, limit=100)) <= 100
     assert fingerprint(sql) == fingerprint(sql)

@@ -1,4 +1,4 @@
-"""What tenfold exports, who may read it, and that a second worker's numbers are in it."""
+"""Metrics: names, counting by route, access to /metrics, and values of several workers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unfit(metric: Metric) -> str:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_names_carry_their_unit(metric: Metric) -> None:
+def test_metric_follows_the_naming_rules(metric: Metric) -> None:
     assert not unfit(metric)
 
 
@@ -59,11 +59,11 @@ def test_names_carry_their_unit(metric: Metric) -> None:
         (Metric("tenfold_requests_total", "counter", (), "no sentence"), "help"),
     ],
 )
-def test_the_control_other_names_are_found(metric: Metric, part: str) -> None:
+def test_the_control_naming_rules_refuse_other_names(metric: Metric, part: str) -> None:
     assert unfit(metric) == part
 
 
-def test_the_table_has_every_metric_of_the_module_once() -> None:
+def test_metrics_lists_every_metric_of_the_module_once() -> None:
     declared = [value for value in vars(metrics).values() if isinstance(value, Metric)]
     assert sorted(METRICS, key=str) == sorted(declared, key=str)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
@@ -116,7 +116,7 @@ def fastapi_app() -> FastAPI:
     return app
 
 
-def test_requests_are_counted_by_template(registry: CollectorRegistry) -> None:
+def test_requests_are_counted_by_route_template(registry: CollectorRegistry) -> None:
     app = MetricsMiddleware(fastapi_app(), registry=registry)
     many = [("GET", f"/api/orders/{number}") for number in range(50)]
     ask(app, *many, ("GET", "/api/orders/x"), ("GET", "/boom"), ("GET", "/nowhere/1"), ("BREW", "/boom"))
@@ -129,13 +129,13 @@ def test_requests_are_counted_by_template(registry: CollectorRegistry) -> None:
     }
 
 
-def test_a_mount_with_a_name_in_it_stays_one_route(registry: CollectorRegistry) -> None:
+def test_mount_with_a_parameter_is_one_route(registry: CollectorRegistry) -> None:
     app = MetricsMiddleware(fastapi_app(), registry=registry)
     ask(app, *(("GET", f"/tenants/t{number}/items/7?tenant=x") for number in range(20)))
     assert counted(registry) == {("GET", "/tenants/{tenant}/items/{item}", "200"): 20}
 
 
-def test_routes_below_mounts(registry: CollectorRegistry) -> None:
+def test_routes_below_mounts_have_their_full_template(registry: CollectorRegistry) -> None:
     def page(request: Request) -> PlainTextResponse:
         return PlainTextResponse("")
 
@@ -148,7 +148,7 @@ def test_routes_below_mounts(registry: CollectorRegistry) -> None:
     }
 
 
-def test_routes_beyond_the_limit_are_other(registry: CollectorRegistry) -> None:
+def test_routes_beyond_max_routes_are_other(registry: CollectorRegistry) -> None:
     def page(request: Request) -> PlainTextResponse:
         return PlainTextResponse("")
 
@@ -160,7 +160,7 @@ def test_routes_beyond_the_limit_are_other(registry: CollectorRegistry) -> None:
     assert found["GET", "other", "200"] == 7
 
 
-def test_the_whole_of_a_streamed_answer_is_timed(registry: CollectorRegistry) -> None:
+def test_streamed_response_is_timed_to_its_last_byte(registry: CollectorRegistry) -> None:
     async def slowly() -> Any:
         for _ in range(3):
             await asyncio.sleep(0.02)
@@ -177,7 +177,7 @@ def test_the_whole_of_a_streamed_answer_is_timed(registry: CollectorRegistry) ->
     assert seconds >= 0.06
 
 
-def test_a_client_that_goes_away_is_499(registry: CollectorRegistry) -> None:
+def test_client_disconnect_is_counted_as_499(registry: CollectorRegistry) -> None:
     async def hang(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await asyncio.Event().wait()
@@ -196,7 +196,7 @@ def test_a_client_that_goes_away_is_499(registry: CollectorRegistry) -> None:
     assert counted(registry) == {("GET", "other", "499"): 1}
 
 
-def test_websockets_and_lifespans_pass(registry: CollectorRegistry) -> None:
+def test_websockets_and_lifespans_pass_uncounted(registry: CollectorRegistry) -> None:
     seen: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -248,7 +248,7 @@ HERE = ("127.0.0.1", 4000)
         (None, [], 404),
         (("", 0), [], 404),
         (("testclient", 50000), [], 404),
-        # A header can take the permission away and never give it.
+        # A header can revoke access but not grant it.
         (("192.0.2.1", 1), [("x-forwarded-for", "127.0.0.1")], 404),
         (HERE, [("x-forwarded-for", "127.0.0.1")], 200),
         (HERE, [("x-forwarded-for", "127.0.0.1:9000, [::1]:80")], 200),
@@ -269,25 +269,25 @@ HERE = ("127.0.0.1", 4000)
         (HERE, [("forwarded", 'for="127.0.0.1')], 404),
     ],
 )
-def test_only_this_machine_reads_metrics(
+def test_metrics_endpoint_refuses_clients_outside_its_networks(
     registry: CollectorRegistry, client: object, headers: list[tuple[str, str]], expected: int
 ) -> None:
     assert status(MetricsEndpoint(registry=registry), client, *headers) == expected
 
 
-def test_other_networks_are_let_in_by_name(registry: CollectorRegistry) -> None:
+def test_networks_option_replaces_the_default(registry: CollectorRegistry) -> None:
     endpoint = MetricsEndpoint(registry=registry, networks=("10.0.0.0/8",))
     assert status(endpoint, ("10.1.2.3", 1)) == 200
     assert status(endpoint, HERE) == 404
 
 
-def test_methods(registry: CollectorRegistry) -> None:
+def test_metrics_endpoint_allows_get_and_head_only(registry: CollectorRegistry) -> None:
     endpoint = MetricsEndpoint(registry=registry)
     assert status(endpoint, HERE, method="HEAD") == 200
     assert status(endpoint, HERE, method="POST") == 405
 
 
-def test_around_an_app_other_paths_are_the_apps_own(registry: CollectorRegistry) -> None:
+def test_metrics_endpoint_around_an_app_passes_other_paths(registry: CollectorRegistry) -> None:
     app = MetricsEndpoint(MetricsMiddleware(fastapi_app(), registry=registry), registry=registry)
     transport = httpx.ASGITransport(app, client=HERE)
 
@@ -350,14 +350,14 @@ def merged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
-def test_all_workers_are_in_one_answer(
+def test_exposition_sums_all_workers(
     folder: Path, workers: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = merged(folder, monkeypatch)
     assert (found["tenfold_requests_total"], found["tenfold_busy"]) == (7, 7)
 
 
-def test_the_dead_leave_their_counters_and_take_their_gauges(
+def test_ended_worker_keeps_its_counters_and_loses_its_gauges(
     folder: Path, workers: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers[0].kill()
@@ -367,7 +367,7 @@ def test_the_dead_leave_their_counters_and_take_their_gauges(
     assert not list(folder.glob(f"gauge_*_{workers[0].pid}.db"))
 
 
-def test_the_control_prometheus_alone_keeps_gauges_of_the_dead(
+def test_the_control_prometheus_client_keeps_gauges_of_ended_workers(
     folder: Path, workers: list[subprocess.Popen[str]]
 ) -> None:
     from prometheus_client.multiprocess import MultiProcessCollector
@@ -379,17 +379,17 @@ def test_the_control_prometheus_alone_keeps_gauges_of_the_dead(
     assert sum(sample.value for sample in family.samples) == 7
 
 
-def test_a_file_that_a_worker_has_only_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_worker_file_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / f"counter_{os.getpid()}.db").touch()
     assert merged(folder, monkeypatch) == {}
 
 
-def test_an_instrument_is_made_once(registry: CollectorRegistry) -> None:
+def test_instrument_is_created_once_per_registry(registry: CollectorRegistry) -> None:
     assert instrument(metrics.REQUESTS, registry=registry) is instrument(metrics.REQUESTS, registry=registry)
     assert instrument(metrics.REQUESTS) is not instrument(metrics.REQUESTS, registry=registry)
 
 
-def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_prometheus_client_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(DependencyError, match=r"pip install 'tenfold\[measure\]'"):
         exposition()

@@ -1,4 +1,4 @@
-"""tenfold.toml and TENFOLD_ variables: what is accepted, and the one sentence where something is not."""
+"""tenfold.toml and TENFOLD_ variables: accepted values, and one sentence for each refusal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return write
 
 
-def complaint(toml: str, write: Write, **environ: str) -> str:
+def refusal(toml: str, write: Write, **environ: str) -> str:
     with pytest.raises(SettingsError) as caught:
         load(write(toml), environ=environ)
     assert "\n" not in str(caught.value)
@@ -44,7 +44,7 @@ def test_defaults_without_a_file(write: Write, tmp_path: Path) -> None:
     assert settings == Settings(root=tmp_path)
 
 
-def test_a_file_and_its_folder(write: Write, tmp_path: Path) -> None:
+def test_file_and_its_folder(write: Write, tmp_path: Path) -> None:
     write('[service]\napp = "shop.app:app"\n[measure.objective]\nslow_ms = 150')
     settings = load(environ={})
     assert (settings.root, settings.service.app) == (tmp_path, "shop.app:app")
@@ -149,7 +149,7 @@ def test_variables_override_the_file(
     ],
 )
 def test_one_sentence_says_what_is_wrong(write: Write, toml: str, sentence: str) -> None:
-    said = complaint(toml, write)
+    said = refusal(toml, write)
     assert said == sentence if sentence.startswith("tenfold.toml") else sentence in said
 
 
@@ -176,8 +176,10 @@ def test_one_sentence_says_what_is_wrong(write: Write, toml: str, sentence: str)
         ("TENFOLD_STACK__PORT", "\udcff", "TENFOLD_STACK__PORT is not UTF-8; set it again as plain text"),
     ],
 )
-def test_variables_are_held_to_the_same(write: Write, variable: str, value: str, sentence: str) -> None:
-    assert sentence in complaint("", write, **{variable: value})
+def test_variables_are_validated_like_the_file(
+    write: Write, variable: str, value: str, sentence: str
+) -> None:
+    assert sentence in refusal("", write, **{variable: value})
 
 
 @pytest.mark.parametrize(
@@ -191,26 +193,26 @@ def test_variables_are_held_to_the_same(write: Write, variable: str, value: str,
         '[stack]\nredis_server = ["postgresql://shop:5318008@localhost/shop"]',
     ],
 )
-def test_what_may_be_a_secret_is_not_shown(write: Write, toml: str) -> None:
-    assert "5318008" not in complaint(toml, write)
+def test_possible_secret_is_not_shown(write: Write, toml: str) -> None:
+    assert "5318008" not in refusal(toml, write)
 
 
-def test_escape_codes_do_not_reach_the_terminal(write: Write) -> None:
-    said = complaint('"\\u001b[2J" = 1\n', write)
+def test_escape_codes_are_not_printed(write: Write) -> None:
+    said = refusal('"\\u001b[2J" = 1\n', write)
     assert said.isprintable()
     assert said.startswith("tenfold.toml: unknown key \\x1b[2J; the file can hold service, stack, measure")
 
 
-def test_the_control_an_ordinary_value_is_shown(write: Write) -> None:
-    assert "5318008" in complaint("[stack]\nport = 5318008", write)
+def test_the_control_other_value_is_shown(write: Write) -> None:
+    assert "5318008" in refusal("[stack]\nport = 5318008", write)
 
 
-def test_braces_of_the_app_itself_are_left_alone(write: Write) -> None:
+def test_unknown_placeholder_is_left_alone(write: Write) -> None:
     write('[service.environment]\nLOG = \'{"level": "{name}"}\'')
     assert load(environ={}).service.environment == {"LOG": '{"level": "{name}"}'}
 
 
-def test_a_named_file_has_to_exist(write: Write, tmp_path: Path) -> None:
+def test_missing_file_is_refused(write: Write, tmp_path: Path) -> None:
     write("")
     with pytest.raises(SettingsError, match=r"^no file tenfold\.tml; did you mean tenfold\.toml\?$"):
         load(Path("tenfold.tml"))
@@ -218,7 +220,7 @@ def test_a_named_file_has_to_exist(write: Write, tmp_path: Path) -> None:
         load(Path("gone/x"))
 
 
-def test_a_folder_or_bytes_in_place_of_a_file(write: Write) -> None:
+def test_folder_or_binary_file_is_refused(write: Write) -> None:
     with pytest.raises(SettingsError, match=r"^\. cannot be read: is a directory$"):
         load(Path())
     write("").write_bytes(b'a = "\xff"')
@@ -245,7 +247,7 @@ def test_every_key_has_a_description() -> None:
 
 @given(path=st.sampled_from(LEAVES), place=st.integers(0, 40), letter=st.sampled_from(string.ascii_lowercase))
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_slip_of_the_pen_finds_its_key(
+def test_misspelt_key_finds_the_right_one(
     write: Write, path: tuple[str, ...], place: int, letter: str
 ) -> None:
     name = path[-1]
@@ -253,7 +255,7 @@ def test_a_slip_of_the_pen_finds_its_key(
     others = {key[-1] for key in KEYS if key[:-1] == path[:-1]}
     if len(name) < 4 or wrong in others:
         return
-    said = complaint(f"[{'.'.join(path[:-1])}]\n{wrong} = 1", write)
+    said = refusal(f"[{'.'.join(path[:-1])}]\n{wrong} = 1", write)
     assert f"did you mean {'.'.join(path)}?" in said
 
 
@@ -264,7 +266,7 @@ def test_a_slip_of_the_pen_finds_its_key(
     ),
 )
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_any_value_anywhere_is_accepted_or_one_sentence(
+def test_any_value_is_accepted_or_refused_in_one_sentence(
     write: Write, path: tuple[str, ...], value: object
 ) -> None:
     text = toml_value(value)
@@ -291,7 +293,7 @@ def toml_value(value: object) -> str:
 
 
 @given(value=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30))
-def test_any_text_reaches_the_app_as_it_is(value: str) -> None:
+def test_any_text_reaches_the_app_unchanged(value: str) -> None:
     if "{" in value:
         return
     environ = {"TENFOLD_SERVICE__ENVIRONMENT__X": value}

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 from docs.tools.site import ROOT
 
-from tenfold.cli.summary import lines
+from tenfold.cli.report_text import report_lines
 from tenfold.measure.report.report import Report, load
 from tenfold.measure.report.wording import objective
 
@@ -44,7 +44,7 @@ STYLE = f"""
 def terminal(report: Report) -> list[str]:
     """What ``make demo`` left on the terminal."""
     head = f"Measuring {report.service}   {objective(report.objective)}"
-    return ["$ make demo", "", head, "", *lines(report)]
+    return ["$ make demo", "", head, "", *report_lines(report)]
 
 
 def svg(text: Iterable[str]) -> str:

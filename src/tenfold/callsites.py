@@ -1,4 +1,4 @@
-"""Where in the user's code are we? The first frame outside every library and below the app's folder."""
+"""Call sites in the user's code: the nearest frame outside every library and below the app's folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-DEPTH = 200  # frames looked at before giving up; a deep recursion is not worth more
-FILES = 20_000  # files and lines remembered; code made by exec() can have any number of them
+DEPTH = 200  # frames searched at most; a deep recursion is not worth more
+FILES = 20_000  # files and lines cached; code compiled by exec() can have any number of them
 
 
 class CallSite(NamedTuple):
@@ -23,30 +23,30 @@ NOWHERE = CallSite("", "")
 
 
 class CallSites:
-    """Finds call sites by walking frames upwards; remembers per file whether it is the user's.
+    """Find call sites by walking frames upwards; caches for each file whether it is the user's.
 
     A walk reads ``co_filename`` of some 20 frames (SQLAlchemy's own) at one dictionary look-up each, about
-    2 µs. Code that runs below the root but lives in site-packages or the standard library is a library.
+    2 µs. Files below the root in site-packages or the standard library are libraries.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
-        places = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-        self._libraries = tuple(f"{place.resolve()}/" for place in [*places, Path(__file__).parents[1]])
-        self._files: dict[str, str] = {}  # file name -> path shown, or "" for a library
+        folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+        self._libraries = tuple(f"{folder.resolve()}/" for folder in [*folders, Path(__file__).parents[1]])
+        self._files: dict[str, str] = {}  # file name → path relative to the root, or "" for a library
         self._lines: dict[tuple[str, int], CallSite] = {}
 
     def find(self, frame: FrameType | None) -> CallSite:
-        """The nearest user line at or above ``frame``; ``NOWHERE`` when there is none.
+        """Return the nearest user line at or above ``frame``; ``NOWHERE`` when there is none.
 
         Under SQLAlchemy's async engine the frames end at the greenlet that runs the statement; the user's
-        are those of the greenlet that started it, which stands still meanwhile.
+        are those of the greenlet that started it, which is suspended meanwhile.
         """
         found = self._walk(frame)
         return self._walk(starting_frame()) if found is NOWHERE else found
 
     def stack(self, frame: FrameType | None, *, most: int) -> list[CallSite]:
-        """The user's lines at and above ``frame``, innermost first."""
+        """Return at most ``most`` user lines at and above ``frame``, innermost first."""
         found: list[CallSite] = []
         for _ in range(DEPTH):
             if frame is None or len(found) >= most:
@@ -59,8 +59,8 @@ class CallSites:
             frame = frame.f_back
         return found
 
-    def of(self, function: object) -> CallSite:
-        """Where a function is defined; ``NOWHERE`` for a builtin, a class or a library's function."""
+    def definition(self, function: object) -> CallSite:
+        """Return where a function is defined; ``NOWHERE`` for a builtin, a class or a library's function."""
         while hasattr(function, "__wrapped__"):
             function = function.__wrapped__
         code = getattr(function, "__code__", None)
@@ -100,7 +100,7 @@ class CallSites:
             return ""
         try:
             path = Path(filename).resolve()
-        except (OSError, ValueError, RuntimeError):  # a name that is no path; the app must not notice
+        except (OSError, ValueError, RuntimeError):  # the name is not a path; the app must not notice
             return ""
         name = str(path)
         library = name.startswith(self._libraries) or "/site-packages/" in name or "/dist-packages/" in name
@@ -108,13 +108,13 @@ class CallSites:
 
 
 def _name(code: CodeType) -> str:
-    """The function by its name; a comprehension or a lambda in it is still that function."""
+    """Return the function's name; a comprehension or a lambda has that of the function around it."""
     names = code.co_qualname.split(".<locals>.")
     return next((name for name in reversed(names) if not name.startswith("<")), code.co_name)
 
 
 def starting_frame() -> FrameType | None:
-    """The frame that waits for the greenlet at hand; None outside of one."""
+    """Return the frame that waits for the current greenlet; None outside of one."""
     greenlet: Any = sys.modules.get("greenlet")
     parent = greenlet.getcurrent().parent if greenlet is not None else None
     return getattr(parent, "gr_frame", None)

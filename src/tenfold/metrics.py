@@ -1,9 +1,10 @@
-"""The names and the registry of every metric that tenfold exports, and ``/metrics`` for any ASGI app.
+"""Metrics: the definition of every metric that tenfold exports, and ``/metrics`` for any ASGI app.
 
-Thin over prometheus-client, which is imported when the first metric is used. With PROMETHEUS_MULTIPROC_DIR
-set before that, each worker writes its values to files in that folder and any worker answers for all of them.
-The folder belongs to one machine and one run: empty it before a start. Counters of ended workers are kept,
-because they may not go backwards, so it grows by two files of 64 KiB with every restart of a worker.
+A thin layer over prometheus-client, which is imported when the first metric is used. If
+PROMETHEUS_MULTIPROC_DIR is set before that, each worker writes its values to files in that folder and any
+worker exports those of all. The folder belongs to one machine and one run: empty it before a start. Counters
+of ended workers are kept, because they must not decrease, so it grows by two files of 64 KiB with every
+restart of a worker.
 """
 
 from __future__ import annotations
@@ -46,99 +47,114 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One exported metric. Every label has few values: a route's template, never a path."""
+    """One exported metric. Every label has few values: a route's template, not a path."""
 
-    name: str  # tenfold_…_total for a counter; _seconds, _bytes or _ratio for what has a unit; db_client_… as
-    # OpenTelemetry has them
+    name: str  # ends in _total for a counter, else in its unit; db_client_… are OpenTelemetry's names
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()
-    workers: Literal["livesum", "livemax", "livemin"] = "livesum"  # a gauge of several processes
+    multiprocess_mode: Literal["livesum", "livemax", "livemin"] = (
+        "livesum"  # of a gauge over several processes
+    )
 
 
-# One line a metric; a boundary at 0.2 s because that is the objective unless somebody sets another.
+# There is a bucket boundary at 0.2 s because that is the default objective.
 REQUESTS = Metric(
     "tenfold_requests_total",
     "counter",
     ("method", "route", "status"),
-    "Requests answered; status 499 is a client that went away first.",
+    "Requests answered; status 499 means that the client disconnected first.",
 )
 REQUEST_SECONDS = Metric(
     "tenfold_request_seconds",
     "histogram",
     ("method", "route", "status"),
-    "Time from the arrival of a request to the last byte of its answer.",
+    "Time from the arrival of a request to the last byte of its response.",
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 CONCURRENCY_LIMIT = Metric(
-    "tenfold_concurrency_limit", "gauge", (), "Requests that the limiter lets run at once."
+    "tenfold_concurrency_limit", "gauge", (), "Requests that the limiter allows at once."
 )
 CONCURRENCY_IN_FLIGHT = Metric(
-    "tenfold_concurrency_in_flight", "gauge", (), "Requests that the limiter has let in and that still run."
+    "tenfold_concurrency_in_flight", "gauge", (), "Requests that the limiter has admitted and that still run."
 )
 SHED = Metric(
     "tenfold_shed_total",
     "counter",
     ("reason", "priority", "mode"),
-    "Requests refused by the limiter; mode shadow is what it would have refused.",
+    "Requests refused by the limiter; mode shadow counts those that it would have refused.",
 )
 RATE_LIMITED = Metric(
     "tenfold_rate_limited_total",
     "counter",
     ("policy", "mode"),
-    "Requests beyond their rate; mode open or closed is what was done while the counter's server was gone.",
+    "Requests beyond their rate limit; mode open or closed: allowed or refused because the store was down.",
 )
-# A pool's, under OpenTelemetry's names for them; the pool is "host:port/database" unless it has a name.
+# Connection pools, under OpenTelemetry's names; the pool is "host:port/database" unless it has a name.
 _POOL = "db_client_connection_pool_name"
 _POOL_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 POOL_CONNECTIONS = Metric(
     "db_client_connection_count",
     "gauge",
     (_POOL, "db_client_connection_state"),
-    "Connections that are open now, used or idle.",
+    "Open connections, used or idle.",
 )
 POOL_SIZE = Metric("db_client_connection_idle_max", "gauge", (_POOL,), "Connections that the pool keeps.")
 POOL_MAX = Metric("db_client_connection_max", "gauge", (_POOL,), "Connections that the pool opens at most.")
-POOL_OVERFLOW = Metric("tenfold_pool_overflow", "gauge", (_POOL,), "Open connections beyond those kept.")
+POOL_OVERFLOW = Metric(
+    "tenfold_pool_overflow", "gauge", (_POOL,), "Open connections beyond those that are kept."
+)
 POOL_WAITING = Metric(
-    "db_client_connection_pending_requests", "gauge", (_POOL,), "Checkouts that wait for a connection now."
+    "db_client_connection_pending_requests", "gauge", (_POOL,), "Checkouts that are waiting for a connection."
 )
 POOL_TIMEOUTS = Metric(
-    "db_client_connection_timeouts_total", "counter", (_POOL,), "Checkouts that waited in vain."
+    "db_client_connection_timeouts_total", "counter", (_POOL,), "Checkouts that timed out."
 )
 POOL_REFUSED = Metric(
-    "tenfold_pool_refused_total", "counter", (_POOL,), "Checkouts refused because too many wait already."
+    "tenfold_pool_refused_total", "counter", (_POOL,), "Checkouts refused because too many are waiting."
 )
 POOL_WAIT_SECONDS = Metric(
     "db_client_connection_wait_time_seconds",
     "histogram",
     (_POOL, "route"),
-    "Time until a connection was handed out, opening it included.",
+    "Time of a checkout, opening the connection included.",
     _POOL_BUCKETS,
 )
 POOL_USE_SECONDS = Metric(
     "db_client_connection_use_time_seconds",
     "histogram",
     (_POOL, "route"),
-    "Time from handing a connection out to taking it back.",
+    "Time from checkout to return of a connection.",
     _POOL_BUCKETS,
 )
-# The router's, by server: "host:port/database".
+# Replicas, by server: "host:port/database".
 READS = Metric(
     "tenfold_reads_total",
     "counter",
     ("server", "how"),
-    "Reads by how they found their server: anywhere, known, asked, waited, primary.",
+    "Reads by how their server was chosen: anywhere, known, asked, waited, primary.",
 )
 REPLICA_LAG_SECONDS = Metric(
-    "tenfold_replica_lag_seconds", "gauge", ("server",), "Age of what a replica lacks.", workers="livemax"
+    "tenfold_replica_lag_seconds",
+    "gauge",
+    ("server",),
+    "Age of the oldest change that the replica lacks.",
+    multiprocess_mode="livemax",
 )
 REPLICA_LAG_BYTES = Metric(
-    "tenfold_replica_lag_bytes", "gauge", ("server",), "Log that it has to replay.", workers="livemax"
+    "tenfold_replica_lag_bytes",
+    "gauge",
+    ("server",),
+    "WAL that the replica has not replayed.",
+    multiprocess_mode="livemax",
 )
 REPLICA_SERVING = Metric(
-    "tenfold_replica_serving", "gauge", ("server",), "1 for one that gets reads, else 0.", workers="livemin"
+    "tenfold_replica_serving",
+    "gauge",
+    ("server",),
+    "1 if the replica receives reads, else 0.",
+    multiprocess_mode="livemin",
 )
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))
 
@@ -148,7 +164,7 @@ _instruments: WeakKeyDictionary[CollectorRegistry, dict[str, Instrument]] = Weak
 
 
 def instrument(metric: Metric, *, registry: CollectorRegistry | None = None) -> Instrument:
-    """The prometheus-client object of a metric, made once for each registry (None: the default one).
+    """Return the prometheus-client object of a metric, created once per registry (None: the default one).
 
     Raises:
         DependencyError: prometheus-client is not installed.
@@ -161,8 +177,8 @@ def instrument(metric: Metric, *, registry: CollectorRegistry | None = None) -> 
         if metric.kind == "counter":
             known[metric.name] = client.Counter(metric.name, metric.help, **options)
         elif metric.kind == "gauge":
-            # Only a "live" mode ends with its worker; a sum over the dead would never go down again.
-            options["multiprocess_mode"] = metric.workers
+            # Only a "live" mode drops the values of ended workers; a sum over them would never decrease.
+            options["multiprocess_mode"] = metric.multiprocess_mode
             known[metric.name] = client.Gauge(metric.name, metric.help, **options)
         else:
             options["buckets"] = metric.buckets or client.Histogram.DEFAULT_BUCKETS
@@ -171,11 +187,11 @@ def instrument(metric: Metric, *, registry: CollectorRegistry | None = None) -> 
 
 
 def exposition(*, registry: CollectorRegistry | None = None) -> bytes:
-    """Everything measured so far, in Prometheus' text format 0.0.4.
+    """Return all values in Prometheus' text format 0.0.4.
 
-    In multi-process mode that is what all workers measured, whatever their registries, and ``registry`` has
-    no part in it. Reads a few files for each worker that ever ran: milliseconds that belong in a thread and
-    not on the event loop. A worker whose process id was given to another process counts as living.
+    In multi-process mode these are the values of all workers; ``registry`` is ignored. It reads a few files
+    for each worker that ever ran, which takes milliseconds: call it in a thread, not on the event loop. A
+    worker whose process id has been reused counts as living.
     """
     client = _client()
     folder = os.environ.get(FOLDER_VARIABLE)
@@ -187,7 +203,7 @@ def exposition(*, registry: CollectorRegistry | None = None) -> bytes:
 
 
 class _Workers:
-    """The values of all workers, merged, without the gauges of those that ended."""
+    """The merged values of all workers, without the gauges of those that ended."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -195,13 +211,13 @@ class _Workers:
     def collect(self) -> Iterable[Family]:
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        files = [file for file in self.folder.glob("*.db") if self._holds_values(file)]
+        files = [file for file in self.folder.glob("*.db") if self._has_values(file)]
         merge: Callable[[list[str]], Iterable[Family]] = MultiProcessCollector.merge
         return merge([str(file) for file in files])
 
     @staticmethod
-    def _holds_values(file: Path) -> bool:
-        """Ends the file of a dead worker's gauge; skips one that a worker has only just opened."""
+    def _has_values(file: Path) -> bool:
+        """Return False for a file without values yet, and for an ended worker's gauge, which is deleted."""
         kind, _, pid = file.stem.rpartition("_")
         if kind.startswith("gauge_live") and not _is_running(pid):
             file.unlink(missing_ok=True)
@@ -236,14 +252,14 @@ def _client() -> Any:
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
-_CLIENT_WENT_AWAY = "499"  # nginx's own number for it
+_CLIENT_DISCONNECTED = "499"  # nginx's status for it
 
 
 class MetricsMiddleware:
-    """Counts and times the requests of an ASGI app by method, route and status.
+    """Count and time the requests of an ASGI app by method, route and status.
 
-    The route is the template that Starlette, FastAPI and others leave in ``scope["route"]``; requests that no
-    route took are ``other``, as is every route beyond ``max_routes``. WebSockets are passed on uncounted.
+    The route is the template that Starlette, FastAPI and others leave in ``scope["route"]``; requests without
+    a route are ``other``, as is every route beyond ``max_routes``. WebSockets are not counted.
     """
 
     def __init__(
@@ -260,7 +276,7 @@ class MetricsMiddleware:
             return await self.app(scope, receive, send)
         started = time.perf_counter()
         mounted_at = scope.get("root_path", "")
-        status, ended = "500", 0.0  # an app that raises is answered with 500 by its server
+        status, ended = "500", 0.0  # the server responds with 500 when the app raises
 
         async def watch(message: Message) -> None:
             nonlocal status, ended
@@ -268,23 +284,23 @@ class MetricsMiddleware:
                 status = str(message["status"])
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                ended = time.perf_counter()  # what runs after the answer is nobody's waiting time
+                ended = time.perf_counter()  # background tasks do not make the client wait
 
         try:
             await self.app(scope, receive, watch)
         except asyncio.CancelledError:
-            status = status if ended else _CLIENT_WENT_AWAY
+            status = status if ended else _CLIENT_DISCONNECTED
             raise
         finally:
             self._record(scope, mounted_at, status, (ended or time.perf_counter()) - started)
 
     def _record(self, scope: Scope, mounted_at: str, status: str, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        labels = (method, self._bounded(route_template(scope, mounted_at) or _OTHER), status)
+        labels = (method, self._route_label(route_template(scope, mounted_at) or _OTHER), status)
         self.requests.labels(*labels).inc()
         self.seconds.labels(*labels).observe(seconds)
 
-    def _bounded(self, route: str) -> str:
+    def _route_label(self, route: str) -> str:
         if route not in self.routes and len(self.routes) >= self.max_routes:
             return _OTHER
         self.routes.add(route)
@@ -295,13 +311,13 @@ class MetricsMiddleware:
 
 
 class MetricsEndpoint:
-    """``/metrics``, for this machine only: everyone else gets 404.
+    """``/metrics`` for clients on this machine or in ``networks``; all others get 404.
 
-    Alone it is an ASGI app to mount; around an ``app`` it answers ``path`` and passes everything else on. It
-    believes the peer of the connection, never a header: but when a proxy's X-Forwarded-For, X-Real-IP or
-    Forwarded names an address outside ``networks``, or anything that is no address, the answer is 404 too,
-    because behind a proxy on this machine every peer is this machine. A proxy that adds none of these headers
-    hides who asks: close the path there as well. A peer without an address (a Unix socket) gets 404.
+    Alone it is an ASGI app to mount; around an ``app`` it answers ``path`` and passes all other requests on.
+    The connection's peer has to be in ``networks``, and so has every address in X-Forwarded-For, X-Real-IP
+    and Forwarded, because behind a proxy on this machine every peer is this machine. Anything else in these
+    headers is refused, too. A proxy that adds none of them hides the client: close the path there as well. A
+    peer without an address (a Unix socket) gets 404.
     """
 
     def __init__(
@@ -318,19 +334,19 @@ class MetricsEndpoint:
         self.networks = [ipaddress.ip_network(network) for network in networks]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        mine = scope["type"] == "http" and (self.app is None or scope["path"] == self.path)
-        if not mine and self.app is not None:
+        answers = scope["type"] == "http" and (self.app is None or scope["path"] == self.path)
+        if not answers and self.app is not None:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            raise RuntimeError(f"{scope['type']} is not answered here")  # how ASGI declines a lifespan
-        if not all(map(self._allowed, _callers(scope))):
+            raise RuntimeError(f"{scope['type']} is not answered here")  # an ASGI app declines a lifespan so
+        if not all(map(self._is_allowed, _callers(scope))):
             return await send_answer(send, 404, b"Not Found\n")
         if scope["method"] not in {"GET", "HEAD"}:
             return await send_answer(send, 405, b"Method Not Allowed\n", headers=[(b"allow", b"GET, HEAD")])
         body = await asyncio.to_thread(exposition, registry=self.registry)
         await send_answer(send, 200, body, content_type=CONTENT_TYPE, head_only=scope["method"] == "HEAD")
 
-    def _allowed(self, caller: str) -> bool:
+    def _is_allowed(self, caller: str) -> bool:
         try:
             address = ipaddress.ip_address(caller)
         except ValueError:
@@ -340,13 +356,15 @@ class MetricsEndpoint:
 
 
 def _callers(scope: Scope) -> list[str]:
-    """The peer, and every address that the request claims to have come through."""
+    """Return the peer and every address in the forwarding headers."""
     callers = [str((scope.get("client") or ("",))[0])]
     for name, value in scope["headers"]:
         text = value.decode("latin-1")
         if name.lower() in {b"x-forwarded-for", b"x-real-ip"}:
             callers += [_without_port(part) for part in text.split(",")]
-        elif name.lower() == b"forwarded":  # RFC 7239 section 4; no for= in an element hides its caller
+        elif (
+            name.lower() == b"forwarded"
+        ):  # RFC 7239 section 4; an element without for= is "", which is refused
             callers += [_forwarded_for(element) for element in text.split(",")]
     return callers
 
@@ -357,6 +375,6 @@ def _forwarded_for(element: str) -> str:
 
 
 def _without_port(text: str) -> str:
-    """``127.0.0.1:80`` and ``[::1]:80`` as their addresses."""
+    """Return the address of ``127.0.0.1:80`` or ``[::1]:80``; other text unchanged."""
     match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+", text.strip())
     return (match[1] or match[2]) if match else text.strip()

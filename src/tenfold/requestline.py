@@ -1,4 +1,4 @@
-"""A request as settings write it: ``POST /login``."""
+"""The type of a request in the settings: ``POST /login``."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ def _is_a_request(line: str) -> str:
 
 
 RequestLine = Annotated[str, AfterValidator(_is_a_request)]
-"""A method, a blank and a path; or nothing."""
+"""A method, a blank and a path; or an empty text."""

@@ -1,6 +1,6 @@
-"""What a settings model can hold, and the one sentence that says what does not fit.
+"""The keys of a settings model, and validation errors as one sentence.
 
-Works on any tree of pydantic models in which every table is a model; knows nothing of tenfold's own tables.
+For any tree of pydantic models in which every table is a model.
 A *key path* is the tuple of names that leads to a key: ``("stack", "replicas")``.
 """
 
@@ -22,17 +22,17 @@ _URL_WITH_PASSWORD = re.compile(r"://\S*:\S*@")
 
 
 def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
-    """Whether a key of this type is a table of its own."""
+    """Return whether a key of this type is a table of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def is_mapping(annotation: object) -> bool:
-    """Whether a key of this type is a table with names of the user's own choice."""
+    """Return whether a key of this type is a table whose names the user chooses."""
     return get_origin(annotation) is dict
 
 
 def keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
-    """Every table and key of a model, parents before children; not the fields that are kept out of files."""
+    """Every table and key of a model, parents before children, without excluded fields."""
     for name, field in model.model_fields.items():
         if field.exclude:
             continue
@@ -61,7 +61,7 @@ def sentence(
     variables: Mapping[KeyPath, str],
     prefix: str,
 ) -> str:
-    """What is wrong with the first key that does not fit, and how many more there are.
+    """One sentence about the first key that was refused, and the number of further ones.
 
     ``source`` is where the tables were read from, ``variables`` names the environment variable of each key
     that came from one, ``prefix`` begins such names. The value of a key that looks secret is left out.
@@ -72,20 +72,20 @@ def sentence(
     if first["type"] == "extra_forbidden":
         # An unknown table that came from a variable is better named by that variable's whole path.
         path = next((key for key in variables if key[: len(path)] == path), path)
-        text = unknown(model, path, prefix=prefix if path in variables else None)
+        text = unknown_key(model, path, prefix=prefix if path in variables else None)
     else:
-        text = _unfit(model, path, first)
+        text = _refused_value(model, path, first)
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return _printable(f"{variables.get(path, source)}: {text}{more}")
 
 
 def _printable(text: str) -> str:
-    """Keys and values come from a file: no line breaks in the sentence, no escape codes on the terminal."""
+    """Escape line breaks and terminal codes: keys and values come from a file."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def unknown(model: type[BaseModel], path: KeyPath, *, prefix: str | None = None) -> str:
-    """Says that there is no such key, and which one was meant; as a variable where ``prefix`` is given."""
+def unknown_key(model: type[BaseModel], path: KeyPath, *, prefix: str | None = None) -> str:
+    """A sentence about an unknown key and the nearest valid one, as a variable where ``prefix`` is given."""
     known = list(keys(model))
     siblings = [key for key in known if key[:-1] == path[:-1]]
     near = (
@@ -102,20 +102,20 @@ def unknown(model: type[BaseModel], path: KeyPath, *, prefix: str | None = None)
 
 
 def _closest(path: KeyPath, known: Sequence[KeyPath]) -> KeyPath | None:
-    """Compares last names within a table, whole paths across tables."""
+    """The most similar key: by its last name within a table, by its whole path across tables."""
     shared = bool(known) and all(key[:-1] == path[:-1] for key in known)
     by_name = {key[-1] if shared else ".".join(key): key for key in known}
     near = difflib.get_close_matches(path[-1] if shared else ".".join(path), by_name, n=1, cutoff=0.7)
     return by_name[near[0]] if near else None
 
 
-def _unfit(model: type[BaseModel], path: KeyPath, detail: ErrorDetails) -> str:
+def _refused_value(model: type[BaseModel], path: KeyPath, detail: ErrorDetails) -> str:
     own_words = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else ""
     if own_words and is_table(annotation(model, path)):
         return own_words
-    key, shown = ".".join(path), _shown(model, path, detail["input"])
+    key, value = ".".join(path), _displayed(model, path, detail["input"])
     expected = own_words or f"it has to be {_expected(detail)}"
-    return f"{key} is {shown}; {expected}" if shown else f"{key} cannot be accepted; {expected}"
+    return f"{key} is {value}; {expected}" if value else f"{key} cannot be accepted; {expected}"
 
 
 _EXPECTED = {
@@ -144,8 +144,8 @@ def _expected(detail: ErrorDetails) -> str:
     return _EXPECTED[detail["type"]].format_map(limits) if detail["type"] in _EXPECTED else fallback
 
 
-def _shown(model: type[BaseModel], path: KeyPath, value: object) -> str:
-    """The value as TOML writes it, shortened; nothing where it may be a secret."""
+def _displayed(model: type[BaseModel], path: KeyPath, value: object) -> str:
+    """The value as TOML writes it, shortened; empty where it may be a secret."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     in_mapping = any(is_mapping(annotation(model, path[:depth])) for depth in range(1, len(path) + 1))
     if in_mapping or _SECRET.search(path[-1]) or _URL_WITH_PASSWORD.search(text):

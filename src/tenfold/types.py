@@ -1,4 +1,4 @@
-"""The values and protocols that the folders hand to each other. No logic."""
+"""Values and protocols that several packages share. No logic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class File:
 
 
 class Verdict(StrEnum):
-    """How a check ended."""
+    """The result of a check."""
 
     PASS = "pass"  # noqa: S105 - a verdict, not a password
     FAIL = "fail"
@@ -41,26 +41,26 @@ class Server(Protocol):
 
     @property
     def kind(self) -> str:
-        """What it is: ``app``, ``primary``, ``replica``, ``redis``, ``nginx``."""
+        """``app``, ``primary``, ``replica``, ``redis`` or ``nginx``."""
 
     @property
     def name(self) -> str:
-        """Which one of its kind: ``app 2``, ``replica 1``; the kind itself when there is one."""
+        """A name that is unique in the stack: ``app 2``, ``replica 1``; the kind where there is only one."""
 
     @property
     def url(self) -> str:
-        """Where it listens, password included; printing it is the caller's decision."""
+        """Its address, password included: the caller decides whether to print it."""
 
     @property
     def admin_url(self) -> str:
-        """A database as its superuser, password included; ``url`` for servers that know no such thing."""
+        """A database's address as its superuser, password included; ``url`` for other servers."""
 
     @property
     def log(self) -> Path:
-        """What the server wrote to stdout and stderr."""
+        """The file with its stdout and stderr."""
 
     def pids(self) -> tuple[int, ...]:
-        """The living processes of its group, the leader first; empty when it ended."""
+        """The running processes of its group, the leader first; empty when it has ended."""
 
 
 class Stack(Protocol):
@@ -76,7 +76,7 @@ class Stack(Protocol):
 
     @property
     def app_folder(self) -> Path:
-        """Where the service's own code lives: call sites are shown relative to it."""
+        """The folder of the service's code: call sites are shown relative to it."""
 
     @property
     def database_url(self) -> str | None:
@@ -91,7 +91,7 @@ class Stack(Protocol):
         """nginx's JSON access log, or None without nginx."""
 
     def restart(self, server: Server) -> None:
-        """Start a server of this stack again, on the same port; one that runs is ended first."""
+        """Start a server of this stack again, on the same port; one that runs is stopped first."""
 
     def replace(self, server: Server) -> object:
-        """Replace an app instance without failing a request: out of nginx, drained, ended, started, in."""
+        """Replace an app instance without failing a request."""

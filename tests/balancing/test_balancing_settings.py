@@ -1,4 +1,4 @@
-"""The [balancing] table: what fits together, and the sentence when it does not."""
+"""The [balancing] table: valid combinations, and one sentence for each refusal."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def refused(text: str, folder: Path) -> str:
         ),
         (
             "[stack]\ninstances = 2\n[balancing]\nbackups = 2",
-            "balancing.backups is 2 but stack.instances is 2, so that nobody would get requests in ordinary "
-            "times; set stack.instances higher or balancing.backups = 0",
+            "balancing.backups is 2 but stack.instances is 2, so that no instance would get requests in "
+            "ordinary times; set stack.instances higher or balancing.backups = 0",
         ),
         (
             "[stack]\ninstances = 2\n[balancing]\nbackups = 1\nmethod = 'ip_hash'",
@@ -60,16 +60,16 @@ def refused(text: str, folder: Path) -> str:
         ("[balancing]\nmax_fail = 1", "unknown key balancing.max_fail; did you mean balancing.max_fails?"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+def test_invalid_combination_is_refused_in_one_sentence(text: str, said: str, tmp_path: Path) -> None:
     assert refused(text, tmp_path) == said
 
 
-def test_the_methods_are_those_that_nginx_is_told() -> None:
+def test_methods_of_settings_and_upstream_agree() -> None:
     options = BalancingSettings.model_fields["method"].annotation.__args__
     assert set(options) == set(METHODS)
 
 
-def test_settings_become_nodes_with_their_weight_their_part_and_their_state() -> None:
+def test_settings_become_nodes_with_weight_backup_and_down() -> None:
     settings = BalancingSettings(weights=(3, 1, 1), backups=1)
     made = upstream(settings, ADDRESSES, out={"127.0.0.1:2"})
     assert made.nodes == (

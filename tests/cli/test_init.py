@@ -1,4 +1,4 @@
-"""tenfold init: finds the app without running it, and writes what load accepts."""
+"""tenfold init: finds the app without running it, and writes settings that load accepts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from tenfold.cli import main
 from tenfold.cli.discovery import App, find_apps
-from tenfold.cli.starters import scenario_file, settings_file
+from tenfold.cli.init_files import scenario_file, settings_file
 from tenfold.settings import Settings, load
 
 FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -61,12 +61,12 @@ def write(**files: str) -> None:
         ("app = None", None),
     ],
 )
-def test_an_app_is_known_by_what_it_is_made_from(source: str, expected: str | None) -> None:
+def test_app_is_found_by_its_class(source: str, expected: str | None) -> None:
     write(main=source)
     assert [app.app for app in find_apps(Path())] == ([expected] if expected else [])
 
 
-def test_nothing_is_run() -> None:
+def test_discovery_does_not_run_the_files() -> None:
     write(main=FASTAPI + "raise SystemExit('it was run')")
     assert find_apps(Path())
     assert "main" not in sys.modules
@@ -86,18 +86,18 @@ def test_nothing_is_run() -> None:
         ),
     ],
 )
-def test_the_folder_from_which_it_is_imported(files: dict[str, str], app: str, folder: str) -> None:
+def test_app_has_its_module_and_import_folder(files: dict[str, str], app: str, folder: str) -> None:
     write(**files)
     assert [(found.app, str(found.folder)) for found in find_apps(Path())] == [(app, folder)]
 
 
-def test_tests_environments_and_other_peoples_code_are_left_out() -> None:
+def test_tests_environments_and_dependencies_are_skipped() -> None:
     write(tests__main=FASTAPI, node_modules__x=FASTAPI, **{".venv__x": FASTAPI, "env__lib__x": FASTAPI})
     Path("env/pyvenv.cfg").touch()
     assert find_apps(Path()) == []
 
 
-def test_routes_that_need_nothing() -> None:
+def test_routes_without_required_arguments_are_found() -> None:
     write(
         main=FASTAPI
         + """
@@ -123,28 +123,27 @@ def elsewhere(): ...
 # ------------------------------------------------------------------ writing
 
 
-def test_what_is_written_loads() -> None:
+def test_written_settings_load() -> None:
     write(src__shop__app="from fastapi import FastAPI\ndef create_app() -> FastAPI: ...")
     assert main(["init"]) == 0
     service = load(environ={}).service
     assert (service.app, service.factory, service.folder) == ("shop.app:create_app", True, Path("src"))
 
 
-def test_every_key_is_there_with_its_default() -> None:
+def test_settings_file_has_every_key_with_its_default() -> None:
     text = settings_file(Settings, {}).text
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure", "database", "balancing", "sessions"):
+    for table in ("stack", "measure", "database", "balancing", "verify"):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
     servers = {"postgresql_bin", "redis_server", "nginx_binary"}
-    probes = {"probe_read", "probe_write"}
     users = {"user", "password", "other_user", "other_password"}
-    requests = {"login", "logout", "whoami", "write", "read"}
+    requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read"}
     service = {"app", "prepare", "environment"}
-    assert set(shown) == {*service, *servers, "server_names", *probes, "cookie", *users, *requests, "url"}
+    assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, "url"}
 
 
 def uncommented(text: str) -> str:
@@ -156,24 +155,24 @@ def load_text(text: str) -> Settings:
     return load(environ={})
 
 
-def test_the_control_every_key_of_the_models_is_named() -> None:
+def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    assert tables.keys() == {"service", "stack", "measure", "database", "balancing", "sessions"}
+    assert tables.keys() == {"service", "stack", "measure", "database", "balancing", "verify"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
     assert tables["database"].keys() == set(Settings().database.model_dump())
     assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
-    assert tables["sessions"].keys() == set(Settings().sessions.model_dump())
+    assert tables["verify"].keys() == set(Settings().verify.model_dump())
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_survives_the_file(value: str) -> None:
+def test_any_text_survives_the_settings_file(value: str) -> None:
     text = settings_file(Settings, {"service": {"prepare": value}}).text
     assert tomllib.loads(text)["service"] == {"prepare": value}
 
 
 @given(st.lists(st.from_regex(r"/[ -~é]{0,12}", fullmatch=True)))
-def test_a_scenario_is_python_with_a_task_for_each_path(routes: list[str]) -> None:
+def test_scenario_has_a_task_for_each_path(routes: list[str]) -> None:
     tree = ast.parse(scenario_file(PurePosixPath("locustfile.py"), routes).text)
     (visitor,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     names = [node.name for node in visitor.body if isinstance(node, ast.FunctionDef)]
@@ -182,7 +181,7 @@ def test_a_scenario_is_python_with_a_task_for_each_path(routes: list[str]) -> No
     assert {"/", *routes} <= set(asked)
 
 
-def test_locust_accepts_the_scenario() -> None:
+def test_locust_loads_the_scenario() -> None:
     text = scenario_file(PurePosixPath("locustfile.py"), ["/tasks", "/class", "/api/orders"]).text
     Path("locustfile.py").write_text(text)
     told = subprocess.run(
@@ -195,12 +194,12 @@ def test_locust_accepts_the_scenario() -> None:
     assert "Visitor" in told.stdout
 
 
-def test_what_is_there_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_are_kept_without_force(capsys: pytest.CaptureFixture[str]) -> None:
     write(main=FASTAPI, locustfile="mine")
     Path("tenfold.toml").write_text("# mine")
     assert main(["init"]) == 2
     assert capsys.readouterr().err == (
-        "tenfold: tenfold.toml is there already; replace it with: tenfold init --force\n"
+        "tenfold: tenfold.toml exists already; replace it with: tenfold init --force\n"
     )
     assert Path("tenfold.toml").read_text() == "# mine"
     assert main(["init", "--force"]) == 0
@@ -217,10 +216,14 @@ def test_what_is_there_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
             [],
             "tenfold: 2 apps were found (a:app, b:app); name one: tenfold init --app a:app\n",
         ),
-        ({}, ["--app", "main.py"], 'tenfold: --app main.py: it has to be "package.module:attribute"\n'),
+        (
+            {},
+            ["--app", "main.py"],
+            'tenfold: --app main.py is not an app; it has the form "package.module:attribute"\n',
+        ),
     ],
 )
-def test_where_it_is_not_obvious_nothing_is_written(
+def test_ambiguous_or_missing_app_writes_nothing(
     files: dict[str, str], arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(**files)
@@ -229,14 +232,14 @@ def test_where_it_is_not_obvious_nothing_is_written(
     assert not Path("tenfold.toml").exists()
 
 
-def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     write(main=FASTAPI)
     Path("tenfold.toml").mkdir()
     assert main(["init", "--force"]) == 2
     assert capsys.readouterr().err == "tenfold: tenfold.toml cannot be written: is a directory\n"
 
 
-def test_a_named_app_is_taken_as_it_is() -> None:
+def test_named_app_is_used_unchanged() -> None:
     write(src__b=FASTAPI, a=FASTAPI)
     assert main(["init", "--app", "b:app"]) == 0
     assert load(environ={}).service.folder == Path("src")

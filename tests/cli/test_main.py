@@ -1,4 +1,4 @@
-"""The entry point: exit codes, one sentence on stderr, and how quickly --help is there."""
+"""The entry point: exit codes, help, and errors of one sentence on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tenfold.errors import StackError
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -36,20 +36,20 @@ def commands() -> list[str]:
     return [name for name in cli.COMMANDS if Path(cli.__file__).with_name(f"{name}.py").exists()]
 
 
-def test_version() -> None:
+def test_version_option() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"tenfold {tenfold.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()[:-2]] == commands()
 
 
 @pytest.mark.parametrize("command", commands())
-def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"Example: tenfold {command}" in shown
@@ -70,7 +70,7 @@ def test_help_of_a_command_has_an_example(command: str, capsys: pytest.CaptureFi
         (["verify", "--only", "nothing"], "tenfold: no check nothing; tenfold verify --list shows all\n"),
     ],
 )
-def test_wrong_usage_is_one_sentence(
+def test_usage_error_is_one_sentence(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("tenfold.toml").touch()
@@ -82,7 +82,7 @@ def test_wrong_usage_is_one_sentence(
 
 
 class Command:
-    """Replaces doctor's work: what main makes of whatever a command does."""
+    """Replaces doctor's work, to test main with a command that returns or raises ``result``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -93,7 +93,7 @@ class Command:
                 raise result
             return result
 
-        self.monkeypatch.setattr("tenfold.cli.doctor.examine", examine)
+        self.monkeypatch.setattr("tenfold.cli.doctor.inspect_tools", examine)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(monkeypatch)
 
 
-def test_an_error_is_one_sentence(doctor: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tenfold_error_is_one_sentence(doctor: Command, capsys: pytest.CaptureFixture[str]) -> None:
     doctor(StackError("nginx did not start: port 80 is taken; set stack.port."))
     assert main(["doctor"]) == 2
     printed = capsys.readouterr()
@@ -112,7 +112,7 @@ def test_an_error_is_one_sentence(doctor: Command, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("arguments", [["--traceback", "doctor"], ["doctor", "--traceback"]])
-def test_a_traceback_on_demand(
+def test_traceback_option_shows_a_traceback(
     doctor: Command, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     doctor(StackError("nginx did not start"))
@@ -120,7 +120,7 @@ def test_a_traceback_on_demand(
     assert "in examine" in capsys.readouterr().err
 
 
-def test_a_traceback_by_environment(
+def test_traceback_variable_shows_a_traceback(
     doctor: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doctor(StackError("nginx did not start"))
@@ -129,27 +129,29 @@ def test_a_traceback_by_environment(
     assert "in examine" in capsys.readouterr().err
 
 
-def test_a_mistake_of_ours_says_so(doctor: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unexpected_exception_asks_for_a_bug_report(
+    doctor: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     doctor(ZeroDivisionError())
     assert main(["doctor"]) == 2
     printed = capsys.readouterr().err
     assert "in examine" in printed
-    assert printed.endswith(
-        "tenfold: this is a mistake in tenfold itself, please report it with the lines above\n"
-    )
+    assert printed.endswith("tenfold: this is a bug in tenfold, please report it with the lines above\n")
 
 
-def test_ctrl_c_is_quiet(doctor: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_exits_with_130_and_prints_nothing(
+    doctor: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     doctor(KeyboardInterrupt())
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == ""
 
 
-def test_ctrl_c_reaches_a_running_command(tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_a_running_command(tmp_path: Path) -> None:
     program = (
         "import sys, time, tenfold.cli.doctor as doctor\n"
-        "def examine(settings):\n    print('here', flush=True)\n    time.sleep(60)\n"
-        "doctor.examine = examine\n"
+        "def inspect_tools(settings):\n    print('here', flush=True)\n    time.sleep(60)\n"
+        "doctor.inspect_tools = inspect_tools\n"
         "from tenfold.cli import main\nsys.exit(main(['doctor']))\n"
     )
     with subprocess.Popen(
@@ -162,14 +164,14 @@ def test_ctrl_c_reaches_a_running_command(tmp_path: Path) -> None:
     assert (process.returncode, errors) == (130, "")
 
 
-def test_a_terminal_without_the_glyphs() -> None:
+def test_output_encodes_for_an_ascii_terminal() -> None:
     done = run("doctor", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode in {0, 1}
     assert "Machine" in done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_has_seen_enough() -> None:
+def test_closed_stdout_causes_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:

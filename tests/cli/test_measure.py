@@ -1,4 +1,4 @@
-"""`tenfold measure` as a user meets it: real services, wrong ones too, and nothing left running."""
+"""`tenfold measure` from the command line against real and failing services; no process is left."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def tenfold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Whatever inherited the mark and lives, whoever its parent is by now."""
+    """Return the living processes that inherited the mark, whatever their parent is."""
     return [process for process in psutil.process_iter() if environment(process).get(MARK) == mark]
 
 
@@ -117,7 +117,7 @@ def environment(process: psutil.Process) -> dict[str, str]:
     return found
 
 
-def test_the_control_an_orphan_is_found() -> None:
+def test_the_control_orphan_process_is_found() -> None:
     mark, sleep = uuid.uuid4().hex, "import time; time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{sleep}'])"
     try:
@@ -139,10 +139,10 @@ def test_the_control_an_orphan_is_found() -> None:
         (("http://127.0.0.1:1", "--scenario", "locustfil.py"), "did you mean"),
         (("http://127.0.0.1:1", "--against", "none"), "no baseline none"),
         (("http://127.0.0.1:1", "--budget-s", "1"), "10"),
-        (("http://127.0.0.1:1", "--save", "../x"), "cannot name a baseline"),
+        (("http://127.0.0.1:1", "--save", "../x"), "is not a name for a baseline"),
     ],
 )
-def test_what_cannot_be_measured_is_one_sentence(
+def test_impossible_measurement_is_one_sentence(
     folder: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     done = tenfold(folder, *arguments)
@@ -160,9 +160,7 @@ def test_what_cannot_be_measured_is_one_sentence(
         (LOGIN, "answered 401"),
     ],
 )
-def test_a_scenario_that_cannot_run_is_one_sentence(
-    folder: Path, service: Service, text: str, sentence: str
-) -> None:
+def test_broken_scenario_is_one_sentence(folder: Path, service: Service, text: str, sentence: str) -> None:
     (folder / "locustfile.py").write_text(text)
     done = tenfold(folder, service.url)
     assert done.returncode == 2
@@ -170,7 +168,7 @@ def test_a_scenario_that_cannot_run_is_one_sentence(
 
 
 @pytest.mark.parametrize("service", [{"status": 500}], indirect=True)
-def test_a_service_that_fails_always_has_no_capacity(folder: Path, service: Service) -> None:
+def test_failing_service_has_no_capacity(folder: Path, service: Service) -> None:
     done = tenfold(folder, service.url, "--budget-s", "10", "--json")
     assert done.returncode == 1
     capacity = json.loads(done.stdout)["capacity"]
@@ -179,7 +177,7 @@ def test_a_service_that_fails_always_has_no_capacity(folder: Path, service: Serv
 
 
 @pytest.mark.parametrize("service", [{"status": 503}], indirect=True)
-def test_refusals_are_no_capacity_either(folder: Path, service: Service) -> None:
+def test_refusing_service_has_no_capacity(folder: Path, service: Service) -> None:
     done = tenfold(folder, service.url, "--budget-s", "10", "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
@@ -187,8 +185,8 @@ def test_refusals_are_no_capacity_either(folder: Path, service: Service) -> None
 
 
 @pytest.mark.parametrize("service", [{"seconds": 0.02}], indirect=True)
-def test_a_service_is_measured_saved_compared_and_required(folder: Path, service: Service) -> None:
-    """20 ms, one at a time: no more than 50/s can be answered, whatever the machine does meanwhile."""
+def test_measurement_is_saved_compared_and_checked_against_min_rps(folder: Path, service: Service) -> None:
+    """20 ms, one at a time: at most 50/s can be answered, however fast the machine is."""
     (folder / "tenfold.toml").write_text("[measure]\noverload_s = 2\n")
     first = tenfold(folder, service.url, "--budget-s", "20", "--save", "before", "--json")
     found = json.loads(first.stdout)
@@ -203,14 +201,14 @@ def test_a_service_is_measured_saved_compared_and_required(folder: Path, service
 
 
 @pytest.mark.parametrize("service", [{"seconds": 0.3}], indirect=True)
-def test_an_objective_missed_at_one_at_a_time_is_said_so(folder: Path, service: Service) -> None:
+def test_objective_missed_at_one_request_at_a_time_exits_with_1(folder: Path, service: Service) -> None:
     done = tenfold(folder, service.url, "--budget-s", "12")
     assert done.returncode == 1
     assert "misses its objective even at one request at a time" in done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_loop_claims_no_capacity(folder: Path, service: Service) -> None:
+def test_closed_loop_reports_no_capacity(folder: Path, service: Service) -> None:
     done = tenfold(folder, service.url, "--closed", "--users", "3", "--duration-s", "2", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["mode"] == "closed" and found["capacity"] is None
@@ -218,7 +216,7 @@ def test_a_closed_loop_claims_no_capacity(folder: Path, service: Service) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_gives_the_report_so_far(folder: Path, service: Service, number: signal.Signals) -> None:
+def test_interrupt_prints_the_report_so_far(folder: Path, service: Service, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tenfold", "measure", service.url],
         cwd=folder,
@@ -233,6 +231,6 @@ def test_an_interrupt_gives_the_report_so_far(folder: Path, service: Service, nu
             break
     os.killpg(process.pid, number)
     out, _ = process.communicate(timeout=30)
-    assert process.returncode == 2, "nothing was concluded"
+    assert process.returncode == 2, "there is no result"
     assert "interrupted" in out and "Report:" in out
     assert json.loads((folder / ".tenfold" / "report.json").read_text())["interrupted"]

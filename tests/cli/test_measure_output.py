@@ -1,4 +1,4 @@
-"""What `tenfold measure` shows fits 80 columns, and its exit code says what the interval carries."""
+"""Output of `tenfold measure`: 80 columns, and an exit code that follows from the interval."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.cli.bar import Bar, status
-from tenfold.cli.measure import _baseline, verdict
-from tenfold.cli.summary import lines
+from tenfold.cli.measure import _baseline, exit_code
+from tenfold.cli.report_text import report_lines
 from tenfold.errors import SettingsError
 from tenfold.measure.measurement import Progress
 from tenfold.settings import Settings
@@ -37,23 +37,23 @@ from tests.measure.support.report_examples import capacity, report
         ({"requests_per_arrival": 2.0}, 130, 1),
     ],
 )
-def test_the_exit_code_claims_what_the_interval_carries(
+def test_exit_code_follows_from_the_interval(
     changes: dict[str, Any], min_rps: float | None, code: int
 ) -> None:
-    assert verdict(report(capacity=capacity(**changes)), min_rps) == code
+    assert exit_code(report(capacity=capacity(**changes)), min_rps) == code
 
 
-def test_a_closed_loop_proves_no_rate() -> None:
+def test_exit_code_of_a_closed_loop() -> None:
     closed = report(mode="closed", capacity=None)
-    assert verdict(closed, None) == 0 and verdict(closed, 10) == 2
+    assert exit_code(closed, None) == 0 and exit_code(closed, 10) == 2
 
 
-def test_an_interrupted_measurement_is_not_concluded() -> None:
-    assert verdict(report(interrupted=True), None) == 2
+def test_interrupted_measurement_exits_with_2() -> None:
+    assert exit_code(report(interrupted=True), None) == 2
 
 
-def test_the_summary_names_what_matters_within_80_columns() -> None:
-    text = list(lines(report()))
+def test_report_text_fits_80_columns() -> None:
+    text = list(report_lines(report()))
     assert all(len(line) <= 80 for line in text)
     whole = "\n".join(text)
     for part in ("56.0 – 61.0 requests/s", "95 % interval, 88 s", "p95 176 ms", "recovers in 7.0 s"):
@@ -68,19 +68,19 @@ def test_the_summary_names_what_matters_within_80_columns() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["at_least", "below", "undecided"])
-def test_a_result_without_an_interval_says_why(outcome: str) -> None:
+def test_report_without_interval_has_a_reason(outcome: str) -> None:
     one = report(capacity=capacity(outcome=outcome, low=9.0, high=None, reason="limited by the generator"))
-    assert "limited by the generator" in "\n".join(lines(one))
+    assert "limited by the generator" in "\n".join(report_lines(one))
 
 
-def test_long_texts_are_wrapped_and_statements_stay_whole() -> None:
+def test_long_texts_wrap_and_statements_do_not() -> None:
     statement = "CREATE INDEX CONCURRENTLY ON order_items (order_id)"
     one = report(
         notices=("many words " * 30,),
         errors={"an error that goes on and on " * 9: 3},
         bottlenecks=(replace(report().bottlenecks[0], remedy=statement, evidence=("e " * 90,)),),
     )
-    text = list(lines(one))
+    text = list(report_lines(one))
     assert all(len(line) <= 80 for line in text)
     assert any(statement in line for line in text)
 
@@ -155,11 +155,11 @@ def test_a_terminal_has_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x;y"])
-def test_a_baseline_cannot_leave_its_folder(name: str) -> None:
-    with pytest.raises(SettingsError, match="cannot name a baseline"):
+def test_baseline_name_cannot_leave_its_folder(name: str) -> None:
+    with pytest.raises(SettingsError, match="is not a name for a baseline"):
         _baseline(Settings(), name)
 
 
-def test_a_baseline_lies_beside_the_settings(tmp_path: Path) -> None:
+def test_baseline_is_stored_beside_the_settings(tmp_path: Path) -> None:
     path = _baseline(Settings(root=tmp_path), "before-index_1.2")
     assert path == tmp_path / ".tenfold" / "baselines" / "before-index_1.2.json"

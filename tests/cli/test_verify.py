@@ -18,7 +18,7 @@ from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import Check
 
 
-def ends(name: str, kind: Verdict, **options: Any) -> Check:
+def check_with(name: str, kind: Verdict, **options: Any) -> Check:
     def body(stack: Stack, settings: Settings) -> Finding:
         assert stack is not None
         return Finding(name, f"{name} was looked at", kind, **options)
@@ -26,7 +26,7 @@ def ends(name: str, kind: Verdict, **options: Any) -> Check:
     return Check(name, "measure", body)
 
 
-PASS, FAIL, SKIP = (ends(kind.value, kind) for kind in Verdict)
+PASS, FAIL, SKIP = (check_with(kind.value, kind) for kind in Verdict)
 
 
 class Lifetime:
@@ -45,7 +45,7 @@ def lifetime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lifetime:
         finally:
             times.stopped += 1
 
-    monkeypatch.setattr(verify, "_started", started)
+    monkeypatch.setattr(verify, "_running_stack", started)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     return times
@@ -59,7 +59,7 @@ def with_checks(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> None:
     ("checks", "code"),
     [((PASS,), 0), ((PASS, SKIP), 0), ((SKIP,), 0), ((PASS, FAIL), 1), ((FAIL, SKIP), 1)],
 )
-def test_exit_codes(
+def test_exit_code_is_1_if_a_check_failed(
     monkeypatch: pytest.MonkeyPatch, lifetime: Lifetime, checks: tuple[Check, ...], code: int
 ) -> None:
     with_checks(monkeypatch, *checks)
@@ -67,8 +67,8 @@ def test_exit_codes(
     assert (lifetime.started, lifetime.stopped) == (1, 1)
 
 
-def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    long = ends("a failure with much to say", Verdict.FAIL, remedy="do " + "this and " * 20)
+def test_findings_fit_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    long = check_with("a failure with much to say", Verdict.FAIL, remedy="do " + "this and " * 20)
     with_checks(monkeypatch, PASS, SKIP, long)
     main(["verify"])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
@@ -80,8 +80,10 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert max(map(len, lines)) <= 80
 
 
-def test_json_and_nothing_else(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with_checks(monkeypatch, PASS, ends("odd", Verdict.FAIL, numbers={"rate": math.nan, "lag": 3}))
+def test_json_option_prints_json_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_checks(monkeypatch, PASS, check_with("odd", Verdict.FAIL, numbers={"rate": math.nan, "lag": 3}))
     assert main(["verify", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["ok"] is False
@@ -89,13 +91,15 @@ def test_json_and_nothing_else(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert facts["checks"][1]["numbers"] == {"rate": None, "lag": 3}
 
 
-def test_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_option_selects_checks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_checks(monkeypatch, PASS, FAIL)
     assert main(["verify", "--only", "pass"]) == 0
     assert "1 check: 1 ✔" in capsys.readouterr().out
 
 
-def test_a_slip_in_only_starts_nothing(
+def test_unknown_check_in_only_starts_no_stack(
     monkeypatch: pytest.MonkeyPatch, lifetime: Lifetime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_checks(monkeypatch, PASS)
@@ -104,7 +108,7 @@ def test_a_slip_in_only_starts_nothing(
     assert lifetime.started == 0
 
 
-def test_list_starts_nothing(lifetime: Lifetime, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_option_starts_no_stack(lifetime: Lifetime, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--list"]) == 0
     assert "baseline established" in capsys.readouterr().out
     assert lifetime.started == 0

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,15 +18,14 @@ import httpx
 import psycopg
 import pytest
 
+from tests.support.waiting import eventually
+
 SERVICE = Path(__file__).parent / "service"
 
 
 def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
+    """Wait until ``condition`` holds: the name under which tests of the database still use it."""
+    eventually(condition, within_s=seconds)
 
 
 def free_port() -> int:
@@ -37,7 +35,7 @@ def free_port() -> int:
 
 
 def mark(name: str, file: str = "app.py") -> str:
-    """``app.py:12``, the line that carries a mark."""
+    """Return the line that carries a mark, as ``app.py:12``."""
     lines = (SERVICE / file).read_text().splitlines()
     return f"{file}:{next(n for n, line in enumerate(lines, 1) if f'mark: {name}' in line)}"
 
@@ -78,7 +76,7 @@ def postgres_url() -> Iterator[str]:
     )  # fmt: skip
     url = f"postgresql://owner@127.0.0.1:{port}/postgres"
     try:
-        until(lambda: _accepts(url))
+        eventually(lambda: _accepts(url))
         yield url
     finally:
         _end(server, signal.SIGINT)
@@ -133,7 +131,7 @@ def service(postgres_url: str) -> Iterator[Service]:
     )  # fmt: skip
     served = Service(f"http://127.0.0.1:{port}", folder / "probe.sock", server.pid)
     try:
-        until(lambda: _answers(served), seconds=30)
+        eventually(lambda: _answers(served), within_s=30)
         yield served
     finally:
         served.client.close()

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tenfold.cli.following import Tail, request_line
-from tenfold.cli.up import masked
+from tenfold.cli.log_follower import LogTail, format_request
+from tenfold.cli.up import mask_credentials
 from tenfold.settings import Settings
 from tenfold.stack.programs import find_redis
 from tests.stack.conftest import lives, python, stacks
@@ -152,7 +152,7 @@ def test_dead_instance_is_reported_and_dead_nginx_ends_the_stack() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "tenfold: which app? tenfold up package.module:app"),
+        ((), "tenfold: no app is given: tenfold up package.module:app"),
         (("plain",), "tenfold: service.app: 'plain' should look like"),
         (("shop.app:app",), "tenfold: cannot import shop.app: No module named 'shop'"),
         (("lacking:app",), "tenfold: cannot import lacking: No module named 'no_such_library'"),
@@ -176,23 +176,23 @@ def test_invalid_app_is_one_sentence(arguments: tuple[str, ...], said: str) -> N
     ],
 )
 def test_masked(url: str, shown: str) -> None:
-    assert masked(url) == shown
+    assert mask_credentials(url) == shown
 
 
 def test_tail_returns_whole_lines_and_skips_the_excess(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
-    tail = Tail(path)
+    tail = LogTail(path)
     with path.open("a") as log:
         log.write("one\ntw")
         log.flush()
-        assert tail.news() == ["one"]
+        assert tail.read_new() == ["one"]
         log.write("o\n" + "x\n" * 500)
         log.flush()
-        assert tail.news() == ["(401 lines left out)", *["x"] * 100]
-        assert tail.news() == []
+        assert tail.read_new() == ["(401 lines left out)", *["x"] * 100]
+        assert tail.read_new() == []
 
 
 def test_access_log_line_that_is_not_json_is_shown_unchanged() -> None:
-    assert request_line("oops", {}) == "oops"
-    assert request_line("{}", {}) == "{}"
+    assert format_request("oops", {}) == "oops"
+    assert format_request("{}", {}) == "{}"

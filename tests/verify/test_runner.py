@@ -1,4 +1,4 @@
-"""The runner outlives whatever a check does, and every check on the list can fail."""
+"""The runner survives any check, and every check on the list can fail."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 
 from tenfold.errors import SettingsError, StackError
 from tenfold.settings import ServiceSettings, Settings, StackSettings
+from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import CHECKS, Check, run, select
-from tests.verify.support import databases, stacks
-from tests.verify.support.served import standing
-from tests.verify.support.sessions_cases import FALLEN
+from tests.verify.support import databases, sessions_cases, stacks
+from tests.verify.support.served import serve
 
 STACK: Any = None
 
@@ -41,7 +41,7 @@ def passes(stack: Stack, settings: Settings) -> Finding:
     return Finding("it works", "42 requests/s", Verdict.PASS, {"rate": 42})
 
 
-def test_a_finding_is_handed_on() -> None:
+def test_finding_is_returned() -> None:
     assert verdict(passes) == Finding("it works", "42 requests/s", Verdict.PASS, {"rate": 42})
 
 
@@ -68,12 +68,12 @@ def raising(error: BaseException) -> Callable[[Stack, Settings], Finding]:
         (lambda stack, settings: True, "ended with bool in place of a finding"),
     ],
 )
-def test_what_a_check_breaks_is_its_own_failure(body: Any, claim: str) -> None:
+def test_exception_fails_its_check_only(body: Any, claim: str) -> None:
     finding = verdict(body)
     assert (finding.verdict, finding.claim) == (Verdict.FAIL, claim)
 
 
-def test_a_long_message_is_cut() -> None:
+def test_long_message_is_cut() -> None:
     assert len(verdict(raising(OSError("x" * 10_000))).claim) < 400
 
 
@@ -89,7 +89,7 @@ def stuck() -> Iterator[Callable[[Stack, Settings], Finding]]:
     released.set()
 
 
-def test_a_check_that_hangs_fails_and_the_next_one_runs(stuck: Any) -> None:
+def test_hanging_check_fails_and_the_next_one_runs(stuck: Any) -> None:
     started = time.monotonic()
     first, second = run([check(stuck, timeout_s=0.1), check(passes)], STACK, Settings())
     assert time.monotonic() - started < 10
@@ -113,7 +113,7 @@ def test_a_check_that_hangs_fails_and_the_next_one_runs(stuck: Any) -> None:
         ("instances", Settings(stack=StackSettings(instances=2)), False),
     ],
 )
-def test_a_check_without_what_it_needs_is_skipped(need: str, settings: Settings, skipped: bool) -> None:
+def test_check_with_unmet_need_is_skipped(need: str, settings: Settings, skipped: bool) -> None:
     finding = verdict(passes, settings, needs=frozenset({need}))
     assert (finding.verdict is Verdict.SKIP) == skipped
     if skipped:
@@ -121,24 +121,54 @@ def test_a_check_without_what_it_needs_is_skipped(need: str, settings: Settings,
         assert finding.remedy
 
 
-def test_an_unknown_need_is_refused() -> None:
+def test_unknown_need_and_key_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown needs reddis"):
         check(passes, needs=frozenset({"reddis"}))
+    with pytest.raises(ValueError, match="unknown keys log_in"):
+        check(passes, keys=("log_in",))
 
 
-def test_outcomes_come_one_by_one() -> None:
+@pytest.mark.parametrize(
+    ("declared", "claim", "remedy"),
+    [
+        (
+            {},
+            "verify.login and verify.whoami are not set",
+            'set verify.login, for example login = "POST /login"',
+        ),
+        (
+            {"login": "POST /login"},
+            "verify.whoami is not set",
+            'set verify.whoami, for example whoami = "GET /me"',
+        ),
+    ],
+)
+def test_check_with_undeclared_key_is_skipped_and_names_it(
+    declared: dict[str, str], claim: str, remedy: str
+) -> None:
+    settings = Settings(verify=VerifySettings(**declared))
+    finding = verdict(passes, settings, keys=("login", "whoami"))
+    assert (finding.verdict, finding.claim, finding.remedy) == (Verdict.SKIP, claim, remedy)
+
+
+def test_check_with_declared_keys_runs() -> None:
+    settings = Settings(verify=VerifySettings(login="POST /login", whoami="GET /me"))
+    assert verdict(passes, settings, keys=("login", "whoami")).verdict is Verdict.PASS
+
+
+def test_outcomes_are_yielded_one_by_one() -> None:
     ran: list[int] = []
 
-    def counted(stack: Stack, settings: Settings) -> Finding:
+    def count(stack: Stack, settings: Settings) -> Finding:
         ran.append(1)
         return passes(stack, settings)
 
-    outcomes = run([check(counted)] * 3, STACK, Settings())
+    outcomes = run([check(count)] * 3, STACK, Settings())
     next(outcomes)
     assert len(ran) == 1
 
 
-def test_selection() -> None:
+def test_select_takes_names_and_patterns() -> None:
     checks = [Check("a", "caching", passes), Check("b", "caching", passes), Check("c", "tasks", passes)]
     names = [[found.name for found in select(checks, only)] for only in ((), ["caching"], ["c", "a"])]
     assert names == [["a", "b", "c"], ["a", "b"], ["a", "c"]]
@@ -165,8 +195,8 @@ class Visitor(FastHttpUser):
 """
 
 
-class Unwatched(http.server.BaseHTTPRequestHandler):
-    """A service that answers and carries no probe."""
+class ServiceWithoutProbe(http.server.BaseHTTPRequestHandler):
+    """A service that has no probe."""
 
     def do_GET(self) -> None:
         self.send_response(204)
@@ -178,7 +208,7 @@ class Unwatched(http.server.BaseHTTPRequestHandler):
 
 def without_a_probe(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
     (folder / "locustfile.py").write_text(LOCUSTFILE)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unwatched)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ServiceWithoutProbe)
     ending.callback(server.server_close)
     ending.callback(server.shutdown)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -192,54 +222,54 @@ def without_a_probe(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
     return stack, declared
 
 
-def fallen(name: str) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
-    """The first service that falls to this attack, on loopback threads."""
+def failing_service(name: str) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
+    """The first service on which this check fails, on loopback threads."""
 
     def case(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
-        _, service, sessions, _ = FALLEN[name][0]
+        _, service, verify, _ = sessions_cases.FAILING[name][0]
         made = service()
-        stack = ending.enter_context(standing(folder, *(made if isinstance(made, tuple) else (made,))))
+        stack = ending.enter_context(serve(folder, *(made if isinstance(made, tuple) else (made,))))
         return stack, Settings(
-            service=ServiceSettings(app="a:b"), stack=StackSettings(instances=2), sessions=sessions
+            service=ServiceSettings(app="a:b"), stack=StackSettings(instances=2), verify=verify
         )
 
     return case
 
 
-def misled(**said: Any) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
-    """A real stack that does not do what the check is told that it does."""
+def misconfigured(**balancing: Any) -> Callable[[Path, ExitStack], tuple[Any, Settings]]:
+    """A real stack whose nginx differs from the settings that the check gets."""
 
     def case(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
         stack, settings = stacks.failing(folder, ending)
-        stacks.with_baseline(folder, 38)
-        return stack, stacks.said(settings, **said)
+        stacks.store_baseline(folder, 38)
+        return stack, stacks.with_balancing(settings, **balancing)
 
     return case
 
 
-# How to make each check fail, by its name: a check that cannot fail is none.
+# How to make each check fail, by its name.
 FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "baseline established": without_baseline,
     "percentiles known": without_baseline,
     "slow queries found": without_a_probe,
-    "session fixation refused": fallen("session fixation refused"),
-    "session ids unguessable": fallen("session ids unguessable"),
-    "session replay refused": fallen("session replay refused"),
-    "no session resurrection": fallen("no session resurrection"),
-    "no lost session update": fallen("no lost session update"),
-    "oversize session refused": fallen("oversize session refused"),
-    "session cookie attributes": fallen("session cookie attributes"),
-    "session ids stay hidden": fallen("session ids stay hidden"),
-    "no affinity needed": fallen("no affinity needed"),
-    "sessions survive a kill": stacks.one_takes_all,
-    "no files on local disk": misled(),
-    "round robin is even": misled(),
-    "slow instance gets less": misled(method="least_conn"),
-    "backup only when needed": misled(backups=1),
-    "kill loses no request": misled(tries=3),
-    "no POST carried out twice": misled(tries=3),
-    "rolling replacement clean": misled(tries=3),
-    "goodput under overload": misled(),
+    "session fixation refused": failing_service("session fixation refused"),
+    "session ids unguessable": failing_service("session ids unguessable"),
+    "session replay refused": failing_service("session replay refused"),
+    "no session resurrection": failing_service("no session resurrection"),
+    "no lost session update": failing_service("no lost session update"),
+    "oversize session refused": failing_service("oversize session refused"),
+    "session cookie attributes": failing_service("session cookie attributes"),
+    "session ids stay hidden": failing_service("session ids stay hidden"),
+    "no affinity needed": failing_service("no affinity needed"),
+    "sessions survive a kill": stacks.unshared_sessions,
+    "no files on local disk": misconfigured(),
+    "load is even": misconfigured(),
+    "slow instance gets less": misconfigured(method="least_conn"),
+    "backup only when needed": misconfigured(backups=1),
+    "kill loses no request": misconfigured(tries=3),
+    "no POST carried out twice": misconfigured(tries=3),
+    "rolling replacement clean": misconfigured(tries=3),
+    "goodput under overload": misconfigured(),
     "reads reach replicas": databases.careless("GET /primary/notes"),
     "own writes are seen": databases.careless(),
     "reads never go back": databases.careless(),
@@ -253,10 +283,10 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
 @pytest.fixture(scope="module", autouse=True)
 def shared_stacks() -> Iterator[None]:
     yield
-    databases.end()
+    databases.stop()
 
 
-def test_every_check_has_a_case_in_which_it_fails() -> None:
+def test_every_check_has_a_failing_case() -> None:
     assert [found.name for found in CHECKS] == list(FAILING)
 
 
@@ -266,13 +296,13 @@ def test_every_check_can_fail(found: Check, tmp_path: Path) -> None:
         stack, settings = FAILING[found.name](tmp_path, ending)
         (outcome,) = run([found], stack, settings)
     assert outcome.finding.verdict is Verdict.FAIL
-    assert not outcome.finding.claim.startswith("raised"), "it broke, which is not the same as failing"
+    assert not outcome.finding.claim.startswith("raised"), "the check raised, which is no finding"
     assert outcome.finding.check == found.name
     if found.pattern == "database":
-        assert outcome.finding.numbers, "it was declared wrongly, and nothing was looked at"
+        assert outcome.finding.numbers, "the settings were refused before the check"
 
 
-def test_patterns_are_folders() -> None:
+def test_every_pattern_is_a_package() -> None:
     import tenfold
 
     (root,) = tenfold.__path__

@@ -1,9 +1,9 @@
-"""An upstream as nginx understands it, for a given version of nginx. Pure: values in, text out.
+"""nginx directives of an upstream, for a given version of nginx. Pure: values in, text out.
 
-What the versions know, from nginx's change log: ``random two`` since 1.15.1, ``keepalive_timeout`` of an
-upstream since 1.15.3, ``$upstream_bytes_sent`` since 1.15.8, ``keepalive_min_timeout`` since 1.27.4,
-``sticky`` outside of the commercial edition since 1.29.6. Since 1.29.7 HTTP/1.1 and 32 idle connections a
-location are what one gets without asking; all of it is written out, so that an older nginx does the same.
+Versions, from nginx's change log: ``random two`` since 1.15.1, ``keepalive_timeout`` of an upstream since
+1.15.3, ``$upstream_bytes_sent`` since 1.15.8, ``keepalive_min_timeout`` since 1.27.4, ``sticky`` outside of
+the commercial edition since 1.29.6. HTTP/1.1 and 32 idle connections a location are the default since 1.29.7;
+they are written out, so that an older nginx does the same.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ KEEPALIVE_MIN_TIMEOUT = (1, 27, 4)
 STICKY = (1, 29, 6)
 KEEPALIVE_BY_DEFAULT = (1, 29, 7)
 COOKIE = "tenfold_route"
-"""The cookie that holds a client to its instance where the method is "sticky"."""
+"""The cookie that keeps a client at its instance where the method is "sticky"."""
 
 _VARIABLES = {"cookie": "$cookie_", "header": "$http_", "argument": "$arg_"}
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """What an upstream contributes to nginx.conf: lines for ``http``, and lines for ``server``."""
+    """The lines of an upstream for nginx.conf: those in ``http``, and those in ``server``."""
 
     http: tuple[str, ...]
     server: tuple[str, ...]
 
 
 def version(text: str) -> tuple[int, ...]:
-    """ "1.22.1" as (1, 22, 1).
+    """Parse a version: "1.22.1" is (1, 22, 1).
 
     Raises:
-        SettingsError: it is no version.
+        SettingsError: ``text`` is no version.
     """
     try:
         return tuple(int(part) for part in text.split("."))
@@ -49,10 +49,10 @@ def milliseconds(seconds: float) -> str:
 
 
 def fragment(upstream: Upstream, *, nginx: tuple[int, ...], name: str = "app") -> Fragment:
-    """The ``upstream`` block called ``name``, what it needs around it, and how requests are passed to it.
+    """The ``upstream`` block called ``name``, its maps, and the directives that pass requests to it.
 
     Raises:
-        SettingsError: this version of nginx cannot do what is asked for.
+        SettingsError: this version of nginx lacks something that the upstream needs.
     """
     if nginx < OLDEST:
         shown = ".".join(map(str, nginx))
@@ -66,19 +66,19 @@ def fragment(upstream: Upstream, *, nginx: tuple[int, ...], name: str = "app") -
         *(f"    {line}" for line in _keepalive(upstream, nginx)),
         "}",
     )
-    return Fragment((*maps, *block), (*_passing(upstream), *server))
+    return Fragment((*maps, *block), (*_proxy_directives(upstream), *server))
 
 
 def _server(node: Node, upstream: Upstream) -> str:
-    marks = [f"max_fails={upstream.max_fails}", f"fail_timeout={upstream.fail_timeout_s}s"]
+    parameters = [f"max_fails={upstream.max_fails}", f"fail_timeout={upstream.fail_timeout_s}s"]
     if node.weight != 1:
-        marks.insert(0, f"weight={node.weight}")
-    marks += ["backup"] * node.backup + ["down"] * node.down
-    return f"server {node.address} {' '.join(marks)};"
+        parameters.insert(0, f"weight={node.weight}")
+    parameters += ["backup"] * node.backup + ["down"] * node.down
+    return f"server {node.address} {' '.join(parameters)};"
 
 
 def _keepalive(upstream: Upstream, nginx: tuple[int, ...]) -> tuple[str, ...]:
-    if not upstream.keepalive:  # an older nginx refuses the number 0, a newer one keeps 32 if nothing is said
+    if not upstream.keepalive:  # an older nginx refuses the number 0, a newer one keeps 32 by default
         return ("keepalive 0;",) if nginx >= KEEPALIVE_BY_DEFAULT else ()
     idle = milliseconds(upstream.keepalive_idle_s)
     return (f"keepalive {upstream.keepalive};", "keepalive_requests 1000000;", f"keepalive_timeout {idle};")
@@ -87,7 +87,7 @@ def _keepalive(upstream: Upstream, nginx: tuple[int, ...]) -> tuple[str, ...]:
 def _method(
     upstream: Upstream, nginx: tuple[int, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Lines before the block, in it, and in the server."""
+    """The lines of a method: before the block, in it, and in the server."""
     if upstream.method == "sticky":
         return _sticky(upstream, nginx)
     if upstream.method == "hash":
@@ -107,7 +107,7 @@ def _key(key: str) -> tuple[tuple[str, ...], str]:
         return (), {"uri": "$uri", "client": "$remote_addr"}[key]
     kind, _, name = key.partition(":")
     variable = _VARIABLES[kind] + (name.replace("-", "_").lower() if kind == "header" else name)
-    # Without a key all of them would be equal, and one instance would get every such request.
+    # Requests without the key would all hash alike, and one instance would get every one of them.
     return _map("$balancing_key", variable, empty="$remote_addr", otherwise=variable), "$balancing_key"
 
 
@@ -134,12 +134,12 @@ def _map(name: str, variable: str, *, empty: str, otherwise: str) -> tuple[str, 
     return (f"map {variable} {name} {{", f'    ""      {empty};', f"    default {otherwise};", "}")
 
 
-def _passing(upstream: Upstream) -> tuple[str, ...]:
-    """How a request goes to a node, and when to the next one.
+def _proxy_directives(upstream: Upstream) -> tuple[str, ...]:
+    """The directives that pass a request to a node, and after a failure to the next one.
 
     A second node gets it after an error or a timeout, not after an answer; a request that is not idempotent
-    only while nothing of it was sent, which is nginx's rule as long as nobody writes ``non_idempotent`` here.
-    What has waited for an answer in vain is not passed on: by then the time for that is over.
+    only while nothing of it was sent, which is nginx's rule without ``non_idempotent``. A request whose
+    answer timed out is not passed on: ``proxy_next_upstream_timeout`` is over by then.
     """
     connect, read = upstream.connect_timeout_s, upstream.read_timeout_s
     return (
@@ -149,7 +149,7 @@ def _passing(upstream: Upstream) -> tuple[str, ...]:
         f"proxy_connect_timeout {milliseconds(connect)};",
         f"proxy_read_timeout {milliseconds(read)};",
         f"proxy_send_timeout {milliseconds(read)};",
-        # When the headers were read and the body was not: what is left of the time counts from here.
+        # The time at which the headers were read; the body comes later. Deadlines count from here.
         'set $balancing_start "t=$msec";',
         "proxy_set_header X-Request-Start $balancing_start;",
         f'proxy_set_header X-Request-Timeout "{read:g}";',

@@ -1,21 +1,20 @@
-"""The ``[balancing]`` table: how requests are shared out, and what happens when an instance is silent."""
+"""The ``[balancing]`` table: the method, the weights, and the limits of nginx before the instances."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tenfold.balancing.upstream import WITHOUT_BACKUP, Node, Upstream, is_host_name, is_key
+from tenfold.balancing.upstream import WITHOUT_BACKUP, Node, Upstream, is_hash_key, is_host_name
 from tenfold.errors import SettingsError
 
 Method = Literal["least_conn", "round_robin", "random_two", "ip_hash", "hash", "sticky"]
 
 
 class BalancingSettings(BaseModel):
-    """Which instance gets a request. The defaults need no state in the instances and no favourite one."""
+    """The distribution of requests over instances. The defaults need no state in the instances."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -26,8 +25,8 @@ class BalancingSettings(BaseModel):
     )
     hash_key: str = Field(
         "uri",
-        description='what "hash" goes by: "uri", "client", "cookie:NAME", "header:NAME" or "argument:NAME"; '
-        "a request without it goes by its client",
+        description='the key of "hash": "uri", "client", "cookie:NAME", "header:NAME" or "argument:NAME"; '
+        "a request without it is hashed by its client",
     )
     weights: tuple[int, ...] = Field(
         (), description="a whole number for each instance, 1 to 1000; empty makes them equal"
@@ -42,17 +41,20 @@ class BalancingSettings(BaseModel):
         3, ge=0, le=1000, description="failures after which an instance is left alone for a while; 0 is never"
     )
     fail_timeout_s: int = Field(
-        5, ge=1, le=3600, description="how long that while is, and within which failures count, whole seconds"
+        5,
+        ge=1,
+        le=3600,
+        description="how long that is, and the window in which failures count, whole seconds",
     )
     keepalive: int = Field(32, ge=0, le=10_000, description="idle connections to instances that nginx keeps")
     keepalive_idle_s: float = Field(
         4.0,
         ge=0.1,
         le=3600,
-        description="how long it keeps one, seconds: less than the instances do (uvicorn 5, granian 30), or "
-        "a request meets a connection that is just being closed",
+        description="how long nginx keeps one, seconds: less than the instances do (uvicorn 5, granian 30), "
+        "or a request meets a connection that is just being closed",
     )
-    tries: int = Field(3, ge=1, le=10, description="instances that are asked for one request, at most")
+    tries: int = Field(3, ge=1, le=10, description="instances that one request is sent to, at most")
     connect_timeout_s: float = Field(5.0, ge=0.1, le=75, description="longest wait for a connection, seconds")
     read_timeout_s: float = Field(
         30.0, ge=0.1, le=3600, description="longest silence of an instance or a client, seconds"
@@ -83,17 +85,6 @@ class BalancingSettings(BaseModel):
         description="the names the service goes by; others are answered with 421. Empty takes any name",
         examples=[("shop.example", "*.shop.example")],
     )
-    probe_read: str = Field(
-        "",
-        description="what tenfold verify asks for, hundreds of times; without it, the ready path",
-        examples=["GET /api/products"],
-    )
-    probe_write: str = Field(
-        "",
-        description="a request that must not be carried out twice: tenfold verify sends hundreds of them",
-        examples=["POST /api/orders"],
-    )
-    probe_write_body: str = Field("{}", description="what is sent with it: JSON, or a form")
 
     @field_validator("weights")
     @classmethod
@@ -105,7 +96,7 @@ class BalancingSettings(BaseModel):
     @field_validator("hash_key")
     @classmethod
     def _hash_key_names_something(cls, key: str) -> str:
-        if not is_key(key):
+        if not is_hash_key(key):
             raise ValueError('it has to be "uri", "client", "cookie:NAME", "header:NAME" or "argument:NAME"')
         return key
 
@@ -115,13 +106,6 @@ class BalancingSettings(BaseModel):
         if not all(is_host_name(name) for name in names):
             raise ValueError('a name looks like "shop.example" or "*.shop.example"')
         return names
-
-    @field_validator("probe_read", "probe_write")
-    @classmethod
-    def _is_a_request(cls, line: str) -> str:
-        if line and not re.fullmatch(r"(GET|POST|PATCH) /[!-~]*", line):
-            raise ValueError('it has to be a method and a path, for example "GET /api/products"')
-        return line
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -139,10 +123,10 @@ class BalancingSettings(BaseModel):
 
 
 def upstream(settings: BalancingSettings, addresses: Sequence[str], *, out: Collection[str] = ()) -> Upstream:
-    """The upstream that ``settings`` want before ``addresses``, without those that are ``out`` at the moment.
+    """The upstream of ``addresses`` by these settings; addresses in ``out`` are marked as down.
 
     Raises:
-        SettingsError: there are fewer addresses than the settings speak of.
+        SettingsError: the number of weights is not that of the addresses.
     """
     weights = settings.weights or (1,) * len(addresses)
     if len(weights) != len(addresses):

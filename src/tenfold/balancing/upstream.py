@@ -1,4 +1,4 @@
-"""What stands behind a balancer, as values. Pure; :mod:`tenfold.balancing.nginx` writes them down."""
+"""Nodes behind a balancer, as values. Pure; :mod:`tenfold.balancing.nginx` renders them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _KEY = re.compile(r"uri|client|(?P<kind>cookie|header|argument):(?P<name>[A-Za-z
 
 
 def require_address(address: str) -> None:
-    """Refuse what is not host and port, with nothing in it that a configuration could read as more.
+    """Refuse an address that is not host and port: nginx could read it as more.
 
     Raises:
-        SettingsError: it is not.
+        SettingsError: it is not host and port.
     """
     if not _ADDRESS.fullmatch(address):
         raise SettingsError(
@@ -34,14 +34,14 @@ def require_address(address: str) -> None:
 
 
 def is_host_name(name: str) -> bool:
-    """Whether ``name`` is a host name, possibly with a leading ``*.``."""
+    """Return whether ``name`` is a host name, possibly with a leading ``*.``."""
     return len(name) <= 253 and _HOST.fullmatch(name) is not None
 
 
-def is_key(key: str) -> bool:
-    """Whether ``key`` is something that requests can be hashed by."""
+def is_hash_key(key: str) -> bool:
+    """Return whether requests can be hashed by ``key``."""
     found = _KEY.fullmatch(key)
-    # In a variable's name nginx knows no dash; in a header's it is an underscore.
+    # nginx has no dash in the name of a variable; a header's becomes an underscore.
     return found is not None and not (found["kind"] in ("cookie", "argument") and "-" in found["name"])
 
 
@@ -53,7 +53,7 @@ class Node:
         address: host and port.
         weight: its share in relation to the others'.
         backup: gets requests only when every other node is down.
-        down: gets none; it keeps its place, so that hashes of the others stay.
+        down: gets none; it keeps its place, so that hashes to the others stay.
     """
 
     address: str
@@ -62,7 +62,7 @@ class Node:
     down: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what could open a directive of its own."""
+        """Refuse values that could open a directive of their own."""
         require_address(self.address)
         if type(self.weight) is not int or not 1 <= self.weight <= 1000:
             raise SettingsError(
@@ -72,24 +72,24 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """The nodes and how requests are shared out among them.
+    """The nodes, and the method by which requests are distributed among them.
 
     Attributes:
         nodes: at least one.
         method: one of :data:`METHODS`.
-        hash_key: what "hash" goes by: ``uri``, ``client``, or the NAME of a ``cookie:``, ``header:`` or
+        hash_key: the key of "hash": ``uri``, ``client``, or the NAME of a ``cookie:``, ``header:`` or
             ``argument:``.
         max_fails: failures within ``fail_timeout_s`` after which a node is left alone as long; 0 is never.
         fail_timeout_s: whole seconds.
         keepalive: idle connections to the nodes that each worker keeps.
         keepalive_idle_s: how long it keeps one, seconds; less than the nodes do.
-        tries: nodes that are asked for one request, at most. A request that is not idempotent is passed on
+        tries: nodes that one request is sent to, at most. A request that is not idempotent is passed on
             only while nothing of it was sent.
         connect_timeout_s: longest wait for a connection, seconds.
         read_timeout_s: longest silence of a node, seconds.
 
     Raises:
-        SettingsError: a value could be read by nginx as something else than it is meant as.
+        SettingsError: nginx could read a value as something else.
     """
 
     nodes: tuple[Node, ...]
@@ -104,12 +104,12 @@ class Upstream:
     read_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit together, or could open a directive of its own."""
+        """Refuse values that do not fit together, or could open a directive of their own."""
         if not self.nodes:
             raise SettingsError("nginx needs at least one app instance behind it")
         if self.method not in METHODS:
             raise SettingsError(f"nginx: method {self.method!r} should be one of {', '.join(METHODS)}")
-        if not is_key(self.hash_key):
+        if not is_hash_key(self.hash_key):
             raise SettingsError(f"nginx: requests cannot be hashed by {self.hash_key!r}")
         if self.method in WITHOUT_BACKUP and any(node.backup for node in self.nodes):
             raise SettingsError(f"nginx: method {self.method} knows no backup servers")
@@ -124,12 +124,12 @@ class Upstream:
 
 
 def require_number(number: int, *, least: int = 1) -> None:
-    """Refuse what is no whole number of at least ``least``."""
+    """Refuse anything but a whole number of at least ``least``."""
     if type(number) is not int or number < least:
         raise SettingsError(f"nginx: {number!r} should be a whole number, at least {least}")
 
 
 def require_seconds(seconds: float) -> None:
-    """Refuse what is no duration of at least a millisecond."""
+    """Refuse anything but a duration of at least a millisecond."""
     if type(seconds) not in (int, float) or not 0.001 <= seconds < math.inf:
         raise SettingsError(f"nginx: {seconds!r} should be a number of seconds above 0")

@@ -17,21 +17,21 @@ from tenfold.errors import TenfoldError
 
 __all__ = ["main"]
 
-# Short help and an example. One file a command, with a function of that name, whose docstring is its help.
+# Short help and an example. Each command is a module with a function of that name; its docstring is the help.
 COMMANDS = {
     "init": ("Write tenfold.toml and a first locustfile.", "tenfold init --app shop.app:app"),
-    "doctor": ("Say which tools and servers are here.", "tenfold doctor --json | jq .ok"),
+    "doctor": ("List the tools and servers that are installed or missing.", "tenfold doctor --json | jq .ok"),
     "up": ("Start the whole stack on this machine.", "tenfold up shop.app:app"),
     "measure": (
-        "How much can it take, and what stops it?",
+        "Measure the capacity and find what limits it.",
         "tenfold measure --p95-ms 150 --html report.html",
     ),
-    "verify": ("Run every pattern's checks against the stack.", "tenfold verify --only measure"),
+    "verify": ("Run the checks of every pattern against the stack.", "tenfold verify --only measure"),
 }
 
 
 def _application(asked: str) -> typer.Typer:
-    """All commands by name, and the code of the one that was asked for: ``--help`` has to be quick."""
+    """Register all commands, and load the code of the ``asked`` one only: ``--help`` has to be quick."""
     app = typer.Typer(
         name="tenfold",
         add_completion=False,
@@ -43,7 +43,7 @@ def _application(asked: str) -> typer.Typer:
         callback=_tenfold,
     )
     for name, (short_help, example) in COMMANDS.items():
-        function = getattr(import_module(f"tenfold.cli.{name}"), name) if name == asked else _not_asked_for
+        function = getattr(import_module(f"tenfold.cli.{name}"), name) if name == asked else _not_loaded
         app.command(name, short_help=short_help, epilog=f"Example: {example}")(function)
     return app
 
@@ -52,7 +52,7 @@ def _tenfold(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
     with_traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error was raised; so does TENFOLD_TRACEBACK=1.")
+        bool, typer.Option("--traceback", help="Show an error's traceback; so does TENFOLD_TRACEBACK=1.")
     ] = False,
 ) -> None:
     """Take a Python web service from 100 users to a million, and prove every step."""
@@ -62,18 +62,18 @@ def _tenfold(
         typer.echo(context.get_help())
 
 
-def _not_asked_for() -> None:
-    """Stands in the list of commands for one whose code was not loaded."""
+def _not_loaded() -> None:
+    """Placeholder in the list of commands for one whose code is not loaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code.
+    """Run one command and return its exit code.
 
-    0 is yes, 1 is no (a check failed, an objective does not hold), 2 is that nothing could be concluded, the
-    usage or the settings being wrong, 130 is Ctrl-C. An error is one sentence on stderr.
+    0 means yes, 1 no (a check failed, an objective does not hold), 2 that there is no result or that usage or
+    settings are wrong, 130 Ctrl-C. An error is one sentence on stderr.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a ✔ must not fail on a terminal that has none
+        if hasattr(stream, "reconfigure"):  # a terminal without ✔ must not raise an error
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = words[: words.index("--")] if "--" in words else words
@@ -85,19 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(_application(asked))
         result = command(words, prog_name="tenfold", standalone_mode=False)
     except TenfoldError as error:
-        return _failed(str(error), with_traceback)
+        return _report_error(str(error), with_traceback)
     except TyperException as error:
         message = " ".join(error.format_message().split()).rstrip(".")
-        return _failed(f"{message[:1].lower()}{message[1:]}; see --help", with_traceback)
+        return _report_error(f"{message[:1].lower()}{message[1:]}; see --help", with_traceback)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception:
         traceback.print_exc()
-        return _failed("this is a mistake in tenfold itself, please report it with the lines above", False)
+        return _report_error("this is a bug in tenfold, please report it with the lines above", False)
     return result if isinstance(result, int) else 0
 
 
-def _failed(sentence: str, with_traceback: bool) -> int:
+def _report_error(sentence: str, with_traceback: bool) -> int:
     if with_traceback:
         traceback.print_exc()
     print(f"tenfold: {sentence}", file=sys.stderr)

@@ -44,7 +44,7 @@ def status(progress: Progress, *, width: int) -> str:
 
 
 class Bar:
-    """Shows progress on ``stream`` from entering to leaving.
+    """Show progress on ``stream`` while entered.
 
     A terminal has one line, redrawn in place. A log has a line for each phase, and one every ``LOG_EVERY_S``
     while a phase lasts, however many trials there are.
@@ -79,7 +79,7 @@ class Bar:
         self._display.stop()
 
     def step(self, text: str) -> None:
-        """Say what is under way; a log has the first line of several that differ after a colon."""
+        """Show the current step; a log has the first line of several that differ after a colon."""
         self._display.update(self._task, description=text, total=None, visible=True)
         self._log(text.partition(":")[0], 0.0, text)
 
@@ -89,7 +89,7 @@ class Bar:
         self._console.print(Text(text), soft_wrap=True)
 
     def done(self, label: str, text: str, seconds: float | None = None) -> None:
-        """Say that something is done, and how long it took."""
+        """Print that a step is done, and its duration."""
         took = "" if seconds is None else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
         line = f"✔ {label:<8}{text}"
         self.say(f"{line}{took:>{max(WIDTH - len(line), len(took) + 2)}}".rstrip())

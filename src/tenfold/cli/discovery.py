@@ -1,4 +1,4 @@
-"""Finds the ASGI app in a folder by reading its Python files, never by running them."""
+"""Discovery of the ASGI app in a folder, by parsing its Python files without running them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-_MAKERS = {
+_APP_CLASSES = {
     "fastapi.FastAPI",
     "fastapi.applications.FastAPI",
     "starlette.applications.Starlette",
@@ -35,42 +35,42 @@ _SKIPPED = {
     "migrations",
     "venv",
 }
-_MOST_FILES = 5000
-_MOST_BYTES = 1_000_000
+_MAX_FILES = 5000
+_MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """Where an app is, as ``[service]`` wants it, and GET routes of its that need no parameters."""
+    """An app's import path for ``[service]``, and its GET routes that need no parameters."""
 
     app: str  # "package.module:attribute"
-    folder: PurePosixPath  # where it is imported from, relative to the folder that was searched
+    folder: PurePosixPath  # that it is imported from, relative to the searched folder
     factory: bool = False
     routes: tuple[str, ...] = ()
 
 
 def find_apps(root: Path) -> list[App]:
-    """Every app below ``root``, the shallowest first; tests, examples and environments are left out."""
+    """Return every app below ``root``, the shallowest first; tests, examples and environments are skipped."""
     found = []
     for number, file in enumerate(_python_files(root)):
-        if number >= _MOST_FILES:
+        if number >= _MAX_FILES:
             break
         try:
-            tree = ast.parse(file.read_bytes()) if file.stat().st_size < _MOST_BYTES else None
-        except (OSError, SyntaxError, ValueError, RecursionError):  # not ours to complain about
+            tree = ast.parse(file.read_bytes()) if file.stat().st_size < _MAX_BYTES else None
+        except (OSError, SyntaxError, ValueError, RecursionError):  # init does not report broken files
             continue
         if tree is not None:
-            found += apps_in(tree, *_place(file, root, tree))
+            found += apps_in(tree, *_module_and_folder(file, root, tree))
     return sorted(found, key=lambda app: (app.factory, app.app.count("."), app.app))
 
 
 def apps_in(tree: ast.Module, module: str, folder: PurePosixPath) -> list[App]:
-    """The apps that a module holds at its top level; functions that make one count where there are none."""
-    names = _imported(tree)
+    """Return the apps at a module's top level, or else the functions that create one."""
+    names = _imported_names(tree)
     apps = [
         App(f"{module}:{name}", folder, routes=_routes(tree, name))
         for statement in tree.body
-        for name in _assigned(statement, names)
+        for name in _assigned_apps(statement, names)
     ]
     factories = [
         App(f"{module}:{statement.name}", folder, factory=True)
@@ -92,8 +92,8 @@ def _python_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
 
 
-def _place(file: Path, root: Path, tree: ast.Module) -> tuple[str, PurePosixPath]:
-    """The module's name, and the folder from which it has that name."""
+def _module_and_folder(file: Path, root: Path, tree: ast.Module) -> tuple[str, PurePosixPath]:
+    """Return the module's name, and the folder in which it is imported by that name."""
     *parents, name = file.relative_to(root).with_suffix("").parts
     if name == "__init__" and parents:
         name = parents.pop()
@@ -107,7 +107,7 @@ def _place(file: Path, root: Path, tree: ast.Module) -> tuple[str, PurePosixPath
 
 
 def _imports_a_neighbour(tree: ast.Module, folder: Path) -> bool:
-    """``from models import X`` beside models.py: the file is run from its own folder."""
+    """True for ``from models import X`` beside models.py: the file is run from its own folder."""
     modules = {
         (statement.module or "").partition(".")[0]
         for statement in tree.body
@@ -123,8 +123,8 @@ def _imports_a_neighbour(tree: ast.Module, folder: Path) -> bool:
     )
 
 
-def _imported(tree: ast.Module) -> dict[str, str]:
-    """Local name → what it stands for, in full."""
+def _imported_names(tree: ast.Module) -> dict[str, str]:
+    """Return local name → qualified name."""
     names = {}
     for statement in tree.body:
         if isinstance(statement, ast.Import):
@@ -137,7 +137,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
     return names
 
 
-def _assigned(statement: ast.stmt, names: Mapping[str, str]) -> list[str]:
+def _assigned_apps(statement: ast.stmt, names: Mapping[str, str]) -> list[str]:
     match statement:
         case ast.Assign(targets=targets, value=ast.Call() as call):
             pass
@@ -145,17 +145,17 @@ def _assigned(statement: ast.stmt, names: Mapping[str, str]) -> list[str]:
             targets = [target]
         case _:
             return []
-    made = _makes_an_app(call, names)
-    return [target.id for target in targets if made and isinstance(target, ast.Name)]
+    is_app = _creates_app(call, names)
+    return [target.id for target in targets if is_app and isinstance(target, ast.Name)]
 
 
-def _makes_an_app(call: ast.Call, names: Mapping[str, str]) -> bool:
-    return _full_name(call.func, names) in _MAKERS
+def _creates_app(call: ast.Call, names: Mapping[str, str]) -> bool:
+    return _qualified_name(call.func, names) in _APP_CLASSES
 
 
-def _full_name(node: ast.expr, names: Mapping[str, str]) -> str:
+def _qualified_name(node: ast.expr, names: Mapping[str, str]) -> str:
     if isinstance(node, ast.Attribute):
-        return f"{_full_name(node.value, names)}.{node.attr}"
+        return f"{_qualified_name(node.value, names)}.{node.attr}"
     return names.get(node.id, "") if isinstance(node, ast.Name) else ""
 
 
@@ -164,14 +164,14 @@ def _is_factory(function: ast.FunctionDef, names: Mapping[str, str]) -> bool:
     needed = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
     if needed > 0 or any(default is None for default in arguments.kw_defaults):
         return False
-    if function.returns is not None and _full_name(function.returns, names) in _MAKERS:
+    if function.returns is not None and _qualified_name(function.returns, names) in _APP_CLASSES:
         return True
     calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
-    return function.name in _FACTORIES and any(_makes_an_app(call, names) for call in calls)
+    return function.name in _FACTORIES and any(_creates_app(call, names) for call in calls)
 
 
 def _routes(tree: ast.Module, app: str) -> tuple[str, ...]:
-    """Paths of ``@app.get("/…")`` above functions that need no arguments: enough for a first scenario."""
+    """Return the paths of ``@app.get("/…")`` functions without required arguments, for a first scenario."""
     found = []
     for function in tree.body:
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or _needs_arguments(function):

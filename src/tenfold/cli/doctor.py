@@ -1,4 +1,4 @@
-"""``tenfold doctor``: which programs are there, where from, what each is for, and how to get the rest."""
+"""``tenfold doctor``: list installed and missing tools, their purpose, and how to install them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tenfold.cli import tools
-from tenfold.cli.console import as_json, columns, console
-from tenfold.cli.machine import Machine, look
-from tenfold.cli.tools import Sighting, Tool
+from tenfold.cli.console import console, to_json, verdict_table
+from tenfold.cli.machine import Machine, inspect_machine
+from tenfold.cli.tools import TOOLS, Tool, ToolStatus, find_tools
 from tenfold.errors import SettingsError, TenfoldError
 from tenfold.types import Finding, Verdict
 
 if TYPE_CHECKING:
     from tenfold.settings import Settings
-
+    from tenfold.stack.programs import Program
 
 _TITLES = {
     "server": "Servers of the stack",
@@ -27,39 +26,36 @@ _TITLES = {
     "containers": "Containers and Kubernetes",
     "prometheus": "Prometheus",
     "database": "Database",
-    "edge": "Browser and edge functions",
 }
+_REQUIRED = {"granian", "locust", "psutil"}
 
 
 def doctor(
     settings: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="In place of ./tenfold.toml.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Default: ./tenfold.toml.", show_default=False)
     ] = None,
-    as_json_: Annotated[
-        bool, typer.Option("--json", help="The same facts as JSON, and nothing else.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON only.")] = False,
 ) -> int:
-    """Say which tools and servers are here, and how to get the others.
+    """List the tools and servers that are installed, and how to install the missing ones.
 
-    Exits with 0 when everything that tenfold.toml needs is there, with 1 when something is missing.
+    Exits with 0 if everything that tenfold.toml needs is installed, with 1 if something is missing.
     """
     from tenfold.settings import load
 
     declared = load(settings)
-    found = examine(declared)
-    connections = add_up(declared)
-    manager = tools.packager()
-    missing = [sighting for sighting in found if sighting.required and not sighting.found]
-    machine = look()
-    if as_json_:
-        typer.echo(as_json(_facts(found, machine, manager) | {"connections": asdict(connections)}))
+    found = inspect_tools(declared)
+    connections = check_connections(declared)
+    missing = [status for status in found if status.required and not status.found]
+    machine = inspect_machine()
+    if as_json:
+        typer.echo(to_json(_facts(found, machine) | {"connections": asdict(connections)}))
     else:
-        _show(found, machine, manager, connections)
+        _show(found, machine, connections)
     return 1 if missing or connections.verdict is Verdict.FAIL else 0
 
 
-def add_up(settings: Settings) -> Finding:
-    """Whether the database has room for every pool of the fleet; asks the server that database.url names."""
+def check_connections(settings: Settings) -> Finding:
+    """Check that the database has room for every pool of the fleet; asks the server of ``database.url``."""
     from tenfold.database.pools import budget
 
     database = settings.database
@@ -70,66 +66,65 @@ def add_up(settings: Settings) -> Finding:
     return budget.judge(database.fleet, room)
 
 
-def examine(settings: Settings) -> list[Sighting]:
-    """Looks for everything; required is what these settings cannot do without."""
-    wanted = {"granian", "locust", "psutil"}
-    others = tools.look_for([*tools.LIBRARIES, *tools.TOOLS])
-    return [*_servers(settings), *(replace(tool, required=tool.tool.name in wanted) for tool in others)]
+def inspect_tools(settings: Settings) -> list[ToolStatus]:
+    """Look for all servers and tools; ``required`` are those that these settings need."""
+    others = find_tools(TOOLS)
+    return [*_servers(settings), *(replace(one, required=one.tool.name in _REQUIRED) for one in others)]
 
 
-def _servers(settings: Settings) -> list[Sighting]:
+def _servers(settings: Settings) -> list[ToolStatus]:
     from tenfold.stack import programs
 
     stack = settings.stack
+    servers = (
+        (programs.POSTGRESQL, "primary and replicas", programs.find_postgresql, stack.database),
+        (programs.REDIS, "sessions, rate limits", programs.find_redis, stack.redis),
+        (programs.NGINX, "front door", programs.find_nginx, stack.nginx),
+    )
     return [
-        _server(tools.POSTGRESQL, programs.find_postgresql, settings, stack.database),
-        _server(tools.REDIS, programs.find_redis, settings, stack.redis),
-        _server(tools.NGINX, programs.find_nginx, settings, stack.nginx),
+        _server(Tool(wanted.title, "server", purpose, wanted.remedy), find, settings, required)
+        for wanted, purpose, find, required in servers
     ]
 
 
-def _server(tool: Tool, find: Callable[[Settings], Any], settings: Settings, required: bool) -> Sighting:
+def _server(
+    tool: Tool, find: Callable[[Settings], Program | None], settings: Settings, required: bool
+) -> ToolStatus:
     try:
         program = find(settings)
-    except SettingsError as error:  # the settings name a program that is not there
-        return Sighting(tool, False, required=required, source=str(error))
+    except SettingsError as error:  # the settings name a program that does not exist
+        return ToolStatus(tool, False, required=required, source=str(error))
     if program is None:
-        return Sighting(tool, False, required=required)
-    tool = replace(tool, name=program.name or tool.name)  # where Redis is wanted, Valkey may be found
-    return Sighting(tool, True, required, program.version, program.source, str(program.path))
+        return ToolStatus(tool, False, required=required)
+    tool = replace(tool, name=program.name or tool.name)  # Valkey may be found in place of Redis
+    return ToolStatus(tool, True, required, program.version, program.source, str(program.path))
 
 
-# ------------------------------------------------------------------ what is printed
+# ------------------------------------------------------------------ output
 
 
-def _help(sighting: Sighting, manager: tools.Packager | None) -> str:
-    if sighting.found:
-        return sighting.source
-    if sighting.tool.group == "server":
-        return sighting.source or tools.server_remedy(sighting.tool, manager)
-    return tools.remedy(sighting.tool, manager)
+def _help(status: ToolStatus) -> str:
+    return status.source or ("" if status.found else status.tool.remedy)
 
 
-def _mark(sighting: Sighting) -> Verdict:
-    if sighting.found:
+def _mark(status: ToolStatus) -> Verdict:
+    if status.found:
         return Verdict.PASS
-    return Verdict.FAIL if sighting.required else Verdict.SKIP
+    return Verdict.FAIL if status.required else Verdict.SKIP
 
 
-def _show(
-    found: Sequence[Sighting], machine: Machine, manager: tools.Packager | None, connections: Finding
-) -> None:
+def _show(found: Sequence[ToolStatus], machine: Machine, connections: Finding) -> None:
     screen = console()
     for group, title in _TITLES.items():
-        rows = [sighting for sighting in found if sighting.tool.group == group]
+        rows = [status for status in found if status.tool.group == group]
         if not rows:
             continue
         screen.print(title, style="bold")
-        cells = [(row.tool.name, row.version, row.tool.purpose, _help(row, manager)) for row in rows]
-        screen.print(columns(cells, marks=[_mark(row) for row in rows], widths=(10, 7, 0, 0)))
+        cells = [(_mark(row), (row.tool.name, row.version, row.tool.purpose, _help(row))) for row in rows]
+        screen.print(verdict_table(cells, widths=(10, 7, 0, 0)))
     screen.print("Connections to the database", style="bold")
-    told = "; ".join(filter(None, (connections.claim, connections.remedy)))
-    screen.print(columns([(told,)], marks=[connections.verdict], widths=(0,)))
+    claim = "; ".join(filter(None, (connections.claim, connections.remedy)))
+    screen.print(verdict_table([(connections.verdict, (claim,))], widths=(0,)))
     screen.print("Machine", style="bold")
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB"
     screen.print(f"  {machine.python} on {machine.system}")
@@ -141,35 +136,34 @@ def _show(
         screen.print("  root: PostgreSQL runs under an unprivileged user")
     for remark in machine.remarks():
         screen.print(f"  {remark}")
-    _sum_up(found, connections, screen.print)
+    screen.print("\n" + _summary(found, connections))
 
 
-def _sum_up(found: Sequence[Sighting], connections: Finding, say: Callable[[str], None]) -> None:
-    missing = [sighting.tool.name for sighting in found if sighting.required and not sighting.found]
+def _summary(found: Sequence[ToolStatus], connections: Finding) -> str:
+    missing = [status.tool.name for status in found if status.required and not status.found]
     if connections.verdict is Verdict.FAIL:
         missing.append("connections to the database")
-    say("")
-    say(
-        f"✘ Missing for this tenfold.toml: {', '.join(missing)}" if missing else "✔ Everything needed is here"
-    )
+    if missing:
+        return f"✘ Missing for this tenfold.toml: {', '.join(missing)}"
+    return "✔ Everything that tenfold.toml needs is here"
 
 
-def _facts(found: Sequence[Sighting], machine: Machine, manager: tools.Packager | None) -> dict[str, Any]:
+def _facts(found: Sequence[ToolStatus], machine: Machine) -> dict[str, Any]:
     return {
-        "ok": all(sighting.found for sighting in found if sighting.required),
+        "ok": all(status.found for status in found if status.required),
         "tools": [
             {
-                "name": sighting.tool.name,
-                "group": sighting.tool.group,
-                "purpose": sighting.tool.purpose,
-                "found": sighting.found,
-                "required": sighting.required,
-                "version": sighting.version,
-                "source": sighting.source,
-                "path": sighting.path,
-                "remedy": "" if sighting.found else _help(sighting, manager),
+                "name": status.tool.name,
+                "group": status.tool.group,
+                "purpose": status.tool.purpose,
+                "found": status.found,
+                "required": status.required,
+                "version": status.version,
+                "source": status.source,
+                "path": status.path,
+                "remedy": "" if status.found else _help(status),
             }
-            for sighting in found
+            for status in found
         ],
         "machine": asdict(machine),
         "remarks": machine.remarks(),

@@ -1,4 +1,4 @@
-"""``tenfold init``: a commented tenfold.toml and a first scenario for an app that exists."""
+"""``tenfold init``: write a commented tenfold.toml and a first scenario for an existing app."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 def init(
     app: Annotated[
-        str, typer.Option(metavar="MODULE:ATTRIBUTE", help="The ASGI app, when it is not obvious.")
+        str, typer.Option(metavar="MODULE:ATTRIBUTE", help="The ASGI app, when several or none are found.")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace a tenfold.toml that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing tenfold.toml.")] = False,
 ) -> None:
-    """Write tenfold.toml, and a locustfile where there is none, for the app in this folder.
+    """Write tenfold.toml, and a locustfile unless there is one, for the app in this folder.
 
-    The app is found by reading the Python files here, without running any of them.
+    The app is found by reading the Python files here, without running them.
     """
-    from tenfold.cli.starters import scenario_file, settings_file
+    from tenfold.cli.init_files import scenario_file, settings_file
     from tenfold.settings import FILE_NAME, Settings
 
     root = Path()
     if (root / FILE_NAME).exists() and not force:
-        raise SettingsError(f"{FILE_NAME} is there already; replace it with: tenfold init --force")
+        raise SettingsError(f"{FILE_NAME} exists already; replace it with: tenfold init --force")
     service, routes = _service(root, app)
     _write(root, settings_file(Settings, {"service": service}))
     scenario = PurePosixPath(Settings().measure.scenario)
@@ -39,7 +39,7 @@ def init(
 
 
 def _service(root: Path, named: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What belongs into ``[service]``, and the routes that are known."""
+    """Return the values of ``[service]``, and the app's known routes."""
     from pydantic import ValidationError
 
     from tenfold.cli.discovery import find_apps
@@ -50,11 +50,13 @@ def _service(root: Path, named: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         try:
             ServiceSettings(app=named)
         except ValidationError:
-            raise SettingsError(f'--app {named}: it has to be "package.module:attribute"') from None
+            raise SettingsError(
+                f'--app {named} is not an app; it has the form "package.module:attribute"'
+            ) from None
         apps = [app for app in apps if app.app == named]
     elif not apps:
         raise SettingsError("no ASGI app was found below this folder; name it: tenfold init --app main:app")
-    elif len(apps) > 1 and not _is_obvious(apps):
+    elif len(apps) > 1 and not _is_only_instance(apps):
         names = ", ".join(app.app for app in apps[:4])
         raise SettingsError(
             f"{len(apps)} apps were found ({names}); name one: tenfold init --app {apps[0].app}"
@@ -70,8 +72,8 @@ def _service(root: Path, named: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     return service, apps[0].routes
 
 
-def _is_obvious(apps: list[App]) -> bool:
-    """The only one that is not a factory."""
+def _is_only_instance(apps: list[App]) -> bool:
+    """True if the first app is the only one that is not a factory."""
     return not apps[0].factory and apps[1].factory
 
 

@@ -1,4 +1,4 @@
-"""What this machine can bear: cores, memory, files, and what of it is measurable."""
+"""Resources of this machine: cores, memory, open files, and whether pressure can be measured."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Sizes in bytes; None is what cannot be known here."""
+    """Sizes in bytes; None where the system does not report one."""
 
     python: str
     system: str
-    cores: float  # what this process may use: affinity and cgroup limits are in it
+    cores: float  # that this process may use, within its CPU affinity and cgroup limit
     memory: int | None
     open_files: int  # the soft limit of file descriptors
     temporary_free: int
-    pressure: bool  # /proc/pressure, which says how long work waited for CPU, memory and disk
+    pressure: bool  # /proc/pressure is readable: time that tasks waited for CPU, memory and disk
     root: bool
 
     def remarks(self) -> list[str]:
-        """What will get in the way, each with the way out."""
+        """Return the limits that will affect a measurement, each with a remedy."""
         found = []
         if self.open_files < 4096:
-            found.append(f"{self.open_files} open files are few for many users: ulimit -n 65536")
+            found.append(f"a limit of {self.open_files} open files is low for many users: ulimit -n 65536")
         if self.temporary_free < 2 * _GIB:
             found.append(
                 f"{tempfile.gettempdir()} has {self.temporary_free / _GIB:.1f} GiB free; "
@@ -39,17 +39,17 @@ class Machine:
             )
         if self.memory is not None and self.memory < 2 * _GIB:
             found.append(
-                f"{self.memory / _GIB:.1f} GiB of memory are few for a whole stack: leave out replicas"
+                f"{self.memory / _GIB:.1f} GiB of memory is little for a whole stack: leave out replicas"
             )
         if self.cores < 2:
-            found.append("one core is shared by the generator and the service: expect less than the truth")
+            found.append("generator and service share one core: the measured capacity will be too low")
         if not self.pressure:
-            found.append("no pressure figures (/proc/pressure): waits for CPU and disk are not seen")
+            found.append("no pressure figures (/proc/pressure): waits for CPU and disk are not measured")
         return found
 
 
-def look() -> Machine:
-    """This machine, as this process sees it."""
+def inspect_machine() -> Machine:
+    """Return the resources of this machine that this process may use."""
     import resource
 
     return Machine(
@@ -57,14 +57,14 @@ def look() -> Machine:
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         cores=_cores(),
         memory=_memory(),
-        open_files=_limited(resource.getrlimit(resource.RLIMIT_NOFILE)[0], resource.RLIM_INFINITY),
+        open_files=_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0], resource.RLIM_INFINITY),
         temporary_free=shutil.disk_usage(tempfile.gettempdir()).free,
-        pressure=_readable(Path("/proc/pressure/cpu")),
+        pressure=_is_readable(Path("/proc/pressure/cpu")),
         root=os.geteuid() == 0,
     )
 
 
-def _limited(limit: int, infinity: int) -> int:
+def _limit(limit: int, infinity: int) -> int:
     return sys.maxsize if limit == infinity else limit
 
 
@@ -79,16 +79,16 @@ def _cores() -> float:
 
 def _memory() -> int | None:
     try:
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
     try:
-        return min(whole, int((_CGROUP / "memory.max").read_text()))
+        return min(installed, int((_CGROUP / "memory.max").read_text()))
     except (OSError, ValueError):  # "max", or no limit at all
-        return whole
+        return installed
 
 
-def _readable(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         return bool(path.read_text())
     except OSError:

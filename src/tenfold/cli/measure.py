@@ -1,4 +1,4 @@
-"""``tenfold measure``: how much can the service take, and what stops it?"""
+"""``tenfold measure``: measure the capacity of a service and find what limits it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenfold.errors import SettingsError
 
 if TYPE_CHECKING:
     from tenfold.cli.bar import Bar
-    from tenfold.measure.diagnosis.observer import Inside
+    from tenfold.measure.diagnosis.observer import StackObserver
     from tenfold.measure.load.generator import Generator
     from tenfold.measure.report.comparison import Comparison
     from tenfold.measure.report.report import Report
@@ -26,26 +26,27 @@ HOLDS, FAILS, UNDECIDED = 0, 1, 2
 
 def measure(
     target: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="Without it: the stack of tenfold.toml.")
+        str | None,
+        typer.Argument(metavar="[URL]", help="A running service. Default: start the stack of tenfold.toml."),
     ] = None,
     *,
     scenario: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The locustfile.", show_default=False)
     ] = None,
     p95_ms: Annotated[
-        float | None, typer.Option(min=1, help="Slower than this is bad, ms.", show_default=False)
+        float | None, typer.Option(min=1, help="p95 latency of the objective, ms.", show_default=False)
     ] = None,
     budget_s: Annotated[
         float | None, typer.Option(min=10, max=3600, help="Longest search, seconds.", show_default=False)
     ] = None,
     min_rps: Annotated[
-        float | None, typer.Option(min=0, help="Exit with 1 when it takes less.", show_default=False)
+        float | None, typer.Option(min=0, help="Exit with 1 if the capacity is lower.", show_default=False)
     ] = None,
     users: Annotated[
         int | None, typer.Option(min=1, max=20_000, help="Users to start with.", show_default=False)
     ] = None,
     spawn_rate: Annotated[
-        float | None, typer.Option(min=0.1, max=1000, help="Most logins a second.", show_default=False)
+        float | None, typer.Option(min=0.1, max=1000, help="Most logins per second.", show_default=False)
     ] = None,
     max_users: Annotated[
         int | None, typer.Option(min=1, max=20_000, help="Most users at once.", show_default=False)
@@ -58,56 +59,56 @@ def measure(
         int | None, typer.Option(min=0, help="Seed of the arrival times.", show_default=False)
     ] = None,
     save: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep it as a baseline.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Save the report as a baseline.", show_default=False)
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Compare with a baseline.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help="Compare with a saved baseline.", show_default=False)
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the page goes.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Path of the HTML report.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON only.")] = False,
     owned: Annotated[
-        bool, typer.Option("--i-own-this-target", help="Load a target that is not on this machine.")
+        bool, typer.Option("--i-own-this-target", help="Allow a target on another machine.")
     ] = False,
     settings: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="In place of ./tenfold.toml.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Default: ./tenfold.toml.", show_default=False)
     ] = None,
 ) -> int:
-    """Measure how much a service takes and name what stops it.
+    """Measure the capacity of a service and find what limits it.
 
-    Exits with 0 when it was measured and --min-rps holds, with 1 when that does not hold or the objective is
-    missed at any rate, with 2 when nothing could be concluded.
+    Exits with 0 if there is a result and --min-rps holds, with 1 if it does not hold or the objective is
+    missed at any rate, with 2 if there is no result.
     """
     from tenfold.cli.bar import Bar
-    from tenfold.cli.signals import ending_signals
+    from tenfold.cli.signals import interrupt_on_signals
     from tenfold.measure.report import comparison, report
     from tenfold.settings import load
 
     options = {"scenario": scenario.resolve() if scenario else None, "budget_s": budget_s, "users": users}
     options |= {"spawn_rate": spawn_rate, "max_users": max_users, "seed": seed}
-    declared = _with(load(settings), options, p95_ms)
+    declared = _override(load(settings), options, p95_ms)
     if target is None and not declared.service.app:
         raise SettingsError(
-            "nothing to measure: give a URL, or name the app in tenfold.toml (tenfold init writes one)"
+            "nothing to measure: give a URL, or set the app in tenfold.toml (tenfold init writes one)"
         )
     before = report.load(_baseline(declared, against)) if against else None
-    kept_as = _baseline(declared, save) if save else None
-    with ending_signals(), Bar() as bar:
+    baseline = _baseline(declared, save) if save else None
+    with interrupt_on_signals(), Bar() as bar:
         found = _measure(declared, target, bar, owned=owned, closed_s=duration_s if closed else None)
-    if kept_as:
-        report.save(found, kept_as)
+    if baseline:
+        report.save(found, baseline)
     written = _write(found, declared, html)
     compared = comparison.compare(found, before, name=against) if before and against else None
     if as_json:
         typer.echo(_as_json(found, compared))
     else:
         _print(found, compared, written)
-    return verdict(found, min_rps)
+    return exit_code(found, min_rps)
 
 
-def _with(settings: Settings, options: Mapping[str, Any], p95_ms: float | None) -> Settings:
-    """``settings`` with what the command line says instead."""
+def _override(settings: Settings, options: Mapping[str, Any], p95_ms: float | None) -> Settings:
+    """Return ``settings`` with the command line's values."""
     measure = settings.measure.model_copy(update={k: v for k, v in options.items() if v is not None})
     if p95_ms is not None:
         objective = measure.objective.model_copy(update={"slow_ms": p95_ms})
@@ -118,21 +119,21 @@ def _with(settings: Settings, options: Mapping[str, Any], p95_ms: float | None) 
 def _measure(
     settings: Settings, target: str | None, bar: Bar, *, owned: bool, closed_s: float | None
 ) -> Report:
-    """Start what has to be started, measure, and stop it again."""
-    from tenfold.measure.diagnosis.observer import Inside
+    """Start the stack, if any, and the generator; measure; stop both."""
+    from tenfold.measure.diagnosis.observer import StackObserver
     from tenfold.measure.load.generator import Generator
     from tenfold.measure.load.target import require_loopback
     from tenfold.measure.report.wording import objective
 
     scenario = settings.root / settings.measure.scenario
     with ExitStack() as running:
-        inside: Inside | None = None
+        inside: StackObserver | None = None
         service = settings.service.app
         if target is None:
             stack = running.enter_context(_stack(settings, bar))
             target = stack.url
             inside = running.enter_context(
-                Inside(stack, objective=settings.measure.objective, may_create_index=True)
+                StackObserver(stack, objective=settings.measure.objective, may_create_index=True)
             )
         else:
             require_loopback(target, owned=owned)
@@ -145,13 +146,13 @@ def _measure(
 
 
 def _stack(settings: Settings, bar: Bar) -> Any:
-    """The stack of tenfold.toml, with a line for what it is made of and how long it took."""
+    """Start the stack of tenfold.toml, and show its parts and the time it took."""
     from contextlib import contextmanager
 
     from tenfold.stack import Stack
 
     @contextmanager
-    def started() -> Any:
+    def running_stack() -> Any:
         begun = time.monotonic()
         bar.step("starting the stack")
         with Stack(settings, log=lambda line: bar.step(f"starting the stack: {line}")) as stack:
@@ -159,7 +160,7 @@ def _stack(settings: Settings, bar: Bar) -> Any:
             bar.done("stack", parts, time.monotonic() - begun)
             yield stack
 
-    return started()
+    return running_stack()
 
 
 def _run(
@@ -167,7 +168,7 @@ def _run(
     generator: Generator,
     service: str,
     target: str,
-    inside: Inside | None,
+    inside: StackObserver | None,
     bar: Bar,
     closed_s: float | None,
 ) -> Report:
@@ -179,9 +180,9 @@ def _run(
         return measure_closed_loop(
             generator, declared, service=service, target=target, duration_s=closed_s, progress=bar.show
         )
-    bar.step(f"logging {declared.users} users in")
+    bar.step(f"logging in {declared.users} users")
     generator.start_users(declared.users)
-    bar.step("measuring the generator's own ceiling")
+    bar.step("measuring the generator's maximum rate")
     ceiling = generator.calibrate()
     measurement = Measurement(
         declared,
@@ -197,24 +198,24 @@ def _run(
 
 def _baseline(settings: Settings, name: str) -> Path:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise SettingsError(f"{name!r} cannot name a baseline; use letters, digits, - _ and .")
+        raise SettingsError(f"{name!r} is not a name for a baseline; use letters, digits, - _ and .")
     return settings.root / ".tenfold" / "baselines" / f"{name}.json"
 
 
 def _write(report: Report, settings: Settings, html: Path | None) -> tuple[Path, Path]:
-    """report.html and report.json, as a user would type their paths."""
+    """Write report.html and report.json; return their paths, relative to the current folder if possible."""
     from tenfold.measure.report.html import render
-    from tenfold.measure.report.report import save, write_whole
+    from tenfold.measure.report.report import save, write_atomically
 
     folder = settings.root / ".tenfold"
     page = (html or folder / "report.html").absolute()
     data = folder / "report.json"
     save(report, data)
-    write_whole(page, render(report).encode())
-    return _shown(page), _shown(data)
+    write_atomically(page, render(report).encode())
+    return _relative(page), _relative(data)
 
 
-def _shown(path: Path) -> Path:
+def _relative(path: Path) -> Path:
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -228,10 +229,10 @@ def _as_json(report: Report, compared: Comparison | None) -> str:
 
 
 def _print(report: Report, compared: Comparison | None, written: tuple[Path, Path]) -> None:
-    from tenfold.cli.summary import lines
+    from tenfold.cli.report_text import report_lines
 
     typer.echo("")
-    for line in lines(report):
+    for line in report_lines(report):
         typer.echo(line)
     if compared:
         typer.echo(f"\nCompared    {compared.sentence}")
@@ -239,10 +240,10 @@ def _print(report: Report, compared: Comparison | None, written: tuple[Path, Pat
     typer.echo(f"\nReport: {page}     Data: {data}")
 
 
-def verdict(report: Report, min_rps: float | None) -> int:
-    """The exit code: 0 it holds, 1 it does not, 2 nobody can say.
+def exit_code(report: Report, min_rps: float | None) -> int:
+    """Return the exit code: 0 holds, 1 does not hold, 2 unknown.
 
-    A required rate inside the interval is neither shown to hold nor not to: 2.
+    A required rate inside the interval is unknown.
     """
     capacity = report.capacity
     if report.mode == "closed":

@@ -1,4 +1,4 @@
-"""What ends a command in order."""
+"""Signals that interrupt a command."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def ending_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end a command as Ctrl-C does, its servers with it.
+def interrupt_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP as on Ctrl-C, so that the servers are stopped.
 
-    A shell script starts what it puts into the background with SIGINT ignored; it is heard all the same.
-    ``nohup`` ignores SIGHUP, and that is respected. Only the first signal interrupts: a second one must not
-    break into the clean-up that the first has begun. Outside of the main thread nothing changes.
+    A shell script starts background commands with SIGINT ignored; it is handled all the same. ``nohup``
+    ignores SIGHUP, and that is respected. Only the first signal interrupts: a second one must not break the
+    clean-up that the first has started. Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) == 1:
+        received.append(number)
+        if len(received) == 1:
             raise KeyboardInterrupt
 
-    heard = [signal.SIGINT, signal.SIGTERM]
+    handled = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in heard}
+        handled.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""``tenfold up``: start the stack, say what runs where, follow the logs until Ctrl-C.
+"""``tenfold up``: start the stack, show its addresses, follow the logs until Ctrl-C.
 
-A server that ends meanwhile is reported with its last lines and not restarted: what a service does
-without it is something to look at. When the front door is gone, so is the stack.
+A server that exits is reported with its last lines and not restarted, so that the service can be observed
+without it. When nginx (or, without nginx, the last app instance) exits, the command ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from tenfold.cli.following import Follower
-from tenfold.cli.signals import ending_signals
+from tenfold.cli.log_follower import LogFollower
+from tenfold.cli.signals import interrupt_on_signals
 from tenfold.errors import SettingsError, StackError
 from tenfold.settings import Settings, load
 from tenfold.stack import Stack
@@ -28,7 +28,7 @@ from tenfold.stack.logs import exit_text, failure_message
 from tenfold.stack.ports import is_free
 from tenfold.stack.server import LocalServer
 
-USUAL_PORT = 8080
+DEFAULT_PORT = 8080
 _TICK_S = 0.2
 
 
@@ -37,23 +37,31 @@ def up(
     *,
     config: Annotated[
         Path | None,
-        typer.Option("--settings", metavar="FILE", help="In place of ./tenfold.toml.", show_default=False),
+        typer.Option("--settings", metavar="FILE", help="Default: ./tenfold.toml.", show_default=False),
     ] = None,
     instances: Annotated[int | None, typer.Option(min=1, max=64, help="app instances")] = None,
     replicas: Annotated[int | None, typer.Option(min=0, max=16, help="replicas of the primary")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="the front door's port; 0 takes a free one")
+        int | None, typer.Option(min=0, max=65535, help="port of nginx; 0 chooses a free one")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object when all is ready")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object when the stack is ready")
+    ] = False,
 ) -> None:
-    """Start the whole stack on this machine, and stop it with Ctrl-C."""
-    settings = _changed(load(config), app=app, instances=instances, replicas=replicas, port=port)
+    """Start the whole stack on this machine; Ctrl-C stops it."""
+    settings = _override(load(config), app=app, instances=instances, replicas=replicas, port=port)
     if not settings.service.app:
-        raise SettingsError("which app? tenfold up package.module:app, or app in [service] of tenfold.toml")
+        raise SettingsError(
+            "no app is given: tenfold up package.module:app, or set app in [service] of tenfold.toml"
+        )
     try:
-        with ending_signals(), _progress(quiet=as_json) as progress, Stack(settings, log=progress) as stack:
+        with (
+            interrupt_on_signals(),
+            _progress(quiet=as_json) as progress,
+            Stack(settings, log=progress) as stack,
+        ):
             progress("")
-            follower = Follower(stack)  # first: what comes once the addresses are known is shown
+            follower = LogFollower(stack)  # before the addresses are shown: requests to them are logged
             _show(stack, as_json=as_json)
             _follow(stack, follower, quiet=as_json)
     except KeyboardInterrupt:
@@ -61,22 +69,22 @@ def up(
             typer.echo("Stopped: nothing is left running.")
 
 
-def _changed(
+def _override(
     settings: Settings, *, app: str | None, instances: int | None, replicas: int | None, port: int | None
 ) -> Settings:
-    """``settings`` with what the command line says instead."""
+    """Return ``settings`` with the command line's values."""
     if port is None and "port" not in settings.stack.model_fields_set:
-        port = USUAL_PORT if is_free(USUAL_PORT) else 0
-    said = {"instances": instances, "replicas": replicas, "port": port}
+        port = DEFAULT_PORT if is_free(DEFAULT_PORT) else 0
+    given = {"instances": instances, "replicas": replicas, "port": port}
     stack = settings.stack.model_copy(
-        update={name: value for name, value in said.items() if value is not None}
+        update={name: value for name, value in given.items() if value is not None}
     )
     service = settings.service.model_copy(update={"app": app}) if app else settings.service
     return settings.model_copy(update={"stack": stack, "service": service})
 
 
 class _Progress:
-    """The last line of progress on a terminal; silent elsewhere. An empty line ends it."""
+    """The current line of progress on a terminal; silent elsewhere. An empty line ends it."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._status = None if quiet else Console(stderr=True).status("Starting the stack")
@@ -108,12 +116,12 @@ def _show(stack: Stack, *, as_json: bool) -> None:
         return
     for name, where, more in rows(stack):
         typer.echo(f"{name:<10} {where:<28} {more}".rstrip())
-    metrics = f" Metrics: {stack.url}/metrics (loopback only)" if _answers(f"{stack.url}/metrics") else ""
+    metrics = f" Metrics: {stack.url}/metrics (loopback only)" if _is_ok(f"{stack.url}/metrics") else ""
     typer.echo(f"Ctrl-C stops everything.{metrics}")
 
 
-def masked(url: str) -> str:
-    """``url`` without the user and the password: ``postgresql://…:5433/shop``."""
+def mask_credentials(url: str) -> str:
+    """Return ``url`` without host, user and password if it has one: ``postgresql://…:5433/shop``."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
@@ -121,7 +129,7 @@ def masked(url: str) -> str:
 
 
 def rows(stack: Stack) -> list[tuple[str, str, str]]:
-    """What runs where, as lines of three columns; servers of one kind share a line."""
+    """Return name, address and details of the servers; those of one kind share a row."""
     order = {"nginx": 0, "app": 1, "primary": 2}
     kinds = sorted({server.kind for server in stack.servers}, key=lambda kind: (order.get(kind, 3), kind))
     return [
@@ -145,10 +153,10 @@ def _row(stack: Stack, servers: Sequence[LocalServer]) -> tuple[str, str, str]:
         behind = sum(stack.replication_lag_bytes().values())
         return (
             first.name,
-            masked(first.url),
+            mask_credentials(first.url),
             f"{_count(counts['replica'], 'replica')}, {behind:,} bytes behind",
         )
-    return first.name, masked(first.url), first.about
+    return first.name, mask_credentials(first.url), first.about
 
 
 def _count(number: int, noun: str) -> str:
@@ -156,7 +164,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def facts(stack: Stack) -> Mapping[str, Any]:
-    """The same as data; passwords are in the file that ``environment`` names."""
+    """Return the same as data; passwords are in the file that ``environment`` names."""
     return {
         "url": stack.url,
         "environment": str(stack.environment_file),
@@ -165,7 +173,7 @@ def facts(stack: Stack) -> Mapping[str, Any]:
             {
                 "kind": server.kind,
                 "name": server.name,
-                "url": masked(server.url),
+                "url": mask_credentials(server.url),
                 "port": server.port,
                 "pids": server.pids(),
                 "program": server.about,
@@ -176,7 +184,7 @@ def facts(stack: Stack) -> Mapping[str, Any]:
     }
 
 
-def _answers(url: str) -> bool:
+def _is_ok(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - the stack's own address
             return bool(answer.status == 200)
@@ -184,16 +192,16 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _follow(stack: Stack, follower: Follower, *, quiet: bool) -> None:
-    """Print new log lines until somebody ends it.
+def _follow(stack: Stack, follower: LogFollower, *, quiet: bool) -> None:
+    """Print new log lines until an interrupt.
 
     Raises:
-        StackError: the front door is gone.
+        StackError: nginx, or without nginx every app instance, has exited.
     """
     reported: set[str] = set()
     while True:
         if not quiet:
-            follower.print_news()
+            follower.print_new()
         for server in stack.ended_servers():
             if server.name not in reported:
                 reported.add(server.name)

@@ -1,4 +1,4 @@
-"""``tenfold verify``: the checklist, run against the stack of tenfold.toml."""
+"""``tenfold verify``: run the checklist against the stack of tenfold.toml."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tenfold.cli.console import GLYPHS, STYLES, as_json, console
+from tenfold.cli.console import GLYPHS, console, to_json, verdict_table
 from tenfold.types import Verdict
 
 if TYPE_CHECKING:
@@ -21,23 +21,19 @@ if TYPE_CHECKING:
 def verify(
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME", help="A check or a pattern; may be given several times.", show_default=False
-        ),
+        typer.Option(metavar="NAME", help="A check or a pattern; may be repeated.", show_default=False),
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="In place of ./tenfold.toml.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Default: ./tenfold.toml.", show_default=False)
     ] = None,
-    as_json_: Annotated[
-        bool, typer.Option("--json", help="The same facts as JSON, and nothing else.")
-    ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Name the checks and run none.")] = False,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON only.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the checks without running them.")] = False,
 ) -> int:
     """Run the checks of every pattern against the stack.
 
-    Exits with 0 when none failed and with 1 when one did. A skipped check says what it needs.
+    Exits with 0 if none failed and with 1 if one did. A skipped check says what it needs.
     """
-    from tenfold.cli.signals import ending_signals
+    from tenfold.cli.signals import interrupt_on_signals
     from tenfold.settings import load
     from tenfold.verify import CHECKS, select
 
@@ -47,15 +43,15 @@ def verify(
             typer.echo(f"{check.pattern:12} {check.name}")
         return 0
     declared = load(settings)
-    with ending_signals(), _started(declared, quiet=as_json_) as stack:
+    with interrupt_on_signals(), _running_stack(declared, quiet=as_json_) as stack:
         outcomes = _run(checks, stack, declared, quiet=as_json_)
     if as_json_:
-        typer.echo(as_json(facts(outcomes)))
+        typer.echo(to_json(facts(outcomes)))
     return 1 if any(outcome.finding.verdict is Verdict.FAIL for outcome in outcomes) else 0
 
 
 @contextmanager
-def _started(settings: Settings, *, quiet: bool) -> Iterator[Stack]:
+def _running_stack(settings: Settings, *, quiet: bool) -> Iterator[Stack]:
     from tenfold.stack import Stack as LocalStack
 
     with ExitStack() as running:
@@ -81,18 +77,11 @@ def _run(checks: Sequence[Check], stack: Stack, settings: Settings, *, quiet: bo
 
 def _show(screen: Any, outcome: Outcome, widest: int) -> None:
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
     finding = outcome.finding
-    row = Table.grid(padding=(0, 1))
-    row.add_column(width=1)
-    row.add_column(width=widest)
-    row.add_column(width=9)
-    row.add_column()
-    mark = Text(GLYPHS[finding.verdict], style=STYLES[finding.verdict])
-    row.add_row(mark, outcome.check.name, outcome.check.pattern[:9], Text(finding.claim))
-    screen.print(row)
+    cells = (outcome.check.name, outcome.check.pattern[:9], finding.claim)
+    screen.print(verdict_table([(finding.verdict, cells)], widths=(widest, 9, 0)))
     if finding.remedy and finding.verdict is not Verdict.PASS:
         screen.print(Padding(Text(f"→ {finding.remedy}"), (0, 0, 0, 4)))
 
@@ -104,7 +93,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """Return the findings for ``--json``."""
     return {
         "ok": all(outcome.finding.verdict is not Verdict.FAIL for outcome in outcomes),
         "checks": [

@@ -1,18 +1,14 @@
-"""The ``[database]`` table: who connects to the database, with how many connections, and how to see it."""
+"""The ``[database]`` table: the processes that share a server's connections, and how many each opens."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tenfold.database.pools.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, Room
-from tenfold.requestline import RequestLine
 
 
 class DatabaseSettings(BaseModel):
-    """The fleet that shares one server's connections, and what ``tenfold verify`` writes and reads.
-
-    A request is written as ``POST /api/orders``; bodies as in the ``[sessions]`` table.
-    """
+    """The fleet that shares one server's connections."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,25 +29,6 @@ class DatabaseSettings(BaseModel):
     )
     max_connections: int = Field(
         100, ge=1, le=262_143, description="the server's max_connections, where no url says whom to ask"
-    )
-
-    write: RequestLine = Field(
-        "",
-        description="a request that writes to the database, for tenfold verify; {value} is filled in",
-        examples=["POST /api/orders"],
-    )
-    write_body: str = Field(
-        '{"value": "{value}"}',
-        description="what is sent with it: JSON, or a form; without a {value} in it, every write has to "
-        "change what read answers",
-    )
-    read: RequestLine = Field(
-        "",
-        description="a request that shows what write wrote, to whoever wrote it",
-        examples=["GET /api/orders"],
-    )
-    replica_share: float = Field(
-        0.5, gt=0, le=1, description="the part of the transactions of read that replicas have to take"
     )
 
     @property

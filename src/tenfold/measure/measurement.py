@@ -14,7 +14,7 @@ from typing import Protocol
 from tenfold import __version__
 from tenfold.measure import overload
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
-from tenfold.measure.diagnosis.observer import Diagnosis, Inside
+from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
 from tenfold.measure.report import summary
 from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
@@ -68,7 +68,7 @@ class Measurement:
         *,
         service: str,
         target: str,
-        inside: Inside | None = None,
+        inside: StackObserver | None = None,
         ceiling: float | None = None,
         progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
@@ -123,7 +123,7 @@ class Measurement:
         confirming = bool(self._trials) and self._trials[-1].request.purpose == "confirm"
         if self._inside is not None and not (confirming and request.purpose == "confirm"):
             # Bottlenecks are diagnosed at the capacity: over the trials that confirm it.
-            self._inside.mark()
+            self._inside.reset()
             self._window_from = time.monotonic()
         started_s = time.monotonic() - self._begun
         self._show(request)

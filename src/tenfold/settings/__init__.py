@@ -1,4 +1,8 @@
-"""``tenfold.toml`` and the environment, as one frozen value made of each folder's own settings."""
+"""``tenfold.toml`` and the environment, as one frozen value made of each pattern's own settings.
+
+The variables are read here and not by pydantic-settings: its environment source leaves values as text, lowers
+the names in ``[service.environment]`` and ignores variables of an unknown table.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,14 @@ from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
-from tenfold.settings.verify import SessionsSettings
+from tenfold.settings.verify import MOVED, VerifySettings
 
 __all__ = ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"]
 
 FILE_NAME = "tenfold.toml"
 PREFIX = "TENFOLD_"
 
-# What stands between braces in [service.environment], and the server that has to run for it.
+# Names between braces in [service.environment], and the server that has to run for each.
 PLACEHOLDERS: Mapping[str, str] = {
     "database_url": "database",
     "database_host": "database",
@@ -42,7 +46,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z][a-z_]*)\}")
 
 
 class ServiceSettings(BaseModel):
-    """The ``[service]`` table: what runs."""
+    """The ``[service]`` table: the app, and what it needs to start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,7 +106,7 @@ class ServiceSettings(BaseModel):
 
 
 class StackSettings(BaseModel):
-    """The ``[stack]`` table: which servers, how many, and where they come from."""
+    """The ``[stack]`` table: the servers, their number, and where they come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -154,7 +158,7 @@ class Settings(BaseModel):
     measure: MeasureSettings = MeasureSettings()
     database: DatabaseSettings = DatabaseSettings()
     balancing: BalancingSettings = BalancingSettings()
-    sessions: SessionsSettings = SessionsSettings()
+    verify: VerifySettings = VerifySettings()
 
     @model_validator(mode="after")
     def _every_instance_has_its_share(self) -> Self:
@@ -166,8 +170,8 @@ class Settings(BaseModel):
             )
         if backups >= instances:
             raise ValueError(
-                f"balancing.backups is {backups} but stack.instances is {instances}, so that nobody would "
-                "get requests in ordinary times; set stack.instances higher or balancing.backups = 0"
+                f"balancing.backups is {backups} but stack.instances is {instances}, so that no instance "
+                "would get requests in ordinary times; set stack.instances higher or balancing.backups = 0"
             )
         return self
 
@@ -184,7 +188,7 @@ class Settings(BaseModel):
 
 
 def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Settings:
-    """Reads the settings of a service.
+    """Read the settings of a service.
 
     ``path`` names the file; None takes ``tenfold.toml`` of the current folder, or the defaults when there is
     none. Variables override the file: ``TENFOLD_STACK__REPLICAS=2`` is ``stack.replicas``, two underscores
@@ -198,10 +202,11 @@ def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None) 
     file = Path(FILE_NAME) if path is None else path
     declared = _read(file, required=path is not None)
     tables = declared or {}
-    variables = _overlay(tables, os.environ if environ is None else environ)
+    variables = _apply_variables(tables, os.environ if environ is None else environ)
     source = "environment" if declared is None else str(file)
     if "root" in tables:  # a field of the model, for those who make one in Python, and no key of the file
         raise SettingsError(f"{variables.get(('root',), source)}: unknown key root")
+    _refuse_moved_keys(tables, variables, source)
     try:
         # Through JSON, where strict means strict (no "2" for 2, no 1 for true) and yet a path is text.
         settings = Settings.model_validate_json(json.dumps(tables, default=str), strict=True)
@@ -237,26 +242,29 @@ def _syntax_error(message: str, text: str) -> str:
     return f"line {line}, column {column}: {what[:1].lower()}{what[1:]}"
 
 
-def _overlay(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[schema.KeyPath, str]:
-    """Puts the variables into the tables; returns which key came from which variable."""
+def _apply_variables(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[schema.KeyPath, str]:
+    """Set the variables in the tables; return the variable of each key that came from one."""
     variables = {}
     for name in sorted(environ):
         if not name.startswith(PREFIX) or "__" not in name or not environ[name]:
             continue
-        if any("\ud800" <= letter <= "\udfff" for letter in environ[name]):  # bytes that were no text
+        if any("\ud800" <= letter <= "\udfff" for letter in environ[name]):  # undecodable bytes
             raise SettingsError(f"{name} is not UTF-8; set it again as plain text")
         path = _key_path(name)
         node: Any = tables
         for part in path[:-1]:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if isinstance(node, dict):  # otherwise the file has a value where a table belongs: validation says so
-            node[path[-1]] = _value(path, environ[name])
+            node[path[-1]] = _parsed_value(path, environ[name])
             variables[path] = name
     return variables
 
 
 def _key_path(variable: str) -> schema.KeyPath:
-    """Lower case, but for names below a mapping: ``TENFOLD_SERVICE__ENVIRONMENT__DEBUG`` sets ``DEBUG``."""
+    """The key of a variable, in lower case except below a mapping.
+
+    ``TENFOLD_SERVICE__ENVIRONMENT__DEBUG`` sets ``DEBUG``.
+    """
     parts = variable.removeprefix(PREFIX).split("__")
     lower = tuple(part.lower() for part in parts)
     for depth in range(1, len(parts)):
@@ -265,7 +273,7 @@ def _key_path(variable: str) -> schema.KeyPath:
     return lower
 
 
-def _value(path: schema.KeyPath, text: str) -> Any:
+def _parsed_value(path: schema.KeyPath, text: str) -> Any:
     wanted = schema.annotation(Settings, path)
     if {wanted, *get_args(wanted)} <= {str, Path, Path | None, NoneType} or "\n" in text:
         return text
@@ -273,6 +281,17 @@ def _value(path: schema.KeyPath, text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _refuse_moved_keys(
+    tables: Mapping[str, Any], variables: Mapping[schema.KeyPath, str], source: str
+) -> None:
+    for (table, key), now in MOVED.items():
+        if not isinstance(tables.get(table), dict) or key not in tables[table]:
+            continue
+        if variable := variables.get((table, key)):
+            raise SettingsError(f"{variable} is now {PREFIX}VERIFY__{now.upper()}")
+        raise SettingsError(f"{source}: {table}.{key} is now verify.{now}")
 
 
 def _nearest_file(file: Path) -> str | None:

@@ -1,19 +1,20 @@
-"""The ``[sessions]`` table: how ``tenfold verify`` signs in to a service, whatever keeps its sessions."""
+"""The ``[verify]`` table: how ``tenfold verify`` signs in to a service, writes to it and reads from it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tenfold.requestline import RequestLine
 
-_NAME = re.compile(r"[!#-'*+.0-9A-Z^_`a-z|~-]*")  # a token of RFC 9110, section 5.6.2
+_TOKEN = re.compile(r"[!#-'*+.0-9A-Z^_`a-z|~-]*")  # RFC 9110, section 5.6.2
 
 
-class SessionsSettings(BaseModel):
-    """What the attacks on sessions have to know of a service; one that needs a missing key is skipped.
+class VerifySettings(BaseModel):
+    """The requests that the checks send. A check that needs a key which is not set is skipped.
 
     A request is written as ``POST /login``. A body that begins with a brace is sent as JSON, any other as a
     form; ``{user}``, ``{password}``, ``{key}`` and ``{value}`` are filled in, in bodies and in paths.
@@ -35,20 +36,20 @@ class SessionsSettings(BaseModel):
     login: RequestLine = Field("", description="signs a user in", examples=["POST /login"])
     login_body: str = Field(
         '{"user": "{user}", "password": "{password}"}',
-        description="what is sent to sign in: JSON, or a form such as user={user}&password={password}",
+        description="the body of login: JSON, or a form such as user={user}&password={password}",
     )
     user: str = Field("", description="a user of the stack's test data", examples=["alice"])
     password: str = Field(
         "",
         repr=False,
-        description="the user's password; rather in TENFOLD_SESSIONS__PASSWORD than here",
+        description="the user's password; rather in TENFOLD_VERIFY__PASSWORD than here",
         examples=["…"],
     )
     other_user: str = Field("", description="a second user, to tell sessions apart", examples=["bob"])
     other_password: str = Field(
         "",
         repr=False,
-        description="the second user's password; rather in TENFOLD_SESSIONS__OTHER_PASSWORD",
+        description="the second user's password; rather in TENFOLD_VERIFY__OTHER_PASSWORD",
         examples=["…"],
     )
     logout: RequestLine = Field("", description="signs the user out", examples=["POST /logout"])
@@ -57,14 +58,33 @@ class SessionsSettings(BaseModel):
         description="answers 2xx to a signed-in user only; 401, 403 or a redirect to others",
         examples=["GET /me"],
     )
-    write: RequestLine = Field(
-        "", description="puts {value} under {key} into the session", examples=["PUT /cart/{key}"]
+    session_write: RequestLine = Field(
+        "", description="puts {value} under {key} into the user's session", examples=["PUT /cart/{key}"]
     )
-    write_body: str = Field('{"{key}": "{value}"}', description="what is sent to write")
+    session_write_body: str = Field('{"{key}": "{value}"}', description="the body of session_write")
+    session_read: RequestLine = Field(
+        "",
+        description="answers with the values that session_write wrote, somewhere in its text",
+        examples=["GET /cart"],
+    )
+    write: RequestLine = Field(
+        "",
+        description="writes to the database and must not be carried out twice; sent hundreds of times, "
+        "by a signed-in user where login is set; {value} is filled in",
+        examples=["POST /api/orders"],
+    )
+    write_body: str = Field(
+        '{"value": "{value}"}',
+        description="the body of write: JSON, or a form; without a {value} in it, every write has to change "
+        "what read answers",
+    )
     read: RequestLine = Field(
         "",
-        description="answers with the values that were written, somewhere in its text",
-        examples=["GET /cart"],
+        description="shows what write wrote, to the user who wrote it; sent hundreds of times",
+        examples=["GET /api/orders"],
+    )
+    replica_share: float = Field(
+        0.5, gt=0, le=1, description="the part of the transactions of read that replicas have to take"
     )
     oversize_bytes: int = Field(
         262_144, ge=4096, le=16_777_216, description="a value that no session should hold, bytes"
@@ -80,6 +100,29 @@ class SessionsSettings(BaseModel):
     @field_validator("cookie")
     @classmethod
     def _is_a_cookie_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
+        if not _TOKEN.fullmatch(name):
             raise ValueError("it has to be a cookie's name, for example __Host-session")
         return name
+
+
+_FROM_SESSIONS = (
+    "transport cookie token login login_body user password other_user other_password logout whoami "
+    "oversize_bytes revocation_ms plain_http"
+)
+MOVED: Mapping[tuple[str, str], str] = {
+    **{("sessions", key): key for key in _FROM_SESSIONS.split()},
+    ("sessions", "write"): "session_write",
+    ("sessions", "write_body"): "session_write_body",
+    ("sessions", "read"): "session_read",
+    ("database", "write"): "write",
+    ("database", "write_body"): "write_body",
+    ("database", "read"): "read",
+    ("database", "replica_share"): "replica_share",
+    ("balancing", "probe_read"): "read",
+    ("balancing", "probe_write"): "write",
+    ("balancing", "probe_write_body"): "write_body",
+}
+"""Former keys of other tables, and the key of ``[verify]`` that replaces each.
+
+A pattern that gives one of these names to a key of its own takes it out of here.
+"""

@@ -11,7 +11,7 @@ from tenfold.stack.servers.nginx import Nginx
 
 @dataclass(frozen=True, slots=True)
 class InstanceTarget:
-    """One instance of a stack. Satisfies :class:`tenfold.balancing.rolling.Target`."""
+    """One instance of a stack. Satisfies :class:`tenfold.balancing.rolling.ReplaceableInstance`."""
 
     instance: LocalServer
     nginx: Nginx
@@ -26,7 +26,7 @@ class InstanceTarget:
         """Mark it as down in nginx."""
         self.nginx.set_down(self.instance.address, down=True)
 
-    def drained(self) -> bool:
+    def is_drained(self) -> bool:
         """Return whether the nginx workers that could still send it requests are gone."""
         return self.nginx.is_drained()
 
@@ -42,7 +42,7 @@ class InstanceTarget:
             self.instance.stop()
             raise
 
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Return whether its ready path answers."""
         return self.instance.is_ready()
 

@@ -1,149 +1,80 @@
-"""Every check there is, one line each, in the order of the patterns.
-
-Here each check gets what it needs beyond its own folder's settings.
-"""
+"""Every check, one line each, in the order of the patterns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-from tenfold.settings import Settings
-from tenfold.types import Finding, Stack
-from tenfold.verify.balancing import faults, goodput
-from tenfold.verify.balancing import shares as balancing
-from tenfold.verify.database import outages, pool_pressure
-from tenfold.verify.database import staleness as database
-from tenfold.verify.measure import baseline as measure
+from tenfold.verify.balancing import faults, goodput, load_spread, shares
+from tenfold.verify.database import outages, pool_pressure, staleness
+from tenfold.verify.measure import baseline
 from tenfold.verify.runner import Check
-from tenfold.verify.sessions import attacks, concurrency, leaks
-from tenfold.verify.sessions import instances as sessions
-from tenfold.verify.sessions.target import somebody
+from tenfold.verify.sessions import attacks, concurrency, instances, leaks
 
-BASELINES = Path(".tenfold", "baselines")  # in the folder of tenfold.toml
-
-
-def _baselines(settings: Settings) -> Path:
-    return settings.root / BASELINES
-
-
-def _scenario(stack: Stack, settings: Settings) -> Callable[[], object] | None:
-    """Sends what the scenario's users send, for a few seconds; None without a scenario."""
-    if not (settings.root / settings.measure.scenario).is_file():
-        return None
-    return lambda: measure.light_load(stack, settings.measure, root=settings.root)
-
-
-def _session(
-    name: str,
-    body: Callable[..., Finding],
-    *needs: str,
-    timeout_s: float = 60.0,
-) -> Check:
-    """A check that gets a pattern's settings alone."""
-    return Check(
-        name,
-        "sessions",
-        lambda stack, settings: body(stack, settings.sessions),
-        needs=frozenset({"app", *needs}),
-        timeout_s=timeout_s,
-    )
-
-
-def _front(name: str, body: Callable[..., Finding], *, timeout_s: float = 60.0) -> Check:
-    """A check of what nginx does with requests for several instances."""
-    return Check(
-        name,
-        "balancing",
-        lambda stack, settings: body(stack, settings.balancing, ready_path=settings.service.ready_path),
-        needs=frozenset({"app", "nginx", "instances"}),
-        timeout_s=timeout_s,
-    )
-
-
-def _database(name: str, body: Callable[..., Finding], *needs: str, timeout_s: float = 120.0) -> Check:
-    """A check that sends a visitor, signed in where a login is declared."""
-    return Check(
-        name,
-        "database",
-        lambda stack, settings: body(
-            stack, settings.database, enter=lambda: somebody(stack, settings.sessions)
-        ),
-        needs=frozenset({"app", "database", *needs}),
-        timeout_s=timeout_s,
-    )
-
+_APP = frozenset({"app"})
+_INSTANCES = frozenset({"app", "instances"})
+_NGINX = frozenset({"app", "nginx", "instances"})
+_DATABASE = frozenset({"app", "database"})
+_REPLICAS = frozenset({"app", "database", "replicas"})
+_LOGIN = ("login", "whoami")
 
 CHECKS: tuple[Check, ...] = (
+    Check(baseline.BASELINE, "measure", baseline.check_baseline),
+    Check(baseline.PERCENTILES, "measure", baseline.check_percentiles),
+    Check(baseline.SLOW_QUERIES, "measure", baseline.check_slow_queries, _DATABASE),
+    # ------------------------------------------------------------------ sessions
+    Check(attacks.FIXATION, "sessions", attacks.check_fixation, _APP, _LOGIN),
+    Check(attacks.GUESSING, "sessions", attacks.check_guessing, _APP, _LOGIN),
+    Check(attacks.REPLAY, "sessions", attacks.check_replay, _APP, (*_LOGIN, "logout")),
+    Check(concurrency.RESURRECTION, "sessions", concurrency.check_resurrection, _APP, (*_LOGIN, "logout")),
     Check(
-        measure.BASELINE,
-        "measure",
-        lambda stack, settings: measure.baseline_established(
-            stack, settings.measure, folder=_baselines(settings)
-        ),
-    ),
-    Check(
-        measure.PERCENTILES,
-        "measure",
-        lambda stack, settings: measure.percentiles_known(
-            stack, settings.measure, folder=_baselines(settings)
-        ),
-    ),
-    Check(
-        measure.SLOW_QUERIES,
-        "measure",
-        lambda stack, settings: measure.slow_queries(stack, settings.measure, root=settings.root),
-        needs=frozenset({"app", "database"}),
-    ),
-    _session(attacks.FIXATION, attacks.fixation),
-    _session(attacks.GUESSING, attacks.guessing),
-    _session(attacks.REPLAY, attacks.replay),
-    _session(concurrency.RESURRECTION, concurrency.resurrection),
-    _session(concurrency.LOST_UPDATE, concurrency.lost_update),
-    _session(attacks.OVERSIZE, attacks.oversize),
-    _session(leaks.ATTRIBUTES, leaks.attributes),
-    _session(leaks.HIDDEN, leaks.hidden),
-    _session(sessions.AFFINITY, sessions.affinity, "instances"),
-    Check(
-        sessions.SURVIVAL,
+        concurrency.LOST_UPDATE,
         "sessions",
-        lambda stack, settings: sessions.survival(
-            stack, settings.sessions, away_s=settings.balancing.fail_timeout_s
-        ),
-        needs=frozenset({"app", "nginx", "instances"}),
-        timeout_s=180,
+        concurrency.check_lost_update,
+        _APP,
+        (*_LOGIN, "session_write", "session_read"),
     ),
     Check(
-        sessions.LOCAL_FILES,
+        attacks.OVERSIZE,
         "sessions",
-        lambda stack, settings: sessions.local_files(
-            stack, settings.sessions, scenario=_scenario(stack, settings)
-        ),
-        needs=frozenset({"app"}),
+        attacks.check_oversize,
+        _APP,
+        (*_LOGIN, "session_write", "session_read"),
     ),
-    _front(balancing.EVEN, balancing.even),
-    _front(balancing.SLOW, balancing.slow_gets_less),
-    _front(balancing.BACKUP, balancing.backup, timeout_s=120),
-    _front(faults.KILLED, faults.killed, timeout_s=180),
-    _front(faults.REPEATED, faults.repeated, timeout_s=180),
-    _front(faults.REPLACED, faults.replaced, timeout_s=240),
+    Check(leaks.ATTRIBUTES, "sessions", leaks.check_cookie_attributes, _APP, _LOGIN),
+    Check(leaks.HIDDEN, "sessions", leaks.check_leaks, _APP, _LOGIN),
+    Check(instances.AFFINITY, "sessions", instances.check_affinity, _INSTANCES, _LOGIN),
+    Check(instances.SURVIVAL, "sessions", instances.check_kill, _NGINX, _LOGIN, timeout_s=180),
+    Check(instances.LOCAL_FILES, "sessions", instances.check_local_files, _APP),  # login or a scenario
+    # ------------------------------------------------------------------ balancing
+    Check(load_spread.SPREAD, "balancing", load_spread.check_load_spread, _NGINX),
+    Check(shares.SLOW, "balancing", shares.check_slow_instance, _NGINX),
+    Check(shares.BACKUP, "balancing", shares.check_backups, _NGINX, timeout_s=120),
+    Check(faults.KILLED, "balancing", faults.check_kill, _NGINX, timeout_s=180),
+    Check(faults.REPEATED, "balancing", faults.check_repeated_writes, _NGINX, ("write",), timeout_s=180),
+    Check(faults.REPLACED, "balancing", faults.check_replacement, _NGINX, timeout_s=240),
+    Check(goodput.GOODPUT, "balancing", goodput.check_goodput, _APP, timeout_s=120),
+    # ------------------------------------------------------------------ database
+    Check(staleness.REACH, "database", staleness.check_replica_share, _REPLICAS, ("read",), timeout_s=120),
+    Check(staleness.OWN, "database", staleness.check_own_writes, _REPLICAS, ("write", "read"), timeout_s=120),
     Check(
-        goodput.GOODPUT,
-        "balancing",
-        lambda stack, settings: goodput.overload(
-            stack,
-            settings.measure,
-            root=settings.root,
-            known=lambda: measure.known_capacity(settings.measure, folder=_baselines(settings)),
-        ),
-        needs=frozenset({"app"}),
+        staleness.BACK,
+        "database",
+        staleness.check_monotonic_reads,
+        _REPLICAS,
+        ("write", "read"),
         timeout_s=120,
     ),
-    _database(database.REACH, database.reach, "replicas"),
-    _database(database.OWN, database.own_writes, "replicas"),
-    _database(database.BACK, database.never_back, "replicas"),
-    _database(outages.OUTAGE, outages.outage, "replicas", timeout_s=180),
-    _database(outages.SURVIVES, outages.survives),
-    _database(pool_pressure.BUDGET, pool_pressure.budget),
-    _database(pool_pressure.RETURNED, pool_pressure.returned),
+    Check(outages.OUTAGE, "database", outages.check_replica_loss, _REPLICAS, ("read",), timeout_s=180),
+    Check(
+        outages.SURVIVES, "database", outages.check_primary_kill, _DATABASE, ("write", "read"), timeout_s=120
+    ),
+    Check(
+        pool_pressure.BUDGET, "database", pool_pressure.check_pool_budget, _DATABASE, ("read",), timeout_s=120
+    ),
+    Check(
+        pool_pressure.RETURNED,
+        "database",
+        pool_pressure.check_returned_connections,
+        _DATABASE,
+        ("read",),
+        timeout_s=120,
+    ),
 )

@@ -1,4 +1,4 @@
-"""Runs checks against a stack, each on its own: what one of them breaks is its own failure."""
+"""Run checks against a stack, one after the other; an exception fails the check that raised it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from tenfold.errors import SettingsError, TenfoldError
 from tenfold.settings import Settings
+from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 
 _PASSWORD = re.compile(r"://([^:/\s]*):[^@\s]*@")
 _LONGEST_MESSAGE = 300
 
-# What a check may need, and whether these settings have it.
+# What a check may need, and the predicate that tells whether the settings have it.
 NEEDS: Mapping[str, Callable[[Settings], bool]] = {
     "app": lambda settings: bool(settings.service.app),
     "database": lambda settings: settings.stack.database,
@@ -25,7 +26,7 @@ NEEDS: Mapping[str, Callable[[Settings], bool]] = {
     "nginx": lambda settings: settings.stack.nginx,
     "instances": lambda settings: settings.stack.instances > 1,
 }
-_WAYS = {
+_REMEDIES = {
     "app": "name the app in [service] app",
     "database": "set stack.database = true",
     "replicas": "set stack.replicas",
@@ -37,26 +38,37 @@ _WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A function that drives the stack and ends with a finding, and what it needs to do so.
+    """A function that drives the stack and returns a finding, and what it needs to do so.
 
-    ``needs`` are keys of NEEDS; a check whose needs are not declared in the settings is skipped, and says so.
+    A check is skipped, with a remedy, where the settings lack one of its needs or keys.
+
+    Attributes:
+        name: as ``tenfold verify`` prints it.
+        pattern: the package that it is about.
+        run: the function.
+        needs: parts of the stack, keys of NEEDS.
+        keys: keys of ``[verify]`` that have to be set.
+        timeout_s: a check that takes longer fails.
     """
 
     name: str
     pattern: str
     run: Callable[[Stack, Settings], Finding]
     needs: frozenset[str] = frozenset()
+    keys: tuple[str, ...] = ()
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        """Refuses a need that nobody can look up."""
+        """Refuse unknown needs and keys."""
         if unknown := self.needs - NEEDS.keys():
             raise ValueError(f"check {self.name}: unknown needs {', '.join(sorted(unknown))}")
+        if unknown := frozenset(self.keys) - VerifySettings.model_fields.keys():
+            raise ValueError(f"check {self.name}: unknown keys {', '.join(sorted(unknown))}")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A check, how it ended, and how long it took."""
+    """A check, its finding, and its duration in seconds."""
 
     check: Check
     finding: Finding
@@ -64,10 +76,10 @@ class Outcome:
 
 
 def select(checks: Sequence[Check], only: Sequence[str] = ()) -> tuple[Check, ...]:
-    """The checks with one of these names, or of one of these patterns; all of them without any.
+    """The checks with one of these names or patterns; all of them when ``only`` is empty.
 
     Raises:
-        SettingsError: a name that is neither.
+        SettingsError: a name is neither that of a check nor of a pattern.
     """
     known = {name for check in checks for name in (check.name, check.pattern)}
     for name in only:
@@ -79,30 +91,42 @@ def select(checks: Sequence[Check], only: Sequence[str] = ()) -> tuple[Check, ..
 
 
 def run(checks: Sequence[Check], stack: Stack, settings: Settings) -> Iterator[Outcome]:
-    """Runs one check after the other and yields each outcome as soon as it is known.
+    """Run one check after the other; yield each outcome as soon as it is known.
 
     An exception is a failure of that check alone. A check that takes longer than its ``timeout_s`` fails and
     is left behind in its thread, because Python cannot end one: it may disturb those that follow.
     """
     for check in checks:
         started = time.monotonic()
-        finding = _skipped(check, settings) or _finding(check, stack, settings)
+        finding = _skip(check, settings) or _run_in_thread(check, stack, settings)
         yield Outcome(check, finding, time.monotonic() - started)
 
 
-def _skipped(check: Check, settings: Settings) -> Finding | None:
+def _skip(check: Check, settings: Settings) -> Finding | None:
     missing = [need for need in sorted(check.needs) if not NEEDS[need](settings)]
     if not missing:
+        return skip_undeclared(check.name, settings.verify, check.keys)
+    remedy = ", ".join(_REMEDIES[need] for need in missing)
+    return Finding(check.name, f"needs {', '.join(missing)}", Verdict.SKIP, remedy=remedy)
+
+
+def skip_undeclared(check: str, settings: VerifySettings, keys: Sequence[str]) -> Finding | None:
+    """A SKIP finding that names the ``keys`` of ``[verify]`` that are not set; None when all are."""
+    missing = [key for key in keys if not getattr(settings, key)]
+    if not missing:
         return None
-    ways = ", ".join(_WAYS[need] for need in missing)
-    return Finding(check.name, f"needs {', '.join(missing)}", Verdict.SKIP, remedy=ways)
+    names = " and ".join(f"verify.{key}" for key in missing)
+    claim = f"{names} {'is' if len(missing) == 1 else 'are'} not set"
+    example = (VerifySettings.model_fields[missing[0]].examples or [""])[0]
+    remedy = f'set verify.{missing[0]}, for example {missing[0]} = "{example}"'
+    return Finding(check, claim, Verdict.SKIP, remedy=remedy)
 
 
-def _finding(check: Check, stack: Stack, settings: Settings) -> Finding:
+def _run_in_thread(check: Check, stack: Stack, settings: Settings) -> Finding:
     results: list[Finding] = []
 
     def work() -> None:
-        results.append(_guarded(check, stack, settings))
+        results.append(_run_safely(check, stack, settings))
 
     thread = threading.Thread(target=work, name=f"check {check.name}", daemon=True)
     thread.start()
@@ -112,12 +136,12 @@ def _finding(check: Check, stack: Stack, settings: Settings) -> Finding:
     return Finding(check.name, f"did not end within {check.timeout_s:g} s", Verdict.FAIL)
 
 
-def _guarded(check: Check, stack: Stack, settings: Settings) -> Finding:
+def _run_safely(check: Check, stack: Stack, settings: Settings) -> Finding:
     try:
         finding: object = check.run(stack, settings)
     except TenfoldError as error:
         return Finding(check.name, _sentence(str(error)), Verdict.FAIL)
-    except BaseException as error:  # SystemExit too: nothing that a check does may end the runner
+    except BaseException as error:  # SystemExit too: no check may end the runner
         what = f"raised {type(error).__name__}" + (f": {error}" if str(error) else "")
         return Finding(check.name, _sentence(what), Verdict.FAIL)
     if not isinstance(finding, Finding):

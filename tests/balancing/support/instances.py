@@ -1,4 +1,4 @@
-"""Small instances that say who they are, and a real nginx in front of them."""
+"""Small instances that answer with their name, and a real nginx in front of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +22,7 @@ from tenfold.balancing.upstream import Node, Upstream
 from tenfold.deploy.nginx import FrontDoor, render
 from tenfold.stack.ports import free_port
 from tenfold.stack.programs import Program
+from tests.support.waiting import eventually
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -32,9 +32,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         instance: Instance = self.server.instance
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        instance.seen.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        instance.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
         if not instance.behave(self):
-            self.close_connection = True  # as one that is killed: the request came, no answer goes
+            self.close_connection = True  # as a killed instance: the request came, no answer goes
             return
         body = json.dumps({"name": instance.name}).encode()
         self.send_response(200)
@@ -59,11 +59,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class Instance:
-    """An instance on a port of its own; ``seen`` are the requests that reached it."""
+    """An instance on a port of its own; ``requests`` are those that reached it."""
 
     def __init__(self, name: str, behave: Callable[[_Handler], bool] = lambda handler: True) -> None:
         self.name, self.behave = name, behave
-        self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.connections: list[socket.socket] = []
         self._server = _Server(("127.0.0.1", free_port()), _Handler)
         self._server.instance = self
@@ -85,7 +85,7 @@ class Instance:
                     connection.shutdown(socket.SHUT_RDWR)
 
 
-class Door:
+class RunningNginx:
     """A running nginx."""
 
     def __init__(self, port: int, process: subprocess.Popen) -> None:
@@ -93,18 +93,15 @@ class Door:
         self._master = psutil.Process(process.pid)
 
     def reload(self) -> None:
-        """Read the configuration again; the old workers know that their time is over when this returns."""
+        """Reload the configuration; return when the old workers are shutting down."""
         old = self._master.children()
         self._master.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while not all(_leaving(worker) for worker in old):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: all(_is_shutting_down(worker) for worker in old))
 
-    def ask(
+    def request(
         self, path: str = "/", *, method: str = "GET", body: bytes | None = None, **headers: str
     ) -> tuple[int, dict[str, str], str]:
-        """Status, headers and the name of the instance that answered, over a connection of its own."""
+        """Send a request over a new connection; return status, headers and the name of the instance."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -116,13 +113,13 @@ class Door:
         finally:
             connection.close()
 
-    def who(self, path: str = "/", **headers: str) -> str:
-        status, _, name = self.ask(path, **headers)
+    def instance_for(self, path: str = "/", **headers: str) -> str:
+        status, _, name = self.request(path, **headers)
         assert status == 200, status
         return name
 
 
-def _leaving(worker: psutil.Process) -> bool:
+def _is_shutting_down(worker: psutil.Process) -> bool:
     try:
         return "shutting down" in " ".join(worker.cmdline()) or worker.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -130,7 +127,7 @@ def _leaving(worker: psutil.Process) -> bool:
 
 
 @contextmanager
-def door(
+def nginx_before(
     nginx: Program,
     folder: Path,
     nodes: tuple[Node, ...],
@@ -142,8 +139,8 @@ def door(
     header_bytes: int = 16384,
     client_idle_s: float = 5.0,
     **upstream: object,
-) -> Iterator[Door]:
-    """nginx before ``nodes``; ``rewrite`` spoils its configuration for a negative control."""
+) -> Iterator[RunningNginx]:
+    """Run nginx before ``nodes``; ``rewrite`` changes its configuration for a negative control."""
     front = FrontDoor(
         listen=f"127.0.0.1:{free_port()}",
         upstream=Upstream(nodes=nodes, **upstream),
@@ -160,19 +157,16 @@ def door(
     command = [nginx.path, "-p", f"{folder}/", "-c", "nginx.conf", "-e", "stderr"]
     process = subprocess.Popen(command, stderr=(folder / "errors").open("w"))
     try:
-        made = Door(int(front.listen.rpartition(":")[2]), process)
-        _listening(made.port, process)
+        made = RunningNginx(int(front.listen.rpartition(":")[2]), process)
+        eventually(lambda: _is_listening(made.port, process))
         yield made
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _listening(port: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        assert process.poll() is None, "nginx ended"
-        assert time.monotonic() < deadline
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.01)
+def _is_listening(port: int, process: subprocess.Popen) -> bool:
+    assert process.poll() is None, "nginx ended"
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

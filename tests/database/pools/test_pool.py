@@ -160,7 +160,7 @@ PROBED_LATER = """
 from pathlib import Path
 from sqlalchemy import create_engine, text
 from tenfold.database import pool_options
-from tenfold.measure import sqlalchemy
+from tenfold.measure.probe import sqlalchemy
 from tenfold.measure.probe.recorder import Recorder
 engine = create_engine("sqlite://", **pool_options("sqlite://", metrics=False))
 engine.connect().close()
@@ -169,7 +169,7 @@ sqlalchemy.install(recorder)
 recorder.start()
 with engine.connect() as connection:
     connection.execute(text("SELECT 1"))
-print(sorted(text.fingerprint for text in recorder.drain(1.0).statements), len(sqlalchemy.pools()))
+print(sorted(text.fingerprint for text in recorder.drain(1.0).statements), len(sqlalchemy.drain_pools()))
 """
 
 

@@ -1,13 +1,12 @@
-"""A machine that changes its speed is noticed, a steady one is not accused."""
+"""A machine whose speed changes is noticed; a steady one is not."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 
 from tenfold.measure.diagnosis.machine_speed import FEWEST, SpeedGauge, spread
 from tenfold.measure.measurement import notices
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -20,20 +19,16 @@ from tenfold.measure.measurement import notices
         ([0.0] * FEWEST, None),
     ],
 )
-def test_the_spread_ignores_single_outliers(seconds: list[float], expected: float | None) -> None:
+def test_spread_ignores_single_outliers(seconds: list[float], expected: float | None) -> None:
     assert spread(seconds) == expected
 
 
-def test_the_gauge_times_while_something_else_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gauge_times_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenfold.measure.diagnosis.machine_speed.INTERVAL_S", 0.005)
     with SpeedGauge() as gauge:
-        deadline = time.monotonic() + 20
-        while gauge.spread is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    assert gauge.spread >= 1.0
+        assert eventually(lambda: gauge.spread) >= 1.0
 
 
-def test_only_an_unsteady_machine_is_mentioned() -> None:
+def test_notice_only_for_an_unsteady_machine() -> None:
     assert notices((), (), speed=None) == notices((), (), speed=1.1) == ()
     assert "factor of 1.9" in notices((), (), speed=1.9)[0]

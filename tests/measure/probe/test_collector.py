@@ -1,4 +1,4 @@
-"""The collector against wrong, stale and greedy neighbours, and its bounds."""
+"""The collector: stale sockets, invalid frames, and the aggregate's bounds."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import pytest
 
 from tenfold.errors import MeasurementError
 from tenfold.measure.probe import probe_protocol
-from tenfold.measure.probe.aggregate import STATEMENTS, Tally, Texts
+from tenfold.measure.probe.aggregate import STATEMENTS, Aggregate, TextTable
 from tenfold.measure.probe.collector import Collector
-from tenfold.measure.probe.evidence import repeats
-from tests.measure.conftest import until
+from tenfold.measure.probe.evidence import is_repetition
+from tests.support.waiting import eventually
 
 
-def connected(address: Path) -> socket.socket:
+def connect(address: Path) -> socket.socket:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     link.connect(str(address))
     return link
 
 
-def batch(*requests: probe_protocol.Request, **more) -> probe_protocol.Batch:
+def batch(*requests: probe_protocol.RequestRecord, **more) -> probe_protocol.Batch:
     return probe_protocol.Batch(0.25, 0, True, requests=list(requests), **more)
 
 
-def test_only_its_owner_may_connect_and_nothing_is_left(address: Path) -> None:
+def test_socket_is_private_and_removed_on_exit(address: Path) -> None:
     with Collector(address):
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
     assert not address.exists()
 
 
-def test_a_stale_socket_is_replaced_and_a_living_one_is_not(address: Path) -> None:
+def test_stale_socket_is_replaced_and_one_in_use_is_refused(address: Path) -> None:
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(address))
     with Collector(address) as collector:
         with pytest.raises(MeasurementError, match="another measurement listens"), Collector(address):
             pass
-        with connected(address) as link:
+        with connect(address) as link:
             link.sendall(probe_protocol.pack(probe_protocol.Hello(1, "app 1")))
-            until(lambda: collector.workers == 1)
+            eventually(lambda: collector.workers == 1)
 
 
-def test_a_path_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:
+def test_socket_path_over_100_characters_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(MeasurementError, match="shorter than 100 characters"),
         Collector(tmp_path / ("x" * 200)),
@@ -55,75 +55,82 @@ def test_a_path_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\xff" * 64, probe_protocol.LENGTH.pack(5) + b"hello", probe_protocol.LENGTH.pack(2**31)]
 )
-def test_garbage_closes_its_connection_and_no_other(address: Path, garbage: bytes) -> None:
-    with Collector(address) as collector, connected(address) as good, connected(address) as bad:
+def test_invalid_frame_closes_only_its_own_connection(address: Path, garbage: bytes) -> None:
+    with Collector(address) as collector, connect(address) as good, connect(address) as bad:
         good.sendall(probe_protocol.pack(probe_protocol.Hello(1, "app 1")))
         bad.sendall(garbage)
         bad.settimeout(5)
         assert bad.recv(1) == b""
-        # A frame in two pieces, as a full socket hands it over.
-        frame = probe_protocol.pack(batch(probe_protocol.Request(time.perf_counter(), 0.1)))
+        # A frame in two pieces, as a full socket delivers it.
+        frame = probe_protocol.pack(batch(probe_protocol.RequestRecord(time.perf_counter(), 0.1)))
         good.sendall(frame[:10])
         good.sendall(frame[10:])
-        until(lambda: collector.evidence().requests == 1)
+        eventually(lambda: collector.evidence().requests == 1)
         assert collector.workers == 1
 
 
-def test_texts_for_explain_are_kept_apart_from_the_evidence(address: Path) -> None:
-    text = probe_protocol.StatementText(7, "SELECT ?", "app.py:1", "f", "SELECT 'secret'")
-    with Collector(address) as collector, connected(address) as link:
-        request = probe_protocol.Request(time.perf_counter(), 0.1, executions={7: [1, 0.01, 1]})
+def test_evidence_does_not_contain_sql_texts(address: Path) -> None:
+    text = probe_protocol.StatementText(7, "SELECT ?", "app.py:1", "SELECT 'secret'")
+    with Collector(address) as collector, connect(address) as link:
+        request = probe_protocol.RequestRecord(time.perf_counter(), 0.1, executions={7: [1, 0.01]})
         link.sendall(
             probe_protocol.pack(probe_protocol.Hello(1, ""))
             + probe_protocol.pack(batch(request, statements=[text]))
         )
-        until(lambda: collector.evidence().requests == 1)
-        assert collector.examples() == {"SELECT ?": "SELECT 'secret'"}
+        eventually(lambda: collector.evidence().requests == 1)
+        assert collector.sql_examples() == {"SELECT ?": "SELECT 'secret'"}
         assert "secret" not in repr(collector.evidence())
 
 
-def test_requests_from_before_a_reset_are_not_counted() -> None:
-    tally = Tally(since=100.0)
-    tally.add(
-        1, batch(probe_protocol.Request(99.9, 0.5), probe_protocol.Request(100.1, 0.1)), Texts(), now=100.5
+def test_requests_started_before_reset_are_not_counted() -> None:
+    aggregate = Aggregate(since=100.0)
+    aggregate.add(
+        1,
+        batch(probe_protocol.RequestRecord(99.9, 0.5), probe_protocol.RequestRecord(100.1, 0.1)),
+        TextTable(),
+        now=100.5,
     )
-    assert tally.evidence(101.0).requests == 1
+    assert aggregate.evidence(101.0).requests == 1
 
 
-def test_memory_is_bounded() -> None:
-    tally, texts = Tally(since=0.0), Texts()
+def test_aggregate_memory_is_bounded() -> None:
+    aggregate, texts = Aggregate(since=0.0), TextTable()
     for number in range(1, STATEMENTS + 500):
-        texts.statements[number] = (f"SELECT {number}", "", "")
-        tally.add(1, batch(probe_protocol.Request(1, 0.1, executions={number: [1, 0.01, 1]})), texts, now=2)
-    evidence = tally.evidence(3.0)
+        texts.statements[number] = (f"SELECT {number}", "")
+        aggregate.add(
+            1, batch(probe_protocol.RequestRecord(1, 0.1, executions={number: [1, 0.01]})), texts, now=2
+        )
+    evidence = aggregate.evidence(3.0)
     assert len(evidence.statements) == STATEMENTS + 1
     assert sum(use.executions for use in evidence.statements) == STATEMENTS + 499
-    assert len(evidence.slowest) == 50
 
 
-def test_slow_requests_show_where_their_time_went() -> None:
-    """Half of the requests are slow, and for one statement only."""
-    tally, texts = Tally(since=0.0), Texts()
+def test_slow_time_is_attributed_to_slow_statement() -> None:
+    """Half of the requests are slow, because of one statement only."""
+    aggregate, texts = Aggregate(since=0.0), TextTable()
     texts.routes[1] = ("GET /", "app.py:1")
-    texts.statements |= {1: ("SELECT fast", "a.py:1", "f"), 2: ("SELECT slow", "a.py:2", "f")}
+    texts.statements |= {1: ("SELECT fast", "a.py:1"), 2: ("SELECT slow", "a.py:2")}
     for number in range(1000):
         slow = number % 2
-        executions = {1: [1, 0.01, 1]} | ({2: [1, 0.08, 1]} if slow else {})
-        tally.add(
-            1, batch(probe_protocol.Request(1, 0.1 if slow else 0.02, 1, 200, 0, executions)), texts, now=2
+        executions = {1: [1, 0.01]} | ({2: [1, 0.08]} if slow else {})
+        aggregate.add(
+            1,
+            batch(probe_protocol.RequestRecord(1, 0.1 if slow else 0.02, 1, 0, executions)),
+            texts,
+            now=2,
         )
-    evidence = tally.evidence(3.0)
+    evidence = aggregate.evidence(3.0)
     shares = {use.fingerprint: use.slow_s / evidence.slow_s for use in evidence.statements}
     assert shares["SELECT slow"] == pytest.approx(0.8, abs=0.02)
     assert shares["SELECT fast"] == pytest.approx(0.1, abs=0.02)
     (route,) = evidence.routes
-    assert (route.requests, route.errors) == (1000, 0)
-    assert route.p99_ms == pytest.approx(100, rel=0.02)
+    assert (route.route, route.endpoint, route.requests) == ("GET /", "app.py:1", 1000)
+    assert route.total_s == pytest.approx(60)
 
 
 @pytest.mark.parametrize(
     ("executions", "seconds", "expected"),
     [(4, 9.0, False), (5, 0.020, False), (5, 0.0201, True), (19, 0.001, False), (20, 0.0, True)],
 )
-def test_what_counts_as_repetition(executions: int, seconds: float, expected: bool) -> None:
-    assert repeats(executions, seconds) is expected
+def test_repetition_thresholds(executions: int, seconds: float, expected: bool) -> None:
+    assert is_repetition(executions, seconds) is expected

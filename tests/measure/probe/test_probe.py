@@ -15,28 +15,33 @@ from pathlib import Path
 import pytest
 
 from tenfold.measure.probe.collector import Collector
-from tenfold.measure.probe.evidence import Evidence, RouteUse, StatementUse
-from tests.measure.conftest import Service, mark, until
+from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, RouteStats, StatementStats
+from tests.measure.conftest import Service, mark
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def collector(service: Service) -> Iterator[Collector]:
     with Collector(service.probe_address) as collector:
-        until(lambda: collector.workers == 2)
+        eventually(lambda: collector.workers == 2)
         collector.reset()
         yield collector
 
 
-def seen(collector: Collector, requests: int) -> Evidence:
-    until(lambda: collector.evidence().requests >= requests)
+def evidence_after(collector: Collector, requests: int) -> Evidence:
+    eventually(lambda: collector.evidence().requests >= requests)
     return collector.evidence()
 
 
-def repetitions(evidence: Evidence) -> list[StatementUse]:
-    return [use for use in evidence.statements if use.repeating]
+def repetitions(evidence: Evidence) -> list[StatementStats]:
+    return [use for use in evidence.statements if use.repeating_requests]
 
 
-def route(evidence: Evidence, label: str) -> RouteUse:
+def statements_of(evidence: Evidence) -> int:
+    return sum(use.executions for use in evidence.statements if use.fingerprint not in ROUND_TRIPS)
+
+
+def route(evidence: Evidence, label: str) -> RouteStats:
     return next(use for use in evidence.routes if use.route == label)
 
 
@@ -48,97 +53,99 @@ def route(evidence: Evidence, label: str) -> RouteUse:
         ("/async", "GET /async", "async", 25),
     ],
 )
-def test_repetition_is_found_with_its_line(
+def test_n_plus_one_is_found_with_its_line(
     service: Service, collector: Collector, path: str, label: str, site: str, times: int
 ) -> None:
     service.get(path, 4)
-    (found,) = repetitions(seen(collector, 4))
+    (found,) = repetitions(evidence_after(collector, 4))
     assert (found.route, found.site) == (label, mark(site))
-    assert found.repeating == 4
-    assert found.repeats_mean == found.request_max == times
-    assert found.rows_mean == 1
+    assert found.repeating_requests == 4
+    assert found.repetitions_mean == found.executions_max == times
     assert 0 < found.mean_ms < 1000
 
 
 @pytest.mark.parametrize("path", ["/eager/1", "/four"])
-def test_no_repetition_where_there_is_none(service: Service, collector: Collector, path: str) -> None:
+def test_eager_loading_is_not_reported_as_n_plus_one(
+    service: Service, collector: Collector, path: str
+) -> None:
     service.get(path, 4)
-    evidence = seen(collector, 4)
-    assert evidence.routes[0].statements_mean in (2, 4)
+    evidence = evidence_after(collector, 4)
+    assert statements_of(evidence) in (4 * 2, 4 * 4)
     assert repetitions(evidence) == []
 
 
-def test_routes_carry_their_templates(service: Service, collector: Collector) -> None:
+def test_routes_are_named_by_template(service: Service, collector: Collector) -> None:
     service.get("/outer/inner/ada/orders")
     service.get("/lazy/2")
     service.get("/orders/17/a3f8c2d41b9e")
-    labels = {use.route for use in seen(collector, 3).routes}
+    labels = {use.route for use in evidence_after(collector, 3).routes}
     assert labels == {"GET /outer/inner/{name}/orders", "GET /lazy/{customer}", "GET /orders/{id}/{id}"}
 
 
-def test_both_workers_and_errors_are_counted(service: Service, collector: Collector) -> None:
+def test_workers_and_failed_requests_are_counted(service: Service, collector: Collector) -> None:
     service.get("/broken", 3)
-    evidence = seen(collector, 3)
-    assert route(evidence, "GET /broken").errors == 3
-    assert route(evidence, "GET /broken").statements_mean == 1  # a failed statement is a statement
-    until(lambda: service.get("/broken") or all(collector.evidence().seen.values()))
+    evidence = evidence_after(collector, 3)
+    assert route(evidence, "GET /broken").requests == 3
+    assert statements_of(evidence) == 3  # a failed statement is a statement
+    eventually(lambda: service.get("/broken") or all(collector.evidence().seen.values()))
     evidence = collector.evidence()
     assert evidence.workers == 2
     assert set(evidence.seen) == {"requests", "sqlalchemy", "pool", "event loop", "threads"}
 
 
-def test_waits_for_the_pool_are_seen(service: Service, collector: Collector) -> None:
+def test_pool_waits_are_recorded(service: Service, collector: Collector) -> None:
     threads = [threading.Thread(target=service.get, args=("/hold", 3)) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    evidence = seen(collector, 36)
+    evidence = evidence_after(collector, 36)
     (pool,) = evidence.pools
     assert (pool.size, pool.max_overflow, pool.checked_out_max, pool.pools) == (1, 1, 2, 2)
     assert pool.site == mark("pool")
     assert pool.full_share > 0.3
     assert pool.wait_p95_ms > 50
     assert pool.held_s > 36 * 0.1 * 0.6
-    assert route(evidence, "GET /hold").pool_wait_share > 0.3
+    hold = route(evidence, "GET /hold")
+    assert hold.slow_wait_s > 0.3 * hold.slow_s
 
 
-def test_a_pool_with_room_is_not_waited_for(service: Service, collector: Collector) -> None:
-    # What a worker sends first after a reset tells of the time before, too, and is left out.
-    until(lambda: service.get("/hold") or collector.evidence().pools)
+def test_pool_with_free_connections_records_no_wait(service: Service, collector: Collector) -> None:
+    # A worker's first batch after a reset covers time before it, too, and is left out.
+    eventually(lambda: service.get("/hold") or collector.evidence().pools)
     (pool,) = collector.evidence().pools
-    assert (pool.waited, pool.wait_p95_ms, pool.full_share) == (0, 0, 0)
+    assert (pool.wait_count, pool.wait_p95_ms, pool.full_share) == (0, 0, 0)
 
 
-def test_a_blocked_loop_is_seen_with_its_line(service: Service, collector: Collector) -> None:
+def test_blocked_event_loop_is_recorded_with_its_line(service: Service, collector: Collector) -> None:
     service.get("/blocked", 6)
-    evidence = seen(collector, 6)
+    evidence = evidence_after(collector, 6)
     assert evidence.loop is not None
     assert evidence.loop.max_ms > 100
     assert mark("blocked") in dict(evidence.loop.blockers)
 
 
-def test_a_loop_that_waits_politely_is_not_blocked(service: Service, collector: Collector) -> None:
+def test_awaiting_does_not_count_as_blocking(service: Service, collector: Collector) -> None:
     service.get("/hold", 6)
-    evidence = seen(collector, 6)
+    evidence = evidence_after(collector, 6)
     assert evidence.loop is not None
     assert evidence.loop.p50_ms < 50
     assert mark("blocked") not in dict(evidence.loop.blockers)
 
 
-def test_a_collector_that_comes_back_learns_everything_again(service: Service) -> None:
+def test_new_collector_receives_all_texts_again(service: Service) -> None:
     for _ in range(2):
         with Collector(service.probe_address) as collector:
-            until(lambda c=collector: c.workers == 2)
+            eventually(lambda c=collector: c.workers == 2)
             service.get("/loop", 2)
-            (found,) = repetitions(seen(collector, 2))
+            (found,) = repetitions(evidence_after(collector, 2))
             assert found.site == mark("loop")
         assert not service.probe_address.exists()
 
 
-def test_reset_forgets(service: Service, collector: Collector) -> None:
+def test_reset_discards_evidence(service: Service, collector: Collector) -> None:
     service.get("/loop", 2)
-    seen(collector, 2)
+    evidence_after(collector, 2)
     collector.reset()
     assert collector.evidence().requests == 0
 
@@ -156,8 +163,8 @@ with Collector(Path(sys.argv[1])) as collector:
 """
 
 
-def test_a_paused_collector_never_blocks_the_worker_and_drops_are_counted(address: Path) -> None:
-    """The receiver stands still; requests go on at their usual pace, and what did not fit is told later."""
+def test_paused_collector_does_not_block_worker_and_drops_are_counted(address: Path) -> None:
+    """While the receiver is stopped requests run as fast as before; dropped ones are reported later."""
     from tenfold.measure.probe.probe import Probe
 
     async def app(scope, receive, send):
@@ -171,16 +178,16 @@ def test_a_paused_collector_never_blocks_the_worker_and_drops_are_counted(addres
     try:
         assert collecting.stdout is not None
         assert collecting.stdout.readline() == "listening\n"
-        _ask(probe, 1)
-        until(lambda: probe._recorder.on)
+        _send_requests(probe, 1)
+        eventually(lambda: probe._recorder.is_on)
         os.kill(collecting.pid, signal.SIGSTOP)
         slowest, deadline = 0.0, time.monotonic() + 30
         while not probe._recorder.dropped:
-            slowest = max(slowest, _ask(probe, 500))
+            slowest = max(slowest, _send_requests(probe, 500))
             assert time.monotonic() < deadline, "nothing was ever dropped"
         assert slowest < 2  # for 500 requests; a blocked sender would stand still until the collector reads
         os.kill(collecting.pid, signal.SIGCONT)
-        until(lambda: _ask(probe, 1) and collecting.poll() is not None, seconds=20)
+        eventually(lambda: _send_requests(probe, 1) and collecting.poll() is not None, within_s=20)
         assert int(collecting.stdout.read()) > 0
     finally:
         probe.close()
@@ -188,18 +195,18 @@ def test_a_paused_collector_never_blocks_the_worker_and_drops_are_counted(addres
         collecting.wait()
 
 
-def test_the_control_a_sender_without_the_queue_stands_still(address: Path) -> None:
+def test_the_control_sender_without_queue_blocks(address: Path) -> None:
     with socket.socket(socket.AF_UNIX) as paused, socket.socket(socket.AF_UNIX) as sender:
         paused.bind(str(address))
         paused.listen()
         sender.settimeout(1)
-        sender.connect(str(address))  # taken in by the kernel; nobody ever reads
+        sender.connect(str(address))  # the kernel accepts it, and no process reads
         with pytest.raises(TimeoutError):
             sender.sendall(b"a record of a request " * 1_000_000)
 
 
-def _ask(probe, requests: int) -> float:
-    """Send requests through the probe in this process; how long they took."""
+def _send_requests(probe, requests: int) -> float:
+    """Send requests through the probe in this process; return the seconds they took."""
     import asyncio
 
     async def silent(message):
@@ -237,19 +244,19 @@ while time.monotonic() < deadline:
 """
 
 
-def test_a_forked_worker_is_seen_as_well(address: Path) -> None:
+def test_forked_worker_connects_by_itself(address: Path) -> None:
     with Collector(address) as collector:
         forking = subprocess.Popen([sys.executable, "-c", FORKING, str(address)], start_new_session=True)
         try:
-            until(lambda: collector.workers == 2)
-            until(lambda: collector.evidence().workers == 2)
+            eventually(lambda: collector.workers == 2)
+            eventually(lambda: collector.evidence().workers == 2)
         finally:
             os.killpg(forking.pid, signal.SIGKILL)
             forking.wait()
-        until(lambda: collector.workers == 0)
+        eventually(lambda: collector.workers == 0)
 
 
-def test_without_a_collector_nothing_is_kept(address: Path) -> None:
+def test_nothing_is_recorded_without_collector(address: Path) -> None:
     from tenfold.measure.probe.probe import Probe
 
     calls = []

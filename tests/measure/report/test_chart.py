@@ -1,4 +1,4 @@
-"""A chart is well-formed for every input and shows each point once."""
+"""A chart is well-formed SVG for every input and shows each point once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINITE = st.just(0.0) | st.floats(1e-6, 1e9) | st.floats(-1e6, -1e-6)
     st.booleans(),
     st.text(max_size=10, alphabet=st.characters(exclude_categories=["Cc", "Cs"])),
 )
-def test_any_points_give_well_formed_svg_inside_the_frame(
+def test_any_points_are_drawn_inside_the_frame(
     points: list[tuple[float, float]], x_log: bool, y_log: bool, name: str
 ) -> None:
     svg = chart([Series(name, points, "red")], x=Axis(name, log=x_log), y=Axis("y", log=y_log))
@@ -35,7 +35,7 @@ def test_any_points_give_well_formed_svg_inside_the_frame(
         assert -1 <= float(circle.get("cy", "nan")) <= HEIGHT + 1
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_non_finite_points_are_left_out() -> None:
     svg = chart([Series("a", [(1, math.nan), (2, 3)], "red")], x=Axis("x"), y=Axis("y"))
     assert svg.count("<circle") == 1
 

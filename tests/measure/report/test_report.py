@@ -1,4 +1,4 @@
-"""A report survives the disk whole, and what is no report is refused in one sentence."""
+"""Reports: saving and loading, comparison, wording and the HTML page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tenfold.measure.report.wording import facts, headline, number, objective
 from tests.measure.support.report_examples import capacity, report
 
 
-def test_a_report_reads_back_as_it_was_written(tmp_path: Path) -> None:
+def test_saved_report_loads_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "baselines" / "naive.json"
     save(report(), path)
     assert load(path) == report()
-    assert [p.name for p in path.parent.iterdir()] == ["naive.json"], "no half-written file stays behind"
+    assert [p.name for p in path.parent.iterdir()] == ["naive.json"], "no temporary file is left"
 
 
-def test_json_carries_the_names_that_scripts_rely_on(tmp_path: Path) -> None:
+def test_json_field_names_are_stable(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     save(report(), path)
     seen = json.loads(path.read_text())
@@ -33,7 +33,7 @@ def test_json_carries_the_names_that_scripts_rely_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"version": 1}'])
-def test_what_is_no_report_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_invalid_report_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(SettingsError, match="is not a tenfold report") as caught:
@@ -41,14 +41,14 @@ def test_what_is_no_report_is_refused_in_one_sentence(tmp_path: Path, content: b
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_report_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     save(report(version=99), path)
     with pytest.raises(SettingsError, match="version 99"):
         load(path)
 
 
-def test_a_missing_baseline_names_those_that_exist(tmp_path: Path) -> None:
+def test_missing_baseline_error_lists_the_existing_ones(tmp_path: Path) -> None:
     save(report(), tmp_path / "naive.json")
     with pytest.raises(SettingsError, match=r"no baseline navie .* there are naive"):
         load(tmp_path / "navie.json")
@@ -57,29 +57,29 @@ def test_a_missing_baseline_names_those_that_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "says"),
     [
-        (120.0, 130.0, "more than before"),
-        (20.0, 22.0, "less than before"),
+        (120.0, 130.0, "higher than before"),
+        (20.0, 22.0, "lower than before"),
         (58.0, 66.0, "no difference shown from before"),
     ],
 )
-def test_a_comparison_claims_only_what_the_intervals_carry(low: float, high: float, says: str) -> None:
+def test_comparison_follows_from_the_intervals(low: float, high: float, says: str) -> None:
     result = compare(report(capacity=capacity(low=low, high=high)), report(), name="before")
     assert result.sentence.startswith(says)
     assert result.low == pytest.approx(low / 61.0) and result.high == pytest.approx(high / 56.0)
 
 
-def test_a_comparison_without_both_intervals_claims_nothing() -> None:
+def test_comparison_without_both_intervals_has_no_ratio() -> None:
     result = compare(report(capacity=capacity(high=None, outcome="at_least")), report(), name="before")
     assert result.low is None and "not comparable" in result.sentence
 
 
-def test_text_from_the_service_cannot_become_markup() -> None:
+def test_text_from_the_service_is_escaped() -> None:
     attack = "<script>alert(1)</script>"
     page = render(report(service=attack, errors={attack: 3}, notices=(attack,)))
     assert attack not in page and "&lt;script&gt;" in page
 
 
-def test_the_control_without_escaping_it_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_without_autoescape_text_becomes_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     import jinja2
 
     attack = "<script>alert(1)</script>"
@@ -92,7 +92,7 @@ def test_the_control_without_escaping_it_would(monkeypatch: pytest.MonkeyPatch) 
     assert attack in render(report(notices=(attack,)))
 
 
-def test_the_page_loads_nothing_and_shows_what_matters() -> None:
+def test_page_has_no_external_resources_and_no_scripts() -> None:
     page = render(report())
     assert "http://" not in page.replace(report().target, "") and "https://" not in page
     assert "<script" not in page
@@ -116,11 +116,11 @@ def test_every_outcome_has_a_page_and_a_headline(changes: dict[str, object]) -> 
     assert "<html" in render(one)
 
 
-def test_a_capacity_in_arrivals_is_said_in_requests() -> None:
+def test_headline_converts_arrivals_to_requests() -> None:
     assert headline(report(capacity=capacity(requests_per_arrival=2.0))) == "112 – 122 requests/s"
 
 
-def test_the_objective_is_said_as_it_is_set() -> None:
+def test_objective_in_words() -> None:
     assert objective(report().objective) == "objective: p95 < 200 ms, errors < 5 %"
 
 
@@ -140,11 +140,11 @@ def test_numbers_have_three_digits_and_no_exponent(value: float | None, text: st
     assert number(value) == text
 
 
-def test_refusals_are_shown_and_only_when_there_were_some() -> None:
+def test_refused_share_is_shown_only_if_there_is_one() -> None:
     assert "refused" not in dict(facts(report()))
     assert dict(facts(report(refused_share=0.25)))["refused"] == "25.0 %"
 
 
-def test_a_missing_latency_is_a_dash_and_never_a_zero() -> None:
+def test_missing_latency_is_a_dash() -> None:
     assert dict(facts(report(latency_ms=None)))["p95"] == "–"
     assert dict(facts(report(latency_ms=Latency(p50=1, p95=2, p99=3))))["p95"] == "2.00 ms"

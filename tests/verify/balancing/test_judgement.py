@@ -1,4 +1,4 @@
-"""What the balancing checks conclude from counts, rows and trials: pure, as tables."""
+"""The findings of the balancing checks from loads, log entries and trials: pure, by tables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,40 @@ import pytest
 
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
-from tenfold.types import Verdict
-from tenfold.verify.balancing.faults import judged
-from tenfold.verify.balancing.goodput import holds, pushed
-from tenfold.verify.balancing.goodput import judged as kept
-from tenfold.verify.balancing.shares import spread
-from tenfold.verify.kit.accesslog import AccessLog, Row, parsed
+from tenfold.types import Finding, Verdict
+from tenfold.verify.balancing.faults import judge_writes
+from tenfold.verify.balancing.goodput import holds, judge_goodput, overload
+from tenfold.verify.balancing.load_spread import InstanceLoad, judge_spread, loads_of
+from tenfold.verify.kit.access_log import AccessLog, LogEntry, parse_entry
 
 A, B, C = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
+
+
+NAMES = {A: "app 1", B: "app 2", C: "app 3"}
+
+
+def loads(
+    counts: dict[str, int], means: dict[str, float] | None = None, *, paths: int = 1, seed: int = 1
+) -> dict[str, InstanceLoad]:
+    """Loads of so many requests, with durations that vary by a half around 10 ms."""
+    chance = random.Random(seed)
+    entries = [
+        LogEntry(
+            "GET",
+            f"/{chance.randrange(paths)}",
+            (address,),
+            seconds=(means or {}).get(address, 0.01) * chance.uniform(0.5, 1.5),
+        )
+        for address, count in counts.items()
+        for _ in range(count)
+    ]
+    return loads_of(entries)
+
+
+def judge(
+    found: dict[str, InstanceLoad], weights: dict[str, int] | None = None, method: str = "round_robin"
+) -> Finding:
+    return judge_spread(found, weights or {A: 1, B: 1, C: 1}, names=NAMES, method=method)
 
 
 @pytest.mark.parametrize(
@@ -28,42 +54,90 @@ A, B, C = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
         ({A: 70, B: 50}, {A: 1, B: 1}, Verdict.PASS),  # p = 0.07
         ({A: 80, B: 40}, {A: 1, B: 1}, Verdict.FAIL),
         ({A: 80, B: 40}, {A: 2, B: 1}, Verdict.PASS),
+        ({A: 10_000, B: 9_000}, {A: 1, B: 1}, Verdict.PASS),  # unlikely, and too little to matter
         ({A: 120}, {A: 1, B: 1}, Verdict.FAIL),
+        ({A: 90, B: 90}, {A: 1, B: 1, C: 1}, Verdict.FAIL),  # one that got nothing
+        ({A: 900, B: 100, C: 10}, {A: 18, B: 2, C: 1}, Verdict.FAIL),  # a small one that got little
         ({A: 60, B: 60, C: 1}, {A: 1, B: 1}, Verdict.FAIL),  # to one that should get none
         ({A: 120}, {A: 1}, Verdict.PASS),
+        ({A: 5, B: 2}, {A: 1, B: 1}, Verdict.SKIP),  # too few
         ({}, {A: 1, B: 1}, Verdict.FAIL),
     ],
 )
-def test_a_spread_is_judged(counts: dict[str, int], weights: dict[str, int], verdict: Verdict) -> None:
-    assert spread(counts, weights, {A: "app 1"}).verdict is verdict
+def test_counts_are_compared_with_weights(
+    counts: dict[str, int], weights: dict[str, int], verdict: Verdict
+) -> None:
+    assert judge(loads(counts), weights).verdict is verdict
 
 
-def test_a_fair_coin_is_hardly_ever_called_uneven() -> None:
+def test_random_spread_is_rarely_called_uneven() -> None:
     drawn = random.Random(1)
-    spreads = [Counter(drawn.choices([A, B, C], k=180)) for _ in range(1000)]
-    uneven = sum(spread(counts, {A: 1, B: 1, C: 1}, {}).verdict is Verdict.FAIL for counts in spreads)
+    found = [judge(loads(Counter(drawn.choices([A, B, C], k=180)))) for _ in range(1000)]
+    uneven = sum(finding.verdict is Verdict.FAIL for finding in found)
     assert uneven <= 6  # one in a thousand is expected; seven come once in ten thousand times
 
 
-def row(*sent: int) -> Row:
-    return Row("1", "POST", "/orders", 200, tuple([A, B][: len(sent)]), ("502", "200")[: len(sent)], sent)
+@pytest.mark.parametrize("method", ["least_conn", "random_two"])
+def test_method_that_follows_speed_has_to_use_every_instance(method: str) -> None:
+    assert judge(loads({A: 120, B: 40, C: 30}), method=method).verdict is Verdict.PASS
+    finding = judge(loads({A: 120, B: 40}), method=method)
+    assert (finding.verdict, finding.claim) == (Verdict.FAIL, "app 3 got none of 160 requests")
+
+
+def reason(finding: Finding) -> tuple[object, object]:
+    assert finding.verdict is Verdict.FAIL and finding.remedy
+    return finding.numbers["reason"], finding.numbers["instance"]
+
+
+@pytest.mark.parametrize("method", ["round_robin", "least_conn"])
+def test_slow_instance_is_the_reason(method: str) -> None:
+    for counts in ({A: 60, B: 60, C: 60}, {A: 75, B: 75, C: 30}):
+        assert reason(judge(loads(counts, {C: 0.04}), method=method)) == ("slow instance", "app 3")
+    finding = judge(loads({A: 60, B: 60, C: 60}, {C: 0.012}), method=method)
+    assert finding.verdict is Verdict.PASS  # the control: slower by a little
+
+
+def test_weight_is_the_reason_where_the_heavier_instance_is_slow() -> None:
+    counts, weights = {A: 150, B: 15, C: 15}, {A: 10, B: 1, C: 1}
+    assert reason(judge(loads(counts, {A: 0.04}), weights)) == ("weight", "app 1")
+    assert judge(loads(counts), weights).verdict is Verdict.PASS  # the control: it carries its weight
+
+
+def test_hot_key_is_the_reason_under_hash() -> None:
+    found = loads({A: 100, B: 100, C: 100}, {B: 0.05}, paths=50)
+    assert judge(found, method="hash").verdict is Verdict.PASS  # other keys may take longer
+    found[B].paths["/product/7"] += 150
+    found[B].seconds += [0.01] * 150
+    finding = judge(found, method="hash")
+    assert reason(finding) == ("hot key", "app 2")
+    assert (finding.numbers["key"], finding.numbers["key_requests"]) == ("/product/7", 150)
+    assert "150 of its 250 are for /product/7" in finding.claim
+
+
+def test_surplus_of_many_keys_is_not_blamed_on_one() -> None:
+    found = loads({A: 100, B: 300, C: 100}, paths=50)
+    assert reason(judge(found, method="hash")) == ("unknown", "app 2")
+
+
+def entry(*sent: int) -> LogEntry:
+    return LogEntry("POST", "/orders", tuple([A, B][: len(sent)]), sent)
 
 
 @pytest.mark.parametrize(
-    ("rows", "failures", "verdict", "claim"),
+    ("entries", "failures", "verdict", "claim"),
     [
-        ([row(100)] * 9, [Counter()], Verdict.PASS, "0 of 9 failed around 1 kills, none was sent twice"),
-        ([row(100)] * 9, [Counter({1: 1, 2: 1}), Counter({1: 1})], Verdict.PASS, "3 of 9 failed around 2"),
-        ([row(0, 100)] * 9, [Counter()], Verdict.PASS, "none was sent twice"),  # the first was not there
-        ([row(100), row(100, 100)], [Counter()], Verdict.FAIL, "1 of 2 requests were sent to a second"),
-        ([row(100)] * 9, [Counter({1: 2})], Verdict.FAIL, "a client failed 2 times"),
+        ([entry(100)] * 9, [Counter()], Verdict.PASS, "0 of 9 failed around 1 kills, none was sent twice"),
+        ([entry(100)] * 9, [Counter({1: 1, 2: 1}), Counter({1: 1})], Verdict.PASS, "3 of 9 failed around 2"),
+        ([entry(0, 100)] * 9, [Counter()], Verdict.PASS, "none was sent twice"),  # the first was not there
+        ([entry(100), entry(100, 100)], [Counter()], Verdict.FAIL, "1 of 2 requests were sent to a second"),
+        ([entry(100)] * 9, [Counter({1: 2})], Verdict.FAIL, "a client failed 2 times"),
         ([], [Counter()], Verdict.FAIL, "no request reached nginx"),
     ],
 )
-def test_repeats_are_judged(
-    rows: list[Row], failures: list[Counter[int]], verdict: Verdict, claim: str
+def test_repeated_writes_and_failures_are_judged(
+    entries: list[LogEntry], failures: list[Counter[int]], verdict: Verdict, claim: str
 ) -> None:
-    finding = judged(rows, failures)
+    finding = judge_writes(entries, failures)
     assert finding.verdict is verdict
     assert claim in finding.claim
 
@@ -86,28 +160,28 @@ def trial(offered: int, good: int, *, refused: int = 0, late: float = 0.0) -> Tr
     ],
 )
 def test_goodput_is_judged(push: Trial, verdict: Verdict) -> None:
-    assert kept(push, 100.0).verdict is verdict
+    assert judge_goodput(push, 100.0).verdict is verdict
 
 
-def test_a_capacity_that_was_too_small_is_pushed_further() -> None:
-    """A service that does 200/s in truth, whatever is asked of it."""
+def test_capacity_that_was_too_small_is_raised() -> None:
+    """A service whose true capacity is 200/s."""
 
     class Generator:
-        asked: list[float] = []  # noqa: RUF012 - of this test alone
+        rates: list[float] = []  # noqa: RUF012 - of this test alone
 
         def run(self, request: TrialRequest) -> Trial:
-            self.asked.append(request.rate)
+            self.rates.append(request.rate)
             offered = round(request.rate)
             return trial(offered, min(offered, 200), refused=max(0, offered - 200))
 
     generator = Generator()
-    finding = pushed(generator, 50.0, seed=1)
+    finding = overload(generator, 50.0, seed=1)
     assert finding.verdict is Verdict.PASS
-    assert generator.asked == [150.0, 450.0, 600.0]
+    assert generator.rates == [150.0, 450.0, 600.0]
 
 
 @pytest.mark.parametrize(("does", "true"), [(200, True), (50, False)])
-def test_a_stored_capacity_is_believed_while_it_holds(does: int, true: bool) -> None:
+def test_stored_capacity_is_used_while_it_holds(does: int, true: bool) -> None:
     class Generator:
         def run(self, request: TrialRequest) -> Trial:
             offered = round(request.rate)
@@ -117,45 +191,46 @@ def test_a_stored_capacity_is_believed_while_it_holds(does: int, true: bool) -> 
 
 
 LINE = {
-    "id": "a",
     "method": "POST",
     "path": "/x",
     "status": 200,
     "upstream_addr": f"{A}, {B}",
-    "upstream_status": "502, 200",
     "upstream_bytes_sent": "0, 120",
+    "upstream_response_time": "0.001, 0.020",
 }
 
 
 @pytest.mark.parametrize(
-    ("changes", "upstreams", "sent"),
+    ("changes", "upstreams", "sent", "seconds"),
     [
-        ({}, (A, B), (0, 120)),
-        ({"upstream_addr": A, "upstream_bytes_sent": "7"}, (A,), (7,)),
-        ({"upstream_addr": f"{A} : {B}", "upstream_bytes_sent": "7 : 8"}, (A, B), (7, 8)),
-        ({"upstream_addr": "", "upstream_bytes_sent": "-"}, (), ()),
+        ({}, (A, B), (0, 120), 0.02),
+        ({"upstream_addr": A, "upstream_bytes_sent": "7", "upstream_response_time": "nan"}, (A,), (7,), 0.0),
+        ({"upstream_addr": f"{A} : {B}", "upstream_bytes_sent": "7 : 8"}, (A, B), (7, 8), 0.02),
+        ({"upstream_addr": "", "upstream_bytes_sent": "-", "upstream_response_time": "-"}, (), (), 0.0),
     ],
 )
-def test_a_row_is_read(changes: dict[str, str], upstreams: tuple[str, ...], sent: tuple[int, ...]) -> None:
-    found = parsed(json.dumps({**LINE, **changes}))
+def test_log_entry_is_parsed(
+    changes: dict[str, str], upstreams: tuple[str, ...], sent: tuple[int, ...], seconds: float
+) -> None:
+    found = parse_entry(json.dumps({**LINE, **changes}))
     assert found is not None
-    assert (found.upstreams, found.sent) == (upstreams, sent)
+    assert (found.upstreams, found.sent_bytes, found.seconds) == (upstreams, sent, seconds)
 
 
-@pytest.mark.parametrize("line", ["", "text", "[]", "{}", '{"id": 1}'])
-def test_what_is_no_row_is_left_out(line: str) -> None:
-    assert parsed(line) is None
+@pytest.mark.parametrize("line", ["", "text", "[]", "{}", '{"method": "GET"}'])
+def test_other_lines_are_left_out(line: str) -> None:
+    assert parse_entry(line) is None
 
 
-def test_a_log_is_read_from_where_it_was_and_no_line_by_halves(tmp_path: Path) -> None:
+def test_log_is_read_from_its_end_on_and_by_whole_lines(tmp_path: Path) -> None:
     file = tmp_path / "access.log"
     line = json.dumps(LINE) + "\n"
     file.write_text(line)
     log = AccessLog(file)
-    assert log.rows() == []
+    assert log.read_new() == []
     with file.open("a") as opened:
         opened.write(line + line[:20])
         opened.flush()
-        assert len(log.rows()) == 1
+        assert len(log.read_new()) == 1
         opened.write(line[20:])
-    assert len(log.rows(quiet_s=0.001)) == 1
+    assert len(log.read_new(quiet_s=0.001)) == 1

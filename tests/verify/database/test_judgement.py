@@ -1,4 +1,4 @@
-"""What the checks make of what they saw: pure, by tables and properties."""
+"""The findings of the database checks from counts and answers: pure, by tables and properties."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tenfold.errors import TargetError
 from tenfold.types import Verdict
-from tenfold.verify.database.outages import judged
-from tenfold.verify.database.pool_pressure import Connections, kept
-from tenfold.verify.database.staleness import shared
-from tenfold.verify.database.write_probe import Shown
-from tenfold.verify.kit.load_clients import Sent
+from tenfold.verify.database.outages import judge_outages
+from tenfold.verify.database.pool_pressure import ConnectionPeak, judge_pool_budget
+from tenfold.verify.database.staleness import judge_replica_share
+from tenfold.verify.database.write_probe import WriteDetector
+from tenfold.verify.kit.load_clients import SentRequest
 
 
 @pytest.mark.parametrize(
@@ -31,22 +31,24 @@ from tenfold.verify.kit.load_clients import Sent
         ((20, 30, 40), 1000, 0.5, Verdict.SKIP, "cannot be judged"),
     ],
 )
-def test_shares(counts: Sequence[int], reads: int, wanted: float, verdict: Verdict, part: str) -> None:
+def test_replica_share_is_judged(
+    counts: Sequence[int], reads: int, wanted: float, verdict: Verdict, part: str
+) -> None:
     named = dict(zip(("primary", "replica 1", "replica 2"), counts, strict=True))
-    found = shared(named, reads, wanted)
+    found = judge_replica_share(named, reads, wanted)
     assert found.verdict is verdict
     assert part in found.claim
     assert (verdict is Verdict.PASS) == (not found.remedy)
 
 
-def sent(**statuses: int) -> list[Sent]:
-    return [Sent(0, int(name[1:])) for name, count in statuses.items() for _ in range(count)]
+def sent(**statuses: int) -> list[SentRequest]:
+    return [SentRequest(0, int(name[1:])) for name, count in statuses.items() for _ in range(count)]
 
 
-def test_every_fault_is_named_with_what_failed() -> None:
-    good = judged({"kill of replica 1": sent(s200=90, s404=5), "a hang": sent(s200=9)})
+def test_faults_are_named_with_their_failed_reads() -> None:
+    good = judge_outages({"kill of replica 1": sent(s200=90, s404=5), "a hang": sent(s200=9)})
     assert (good.verdict, good.numbers["reads"]) == (Verdict.PASS, 104)
-    bad = judged({"kill of replica 1": sent(s200=90, s500=7, s0=3), "a hang": sent(s200=9)})
+    bad = judge_outages({"kill of replica 1": sent(s200=90, s500=7, s0=3), "a hang": sent(s200=9)})
     assert bad.verdict is Verdict.FAIL
     assert bad.claim == "10 of 109 reads failed: 10 at kill of replica 1 (500: 7, no answer: 3)"
 
@@ -61,15 +63,20 @@ def test_every_fault_is_named_with_what_failed() -> None:
         (sent(), {}, Verdict.FAIL, "0 of 0"),
     ],
 )
-def test_crowds(answers: list[Sent], most: dict[str, int], verdict: Verdict, part: str) -> None:
-    found = kept(answers, most, allowed=20, clients=30)
+def test_pool_budget_is_judged(
+    answers: list[SentRequest], most: dict[str, int], verdict: Verdict, part: str
+) -> None:
+    found = judge_pool_budget(answers, most, allowed=20, clients=30)
     assert found.verdict is verdict
     assert part in found.claim
 
 
-def test_connections_that_cannot_be_counted_are_no_pass() -> None:
-    nowhere = SimpleNamespace(name="primary", admin_url="postgresql://127.0.0.1:1/shop")
-    with pytest.raises(TargetError, match="the connections could not be counted"), Connections([nowhere]):
+def test_connections_that_cannot_be_counted_raise() -> None:
+    unreachable = SimpleNamespace(name="primary", admin_url="postgresql://127.0.0.1:1/shop")
+    with (
+        pytest.raises(TargetError, match="the connections could not be counted"),
+        ConnectionPeak([unreachable]),
+    ):
         pass
 
 
@@ -77,21 +84,19 @@ texts = st.lists(st.text(max_size=3), max_size=8)
 
 
 @given(before=texts, after=texts)
-def test_a_text_shows_the_last_write_when_it_was_not_shown_before_it(
-    before: list[str], after: list[str]
-) -> None:
-    shown = Shown(named=False)
+def test_without_values_a_new_answer_shows_the_write(before: list[str], after: list[str]) -> None:
+    detector = WriteDetector(has_values=False)
     for text in before:
-        shown.by(text)
-    shown.wrote("ignored")
-    assert [shown.by(text) for text in after] == [text not in before for text in after]
-    shown.wrote("ignored")
-    assert not any(shown.by(text) for text in (*before, *after))
+        detector.shows_write(text)
+    detector.record_write("ignored")
+    assert [detector.shows_write(text) for text in after] == [text not in before for text in after]
+    detector.record_write("ignored")
+    assert not any(detector.shows_write(text) for text in (*before, *after))
 
 
 @given(st.text(min_size=1), st.text(), st.text())
-def test_a_value_is_looked_for_where_there_is_one(value: str, head: str, tail: str) -> None:
-    shown = Shown(named=True)
-    shown.wrote(value)
-    assert shown.by(head + value + tail)
-    assert shown.by(head) == (value in head)
+def test_with_values_the_answer_has_to_hold_the_value(value: str, head: str, tail: str) -> None:
+    detector = WriteDetector(has_values=True)
+    detector.record_write(value)
+    assert detector.shows_write(head + value + tail)
+    assert detector.shows_write(head) == (value in head)

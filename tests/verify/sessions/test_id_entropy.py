@@ -1,4 +1,4 @@
-"""What an id's chance is estimated from, as a table and as properties."""
+"""The estimate of random bits in session ids, by tables and properties."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def issued(kind: str, seed: int = 1, count: int = 12) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["hex", "token", "uuid4", "prefixed", "signed"])
 @given(seed=seeds)
-def test_random_ids_are_enough(kind: str, seed: int) -> None:
+def test_random_ids_have_enough_bits(kind: str, seed: int) -> None:
     assert estimate(issued(kind, seed)).bits >= ENOUGH_BITS
 
 
@@ -43,16 +43,16 @@ def test_random_ids_are_enough(kind: str, seed: int) -> None:
     "kind", ["number", "padded number", "clock", "short", "clock and little", "few digits"]
 )
 @given(seed=seeds)
-def test_what_can_be_guessed_is_not(kind: str, seed: int) -> None:
+def test_guessable_ids_have_too_few_bits(kind: str, seed: int) -> None:
     assert estimate(issued(kind, seed)).bits < 64
 
 
-def test_the_reason_is_named() -> None:
+def test_reason_is_named() -> None:
     assert estimate(issued("padded number")).why == "each is greater than the one before"
     assert "never change" in estimate(issued("prefixed")).why
     assert estimate(["a", "b", "a", "c"]).why == "1 of 4 were given out before"
 
 
 @given(st.text("abc.", max_size=40))
-def test_a_signature_is_a_part_of_its_value(text: str) -> None:
+def test_signature_is_part_of_the_value(text: str) -> None:
     assert signature(text) in text

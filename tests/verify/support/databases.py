@@ -9,6 +9,7 @@ from typing import Any
 
 from tenfold.database.settings import DatabaseSettings
 from tenfold.settings import ServiceSettings, Settings, StackSettings
+from tenfold.settings.verify import VerifySettings
 from tenfold.stack import Stack
 
 SERVICES = Path(__file__).parents[1] / "services"
@@ -16,26 +17,27 @@ _shared = ExitStack()
 _running: list[Stack] = []
 
 
-def declared(app: str, *, read: str = "GET /notes", **database: Any) -> Settings:
+POOLS = {"pool_size": 3, "max_overflow": 2, "engines": 2}
+
+
+def declared(app: str, *, read: str = "GET /notes", pools: dict[str, int] = POOLS, **verify: Any) -> Settings:
     """Settings of one of the services in ``notes.py``."""
-    table = {"write": "POST /notes", "read": read, "pool_size": 3, "max_overflow": 2, "engines": 2}
     return Settings(
         root=SERVICES,
         service=ServiceSettings(
             app=f"notes:{app}", factory=True, folder=Path(), prepare="notes:prepare", ready_path="/notes"
         ),
         stack=StackSettings(redis=False, replicas=2, instances=2),
-        database=DatabaseSettings(**{**table, **database}),
+        database=DatabaseSettings(**pools),
+        verify=VerifySettings(**{"write": "POST /notes", "read": read, **verify}),
     )
 
 
-def careless(
-    read: str = "GET /notes", **database: Any
-) -> Callable[[Path, ExitStack], tuple[Stack, Settings]]:
-    """The careless service, read in one of its ways; one stack for all who ask, until :func:`end`."""
+def careless(read: str = "GET /notes", **options: Any) -> Callable[[Path, ExitStack], tuple[Stack, Settings]]:
+    """The careless service, read in one of its ways; one stack for all cases, until :func:`stop`."""
 
     def case(folder: Path, ending: ExitStack) -> tuple[Stack, Settings]:
-        settings = declared("careless", read=read, **database)
+        settings = declared("careless", read=read, **options)
         if not _running:
             _running.append(_shared.enter_context(Stack(settings)))
         return _running[0], settings
@@ -43,7 +45,7 @@ def careless(
     return case
 
 
-def end() -> None:
-    """Stop what :func:`careless` has started."""
+def stop() -> None:
+    """Stop the stack that :func:`careless` has started."""
     _running.clear()
     _shared.close()

@@ -1,6 +1,6 @@
 """An ASGI app on a loopback thread, and a stand-in for a Stack made of such: no process, up at once.
 
-Good enough for what HTTP shows. What needs processes (kills, files, logs) is tested on the real stack.
+Enough for checks that need HTTP alone. Those that need processes (kills, files, logs) run on the real stack.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _handler(app: App, loop: _Loop) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 @dataclass
-class Stood:
+class FakeServer:
     """A server of a stand-in."""
 
     kind: str
@@ -112,21 +112,21 @@ class Stood:
 
 
 @dataclass
-class StandIn:
-    """What the checks see of a Stack."""
+class FakeStack:
+    """A :class:`tenfold.types.Stack` of loopback servers."""
 
     url: str
-    servers: list[Stood]
+    servers: list[FakeServer]
     app_folder: Path
     probe_address: Path
     access_log: Path | None = None
     database_url: str | None = None
     restarted: list[str] = field(default_factory=list)
 
-    def restart(self, server: Stood) -> None:
+    def restart(self, server: FakeServer) -> None:
         self.restarted.append(server.name)
 
-    def replace(self, server: Stood) -> None:
+    def replace(self, server: FakeServer) -> None:
         self.restarted.append(server.name)
 
 
@@ -136,8 +136,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def standing(folder: Path, *apps: App) -> Iterator[StandIn]:
-    """Serve each app as an instance; the front door is the first one."""
+def serve(folder: Path, *apps: App) -> Iterator[FakeStack]:
+    """Serve each app as an instance; the first one stands in for nginx."""
     loop = _Loop()
     running = [_Server(("127.0.0.1", 0), _handler(app, loop)) for app in apps]
     servers = []
@@ -146,12 +146,12 @@ def standing(folder: Path, *apps: App) -> Iterator[StandIn]:
         url = f"http://127.0.0.1:{server.server_port}"
         log = folder / f"app-{number}.log"
         log.touch()
-        servers.append(Stood("app", f"app {number}", url, log))
+        servers.append(FakeServer("app", f"app {number}", url, log))
     private = folder / "private"
     private.mkdir(exist_ok=True)
     (folder / "app").mkdir(exist_ok=True)
     try:
-        yield StandIn(servers[0].url, servers, folder / "app", private / "probe.sock")
+        yield FakeStack(servers[0].url, servers, folder / "app", private / "probe.sock")
     finally:
         for server in running:
             server.shutdown()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.balancing.settings import BalancingSettings
+from tenfold.measure.report.report import ObjectiveReport, save
 from tenfold.measure.settings import MeasureSettings, Objective
 from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.stack import Stack
+from tests.measure.support.report_examples import capacity, report
 from tests.verify.support.sessions_cases import DECLARED
 
 SERVICES = Path(__file__).parents[1] / "services"
@@ -24,12 +25,7 @@ class Visitor(FastHttpUser):
     def visit(self):
         self.client.get("/work")
 """
-QUICK = {
-    "probe_read": "GET /orders",
-    "probe_write": "POST /orders",
-    "fail_timeout_s": 1,
-    "client_idle_s": 0.5,
-}
+QUICK = {"fail_timeout_s": 1, "client_idle_s": 0.5}
 MEASURE = MeasureSettings(objective=Objective(slow_ms=200))
 
 
@@ -42,14 +38,14 @@ def declared(folder: Path, app: str, *, instances: int, redis: bool, **balancing
         service=ServiceSettings(app=app, factory=True, folder=Path("service"), ready_path="/orders"),
         stack=StackSettings(database=False, redis=redis, instances=instances),
         measure=MEASURE,
-        sessions=DECLARED,
+        verify=DECLARED,
         balancing=BalancingSettings(**{**QUICK, **balancing}),
     )
 
 
 @dataclass
-class Careless:
-    """A stack that replaces an instance by killing it: nobody is told before."""
+class AbruptStack:
+    """A stack that replaces an instance by killing it, without taking it out of nginx."""
 
     running: Stack
 
@@ -63,18 +59,17 @@ class Careless:
         self.running.restart(server)
 
 
-def with_baseline(folder: Path, low: float) -> None:
-    """A capacity that need not be searched for."""
-    stored = folder / ".tenfold" / "baselines" / "main.json"
-    stored.parent.mkdir(parents=True)
-    capacity = {"low": low, "high": low * 1.1}
-    stored.write_text(json.dumps({"capacity": capacity, "objective": MEASURE.objective.model_dump()}))
+def store_baseline(folder: Path, low: float) -> None:
+    """Store a capacity, so that no check has to search for it."""
+    objective = ObjectiveReport(**MEASURE.objective.model_dump())
+    stored = report(capacity=capacity(low=low, high=low * 1.1), objective=objective)
+    save(stored, folder / ".tenfold" / "baselines" / "main.json")
 
 
-def failing(folder: Path, ending: ExitStack) -> tuple[Careless, Settings]:
+def failing(folder: Path, ending: ExitStack) -> tuple[AbruptStack, Settings]:
     """Instances that share nothing, and an nginx that is not what the settings say.
 
-    It favours one instance, asks one only for each request, and never gives up on a dead one.
+    It favours one instance, tries one only for each request, and never gives up on a dead one.
     """
     settings = declared(
         folder,
@@ -86,17 +81,17 @@ def failing(folder: Path, ending: ExitStack) -> tuple[Careless, Settings]:
         tries=1,
         max_fails=0,
     )
-    return Careless(ending.enter_context(Stack(settings))), settings
+    return AbruptStack(ending.enter_context(Stack(settings))), settings
 
 
-def one_takes_all(folder: Path, ending: ExitStack) -> tuple[Stack, Settings]:
-    """Sessions in each instance's own memory, unnoticed as long as one instance gets everything."""
+def unshared_sessions(folder: Path, ending: ExitStack) -> tuple[Stack, Settings]:
+    """Sessions in each instance's own memory, behind nginx with one instance and a backup."""
     settings = declared(folder, "own:naive", instances=2, redis=False, backups=1)
     return ending.enter_context(Stack(settings)), settings
 
 
-def said(settings: Settings, **balancing: Any) -> Settings:
-    """The settings that a check is told in place of those that the stack runs with."""
+def with_balancing(settings: Settings, **balancing: Any) -> Settings:
+    """Settings that differ from those that the stack runs with."""
     table = settings.balancing.model_copy(update={"weights": (), **balancing})
     return settings.model_copy(update={"balancing": table})
 

@@ -1,4 +1,4 @@
-"""Bottlenecks as values: what stops a service, with evidence, place and remedy."""
+"""Bottlenecks as values: what limits a service, with evidence, location and remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Proof = Literal["proven", "suspected"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bottleneck:
-    """One thing that stops the service, with what was seen and what helps."""
+    """One limit of the service, with its evidence and remedy."""
 
     kind: (
         str  # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads"
@@ -22,18 +22,18 @@ class Bottleneck:
     remedy: str
     evidence: tuple[str, ...] = ()
     where: str | None = None  # "shop/orders.py:48"
-    share: float | None = None  # of the slow requests' time, 0..1; None when it cannot be said
+    share: float | None = None  # of the slow requests' time, 0..1; None when it is not known
     proof: Proof = "suspected"
-    follows_from: tuple[int, ...] = ()  # ranks, from 1, of what has to be removed and measured first
+    follows_from: tuple[int, ...] = ()  # ranks, from 1, of the bottlenecks to fix and measure first
 
     @property
     def type(self) -> str:
-        """The kind, by the name that ``analyze_performance_metrics`` promises."""
+        """``kind``, under the name that ``analyze_performance_metrics`` promises."""
         return self.kind
 
     @property
     def solution(self) -> str:
-        """The remedy, by the name that ``analyze_performance_metrics`` promises."""
+        """``remedy``, under the name that ``analyze_performance_metrics`` promises."""
         return self.remedy
 
     def __str__(self) -> str:
@@ -44,10 +44,10 @@ class Bottleneck:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Bottlenecks, the worst first, and what nobody can tell. Iterates over the bottlenecks."""
+    """Bottlenecks, the worst first, and what was not measured. Iterates over the bottlenecks."""
 
     bottlenecks: tuple[Bottleneck, ...] = ()
-    not_measured: tuple[str, ...] = ()  # never to be read as healthy
+    not_measured: tuple[str, ...] = ()  # not to be taken for healthy
 
     def __iter__(self) -> Iterator[Bottleneck]:
         return iter(self.bottlenecks)
@@ -65,7 +65,7 @@ class Analysis:
         if self.bottlenecks:
             lines = [f"{rank}  {one}" for rank, one in enumerate(self.bottlenecks, 1)]
         else:
-            lines = ["No bottleneck in what was measured."]
+            lines = ["No bottleneck found in what was measured."]
         if self.not_measured:
             lines.append(f"Not measured: {'; '.join(self.not_measured)}")
         return "\n".join(lines)

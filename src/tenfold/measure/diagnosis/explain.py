@@ -1,11 +1,11 @@
-"""Asks PostgreSQL how it runs the costliest statements, and whether an index is missing.
+"""Query plans of the costliest statements from PostgreSQL, and the indexes that they lack.
 
-``EXPLAIN (GENERIC_PLAN)``, PostgreSQL 16 and newer, needs no parameters: no visitor's data are kept, sent or
-shown. It does not run the statement; everything happens in a read-only transaction with a time limit.
+``EXPLAIN (GENERIC_PLAN)``, PostgreSQL 16 and newer, needs no parameters: no user's data are kept, sent or
+shown. It does not run the statement; everything happens in a read-only transaction with a timeout.
 
 With ``may_create_index`` a missing index is *proven*: one row's value is looked up by the column, inside the
-database, before and after ``CREATE INDEX CONCURRENTLY``; then the index is dropped again. Only for data that
-are thrown away afterwards: on a large table that takes long and loads the database.
+database, before and after ``CREATE INDEX CONCURRENTLY``; then the index is dropped again. Use it only for
+data that are thrown away afterwards: on a large table it takes long and loads the database.
 """
 
 from __future__ import annotations
@@ -19,54 +19,54 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tenfold.errors import DependencyError, MeasurementError
-from tenfold.measure.diagnosis.plans import SHARE, TABLE_ROWS, Scan, outline, scans
+from tenfold.measure.diagnosis.plans import MAX_SHARE, MIN_TABLE_ROWS, Scan, outline, scans
 
 if TYPE_CHECKING:
     import psycopg
 
-    from tenfold.measure.probe.evidence import StatementUse
+    from tenfold.measure.probe.evidence import StatementStats
 
 STATEMENTS = 20
 PROOFS = 3  # indexes created for proof, at most
 PROOF_INDEX = "tenfold_proof_"
-RUNS = 3
+LOOKUPS = 3  # look-ups timed before and after an index is created; their median counts
 
-_PSYCOPG = re.compile(r"%\(\w+\)s|%s|%%")
-_FINGERPRINT = re.compile(r"\(\?\+\)|\?")
-_READABLE = re.compile(r"\s*(SELECT|WITH|UPDATE|DELETE)\b", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"%\(\w+\)s|%s|%%")
+_FINGERPRINT_PLACEHOLDER = re.compile(r"\(\?\+\)|\?")
+_EXPLAINABLE = re.compile(r"\s*(SELECT|WITH|UPDATE|DELETE)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexProof:
-    """What the index changed. Times are the median of three runs in the database."""
+    """The effect of an index. Times are the median of three runs in the database."""
 
     before_ms: float
     after_ms: float
-    cost_before: float  # of the whole statement, as the planner estimates
+    cost_before: float  # of the whole statement, as the planner estimates it
     cost_after: float
 
     @property
     def helps(self) -> bool:
-        """At least twice as fast, and the planner uses it for the statement."""
+        """True if the look-up is at least twice as fast and the planner uses the index for the statement."""
         return self.after_ms * 2 <= self.before_ms and self.cost_after < self.cost_before
 
 
 @dataclass(frozen=True, slots=True)
 class MissingIndex:
-    """A column by which rows are looked for, or columns by which they are sorted, without an index."""
+    """A column by which rows are looked up, or columns by which they are sorted, without an index."""
 
     table: str  # "orders", "sales.orders" outside of public
-    column: str  # "user_id"; "created_at DESC, id" where it is for an ORDER BY
+    column: str  # "user_id"; "created_at DESC, id" for an ORDER BY
     table_rows: int
-    rows: float  # wanted of them, as the planner estimates
-    create: str  # the statement to run
+    rows: float  # that the statement needs, as the planner estimates
+    create: str  # the CREATE INDEX statement
     ordered: bool = False  # for an ORDER BY with a LIMIT
     proof: IndexProof | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the database runs one statement."""
+    """The query plan of one statement."""
 
     fingerprint: str
     cost: float = 0.0
@@ -77,40 +77,40 @@ class Plan:
 
 def explain(
     url: str,
-    statements: Iterable[StatementUse],
+    statements: Iterable[StatementStats],
     *,
     texts: Mapping[str, str] | None = None,
     may_create_index: bool = False,
     timeout_s: float = 5.0,
 ) -> tuple[Plan, ...]:
-    """The plans of the costliest statements, at most twenty.
+    """Return the plans of the costliest statements, at most twenty.
 
     Args:
-        url: the database, as a role that may read its tables (``postgresql://…``).
-        statements: what was seen, the costliest first.
-        texts: fingerprint → text as the driver got it (``Collector.examples()``). Without it the plan is
-            made from the fingerprint, which fails for some statements; each says so.
-        may_create_index: prove what is missing; see above.
-        timeout_s: longest time of one statement; creating an index may take ten times as long.
+        url: the database, with a role that may read its tables (``postgresql://…``).
+        statements: the recorded statements, the costliest first.
+        texts: fingerprint → text as the driver got it (``Collector.sql_examples()``). Without it the plan is
+            made from the fingerprint, which fails for some statements; those have a ``reason``.
+        may_create_index: prove missing indexes; see the module's description.
+        timeout_s: timeout of one statement; creating an index may take ten times as long.
 
     Raises:
         MeasurementError: the database cannot be reached.
         DependencyError: psycopg is not installed.
     """
     costliest = list(dict.fromkeys(use.fingerprint for use in statements))
-    wanted = [text for text in costliest if _READABLE.match(text)][:STATEMENTS]
+    wanted = [text for text in costliest if _EXPLAINABLE.match(text)][:STATEMENTS]
     if not wanted:
         return ()
     with _connection(url, timeout_s) as connection:
-        runnable = {text: _runnable(text, (texts or {}).get(text)) for text in wanted}
-        plans = [_plan(connection, text, sql) for text, sql in runnable.items()]
+        sql_of = {text: _explainable_sql(text, (texts or {}).get(text)) for text in wanted}
+        plans = [_plan(connection, text, sql) for text, sql in sql_of.items()]
         if may_create_index:
-            plans = _proven(connection, plans, runnable, timeout_s)
+            plans = _prove_indexes(connection, plans, sql_of, timeout_s)
     return tuple(plans)
 
 
-def positional(sql: str, placeholder: re.Pattern[str] = _PSYCOPG) -> str:
-    """The statement with ``$1``, ``$2`` … for every placeholder of psycopg.
+def positional(sql: str, placeholder: re.Pattern[str] = _PLACEHOLDER) -> str:
+    """Return the statement with ``$1``, ``$2`` … for every placeholder of psycopg.
 
     >>> positional("SELECT %(a)s, 5 %% 2, %(a)s")
     'SELECT $1, 5 % 2, $1'
@@ -128,8 +128,8 @@ def positional(sql: str, placeholder: re.Pattern[str] = _PSYCOPG) -> str:
     return placeholder.sub(number, sql)
 
 
-def _runnable(fingerprint: str, text: str | None) -> str:
-    sql = positional(fingerprint, _FINGERPRINT) if text is None else positional(text)
+def _explainable_sql(fingerprint: str, text: str | None) -> str:
+    sql = positional(fingerprint, _FINGERPRINT_PLACEHOLDER) if text is None else positional(text)
     return sql.strip().rstrip(";")
 
 
@@ -142,10 +142,10 @@ def _connection(url: str, timeout_s: float) -> Iterator[psycopg.Connection[Any]]
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=max(2, round(timeout_s)))
     except psycopg.Error as error:
-        raise MeasurementError(f"the database cannot be asked for plans ({_first_line(error)})") from error
+        raise MeasurementError(f"EXPLAIN cannot connect to the database ({_first_line(error)})") from error
     with connection:
-        _run(connection, f"SET statement_timeout = {round(timeout_s * 1000)}")
-        _run(connection, "SET lock_timeout = 1000")
+        _execute(connection, f"SET statement_timeout = {round(timeout_s * 1000)}")
+        _execute(connection, "SET lock_timeout = 1000")
         yield connection
 
 
@@ -153,28 +153,30 @@ def _plan(connection: psycopg.Connection[Any], fingerprint: str, sql: str) -> Pl
     import psycopg
 
     if ";" in sql:  # the simple protocol would run what comes after it
-        return Plan(fingerprint, reason="it holds a semicolon, and only single statements are explained")
+        return Plan(fingerprint, reason="it contains a semicolon, and only single statements are explained")
     try:
         tree = _explain(connection, sql)
-        missing = tuple(found for scan in scans(tree) if (found := _missing(connection, scan)) is not None)
+        missing = tuple(
+            found for scan in scans(tree) if (found := _missing_index(connection, scan)) is not None
+        )
     except psycopg.Error as error:
         return Plan(fingerprint, reason=_reason(error))
     return Plan(fingerprint, float(tree["Total Cost"]), tuple(outline(tree)), tuple(dict.fromkeys(missing)))
 
 
 def _explain(connection: psycopg.Connection[Any], sql: str) -> dict[str, Any]:
-    _run(connection, "BEGIN READ ONLY")
+    _execute(connection, "BEGIN READ ONLY")
     try:
-        row = _run(connection, f"EXPLAIN (GENERIC_PLAN, VERBOSE, FORMAT JSON) {sql}").fetchone()
+        row = _execute(connection, f"EXPLAIN (GENERIC_PLAN, VERBOSE, FORMAT JSON) {sql}").fetchone()
     finally:
-        _run(connection, "ROLLBACK")
+        _execute(connection, "ROLLBACK")
     assert row is not None
     plan: dict[str, Any] = row[0][0]["Plan"]
     return plan
 
 
-# Columns of a table that no index begins with, the most selective first, and the table's size.
-_COLUMNS = """
+# The most selective of the columns, if no index of the table begins with any of them, and the table's size.
+_UNINDEXED_COLUMN = """
     SELECT c.reltuples::float8, a.attname
     FROM pg_class c
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = ANY (%(columns)s)
@@ -188,35 +190,33 @@ _COLUMNS = """
 """
 
 
-def _missing(connection: psycopg.Connection[Any], scan: Scan) -> MissingIndex | None:
-    """The index that the scan lacks; None for a small table, for many rows, or when there is an index."""
+def _missing_index(connection: psycopg.Connection[Any], scan: Scan) -> MissingIndex | None:
+    """Return the index that the scan lacks; None for a small table, many rows, or an existing index."""
     columns = scan.columns[:1] if scan.order else scan.columns
     names = {"schema": scan.schema, "table": scan.table, "columns": list(columns)}
-    row = connection.execute(_COLUMNS, names).fetchone()
-    if row is None or row[0] < TABLE_ROWS or scan.rows >= SHARE * row[0]:
+    row = connection.execute(_UNINDEXED_COLUMN, names).fetchone()
+    if row is None or row[0] < MIN_TABLE_ROWS or scan.rows >= MAX_SHARE * row[0]:
         return None
-    column = _quoted(row[1])
+    column = _quote(row[1])
     if scan.order:
         pairs = zip(scan.columns, scan.order, strict=True)
-        column = ", ".join(f"{_quoted(name)} {order}".strip() for name, order in pairs)
-    table = (
-        _quoted(scan.table) if scan.schema == "public" else f"{_quoted(scan.schema)}.{_quoted(scan.table)}"
-    )
+        column = ", ".join(f"{_quote(name)} {order}".strip() for name, order in pairs)
+    table = _quote(scan.table) if scan.schema == "public" else f"{_quote(scan.schema)}.{_quote(scan.table)}"
     create = f"CREATE INDEX CONCURRENTLY ON {table} ({column})"
     return MissingIndex(table, column, int(row[0]), scan.rows, create, bool(scan.order))
 
 
-def _proven(
-    connection: psycopg.Connection[Any], plans: list[Plan], runnable: Mapping[str, str], timeout_s: float
+def _prove_indexes(
+    connection: psycopg.Connection[Any], plans: list[Plan], sql_of: Mapping[str, str], timeout_s: float
 ) -> list[Plan]:
-    """Each missing index with its proof, the first three that differ."""
+    """Prove the missing indexes, the first three that differ; return the plans with the proofs."""
     _drop_leftovers(connection)
     proofs: dict[str, IndexProof | None] = {}
     for plan in plans:
         for missing in plan.missing:
             if missing.create not in proofs and len(proofs) < PROOFS:
-                sql = runnable[plan.fingerprint]
-                proofs[missing.create] = _prove(connection, missing, sql, plan.cost, timeout_s)
+                sql = sql_of[plan.fingerprint]
+                proofs[missing.create] = _prove_index(connection, missing, sql, plan.cost, timeout_s)
     return [
         replace(plan, missing=tuple(replace(one, proof=proofs.get(one.create)) for one in plan.missing))
         for plan in plans
@@ -224,41 +224,44 @@ def _proven(
 
 
 def _drop_leftovers(connection: psycopg.Connection[Any]) -> None:
-    """Indexes of a proof that was killed halfway."""
+    """Drop the indexes of a proof that was killed halfway."""
     names = connection.execute(
         "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'i' AND starts_with(relname, %s)",
         (PROOF_INDEX,),
     )
     for (name,) in names.fetchall():
-        _run(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+        _execute(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
 
-def _prove(
+def _prove_index(
     connection: psycopg.Connection[Any], missing: MissingIndex, sql: str, cost: float, timeout_s: float
 ) -> IndexProof | None:
-    """Create the index, look, drop it; None when that failed."""
+    """Create the index, time it, drop it; return None when that fails."""
     import psycopg
 
     index = PROOF_INDEX + hashlib.sha256(missing.create.encode()).hexdigest()[:12]
     try:
-        before = _lookup_ms(connection, missing)
+        before = _time_lookup_ms(connection, missing)
         try:
-            _run(connection, f"SET statement_timeout = {round(timeout_s * 10_000)}")
-            _run(connection, missing.create.replace(" ON ", f" {index} ON ", 1))
+            _execute(connection, f"SET statement_timeout = {round(timeout_s * 10_000)}")
+            _execute(connection, missing.create.replace(" ON ", f" {index} ON ", 1))
             return IndexProof(
-                before, _lookup_ms(connection, missing), cost, float(_explain(connection, sql)["Total Cost"])
+                before,
+                _time_lookup_ms(connection, missing),
+                cost,
+                float(_explain(connection, sql)["Total Cost"]),
             )
         finally:
             # A failed CREATE INDEX CONCURRENTLY leaves an invalid index behind, which this drops as well.
             schema = f"{missing.table.rsplit('.', 1)[0]}." if "." in missing.table else ""
-            _run(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {schema}{index}")
-            _run(connection, f"SET statement_timeout = {round(timeout_s * 1000)}")
+            _execute(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {schema}{index}")
+            _execute(connection, f"SET statement_timeout = {round(timeout_s * 1000)}")
     except psycopg.Error:
         return None
 
 
-def _lookup_ms(connection: psycopg.Connection[Any], missing: MissingIndex) -> float:
-    """Milliseconds to find the rows of one value, which never leaves the database, or the first page."""
+def _time_lookup_ms(connection: psycopg.Connection[Any], missing: MissingIndex) -> float:
+    """Time the look-up of one value's rows, or of the first page; the value does not leave the database."""
     table, column = missing.table, missing.column  # quoted
     if missing.ordered:
         sql = f"SELECT 1 FROM {table} ORDER BY {column} LIMIT 20"  # noqa: S608
@@ -266,25 +269,25 @@ def _lookup_ms(connection: psycopg.Connection[Any], missing: MissingIndex) -> fl
         value = f"(SELECT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT 1)"  # noqa: S608
         sql = f"SELECT count(*) FROM {table} WHERE {column} = {value}"  # noqa: S608
     times = []
-    for _ in range(RUNS):
-        row = _run(connection, f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {sql}").fetchone()
+    for _ in range(LOOKUPS):
+        row = _execute(connection, f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {sql}").fetchone()
         assert row is not None
         times.append(float(row[0][0]["Execution Time"]))
     return statistics.median(times)
 
 
-def _run(connection: psycopg.Connection[Any], sql: str) -> psycopg.Cursor[Any]:
-    # Statements are the app's own, or made of names that the database told; without parameters psycopg
-    # leaves a % alone.
+def _execute(connection: psycopg.Connection[Any], sql: str) -> psycopg.Cursor[Any]:
+    # Statements are the app's own, or built from the database's own names; without parameters psycopg leaves
+    # a % alone.
     return connection.execute(sql)
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name) is not None
     return name if plain and name not in _RESERVED else '"' + name.replace('"', '""') + '"'
 
 
-# Reserved words that people name tables and columns by.
+# Reserved words that are used as names of tables and columns.
 _RESERVED = frozenset(
     ["user", "order", "group", "table", "column", "check", "default", "desc", "end", "from", "limit",
      "offset", "primary", "references", "select", "to", "when", "where", "grant", "analyse", "analyze"]
@@ -293,8 +296,8 @@ _RESERVED = frozenset(
 
 def _reason(error: psycopg.Error) -> str:
     state = error.sqlstate or ""
-    # Class 22: PostgreSQL repeats the value, which may be a visitor's when the app writes it into its SQL.
-    return f"a value in its text does not fit ({state})" if state.startswith("22") else _first_line(error)
+    # Class 22: PostgreSQL repeats the value, which may be a user's when the app writes it into its SQL.
+    return f"a value in its text is invalid ({state})" if state.startswith("22") else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

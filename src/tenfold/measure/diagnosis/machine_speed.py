@@ -1,12 +1,12 @@
-"""How steady the machine's own speed is: a fixed piece of work, timed again and again while others run.
+"""Variation of the machine's own speed: fixed work, timed repeatedly beside the service.
 
 On a shared host a core's speed changes with what its neighbours do to caches and memory, by a factor of two
-within seconds, which need not show as steal. A service's capacity changes with it, and no search can make one
-narrow number of two speeds; so the spread is measured beside the service and said with the result.
+within seconds, which need not show as steal. A service's capacity changes with it, and no search finds one
+narrow interval for two speeds; so the spread is measured beside the service and reported with the result.
 
-The work is what interpreters and databases do, following pointers through memory: arithmetic in registers
-keeps its speed when everything else has lost it. It is timed in CPU time of its own thread: waiting for a
-core is not slowness of the core.
+The work is typical of interpreters and databases, following pointers through memory: arithmetic in registers
+keeps its speed when everything else slows down. It is timed in CPU time of its own thread: waiting for a core
+is not slowness of the core.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Self
 
 INTERVAL_S = 0.5
 OBJECTS = 4_000
-REPEATS = 3  # the fastest of three counts: an interrupt in between is no slowness
-FEWEST = 20  # timings, below which nothing is said
+REPEATS = 3  # the fastest of three counts: an interrupt is not slowness
+FEWEST = 20  # timings for which a spread is given
 
 
 class SpeedGauge:
-    """Times the work twice a second, from entering to leaving; costs about half a per cent of a core."""
+    """Time the work twice a second while entered; costs about 0.5 % of a core."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -43,18 +43,18 @@ class SpeedGauge:
 
     @property
     def spread(self) -> float | None:
-        """How many times as long the work took at its 90th percentile as at its 10th; None when too few."""
+        """The 90th percentile of the timings over the 10th; None for too few timings."""
         return spread(self._seconds)
 
     def _run(self) -> None:
         shuffle = random.Random(1)  # noqa: S311 - the same work every time, not a secret
         objects = [(shuffle.random(), str(number)) for number in range(OBJECTS)]
         while not self._stop.wait(INTERVAL_S):
-            self._seconds.append(min(_timed(objects) for _ in range(REPEATS)))
+            self._seconds.append(min(_time_work(objects) for _ in range(REPEATS)))
 
 
 def spread(seconds: list[float]) -> float | None:
-    """The 90th percentile of ``seconds`` over the 10th, or None for fewer than ``FEWEST``."""
+    """Return the 90th percentile of ``seconds`` over the 10th, or None for fewer than ``FEWEST``."""
     if len(seconds) < FEWEST:
         return None
     ordered = sorted(seconds)
@@ -62,7 +62,7 @@ def spread(seconds: list[float]) -> float | None:
     return high / low if low > 0 else None
 
 
-def _timed(objects: list[tuple[float, str]]) -> float:
+def _time_work(objects: list[tuple[float, str]]) -> float:
     begun = time.thread_time()
     dict(sorted(objects))
     return time.thread_time() - begun

@@ -1,4 +1,4 @@
-"""A stack seen from inside while it works: its probes, its processes, its database's plans."""
+"""Observation of a running stack from inside: its probes, its processes, its database's query plans."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was seen from inside, as the report carries it."""
+    """Bottlenecks and resources as the report contains them."""
 
     bottlenecks: tuple[BottleneckReport, ...] = ()
     not_measured: tuple[str, ...] = ()
@@ -36,23 +36,23 @@ class Diagnosis:
 
     @classmethod
     def from_outside(cls) -> Diagnosis:
-        """What can be said of a service of which only the answers are seen: nothing, and that is said."""
+        """Return the diagnosis of a service that is measured by URL only: nothing is known of its inside."""
         return cls(
             not_measured=(
-                "anything inside the service: from outside only its answers are seen; "
-                "run it under tenfold (tenfold.toml, tenfold measure) to look inside",
+                "anything inside the service: a URL shows only its responses; "
+                "let tenfold start the app (set it in tenfold.toml, run tenfold measure without a URL)",
             )
         )
 
 
-class Inside:
-    """Watches ``stack`` from its entering to its leaving.
+class StackObserver:
+    """Observe ``stack`` while entered.
 
     Args:
         stack: a running stack whose app instances carry the probe.
         objective: what counts as slow.
-        may_create_index: a missing index may be proven by creating it and dropping it again. Only ever for
-            a stack whose data are thrown away afterwards.
+        may_create_index: prove a missing index by creating it and dropping it again. Only for a stack whose
+            data are thrown away afterwards.
     """
 
     def __init__(self, stack: Stack, *, objective: Objective, may_create_index: bool = False) -> None:
@@ -65,7 +65,7 @@ class Inside:
         )
         self._open = ExitStack()
 
-    def __enter__(self) -> Inside:
+    def __enter__(self) -> StackObserver:
         with self._open:
             self._open.enter_context(self._collector)
             self._open.enter_context(self._sampler)
@@ -75,12 +75,15 @@ class Inside:
     def __exit__(self, *exc: object) -> None:
         self._open.close()
 
-    def mark(self) -> None:
-        """Forget what the probes told so far."""
+    def reset(self) -> None:
+        """Discard the probes' evidence so far."""
         self._collector.reset()
 
     def diagnose(self, since: float, until: float, *, begun: float) -> Diagnosis:
-        """Rank what was seen between ``since`` and ``until`` (``time.monotonic()``)."""
+        """Rank the bottlenecks between ``since`` and ``until``; the CPU series starts at ``begun``.
+
+        All three are ``time.monotonic()``.
+        """
         evidence = self._collector.evidence()
         whole = self._sampler.series()
         window = whole.between(since, until)
@@ -96,16 +99,16 @@ class Inside:
     def _plans(self, evidence: Evidence) -> tuple[Sequence[Plan], tuple[str, ...]]:
         url = self._stack.database_url
         if url is None:
-            return (), ("statements' plans: the stack has no database",)
+            return (), ("query plans: the stack has no database",)
         try:
             return explain(
                 url,
                 evidence.statements,
-                texts=self._collector.examples(),
+                texts=self._collector.sql_examples(),
                 may_create_index=self._may_create_index,
             ), ()
         except TenfoldError as error:
-            return (), (f"statements' plans: {error}",)
+            return (), (f"query plans: {error}",)
 
     def _has(self, kinds: Sequence[str]) -> bool:
         return any(server.kind in kinds for server in self._stack.servers)

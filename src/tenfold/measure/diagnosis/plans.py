@@ -1,6 +1,6 @@
-"""Reads PostgreSQL's plans: which table is read whole for a few rows, and by which column. Pure.
+"""Analysis of PostgreSQL's query plans: tables read whole for a few rows, and the columns concerned. Pure.
 
-A plan is what ``EXPLAIN (FORMAT JSON)`` gives; rows are the planner's estimates.
+A plan is the output of ``EXPLAIN (FORMAT JSON)``; rows are the planner's estimates.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TABLE_ROWS = 10_000  # a smaller table is read whole in a millisecond
-SHARE = 0.05  # of the table's rows; when more are wanted, reading it whole may well be right
+MIN_TABLE_ROWS = 10_000  # a smaller table is read whole in a millisecond
+MAX_SHARE = 0.05  # of the table's rows; for more rows, reading the table whole may be right
 
 _NAME = r'(?:(?P<alias>\w+|"[^"]+")\.)?(?P<column>[a-z_]\w*|"[^"]+")'
 _CAST = r"(?:::[a-z_][\w ]*(?:\[\])?)?"
@@ -25,22 +25,22 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A table read whole although few of its rows are wanted."""
+    """A table that is read whole although few of its rows are needed."""
 
     schema: str
     table: str
-    columns: tuple[str, ...]  # any of them, compared for equality, would have found the rows
-    rows: float  # wanted, as the planner estimates
+    columns: tuple[str, ...]  # compared for equality: an index on any of them would find the rows
+    rows: float  # needed, as the planner estimates
     order: tuple[str, ...] = ()  # "DESC" or "" for each column, when all of them are an ORDER BY with a LIMIT
 
 
 def scans(plan: Mapping[str, Any]) -> tuple[Scan, ...]:
-    """Scans of whole tables that an index on one column could replace, with its candidate columns."""
-    return (*_filtered(plan), *_joined(plan), *_sorted(plan))
+    """Return scans of whole tables that an index could replace, with its candidate columns."""
+    return (*_filter_scans(plan), *_join_scans(plan), *_sort_scans(plan))
 
 
 def outline(plan: Mapping[str, Any], *, depth: int = 0) -> Iterator[str]:
-    """The plan as indented lines, without any value that was written into the statement."""
+    """Yield the plan as indented lines, without the values in the statement."""
     table = f" on {plan['Relation Name']}" if "Relation Name" in plan else ""
     index = f" using {plan['Index Name']}" if "Index Name" in plan else ""
     condition = plan.get("Filter") or plan.get("Index Cond") or plan.get("Hash Cond") or ""
@@ -56,24 +56,24 @@ def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from _nodes(child)
 
 
-def _filtered(plan: Mapping[str, Any]) -> Iterator[Scan]:
+def _filter_scans(plan: Mapping[str, Any]) -> Iterator[Scan]:
     for node in _nodes(plan):
-        if _whole(node) and "Filter" in node and " OR " not in node["Filter"]:
+        if _reads_whole_table(node) and "Filter" in node and " OR " not in node["Filter"]:
             columns = tuple(
-                dict.fromkeys(_bare(found["column"]) for found in _EQUAL.finditer(node["Filter"]))
+                dict.fromkeys(_unquote(found["column"]) for found in _EQUAL.finditer(node["Filter"]))
             )
             if columns:
                 yield _scan(node, columns, float(node["Plan Rows"]) * _workers(node))
 
 
-def _whole(node: Mapping[str, Any]) -> bool:
-    """Reads every row: in the table's order, or, for an ORDER BY, in that of an index on something else."""
+def _reads_whole_table(node: Mapping[str, Any]) -> bool:
+    """True for every row in the table's order or, for an ORDER BY, in the order of an unrelated index."""
     kind = node["Node Type"]
     return kind == "Seq Scan" or (kind == "Index Scan" and "Index Cond" not in node)
 
 
-def _joined(plan: Mapping[str, Any]) -> Iterator[Scan]:
-    """A hash join that reads a table whole to keep few of its rows: the join's column has no index."""
+def _join_scans(plan: Mapping[str, Any]) -> Iterator[Scan]:
+    """Yield tables that a hash join reads whole to keep few rows: the join's column has no index."""
     for node in _nodes(plan):
         found = _JOIN.search(node.get("Hash Cond", ""))
         if node["Node Type"] != "Hash Join" or found is None:
@@ -83,11 +83,11 @@ def _joined(plan: Mapping[str, Any]) -> Iterator[Scan]:
             alias = child.get("Alias", "")
             column = by_alias.get(alias) or by_alias.get(f'"{alias}"')
             if child["Node Type"] == "Seq Scan" and "Filter" not in child and column is not None:
-                yield _scan(child, (_bare(column),), float(node["Plan Rows"]))
+                yield _scan(child, (_unquote(column),), float(node["Plan Rows"]))
 
 
-def _sorted(plan: Mapping[str, Any]) -> Iterator[Scan]:
-    """A table that is read and sorted whole, although a LIMIT wants its first rows only."""
+def _sort_scans(plan: Mapping[str, Any]) -> Iterator[Scan]:
+    """Yield tables that are read and sorted whole although a LIMIT needs only the first rows."""
     for node in _nodes(plan):
         below = node.get("Plans", ())
         while below and below[0]["Node Type"] in ("Gather Merge", "Result"):
@@ -102,7 +102,7 @@ def _sorted(plan: Mapping[str, Any]) -> Iterator[Scan]:
             yield Scan(
                 source.get("Schema", "public"),
                 source["Relation Name"],
-                tuple(map(_bare, columns)),
+                tuple(map(_unquote, columns)),
                 0.0,
                 order,
             )
@@ -122,5 +122,5 @@ def _workers(node: Mapping[str, Any]) -> int:
     return 3 if node.get("Parallel Aware") else 1
 
 
-def _bare(name: str) -> str:
+def _unquote(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name

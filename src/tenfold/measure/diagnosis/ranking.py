@@ -1,6 +1,6 @@
-"""Ranks what the rules found: by the share of the slow requests' time, causes before what follows from them.
+"""Ranking of the rules' findings: by the share of the slow requests' time, causes before their consequences.
 
-Everything is suspected, but for an index that was created and measured.
+Every bottleneck is suspected, except a missing index that was created and measured.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import replace
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.explain import Plan
 from tenfold.measure.diagnosis.resources import Resources
-from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Case, shown
+from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observations, abbreviate
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
 
-MOST = 12  # bottlenecks named
+MOST = 12  # bottlenecks reported
 _SEVERITY = {"critical": 0, "high": 1, "medium": 2, "low": 3}
 
 
@@ -27,45 +27,45 @@ def rank(
     objective: Objective | None,
     limits: Mapping[str, float],
 ) -> Analysis:
-    """Every rule's findings, by the share of the slow requests' time, then by severity."""
+    """Apply every rule and rank what they find."""
     slow_ms = (objective or Objective()).slow_ms
-    case = Case(evidence, resources, {plan.fingerprint: plan for plan in plans}, slow_ms, limits)
-    found = [one for rule in RULES for one in rule(case) if one.share is None or one.share >= SMALL]
-    later = _consequences(case, found)
+    observed = Observations(evidence, resources, {plan.fingerprint: plan for plan in plans}, slow_ms, limits)
+    found = [one for rule in RULES for one in rule(observed) if one.share is None or one.share >= SMALL]
+    later = _consequences(observed, found)
     found.sort(key=lambda one: (one.kind in later, -_weight(one), _SEVERITY[one.severity]))
-    return Analysis(tuple(_with_causes(found[:MOST], later)), tuple(_not_measured(case)))
+    return Analysis(tuple(_with_causes(found[:MOST], later)), tuple(_not_measured(observed)))
 
 
 def _weight(one: Bottleneck) -> float:
-    # What has no share is not comparable: it comes after what explains time, and before what explains little.
+    # Without a share it is not comparable: it ranks between what explains much time and what explains little.
     return 0.1 if one.share is None else one.share
 
 
-def _consequences(case: Case, found: Sequence[Bottleneck]) -> set[str]:
-    """The kinds that follow from what the database is asked, when much of the time goes there."""
+def _consequences(observed: Observations, found: Sequence[Bottleneck]) -> set[str]:
+    """Return the kinds that follow from the statements, when these take much of the time."""
     if sum(one.share or 0 for one in found if one.kind == "Database") < CAUSE:
         return set()
-    return {"Threads", "CPU"} | ({"Connection Pool"} if case.used_share >= IN_USE else set())
+    return {"Threads", "CPU"} | ({"Connection Pool"} if observed.used_share >= IN_USE else set())
 
 
 def _with_causes(found: Sequence[Bottleneck], later: set[str]) -> Iterator[Bottleneck]:
-    """Say of each consequence what it follows from, and that this has to be measured without it first."""
+    """Name the causes of each consequence, and advise to fix and measure those first."""
     causes = tuple(rank for rank, one in enumerate(found, 1) if one.kind == "Database")[:3]
     ranks = " and ".join(filter(None, (", ".join(map(str, causes[:-1])), "".join(map(str, causes[-1:])))))
     for one in found:
         if one.kind in later and causes:
             what = "enlarge it" if one.kind == "Connection Pool" else "add more"
-            remedy = f"follows from {ranks}: measure again before you {what}"
+            remedy = f"follows from {ranks}: fix that and measure again before you {what}"
             yield replace(one, follows_from=causes, remedy=remedy)
         else:
             yield one
 
 
-def _not_measured(case: Case) -> Iterator[str]:
-    """What nobody looked at, or what could not be seen: never healthy."""
-    seen = case.evidence.seen
+def _not_measured(observed: Observations) -> Iterator[str]:
+    """Yield what was not observed; it must not be taken for healthy."""
+    seen = observed.evidence.seen
     if not seen.get("requests"):
-        yield "requests: not seen (no probe was connected, or no request came)"
+        yield "requests: not seen (no probe was connected, or no request arrived)"
     if not seen.get("sqlalchemy"):
         yield "statements and pools: not seen (no SQLAlchemy engine was used in a probed process)"
     elif not seen.get("pool"):
@@ -74,14 +74,16 @@ def _not_measured(case: Case) -> Iterator[str]:
         yield "event loop: not seen"
     if not seen.get("threads"):
         yield "threads for sync endpoints: not seen"
-    if case.evidence.dropped:
-        yield f"{case.evidence.dropped:,} requests: dropped by the probes for want of room"
+    if observed.evidence.dropped:
+        yield f"{observed.evidence.dropped:,} requests: dropped, the probes' buffers were full"
     yield from (
-        f"plan of {shown(plan.fingerprint)}: {plan.reason}" for plan in case.plans.values() if plan.reason
+        f"plan of {abbreviate(plan.fingerprint)}: {plan.reason}"
+        for plan in observed.plans.values()
+        if plan.reason
     )
-    if seen.get("sqlalchemy") and not case.plans:
-        yield "plans: the database was not asked"
-    if case.resources is None or case.resources.machine is None:
-        yield "processors, memory and disk: not sampled"
+    if seen.get("sqlalchemy") and not observed.plans:
+        yield "query plans: EXPLAIN was not run"
+    if observed.resources is None or observed.resources.machine is None:
+        yield "CPU, memory and disk: not sampled"
     else:
-        yield from case.resources.not_measured
+        yield from observed.resources.not_measured

@@ -1,4 +1,4 @@
-"""What the servers' processes and the machine used, sampled from outside, without root.
+"""Resource use of the servers' processes and the machine, sampled from outside, without root.
 
 with ResourceSampler({"app": app.pids, "database": database.pids}) as sampler:
     ...
@@ -30,13 +30,8 @@ PRESSURES = ("cpu", "io", "memory")
 class GroupSample(msgspec.Struct, frozen=True, kw_only=True):
     """One group of processes over one interval."""
 
-    processes: int
     cpu_cores: float
-    rss_bytes: int  # summed: pages that processes share, such as PostgreSQL's buffers, count in each
-    private_bytes: int  # summed without shared and file pages; 0 where the system does not tell
-    faults: float  # pages read from disk, a second
-    read_bytes: float  # from disk, a second
-    written_bytes: float
+    rss_bytes: int  # sum: pages that processes share, such as PostgreSQL's buffers, count in each
 
 
 class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,11 +39,8 @@ class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu: float
     iowait: float
-    steal: float
-    memory: float  # in use and not to be had for the asking
-    running: int  # processes running or ready to run, this one included
-    loopback_bytes: float  # a second, each byte once
-    cpu_pressure: float  # share of the time in which something waited for it (PSI, "some")
+    memory: float  # in use and not reclaimable
+    cpu_pressure: float  # share of the time in which some task waited for it (PSI, "some")
     io_pressure: float
     memory_pressure: float
 
@@ -61,14 +53,14 @@ class Sample(msgspec.Struct, frozen=True):
     machine: MachineSample
 
 
-class GroupUse(msgspec.Struct, frozen=True):
+class GroupStats(msgspec.Struct, frozen=True):
     """A group over a window."""
 
     mean: GroupSample
     max: GroupSample
 
 
-class MachineUse(msgspec.Struct, frozen=True):
+class MachineStats(msgspec.Struct, frozen=True):
     """The machine over a window."""
 
     mean: MachineSample
@@ -76,43 +68,42 @@ class MachineUse(msgspec.Struct, frozen=True):
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """What was sampled; :meth:`between` narrows it to a trial."""
+    """All samples; :meth:`between` narrows them to a trial."""
 
     cores: int
-    memory_bytes: int
     samples: tuple[Sample, ...]
-    own_cpu_s: float  # of a core, that the sampling itself cost in all
-    not_measured: tuple[str, ...] = ()  # "disk of database: …", each with its reason
+    not_measured: tuple[str, ...] = ()  # "pressure (PSI): …", each with its reason
 
     def between(self, start: float, end: float) -> Resources:
-        """The samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
+        """Return the samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
         kept = tuple(sample for sample in self.samples if start <= sample.at <= end)
         return msgspec.structs.replace(self, samples=kept)
 
     @property
-    def groups(self) -> dict[str, GroupUse]:
+    def groups(self) -> dict[str, GroupStats]:
         """Mean and maximum of each group."""
         series: dict[str, list[GroupSample]] = {}
         for sample in self.samples:
             for name, group in sample.groups.items():
                 series.setdefault(name, []).append(group)
-        return {name: GroupUse(_mean(seen), _max(seen)) for name, seen in series.items()}
+        return {name: GroupStats(_mean(seen), _max(seen)) for name, seen in series.items()}
 
     @property
-    def machine(self) -> MachineUse | None:
+    def machine(self) -> MachineStats | None:
         """Mean and maximum of the machine; None without a sample."""
         seen = [sample.machine for sample in self.samples]
-        return MachineUse(_mean(seen), _max(seen)) if seen else None
+        return MachineStats(_mean(seen), _max(seen)) if seen else None
 
 
 class ResourceSampler:
-    """Samples groups of process trees on a thread, from its entering to its leaving.
+    """Sample groups of process trees on a thread while entered.
 
     Args:
-        groups: for each group, who its processes are *now*; asked at every sample, descendants included.
+        groups: for each group, a callable that returns its current root pids; called at every sample.
+            Descendants are included.
         interval_s: seconds between two samples.
 
-    A callable that fails once (its server is just being replaced) leaves its group out of that sample.
+    A callable that fails (its server is being replaced) leaves its group out of that sample.
     """
 
     def __init__(self, groups: Mapping[str, Callable[[], Sequence[int]]], *, interval_s: float = 0.5) -> None:
@@ -122,9 +113,8 @@ class ResourceSampler:
         self._interval_s = interval_s
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._not_measured: dict[str, str] = {}
-        self._own_cpu_s = 0.0
         if not Path("/proc/pressure/cpu").exists():
-            self._not_measured["pressure (PSI)"] = "this kernel does not tell it"
+            self._not_measured["pressure (PSI)"] = "this kernel does not report it"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tenfold-resources", daemon=True)
 
@@ -139,19 +129,17 @@ class ResourceSampler:
         self._thread.join(10.0)
 
     def series(self) -> Resources:
-        """Everything sampled so far."""
+        """Return everything sampled so far."""
         return Resources(
             cores=psutil.cpu_count() or 1,
-            memory_bytes=psutil.virtual_memory().total,
             samples=tuple(self._samples),
-            own_cpu_s=self._own_cpu_s,
             not_measured=tuple(f"{what}: {why}" for what, why in sorted(self._not_measured.items())),
         )
 
     def _run(self) -> None:
-        before = self._look()
+        before = self._read_counters()
         while not self._stop.wait(self._interval_s):
-            now = self._look()
+            now = self._read_counters()
             self._samples.append(
                 Sample(
                     now.at,
@@ -160,9 +148,8 @@ class ResourceSampler:
                 )
             )
             before = now
-            self._own_cpu_s = time.thread_time()
 
-    def _look(self) -> _Look:
+    def _read_counters(self) -> _Counters:
         everything = processes.snapshot()
         groups = {}
         for name, pids in self._pids.items():
@@ -170,71 +157,30 @@ class ResourceSampler:
                 groups[name] = processes.tree(everything, pids())
             except Exception as error:  # the user's callable: one that fails must not end the sampling
                 self._not_measured[name] = f"its processes could not be listed ({error})"
-        return _Look(
-            groups, set(everything), {name: self._extra(name, group) for name, group in groups.items()}
-        )
-
-    def _extra(self, name: str, group: Mapping[int, Process]) -> _Extra:
-        extra = _Extra()
-        if not processes.LINUX:
-            self._not_measured[f"disk of {name}"] = "this system does not tell it per process"
-            return extra
-        for pid in group:
-            try:
-                extra.private += processes.private_bytes(pid)
-                extra.disk[pid] = processes.disk_bytes(pid)
-            except PermissionError:
-                self._not_measured[f"disk of {name}"] = (
-                    "its processes belong to another user, and only root may read their /proc/PID/io"
-                )
-            except (OSError, ValueError, KeyError):
-                continue  # it ended meanwhile
-        return extra
+        return _Counters(groups, set(everything))
 
 
-class _Extra:
-    """What costs a file a process more."""
+class _Counters:
+    """All counters at one moment."""
 
-    def __init__(self) -> None:
-        self.private = 0
-        self.disk: dict[int, tuple[int, int]] = {}
-
-
-class _Look:
-    """The counters at one moment."""
-
-    def __init__(
-        self, groups: dict[str, dict[int, Process]], pids: set[int], extra: dict[str, _Extra]
-    ) -> None:
+    def __init__(self, groups: dict[str, dict[int, Process]], pids: set[int]) -> None:
         self.at = time.monotonic()
-        self.groups, self.pids, self.extra = groups, pids, extra
+        self.groups, self.pids = groups, pids
         self.cpu = psutil.cpu_times()
         self.memory = psutil.virtual_memory().percent / 100
-        loopback = psutil.net_io_counters(pernic=True)
-        self.loopback = next((loopback[name].bytes_recv for name in ("lo", "lo0") if name in loopback), 0)
         self.pressure = {name: _pressure_us(name) for name in PRESSURES}
 
 
-def _group(name: str, before: _Look, now: _Look) -> GroupSample:
+def _group(name: str, before: _Counters, now: _Counters) -> GroupSample:
     seconds = max(now.at - before.at, 1e-6)
     old, new = before.groups[name], now.groups[name]
-    disk = [
-        [max(b - a, 0) for a, b in zip(before.extra[name].disk[pid], counters, strict=True)]
-        for pid, counters in now.extra[name].disk.items()
-        if pid in before.extra[name].disk
-    ]
     return GroupSample(
-        processes=len(new),
         cpu_cores=processes.cpu_between(old, new, known=before.pids) / seconds,
-        rss_bytes=sum(process.resident for process in new.values()),
-        private_bytes=now.extra[name].private,
-        faults=sum(max(p.faults - old[pid].faults, 0) for pid, p in new.items() if pid in old) / seconds,
-        read_bytes=sum(read for read, _ in disk) / seconds,
-        written_bytes=sum(written for _, written in disk) / seconds,
+        rss_bytes=sum(process.rss_bytes for process in new.values()),
     )
 
 
-def _machine(before: _Look, now: _Look) -> MachineSample:
+def _machine(before: _Counters, now: _Counters) -> MachineSample:
     seconds = max(now.at - before.at, 1e-6)
     spent = {name: max(value - getattr(before.cpu, name), 0.0) for name, value in now.cpu._asdict().items()}
     for inside in ("guest", "guest_nice"):  # already in user and nice
@@ -248,10 +194,7 @@ def _machine(before: _Look, now: _Look) -> MachineSample:
     return MachineSample(
         cpu=max(1 - idle - iowait - steal, 0.0),
         iowait=iowait,
-        steal=steal,
         memory=now.memory,
-        running=_running(),
-        loopback_bytes=max(now.loopback - before.loopback, 0) / seconds,
         cpu_pressure=pressure["cpu"],
         io_pressure=pressure["io"],
         memory_pressure=pressure["memory"],
@@ -259,7 +202,7 @@ def _machine(before: _Look, now: _Look) -> MachineSample:
 
 
 def _pressure_us(name: str) -> int:
-    """PSI's total of the time in which some task waited; 0 where the kernel has no PSI."""
+    """Return the total time in which some task waited (PSI); 0 where the kernel has no PSI."""
     try:
         found = re.search(r"some .*total=(\d+)", Path(f"/proc/pressure/{name}").read_text())
     except OSError:
@@ -267,23 +210,16 @@ def _pressure_us(name: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def _running() -> int:
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
-    except OSError:
-        return 0
-
-
 def _mean(seen: Sequence[Any]) -> Any:
-    return _combined(seen, lambda values: sum(values) / len(values))
+    return _combine(seen, lambda values: sum(values) / len(values))
 
 
 def _max(seen: Sequence[Any]) -> Any:
-    return _combined(seen, max)
+    return _combine(seen, max)
 
 
-def _combined(seen: Sequence[Any], combine: Callable[[list[float]], float]) -> Any:
-    """One value made of many, field by field; counts stay whole numbers."""
+def _combine(seen: Sequence[Any], combine: Callable[[list[float]], float]) -> Any:
+    """Combine many samples into one, field by field; counts stay whole numbers."""
     kind = type(seen[0])
     fields = {name: [getattr(one, name) for one in seen] for name in kind.__struct_fields__}
     whole = {name: all(isinstance(value, int) for value in values) for name, values in fields.items()}

@@ -1,9 +1,7 @@
-"""Adds up what the workers send, in bounded memory, and says it as ``Evidence``."""
+"""Aggregation of the workers' batches into ``Evidence``, in bounded memory."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,15 +10,13 @@ from typing import Any
 from tenfold.errors import DependencyError
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.evidence import (
-    ROUND_TRIPS,
     Evidence,
-    LoopUse,
-    PoolUse,
-    RouteUse,
-    SlowRequest,
-    StatementUse,
-    ThreadUse,
-    repeats,
+    LoopStats,
+    PoolStats,
+    RouteStats,
+    StatementStats,
+    ThreadStats,
+    is_repetition,
 )
 
 try:
@@ -29,14 +25,13 @@ except ImportError as error:
     raise DependencyError("hdrhistogram is not installed; install tenfold[measure]") from error
 
 MINUTES_US = 10 * 60 * 1_000_000
-STATEMENTS = 5_000  # (route, statement, site) told apart; the others are added up under "(other)"
-SLOWEST = 50
-MEDIAN_EVERY = 50  # requests of a route between two looks at its median
+STATEMENTS = 5_000  # (route, statement, site) kept apart; the others are summed up under "(other)"
+MEDIAN_EVERY = 50  # requests of a route between two updates of its median
 LINES = 200
-TICK_US = 50_000  # the probe's interval between two looks at the loop
+TICK_US = 50_000  # interval of the probe's timer in the event loop
 
 OTHER_ROUTE = ("(other)", "")
-OTHER_STATEMENT = ("(other)", "", "")
+OTHER_STATEMENT = ("(other)", "")
 
 
 def _histogram() -> Any:
@@ -52,57 +47,45 @@ def _us(seconds: float) -> int:
 
 
 @dataclass
-class Texts:
-    """What the numbers of one connection stand for."""
+class TextTable:
+    """Routes and statements of one connection, by the numbers that stand for them in its batches."""
 
     routes: dict[int, tuple[str, str]] = field(default_factory=lambda: {probe_protocol.OTHER: OTHER_ROUTE})
-    statements: dict[int, tuple[str, str, str]] = field(
+    statements: dict[int, tuple[str, str]] = field(
         default_factory=lambda: {probe_protocol.OTHER: OTHER_STATEMENT}
     )
 
-    def learn(self, batch: probe_protocol.Batch) -> None:
-        """Take the batch's new texts in."""
+    def add(self, batch: probe_protocol.Batch) -> None:
+        """Add the batch's new texts."""
         for route in batch.routes:
             self.routes[route.number] = (f"{route.method} {route.path}", route.endpoint)
         for text in batch.statements:
-            self.statements[text.number] = (text.fingerprint, text.site, text.function)
+            self.statements[text.number] = (text.fingerprint, text.site)
 
     def route(self, number: int) -> tuple[str, str]:
-        """Label and endpoint."""
+        """Return a route's label and endpoint."""
         return self.routes.get(number, OTHER_ROUTE)
 
-    def statement(self, number: int) -> tuple[str, str, str]:
-        """Fingerprint, site, function."""
+    def statement(self, number: int) -> tuple[str, str]:
+        """Return a statement's fingerprint and call site."""
         return self.statements.get(number, OTHER_STATEMENT)
 
 
 @dataclass
-class _Route:
+class _RouteTotals:
     label: str
     endpoint: str
     requests: int = 0
-    errors: int = 0
     total_s: float = 0.0
     slow_s: float = 0.0
     slow_wait_s: float = 0.0
-    database_s: float = 0.0
-    wait_s: float = 0.0
-    wait_max_s: float = 0.0
-    statements: int = 0
-    statements_max: int = 0
     median_s: float = math.inf
     histogram: Any = field(default_factory=_histogram)
 
-    def add(self, request: probe_protocol.Request, database_s: float, statements: int) -> bool:
-        """Count a request; whether it is a slow one."""
+    def add(self, request: probe_protocol.RequestRecord) -> bool:
+        """Count a request; return whether it is slower than its route's median."""
         self.requests += 1
-        self.errors += request.status >= 500 or request.status == 0
         self.total_s += request.duration_s
-        self.database_s += min(database_s, request.duration_s)
-        self.wait_s += min(request.pool_wait_s, request.duration_s)
-        self.wait_max_s = max(self.wait_max_s, request.pool_wait_s)
-        self.statements += statements
-        self.statements_max = max(self.statements_max, statements)
         self.histogram.record_value(_us(request.duration_s))
         if self.requests % MEDIAN_EVERY == 0 or self.requests == 10:
             self.median_s = _ms(self.histogram, 50) / 1000
@@ -112,162 +95,139 @@ class _Route:
             self.slow_wait_s += min(request.pool_wait_s, request.duration_s)
         return slow
 
-    def use(self) -> RouteUse:
-        total = self.total_s or math.inf
-        return RouteUse(
+    def stats(self) -> RouteStats:
+        return RouteStats(
             route=self.label,
             endpoint=self.endpoint,
             requests=self.requests,
-            errors=self.errors,
             total_s=self.total_s,
-            p50_ms=_ms(self.histogram, 50),
-            p95_ms=_ms(self.histogram, 95),
-            p99_ms=_ms(self.histogram, 99),
-            database_share=self.database_s / total,
-            pool_wait_share=self.wait_s / total,
-            pool_wait_max_ms=self.wait_max_s * 1000,
-            statements_mean=self.statements / max(self.requests, 1),
-            statements_max=self.statements_max,
             slow_s=self.slow_s,
             slow_wait_s=self.slow_wait_s,
         )
 
 
 @dataclass
-class _Statement:
+class _StatementTotals:
     executions: int = 0
     requests: int = 0
-    request_max: int = 0
-    repeating: int = 0
-    repeated: int = 0
+    executions_max: int = 0
+    repeating_requests: int = 0
+    repetitions: int = 0
     total_s: float = 0.0
     slow_s: float = 0.0
-    max_s: float = 0.0
-    rows: float = 0.0
 
-    def add(self, executions: int, seconds: float, rows: float, *, slow: bool, request: bool) -> None:
+    def add(self, executions: int, seconds: float, *, slow: bool, request: bool) -> None:
         self.executions += executions
         self.total_s += seconds
-        self.rows += rows
         self.slow_s += seconds if slow else 0.0
-        self.max_s = max(self.max_s, seconds / max(executions, 1))
         if not request:
             return
         self.requests += 1
-        self.request_max = max(self.request_max, executions)
-        if repeats(executions, seconds):
-            self.repeating += 1
-            self.repeated += executions
+        self.executions_max = max(self.executions_max, executions)
+        if is_repetition(executions, seconds):
+            self.repeating_requests += 1
+            self.repetitions += executions
 
-    def use(self, route: str, text: tuple[str, str, str]) -> StatementUse:
-        return StatementUse(
+    def stats(self, route: str, text: tuple[str, str]) -> StatementStats:
+        return StatementStats(
             route=route,
             fingerprint=text[0],
             site=text[1],
-            function=text[2],
             executions=self.executions,
             requests=self.requests,
-            request_max=self.request_max,
-            repeating=self.repeating,
-            repeats_mean=self.repeated / max(self.repeating, 1),
+            executions_max=self.executions_max,
+            repeating_requests=self.repeating_requests,
+            repetitions_mean=self.repetitions / max(self.repeating_requests, 1),
             total_s=self.total_s,
             slow_s=self.slow_s,
             mean_ms=self.total_s * 1000 / max(self.executions, 1),
-            max_ms=self.max_s * 1000,
-            rows_mean=self.rows / max(self.executions, 1),
         )
 
 
 @dataclass
-class _Pool:
+class _PoolTotals:
     owners: set[tuple[int, int]] = field(default_factory=set)
     seconds: float = 0.0
     full_s: float = 0.0
     held_s: float = 0.0
-    checked_out: int = 0
+    checked_out_max: int = 0
     checkouts: int = 0
-    waited: int = 0
+    wait_count: int = 0
     timeouts: int = 0
     waits: Any = field(default_factory=_histogram)
 
-    def add(self, owner: int, state: probe_protocol.PoolState, seconds: float) -> None:
+    def add(self, owner: int, state: probe_protocol.PoolRecord, seconds: float) -> None:
         if len(self.owners) < 1_000:
             self.owners.add((owner, state.number))
         self.seconds += seconds
         self.full_s += min(state.full_s, seconds)
         self.held_s += state.held_s
-        self.checked_out = max(self.checked_out, state.checked_out)
+        self.checked_out_max = max(self.checked_out_max, state.checked_out_max)
         self.checkouts += state.checkouts
-        self.waited += state.waited
+        self.wait_count += state.wait_count
         self.timeouts += state.timeouts
         for wait in state.waits_s:
             self.waits.record_value(_us(wait))
 
     @property
-    def used(self) -> bool:
+    def is_used(self) -> bool:
         return self.checkouts + self.timeouts > 0 or self.full_s > 0
 
     def wait_ms(self, percentile: float) -> float:
-        """Over all checkouts: those that found a connection at once waited for nothing."""
-        at_once = 100 * (1 - self.waited / max(self.checkouts + self.timeouts, self.waited, 1))
+        """Return a percentile over all checkouts; one that got a connection at once waited 0 ms."""
+        at_once = 100 * (1 - self.wait_count / max(self.checkouts + self.timeouts, self.wait_count, 1))
         if percentile <= at_once:
             return 0.0
         return _ms(self.waits, 100 * (percentile - at_once) / (100 - at_once))
 
-    def use(self, key: tuple[str, str, int, int]) -> PoolUse:
-        return PoolUse(
-            dialect=key[0],
-            site=key[1],
-            size=key[2],
-            max_overflow=key[3],
+    def stats(self, key: tuple[str, int, int]) -> PoolStats:
+        return PoolStats(
+            site=key[0],
+            size=key[1],
+            max_overflow=key[2],
             pools=len(self.owners),
-            checked_out_max=self.checked_out,
+            checked_out_max=self.checked_out_max,
             checkouts=self.checkouts,
-            waited=self.waited,
+            wait_count=self.wait_count,
             timeouts=self.timeouts,
             held_s=self.held_s,
             full_share=self.full_s / self.seconds if self.seconds else 0.0,
-            wait_p50_ms=self.wait_ms(50),
             wait_p95_ms=self.wait_ms(95),
-            wait_max_ms=_ms(self.waits, 100),
         )
 
 
-class Tally:
-    """Sums since ``since`` (``time.perf_counter()``); requests that started before are not counted."""
+class Aggregate:
+    """Totals since ``since`` (``time.perf_counter()``); requests that started earlier are not counted."""
 
     def __init__(self, since: float) -> None:
         self.since = since
         self._workers: set[int] = set()
-        self._routes: dict[str, _Route] = {}
-        self._statements: dict[tuple[str, tuple[str, str, str]], _Statement] = {}
-        self._pools: dict[tuple[str, str, int, int], _Pool] = {}
+        self._routes: dict[str, _RouteTotals] = {}
+        self._statements: dict[tuple[str, tuple[str, str]], _StatementTotals] = {}
+        self._pools: dict[tuple[str, int, int], _PoolTotals] = {}
         self._lags = _histogram()
         self._blockers: Counter[str] = Counter()
-        self._threads = [0.0, 0.0, 0, 0, 0]  # seconds, seconds with waiters, total, most busy, most waiting
-        self._slowest: list[tuple[float, int, str, probe_protocol.Request, Texts]] = []
-        self._order = itertools.count()
+        self._threads = [0.0, 0.0, 0, 0, 0]  # seconds, seconds with waiters, total, busy_max, waiting_max
         self._sqlalchemy = False
         self._dropped = 0
 
-    def add(self, worker: int, batch: probe_protocol.Batch, texts: Texts, *, now: float) -> None:
-        """Count what one worker sent; ``texts`` have learnt the batch already."""
+    def add(self, worker: int, batch: probe_protocol.Batch, texts: TextTable, *, now: float) -> None:
+        """Add one worker's batch, whose texts are in ``texts`` already."""
         self._workers.add(worker)
         self._sqlalchemy |= batch.sqlalchemy
         self._dropped += batch.dropped
         for request in batch.requests:
             if request.started >= self.since:
-                self._request(request, texts)
-        if now - batch.seconds >= self.since:  # else it tells of the time before, too
-            for number, (executions, seconds, rows) in batch.outside.items():
-                self._statement("", texts.statement(number)).add(
-                    int(executions), seconds, rows, slow=False, request=False
-                )
-            self._process(worker, batch)
+                self._add_request(request, texts)
+        if now - batch.seconds >= self.since:  # else it covers time before ``since``, too
+            for number, (executions, seconds) in batch.outside.items():
+                totals = self._statement_totals("", texts.statement(number))
+                totals.add(int(executions), seconds, slow=False, request=False)
+            self._add_process(worker, batch)
 
     def evidence(self, now: float) -> Evidence:
-        """What was seen so far."""
-        statements = [entry.use(*key) for key, entry in self._statements.items()]
+        """Return the evidence so far."""
+        statements = [totals.stats(*key) for key, totals in self._statements.items()]
         lines = tuple(self._blockers.most_common(10))
         return Evidence(
             seconds=now - self.since,
@@ -275,43 +235,41 @@ class Tally:
             seen={
                 "requests": bool(self._routes),
                 "sqlalchemy": self._sqlalchemy,
-                "pool": any(pool.used for pool in self._pools.values()),
+                "pool": any(pool.is_used for pool in self._pools.values()),
                 "event loop": self._lags.total_count > 0,
                 "threads": self._threads[0] > 0,
             },
-            routes=tuple(sorted((r.use() for r in self._routes.values()), key=lambda use: -use.total_s)),
-            statements=tuple(sorted(statements, key=lambda use: -use.total_s)),
-            pools=tuple(pool.use(key) for key, pool in self._pools.items() if pool.used),
-            loop=self._loop(lines),
-            threads=self._thread_use(),
-            slowest=tuple(_slow(*entry[2:]) for entry in sorted(self._slowest, reverse=True)),
+            routes=tuple(
+                sorted((r.stats() for r in self._routes.values()), key=lambda stats: -stats.total_s)
+            ),
+            statements=tuple(sorted(statements, key=lambda stats: -stats.total_s)),
+            pools=tuple(pool.stats(key) for key, pool in self._pools.items() if pool.is_used),
+            loop=self._loop_stats(lines),
+            threads=self._thread_stats(),
             dropped=self._dropped,
         )
 
-    def _request(self, request: probe_protocol.Request, texts: Texts) -> None:
+    def _add_request(self, request: probe_protocol.RequestRecord, texts: TextTable) -> None:
         label, endpoint = texts.route(request.route)
         route = self._routes.get(label)
         if route is None:
-            route = self._routes[label] = _Route(label, endpoint)
-        named = [(texts.statement(number), entry) for number, entry in request.executions.items()]
-        count = sum(int(entry[0]) for text, entry in named if text[0] not in ROUND_TRIPS)
-        slow = route.add(request, sum(entry[1] for _, entry in named), count)
-        for text, (executions, seconds, rows) in named:
-            self._statement(label, text).add(int(executions), seconds, rows, slow=slow, request=True)
-        keep = heapq.heappush if len(self._slowest) < SLOWEST else heapq.heappushpop
-        keep(self._slowest, (request.duration_s, next(self._order), label, request, texts))
+            route = self._routes[label] = _RouteTotals(label, endpoint)
+        slow = route.add(request)
+        for number, (executions, seconds) in request.executions.items():
+            totals = self._statement_totals(label, texts.statement(number))
+            totals.add(int(executions), seconds, slow=slow, request=True)
 
-    def _statement(self, route: str, text: tuple[str, str, str]) -> _Statement:
+    def _statement_totals(self, route: str, text: tuple[str, str]) -> _StatementTotals:
         key = (route, text)
         if key not in self._statements and len(self._statements) >= STATEMENTS:
             key = (OTHER_ROUTE[0], OTHER_STATEMENT)
-        return self._statements.setdefault(key, _Statement())
+        return self._statements.setdefault(key, _StatementTotals())
 
-    def _process(self, worker: int, batch: probe_protocol.Batch) -> None:
+    def _add_process(self, worker: int, batch: probe_protocol.Batch) -> None:
         for state in batch.pools:
-            key = (state.dialect, state.site, state.size, state.max_overflow)
+            key = (state.site, state.size, state.max_overflow)
             if key in self._pools or len(self._pools) < 100:
-                self._pools.setdefault(key, _Pool()).add(worker, state, batch.seconds)
+                self._pools.setdefault(key, _PoolTotals()).add(worker, state, batch.seconds)
         for lag in batch.lags_s:
             self._lags.record_corrected_value(_us(lag), TICK_US)
         for line, times in batch.blockers.items():
@@ -325,10 +283,10 @@ class Tally:
             threads[3] = max(threads[3], batch.threads_busy)
             threads[4] = max(threads[4], batch.threads_waiting)
 
-    def _loop(self, lines: tuple[tuple[str, int], ...]) -> LoopUse | None:
+    def _loop_stats(self, lines: tuple[tuple[str, int], ...]) -> LoopStats | None:
         if not self._lags.total_count:
             return None
-        return LoopUse(
+        return LoopStats(
             ticks=int(self._lags.total_count),
             p50_ms=_ms(self._lags, 50),
             p95_ms=_ms(self._lags, 95),
@@ -336,27 +294,13 @@ class Tally:
             blockers=lines,
         )
 
-    def _thread_use(self) -> ThreadUse | None:
+    def _thread_stats(self) -> ThreadStats | None:
         seconds, waiting, total, busy, waiters = self._threads
         if not seconds:
             return None
-        return ThreadUse(
+        return ThreadStats(
             total=int(total),
             busy_max=int(busy),
             waiting_max=int(waiters),
             waiting_share=waiting / seconds,
         )
-
-
-def _slow(label: str, request: probe_protocol.Request, texts: Texts) -> SlowRequest:
-    dearest = sorted(request.executions.items(), key=lambda item: -item[1][1])[:10]
-    return SlowRequest(
-        route=label,
-        status=request.status,
-        duration_ms=request.duration_s * 1000,
-        database_ms=sum(entry[1] for entry in request.executions.values()) * 1000,
-        pool_wait_ms=request.pool_wait_s * 1000,
-        statements=tuple(
-            (*texts.statement(number)[:2], int(entry[0]), entry[1] * 1000) for number, entry in dearest
-        ),
-    )

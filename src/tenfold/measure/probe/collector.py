@@ -1,4 +1,4 @@
-"""The measuring side of the probe: listens on a Unix socket and adds up what all workers send."""
+"""The measuring side of the probe: listens on a Unix socket and aggregates what all workers send."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import msgspec
 
 from tenfold.errors import MeasurementError
 from tenfold.measure.probe import probe_protocol
-from tenfold.measure.probe.aggregate import Tally, Texts
+from tenfold.measure.probe.aggregate import Aggregate, TextTable
 from tenfold.measure.probe.evidence import Evidence
 
 CONNECTIONS = 256
 EXAMPLES = 2_000  # statement texts kept, for EXPLAIN
-READ = 256 * 1024
+READ_BYTES = 256 * 1024
 
 _DECODER: msgspec.msgpack.Decoder[probe_protocol.Hello | probe_protocol.Batch] = msgspec.msgpack.Decoder(
     probe_protocol.Hello | probe_protocol.Batch
@@ -28,26 +28,26 @@ _DECODER: msgspec.msgpack.Decoder[probe_protocol.Hello | probe_protocol.Batch] =
 
 
 class Collector:
-    """Receives what probes see, from the moment in which a worker finds the socket (within a second).
+    """Receive what the probes record, from the moment a worker finds the socket (within a second).
 
         with Collector(address) as collector:
             collector.reset()
             ...                       # a trial
             evidence = collector.evidence()
 
-    A worker sends four times a second: what happened in the last 0.3 s may be missing.
+    A worker sends four times a second: the last 0.3 s may be missing.
 
     Args:
-        address: where to listen; created with mode 0600, removed at the end.
+        address: the Unix socket to listen on; created with mode 0600, removed at the end.
 
     Raises:
-        MeasurementError: the socket cannot be made, or somebody listens there already.
+        MeasurementError: the socket cannot be created, or another collector listens on it.
     """
 
     def __init__(self, address: Path) -> None:
         self._address = address
         self._lock = threading.Lock()
-        self._tally = Tally(time.perf_counter())
+        self._tally = Aggregate(time.perf_counter())
         self._examples: dict[str, str] = {}
         self._recording = 0
         self._thread: threading.Thread | None = None
@@ -69,23 +69,23 @@ class Collector:
 
     @property
     def workers(self) -> int:
-        """Workers that are connected now and record: each said so after it had begun."""
+        """Number of workers that are connected and record: each says so once it has started."""
         return self._recording
 
     def reset(self) -> None:
-        """Start from nothing; requests that are under way belong to what was before."""
+        """Discard the evidence so far; requests that are in progress now are not counted either."""
         with self._lock:
-            self._tally = Tally(time.perf_counter())
+            self._tally = Aggregate(time.perf_counter())
 
     def evidence(self) -> Evidence:
-        """What was seen since the last reset."""
+        """Return the evidence since the last reset."""
         with self._lock:
             return self._tally.evidence(time.perf_counter())
 
-    def examples(self) -> dict[str, str]:
-        """Fingerprint → one text as the driver got it, for EXPLAIN.
+    def sql_examples(self) -> dict[str, str]:
+        """Return fingerprint → one SQL text as the driver got it, for EXPLAIN.
 
-        Without parameters; but an app that writes values into its SQL has them here: keep this in memory.
+        The texts have no parameters, but values that the app writes into its SQL: keep them in memory only.
         """
         with self._lock:
             return dict(self._examples)
@@ -100,7 +100,7 @@ class Collector:
                     link = key.fileobj
                     assert isinstance(link, socket.socket)
                     if link is self._woken:
-                        self._end(connections)
+                        self._close(connections)
                         return
                     if link is self._listener:
                         self._accept(selector, connections)
@@ -125,7 +125,7 @@ class Collector:
         selector.register(link, selectors.EVENT_READ)
 
     def _read(self, connection: _Connection) -> bool:
-        """Take what is there; False when the connection is to be closed."""
+        """Read what has arrived; return False when the connection has to be closed."""
         try:
             messages = connection.messages()
         except BlockingIOError:
@@ -141,45 +141,45 @@ class Collector:
         return True
 
     def _add(self, connection: _Connection, batch: probe_protocol.Batch) -> None:
-        connection.texts.learn(batch)
+        connection.texts.add(batch)
         for text in batch.statements:
             if len(self._examples) < EXAMPLES:
                 self._examples.setdefault(text.fingerprint, text.sql)
         self._tally.add(connection.worker, batch, connection.texts, now=time.perf_counter())
 
-    def _end(self, connections: dict[socket.socket, _Connection]) -> None:
+    def _close(self, connections: dict[socket.socket, _Connection]) -> None:
         for link in connections:
             link.close()
         try:
-            if self._address.stat().st_ino == self._inode:  # nobody took the place meanwhile
+            if self._address.stat().st_ino == self._inode:  # still this collector's socket
                 self._address.unlink()
         except FileNotFoundError:
             pass
 
 
 class _Closed(Exception):
-    """The other side went away, or sent what no probe sends."""
+    """The peer closed the connection, or sent something that is not the protocol."""
 
 
 class _Connection:
-    """One worker's stream, cut into messages."""
+    """One worker's stream, split into messages."""
 
     def __init__(self, link: socket.socket) -> None:
         self.worker = 0
-        self.texts = Texts()
+        self.texts = TextTable()
         self._link = link
         self._buffer = bytearray()
 
     def messages(self) -> list[probe_protocol.Hello | probe_protocol.Batch]:
-        """The messages that are complete by now."""
-        data = self._link.recv(READ)
+        """Read what has arrived and return the messages that are complete."""
+        data = self._link.recv(READ_BYTES)
         if not data:
             raise _Closed
         self._buffer += data
-        found = []
+        complete = []
         while (body := self._body()) is not None:
-            found.append(_DECODER.decode(body))
-        return found
+            complete.append(_DECODER.decode(body))
+        return complete
 
     def _body(self) -> bytes | None:
         head = probe_protocol.LENGTH.size
@@ -201,7 +201,7 @@ def _listen(address: Path) -> socket.socket:
         if address.is_socket():
             _remove_stale(address)
         listener.bind(str(address))
-        address.chmod(0o600)  # before listen(): nobody can connect in between
+        address.chmod(0o600)  # before listen(): no connection is possible in between
         listener.listen(64)
         listener.setblocking(False)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Carries what a recorder holds to the collector, on a thread of its own, and never makes a request wait.
+"""A thread that sends a recorder's batches to the collector and never makes a request wait.
 
-While no collector listens the thread tries to connect once a second and nothing is recorded. A collector that
-stops reading (paused, or slow) fills the socket; then one unsent frame waits here, the recorder keeps its
-bounded number of requests and counts the others as dropped. A collector that went away ends the recording
+While no collector listens, the thread tries to connect once a second and nothing is recorded. A collector
+that stops reading (paused, or slow) fills the socket; then one unsent frame waits here, the recorder keeps a
+bounded number of requests and counts the others as dropped. When the collector disconnects, recording ends
 within half a second.
 """
 
@@ -15,28 +15,28 @@ import time
 from pathlib import Path
 
 from tenfold.measure.probe import probe_protocol, sqlalchemy
-from tenfold.measure.probe.eventloop import LoopWatch
+from tenfold.measure.probe.eventloop import LoopMonitor
 from tenfold.measure.probe.recorder import Recorder
 
 RETRY_S = 1.0
-BEAT_S = 0.05  # the loop is looked at this often
-BEATS = 5  # a frame every so many beats
+BEAT_S = 0.05  # interval at which the event loop is sampled
+BEATS = 5  # beats between two frames
 SEND_S = 0.2  # longest wait in one send
 
 
 class Emitter:
-    """One daemon thread a process; a fork gets its own when the child serves its first request."""
+    """One daemon thread per process; a forked child starts its own with its first request."""
 
-    def __init__(self, recorder: Recorder, watch: LoopWatch, address: Path, *, instance: str) -> None:
+    def __init__(self, recorder: Recorder, monitor: LoopMonitor, address: Path, *, instance: str) -> None:
         self._recorder = recorder
-        self._watch = watch
+        self._monitor = monitor
         self._address = str(address)
         self._instance = instance
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread; once a process."""
+        """Start the thread; call it once per process."""
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(self._stop,), name="tenfold-probe", daemon=True
@@ -44,7 +44,7 @@ class Emitter:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, within a second."""
+        """Stop the thread, within a second."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(RETRY_S)
@@ -57,18 +57,18 @@ class Emitter:
                     link.connect(self._address)
                     self._stream(link, stop)
             except OSError:
-                pass  # nobody listens, or nobody does any more: the app must not notice
+                pass  # no collector, or it disconnected: the app must not notice
             finally:
                 self._recorder.stop()
             stop.wait(RETRY_S)
 
     def _stream(self, link: socket.socket, stop: threading.Event) -> None:
-        sqlalchemy.restart()
+        sqlalchemy.reset_pools()
         self._recorder.start()
         pending = probe_protocol.pack(probe_protocol.Hello(os.getpid(), self._instance))
         beat, drained = 0, time.perf_counter()
         while not stop.wait(BEAT_S):
-            self._watch.look()
+            self._monitor.sample()
             beat += 1
             if not pending and beat >= BEATS:
                 now = time.perf_counter()
@@ -79,8 +79,8 @@ class Emitter:
 
     def _batch(self, seconds: float) -> probe_protocol.Batch:
         batch = self._recorder.drain(seconds)
-        self._watch.drain(batch)
-        batch.pools = sqlalchemy.pools()
+        self._monitor.drain(batch)
+        batch.pools = sqlalchemy.drain_pools()
         return batch
 
 

@@ -1,4 +1,4 @@
-"""How late a worker's event loop runs what is due, and on which line it stands still."""
+"""Event loop lag of a worker, and the lines of user code that block the loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.recorder import Recorder
 
 TICK_S = 0.05
-STUCK_S = 0.05  # this much behind its tick, the loop is looked at
+STUCK_S = 0.05  # a loop this late is sampled for the line that blocks it
 LINES = 200
 
 
-class LoopWatch:
-    """A timer in the loop measures its own lateness; another thread looks where a late loop stands.
+class LoopMonitor:
+    """A timer in the loop measures its own lag; another thread samples the line on which a late loop stands.
 
-    Ticks while somebody listens; :meth:`start` is called with every request and is one comparison when it
-    already ticks. A loop that is late because other threads hold the interpreter lock looks the same as one
-    that is blocked: the ranking compares with the process's CPU use.
+    It ticks while a collector listens; a request starts it when it is ``idle``. A loop that is late because
+    other threads hold the interpreter lock looks the same as one that is blocked: the ranking compares with
+    the process's CPU use.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -37,15 +37,15 @@ class LoopWatch:
         self._busy, self._total, self._waiting = -1, 0, 0
 
     def start(self) -> None:
-        """Tick in the running loop. Called from a coroutine."""
+        """Start the timer in the running loop. Call it from a coroutine."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._limiter = _thread_limiter()
         self.idle = False
-        self._again()
+        self._schedule()
 
-    def look(self) -> None:
-        """From another thread: when the loop is late, count the user's line on which it stands."""
+    def sample(self) -> None:
+        """Count the line of user code on which a late loop stands. Call it from another thread."""
         if self.idle or time.perf_counter() < self._due + STUCK_S:
             return
         frame = sys._current_frames().get(self._thread)
@@ -54,7 +54,7 @@ class LoopWatch:
             self._lines[where] += 1
 
     def drain(self, batch: probe_protocol.Batch) -> None:
-        """Move what was seen into the batch."""
+        """Move lags, lines and thread counts into the batch."""
         batch.lags_s = [self._lags.popleft() for _ in range(len(self._lags))]
         lines, self._lines = self._lines, Counter()
         batch.blockers = dict(lines)
@@ -62,13 +62,13 @@ class LoopWatch:
         batch.threads_waiting = self._waiting
         self._busy, self._waiting = -1, 0
 
-    def _again(self) -> None:
+    def _schedule(self) -> None:
         assert self._loop is not None
         self._due = time.perf_counter() + TICK_S
         self._loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        if not self._recorder.on:
+        if not self._recorder.is_on:
             self.idle = True
             return
         self._lags.append(max(0.0, time.perf_counter() - self._due))
@@ -76,11 +76,11 @@ class LoopWatch:
             self._busy = max(self._busy, int(self._limiter.borrowed_tokens))
             self._total = int(min(self._limiter.total_tokens, 1e6))
             self._waiting = max(self._waiting, int(self._limiter.statistics().tasks_waiting))
-        self._again()
+        self._schedule()
 
 
 def _thread_limiter() -> Any:
-    """AnyIO's limit of worker threads, in which sync endpoints run; None where AnyIO is not used."""
+    """Return AnyIO's limiter of worker threads, in which sync endpoints run; None where AnyIO is not used."""
     to_thread: Any = sys.modules.get("anyio.to_thread")
     try:
         return to_thread.current_default_thread_limiter() if to_thread is not None else None

@@ -1,141 +1,110 @@
-"""What was seen inside the service during a trial. Values only.
+"""Evidence from inside the service during a trial. Values only.
 
-Times are those that the app's worker measured: what a request waited for before its worker took it is not in
-them. "Slow" are the requests slower than the running median of their own route: comparing where their time
-went with where all time went shows what makes the slow half slow.
+Times are measured in the app's worker: waiting before the worker accepts a request is not included. "Slow"
+requests are those slower than the running median of their own route: comparing where their time went with
+where all time went shows what makes the slow half slow.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-REPEATS = 5  # a statement that often from one line in one request is a repetition …
-REPEATS_S = 0.020  # … when it took this long together,
-REPEATS_SURE = 20  # or came this often
+REPETITIONS = 5  # executions of a statement from one line in one request that are an N+1 …
+REPETITIONS_S = 0.020  # … when together they take longer than this,
+REPETITIONS_SURE = 20  # or whatever they take
 
-ROUND_TRIPS = frozenset({"COMMIT", "ROLLBACK", "CONNECT"})  # time in the database, but no statements
+ROUND_TRIPS = frozenset({"COMMIT", "ROLLBACK", "CONNECT"})  # database time that is no statement's
 
 
-class RouteUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One route over all workers. A request without an answer counts as an error."""
+class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One route over all workers."""
 
-    route: str  # "GET /api/orders"; "(other)" stands for all beyond the limit
-    endpoint: str  # "shop/orders.py:40" where the endpoint is defined, "" when unknown
+    route: str  # "GET /api/orders"; "(other)" sums up all beyond the limit
+    endpoint: str  # where the endpoint is defined, "shop/orders.py:40"; "" when unknown
     requests: int
-    errors: int  # 5xx, and no answer
     total_s: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    database_share: float  # of the requests' time; at most 1, although concurrent statements add up to more
-    pool_wait_share: float
-    pool_wait_max_ms: float
-    statements_mean: float  # a request, without COMMIT, ROLLBACK and connecting
-    statements_max: int
-    slow_s: float  # time of the slow requests
-    slow_wait_s: float  # of it, waiting for a connection
+    slow_s: float  # total time of the slow requests
+    slow_wait_s: float  # part of it spent waiting for a connection
 
 
-class StatementUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One statement from one line of the user's code in one route."""
+class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One statement, executed by one line of the user's code in one route."""
 
     route: str  # "" outside of any request
     fingerprint: str
-    site: str  # "shop/orders.py:48", "" when no line of the user's code was on the way to it
-    function: str
+    site: str  # "shop/orders.py:48"; "" when no line of the user's code was on the call stack
     executions: int
-    requests: int  # in which it came at least once
-    request_max: int  # most executions in one request
-    repeating: int  # requests in which it was repeated enough to count as N+1
-    repeats_mean: float  # executions in those
+    requests: int  # that executed it at least once
+    executions_max: int  # in one request
+    repeating_requests: int  # that executed it often enough to count as N+1
+    repetitions_mean: float  # executions per repeating request
     total_s: float
-    slow_s: float  # of the slow requests' time
+    slow_s: float  # within slow requests
     mean_ms: float
-    max_ms: float  # the longest mean within one request
-    rows_mean: float  # an execution, as the driver told
 
 
-class PoolUse(msgspec.Struct, frozen=True, kw_only=True):
-    """The pools that one line of code made, over all workers."""
+class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The connection pools that one line of code created, over all workers."""
 
-    dialect: str
     site: str
     size: int
     max_overflow: int
-    pools: int  # one a worker, as a rule
+    pools: int  # usually one per worker
     checked_out_max: int  # in one pool
     checkouts: int
-    waited: int  # checkouts that had to wait
+    wait_count: int  # checkouts that waited
     timeouts: int
-    held_s: float  # connections taken, added up: two for three seconds are six
-    full_share: float  # of the time, mean over the pools
-    wait_p50_ms: float  # over all checkouts, those without a wait included
-    wait_p95_ms: float
-    wait_max_ms: float
+    held_s: float  # connection-seconds checked out: two connections for three seconds are six
+    full_share: float  # share of the time without a free connection, mean over the pools
+    wait_p95_ms: float  # over all checkouts, those without a wait included
 
 
-class LoopUse(msgspec.Struct, frozen=True, kw_only=True):
-    """How late the event loops ran what was due; a long stop counts as often as timers were due in it."""
+class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Event loop lag; one long block counts as often as timers were due in it."""
 
     ticks: int
     p50_ms: float
     p95_ms: float
     max_ms: float
-    blockers: tuple[
-        tuple[str, int], ...
-    ]  # lines on which a late loop stood, and how often; the commonest first
+    blockers: tuple[tuple[str, int], ...]  # lines that blocked the loop and their samples, most first
 
 
-class ThreadUse(msgspec.Struct, frozen=True, kw_only=True):
-    """The threads in which sync endpoints run."""
+class ThreadStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The worker threads in which sync endpoints run."""
 
-    total: int  # a worker
+    total: int  # per worker
     busy_max: int
     waiting_max: int  # requests that waited for a thread
     waiting_share: float  # of the time
 
 
-class SlowRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the slowest requests, with its dearest statements."""
-
-    route: str
-    status: int
-    duration_ms: float
-    database_ms: float
-    pool_wait_ms: float
-    statements: tuple[tuple[str, str, int, float], ...]  # fingerprint, site, executions, ms
-
-
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the probes of all workers saw since the last reset."""
+    """Everything that the probes of all workers recorded since the last reset."""
 
     seconds: float
     workers: int
     seen: dict[str, bool]  # "requests", "sqlalchemy", "pool", "event loop", "threads"
-    routes: tuple[RouteUse, ...] = ()
-    statements: tuple[StatementUse, ...] = ()
-    pools: tuple[PoolUse, ...] = ()
-    loop: LoopUse | None = None
-    threads: ThreadUse | None = None
-    slowest: tuple[SlowRequest, ...] = ()
-    dropped: int = 0  # requests that the workers could not send
+    routes: tuple[RouteStats, ...] = ()
+    statements: tuple[StatementStats, ...] = ()
+    pools: tuple[PoolStats, ...] = ()
+    loop: LoopStats | None = None
+    threads: ThreadStats | None = None
+    dropped: int = 0  # requests that did not fit into the workers' buffers
 
     @property
     def requests(self) -> int:
-        """Requests seen, dropped ones not included."""
+        """Number of requests, dropped ones not included."""
         return sum(route.requests for route in self.routes)
 
     @property
-    def total_s(self) -> float:
-        """Time spent in requests."""
-        return sum(route.total_s for route in self.routes)
-
-    @property
     def slow_s(self) -> float:
-        """Time spent in the slow requests of every route."""
+        """Total time of the slow requests of every route."""
         return sum(route.slow_s for route in self.routes)
 
 
-def repeats(executions: int, seconds: float) -> bool:
-    """Whether a statement from one line in one request is an N+1: ≥ 5 times and > 20 ms, or ≥ 20 times."""
-    return executions >= REPEATS_SURE or (executions >= REPEATS and seconds > REPEATS_S)
+def is_repetition(executions: int, seconds: float) -> bool:
+    """Return whether one line's executions of a statement in a request are an N+1.
+
+    They are from 20 on, and from 5 on when they take more than 20 ms together.
+    """
+    return executions >= REPETITIONS_SURE or (executions >= REPETITIONS and seconds > REPETITIONS_S)

@@ -1,8 +1,8 @@
-"""An ASGI middleware that watches a service from inside, at the price of a few microseconds a request.
+"""An ASGI middleware that records a service from inside, at a few microseconds per request.
 
     app = Probe(app, Path("/run/tenfold/probe.sock"), root=Path("/srv/shop"))
 
-Nothing is recorded, and nearly nothing spent, while no collector
+It records nothing, and costs next to nothing, while no collector
 (:mod:`tenfold.measure.probe.collector`) listens on the address.
 """
 
@@ -16,29 +16,29 @@ from pathlib import Path
 from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.emitter import Emitter
-from tenfold.measure.probe.eventloop import LoopWatch
+from tenfold.measure.probe.eventloop import LoopMonitor
 from tenfold.measure.probe.recorder import Recorder
 
 
 class Probe:
-    """Around any ASGI app: requests, their SQL statements with call sites, pools, the event loop's lag.
+    """Record an ASGI app's requests, SQL statements with call sites, pools and event loop lag.
 
     Args:
-        app: the application; lifespan and websocket scopes pass through untouched.
+        app: the application; lifespan and websocket scopes pass through unchanged.
         address: the Unix socket on which a collector may listen, now or later.
         root: the folder of the user's code; call sites are shown relative to it.
-        instance: the name under which this instance is shown.
+        instance: the name of this instance.
 
-    SQLAlchemy is watched when it is installed. Other database libraries, WSGI apps and threads that the app
-    starts without its context are not seen, and the evidence says so.
-    A worker that is forked after the probe was made starts its own thread; one probe a process.
+    SQLAlchemy is recorded when it is installed. Other database libraries, WSGI apps and threads that the app
+    starts without its context are not seen, and the evidence says so. Use one probe per process; a worker
+    that is forked later starts its own sending thread.
     """
 
     def __init__(self, app: ASGIApp, address: Path, *, root: Path, instance: str = "") -> None:
         self._app = app
         self._recorder = Recorder(root)
-        self._watch = LoopWatch(self._recorder)
-        self._emitter = Emitter(self._recorder, self._watch, address, instance=instance)
+        self._loop_monitor = LoopMonitor(self._recorder)
+        self._emitter = Emitter(self._recorder, self._loop_monitor, address, instance=instance)
         self._pid = 0
         sqlalchemy.install(self._recorder)
 
@@ -46,34 +46,32 @@ class Probe:
         if self._pid != os.getpid():
             self._start()
         recorder = self._recorder
-        if not recorder.on or scope["type"] != "http":
+        if not recorder.is_on or scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._watch.idle:
-            self._watch.start()
-        request = probe_protocol.Request(time.perf_counter())
+        if self._loop_monitor.idle:
+            self._loop_monitor.start()
+        request = probe_protocol.RequestRecord(time.perf_counter())
         root_path = scope.get("root_path", "")
 
-        def sending(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.start":
-                request.status = message["status"]
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
-                recorder.ended(request)
+        def send_and_record(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                recorder.stop_clock(request)
             return send(message)
 
         token = recorder.current.set(request)
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_and_record)
         finally:
             recorder.current.reset(token)
-            recorder.finish(request, scope, root_path)
+            recorder.record_request(request, scope, root_path)
 
     def close(self) -> None:
-        """End the thread; the app keeps working."""
+        """Stop the sending thread; the app keeps working."""
         self._emitter.close()
 
     def _start(self) -> None:
         self._pid = os.getpid()
         self._recorder.stop()
-        self._watch.idle = True
+        self._loop_monitor.idle = True
         self._emitter.start()

@@ -1,8 +1,8 @@
-"""What one worker process saw, kept until the emitter fetches it. Bounded everywhere; never waits.
+"""The records of one worker process until the emitter fetches them. Bounded everywhere; never waits.
 
-Written by the event loop and by worker threads, read by the emitter's thread. There are no locks: a deque's
-ends and a dictionary's entries are safe under the interpreter lock, and a lost increment when two threads of
-the *same* request meet is cheaper than a lock for every statement.
+The event loop and worker threads write, the emitter's thread reads. There are no locks: a deque's ends and a
+dictionary's entries are safe under the interpreter lock, and a lost increment when two threads of the *same*
+request meet is cheaper than a lock for every statement.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tenfold.callsites import CallSite, CallSites
 from tenfold.fingerprint import fingerprint
 from tenfold.measure.probe import probe_protocol
 
-REQUESTS = 5_000  # finished requests kept for the emitter; what comes on top is counted as dropped
+REQUESTS = 5_000  # finished requests kept for the emitter; more are counted as dropped
 BATCH = 2_000  # requests sent in one frame
-GROUPS = 200  # statements told apart in one request
-STATEMENTS = 2_000  # (fingerprint, call site) pairs told apart in one process
-TEXTS = 4_096  # statement texts remembered; an app that writes values into its SQL has no end of them
+GROUPS = 200  # statements kept apart in one request
+STATEMENTS = 2_000  # (fingerprint, call site) pairs kept apart in one process
+TEXTS = 4_096  # statement texts remembered; an app that writes values into its SQL makes ever new ones
 ROUTES = 300
 SQL = 20_000  # characters of one statement's text
 
@@ -37,15 +37,17 @@ _IDENTIFIER = re.compile(
 
 
 class Recorder:
-    """Requests and their statements, between the hooks that see them and the emitter that sends them."""
+    """Requests and their statements, between the hooks that record them and the emitter that sends them."""
 
     def __init__(self, root: Path) -> None:
-        self.on = False  # a collector listens; every hook asks this first
-        self.current: ContextVar[probe_protocol.Request | None] = ContextVar("tenfold_request", default=None)
+        self.is_on = False  # a collector listens; every hook checks this first
+        self.current: ContextVar[probe_protocol.RequestRecord | None] = ContextVar(
+            "tenfold_request", default=None
+        )
         self.sites = CallSites(root)
-        self.sqlalchemy = False  # a statement or a pool was seen
+        self.sqlalchemy = False  # a statement or a pool has been recorded
         self.dropped = 0
-        self._requests: deque[probe_protocol.Request] = deque()
+        self._requests: deque[probe_protocol.RequestRecord] = deque()
         self._outside: probe_protocol.Executions = {}
         self._routes: dict[tuple[str, str], int] = {}
         self._route_texts: list[probe_protocol.RouteText] = []
@@ -56,53 +58,54 @@ class Recorder:
         self._sent_routes = self._sent_statements = self._sent_dropped = 0
 
     def start(self) -> None:
-        """A new collector listens: it knows nothing yet, and nothing old concerns it."""
+        """Start recording for a new collector: all texts are sent again, older records are discarded."""
         self._requests.clear()
         self._outside = {}
         self._sent_routes = self._sent_statements = 0
         self._sent_dropped = self.dropped
-        self.on = True
+        self.is_on = True
 
     def stop(self) -> None:
-        """Nobody listens."""
-        self.on = False
+        """Stop recording."""
+        self.is_on = False
 
-    def executed(self, sql: str, frame: FrameType | None, seconds: float, rows: int) -> None:
-        """One round trip to the database ended; ``frame`` is where to look for the user's line."""
+    def record_statement(self, sql: str, frame: FrameType | None, seconds: float) -> None:
+        """Record a round trip to the database; ``frame`` is where the search for the user's line starts."""
         self.sqlalchemy = True
         request = self.current.get()
         running = request is not None and request.duration_s < 0
         executions = request.executions if running and request is not None else self._outside
         key = (sql, self.sites.find(frame))
-        number = self._texts.get(key) or self._statement(key)
+        number = self._texts.get(key) or self._number_statement(key)
         if running and len(executions) > GROUPS:
             number = probe_protocol.OTHER
         entry = executions.get(number)
         if entry is None:
-            executions[number] = [1, seconds, max(rows, 0)]
+            executions[number] = [1, seconds]
         else:
             entry[0] += 1
             entry[1] += seconds
-            entry[2] += max(rows, 0)
 
-    def finish(self, request: probe_protocol.Request, scope: Mapping[str, Any], root_path: str) -> None:
-        """The app is done with a request; its route is known only now."""
-        self.ended(request)
+    def record_request(
+        self, request: probe_protocol.RequestRecord, scope: Mapping[str, Any], root_path: str
+    ) -> None:
+        """Record a request that the app has finished; its route is known only now."""
+        self.stop_clock(request)
         method = str(scope.get("method", ""))
         path = _route_name(scope, root_path)
-        request.route = self._routes.get((method, path)) or self._route(method, path, scope)
+        request.route = self._routes.get((method, path)) or self._number_route(method, path, scope)
         if len(self._requests) < REQUESTS:
             self._requests.append(request)
         else:
             self.dropped += 1
 
-    def ended(self, request: probe_protocol.Request) -> None:
-        """The last byte was handed over: later work (background tasks) is not the visitor's wait."""
+    def stop_clock(self, request: probe_protocol.RequestRecord) -> None:
+        """Set the duration at the last byte: later work (background tasks) does not make the client wait."""
         if request.duration_s < 0:
             request.duration_s = time.perf_counter() - request.started
 
     def drain(self, seconds: float) -> probe_protocol.Batch:
-        """Everything since the last call. Texts are taken last: no number travels before its text."""
+        """Return everything since the last call. Texts are read last: no number is sent before its text."""
         requests = [self._requests.popleft() for _ in range(min(len(self._requests), BATCH))]
         outside, self._outside = self._outside, {}
         dropped, routes, statements = self.dropped, len(self._route_texts), len(self._statement_texts)
@@ -118,7 +121,7 @@ class Recorder:
         self._sent_dropped, self._sent_routes, self._sent_statements = dropped, routes, statements
         return batch
 
-    def _statement(self, key: tuple[str, CallSite]) -> int:
+    def _number_statement(self, key: tuple[str, CallSite]) -> int:
         sql, site = key
         text = fingerprint(sql)
         number = self._numbers.get((text, site))
@@ -128,25 +131,27 @@ class Recorder:
             mine = next(self._next)
             number = self._numbers.setdefault((text, site), mine)
             if number == mine:
-                self._statement_texts.append(probe_protocol.StatementText(number, text, *site, sql[:SQL]))
+                self._statement_texts.append(
+                    probe_protocol.StatementText(number, text, site.where, sql[:SQL])
+                )
         if len(self._texts) >= TEXTS:
             self._texts.clear()
         self._texts[key] = number
         return number
 
-    def _route(self, method: str, path: str, scope: Mapping[str, Any]) -> int:
+    def _number_route(self, method: str, path: str, scope: Mapping[str, Any]) -> int:
         if len(self._routes) >= ROUTES:
             return probe_protocol.OTHER
         mine = next(self._next)
         number = self._routes.setdefault((method, path), mine)
         if number == mine:
-            endpoint = self.sites.of(scope.get("endpoint"))
+            endpoint = self.sites.definition(scope.get("endpoint"))
             self._route_texts.append(probe_protocol.RouteText(number, method, path, endpoint.where))
         return number
 
 
 def _route_name(scope: Mapping[str, Any], root_path: str) -> str:
-    """The route's template; without one, the path with ``{id}`` in place of numbers, UUIDs and long hex."""
+    """Return the route's template, or else the path with ``{id}`` for numbers, UUIDs and long hex."""
     if (template := route_template(scope, root_path)) is not None:
         return template
     if mounted := str(scope.get("root_path", ""))[len(root_path) :]:

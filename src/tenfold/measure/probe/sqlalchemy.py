@@ -1,14 +1,14 @@
-"""Hooks into SQLAlchemy: every statement of every engine, and how long connections were waited for.
+"""Hooks into SQLAlchemy: every statement of every engine, and every pool's checkouts and waits.
 
-A few methods are wrapped: a dialect's ``do_execute`` and its kin, ``do_commit``, ``do_rollback``, and the
-pool's handing out and taking back. Sync and async engines go through the same ones, whenever they were made.
+A few methods are wrapped: a dialect's ``do_execute`` and its variants, ``do_commit``, ``do_rollback``, and
+the pool's checkout and return. Sync and async engines go through the same ones, whenever they were created.
 ``Engine``'s events would do for statements, too, but a listener puts every execution on SQLAlchemy's slower
-path: 7 µs a statement and 9 µs a connection even while nobody records, where a wrapper costs 0.2 µs. There is
-no event around COMMIT, connecting, or *before* a connection is handed out.
+path: 7 µs per statement and 9 µs per connection even while nothing is recorded, where a wrapper costs 0.2 µs.
+There is no event around COMMIT, connecting, or *before* a checkout.
 
-The methods are those of SQLAlchemy 2.1; where one is missing, or a dialect of a third party does without it,
-that part is not seen. The time of a statement is the driver's ``execute``; rows that a server-side cursor
-fetches later are not in it. Under an async engine it includes the wait until the event loop came back to it.
+The methods are those of SQLAlchemy 2.1; where one is missing, or a third-party dialect bypasses it, that part
+is not recorded. The time of a statement is the driver's ``execute``; rows that a server-side cursor fetches
+later are not included. Under an async engine it includes the wait until the event loop returned to it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.recorder import Recorder
 
-WAITS = 500  # waits kept a pool between two frames
+WAITS = 500  # waits kept per pool between two frames
 
-# One process, one recorder: the hooks outlive whoever installed them, and the last one counts.
+# One recorder per process: the hooks stay installed, and the last recorder receives their records.
 _recorder: Recorder | None = None
 _pools: list[weakref.ref[Any]] = []
 _installed = False
 
 
 def install(recorder: Recorder) -> bool:
-    """Send what SQLAlchemy does to this recorder; False when SQLAlchemy is not installed."""
+    """Install the hooks and direct them to this recorder; return False when SQLAlchemy is not installed."""
     global _recorder, _installed  # noqa: PLW0603 - class-level hooks need a process-wide target
     try:
         from sqlalchemy.engine.default import DefaultDialect
@@ -42,124 +42,122 @@ def install(recorder: Recorder) -> bool:
     if not _installed:
         _installed = True
         for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-            _wrap(DefaultDialect, name, _executing)
-        _wrap(DefaultDialect, "do_commit", lambda do: _timed("COMMIT", do))
-        _wrap(DefaultDialect, "do_rollback", lambda do: _timed("ROLLBACK", do))
-        _wrap(Pool, "_create_connection", lambda do: _timed("CONNECT", do))
+            _wrap(DefaultDialect, name, _wrap_execute)
+        _wrap(DefaultDialect, "do_commit", lambda do: _wrap_round_trip("COMMIT", do))
+        _wrap(DefaultDialect, "do_rollback", lambda do: _wrap_round_trip("ROLLBACK", do))
+        _wrap(Pool, "_create_connection", lambda do: _wrap_round_trip("CONNECT", do))
         # create_engine() reads the arguments of __init__, which therefore stays as it is.
-        QueuePool.__new__ = staticmethod(_making)  # type: ignore[assignment]
-        _wrap(QueuePool, "_do_get", _getting)
-        _wrap(QueuePool, "_do_return_conn", _returning)
+        QueuePool.__new__ = staticmethod(_new_pool)  # type: ignore[assignment]
+        _wrap(QueuePool, "_do_get", _wrap_get)
+        _wrap(QueuePool, "_do_return_conn", _wrap_return)
     return True
 
 
-def pools() -> list[probe_protocol.PoolState]:
-    """What every pool that was used did since the last call."""
-    return [pool.__dict__["_tenfold"].drain() for pool in _alive()]
+def drain_pools() -> list[probe_protocol.PoolRecord]:
+    """Return the records since the last call of every pool that has been used."""
+    return [pool.__dict__["_tenfold"].drain() for pool in _live_pools()]
 
 
-def restart() -> None:
-    """Forget what the pools did before: a new collector listens."""
-    for pool in _alive():
-        pool.__dict__["_tenfold"] = PoolWatch(pool)
+def reset_pools() -> None:
+    """Discard the pools' records: a new collector listens."""
+    for pool in _live_pools():
+        pool.__dict__["_tenfold"] = PoolRecorder(pool)
 
 
-def _alive() -> list[Any]:
+def _live_pools() -> list[Any]:
     _pools[:] = [reference for reference in _pools if reference() is not None]
     return [pool for reference in _pools if (pool := reference()) is not None]
 
 
-class PoolWatch:
-    """One pool's use between two frames.
+class PoolRecorder:
+    """The record of one pool between two frames.
 
-    *Full* is exact, not sampled: from the moment in which the last connection that may exist is taken until
-    one comes back that nobody waits for.
+    ``full_s`` is exact, not sampled: a full period begins with the checkout of the last connection and ends
+    when a connection is returned for which no checkout waits.
     """
 
     def __init__(self, pool: Any) -> None:
         self._pool = weakref.ref(pool)
         self._capacity = pool.size() + pool._max_overflow if pool._max_overflow >= 0 else sys.maxsize
         self._waiting = 0
-        self._full_since = perf_counter() if self.exhausted(pool) else 0.0
-        self._taken, self._counted = pool.checkedout(), perf_counter()
+        self._full_since = perf_counter() if self.is_exhausted(pool) else 0.0
+        self._checked_out, self._counted_at = pool.checkedout(), perf_counter()
         self._clear()
 
-    def exhausted(self, pool: Any) -> bool:
-        """Whether the next one has to wait."""
+    def is_exhausted(self, pool: Any) -> bool:
+        """Return whether the next checkout has to wait."""
         return bool(pool.checkedout() >= self._capacity)
 
-    def get(self, pool: Any, do_get: Callable[[Any], Any]) -> Any:
-        """Hand out a connection, timed only when it has to be waited for.
+    def check_out(self, pool: Any, do_get: Callable[[Any], Any]) -> Any:
+        """Check out a connection; timed only when the checkout has to wait.
 
-        ``_do_get`` calls itself when two threads race for the last place; such a checkout counts twice.
+        ``_do_get`` calls itself when two threads race for the last connection; such a checkout counts twice.
         """
-        if not self.exhausted(pool):
-            return self._took(pool, do_get(pool))
+        if not self.is_exhausted(pool):
+            return self._record_checkout(pool, do_get(pool))
         started = perf_counter()
         self._waiting += 1
         try:
-            return self._took(pool, do_get(pool))
+            return self._record_checkout(pool, do_get(pool))
         except BaseException as error:
             self.timeouts += type(error).__name__ == "TimeoutError"
             raise
         finally:
             self._waiting -= 1
-            self._waited(perf_counter() - started)
+            self._record_wait(perf_counter() - started)
 
-    def returning(self) -> None:
-        """A connection comes back."""
-        self._hold(self._taken - 1)
+    def record_return(self) -> None:
+        """Record that a connection is returned."""
+        self._set_checked_out(self._checked_out - 1)
         if self._full_since and not self._waiting:
             self.full_s += perf_counter() - self._full_since
             self._full_since = 0.0
 
-    def drain(self) -> probe_protocol.PoolState:
-        """The counts so far, as of now, and start again from nothing."""
+    def drain(self) -> probe_protocol.PoolRecord:
+        """Return the counts as of now, and start again from zero."""
         pool = self._pool()
-        self._hold(self._taken)
+        self._set_checked_out(self._checked_out)
         if self._full_since:
             now = perf_counter()
             self.full_s += now - self._full_since
             self._full_since = now
-        dialect = getattr(getattr(pool, "_dialect", None), "name", "")
-        state = probe_protocol.PoolState(
+        state = probe_protocol.PoolRecord(
             number=id(self),
-            dialect=dialect,
             site=getattr(pool, "_tenfold_site", ""),
             size=pool.size() if pool is not None else 0,
             max_overflow=getattr(pool, "_max_overflow", 0),
-            checked_out=self.most,
+            checked_out_max=self.checked_out_max,
             checkouts=self.checkouts,
             timeouts=self.timeouts,
             full_s=self.full_s,
             held_s=self.held_s,
             waits_s=self.waits,
-            waited=self.waited,
+            wait_count=self.wait_count,
         )
         self._clear()
         return state
 
     def _clear(self) -> None:
-        self.most = self.checkouts = self.timeouts = self.waited = 0
+        self.checked_out_max = self.checkouts = self.timeouts = self.wait_count = 0
         self.full_s = self.held_s = 0.0
         self.waits: list[float] = []
 
-    def _took(self, pool: Any, connection: Any) -> Any:
+    def _record_checkout(self, pool: Any, connection: Any) -> Any:
         self.checkouts += 1
-        taken = pool.checkedout()
-        self.most = max(self.most, taken)
-        self._hold(taken)
-        if taken >= self._capacity and not self._full_since:
+        count = pool.checkedout()
+        self.checked_out_max = max(self.checked_out_max, count)
+        self._set_checked_out(count)
+        if count >= self._capacity and not self._full_since:
             self._full_since = perf_counter()
         return connection
 
-    def _hold(self, taken: int) -> None:
+    def _set_checked_out(self, count: int) -> None:
         now = perf_counter()
-        self.held_s += self._taken * (now - self._counted)
-        self._taken, self._counted = max(taken, 0), now
+        self.held_s += self._checked_out * (now - self._counted_at)
+        self._checked_out, self._counted_at = max(count, 0), now
 
-    def _waited(self, seconds: float) -> None:
-        self.waited += 1
+    def _record_wait(self, seconds: float) -> None:
+        self.wait_count += 1
         if len(self.waits) < WAITS:
             self.waits.append(seconds)
         request = _recorder.current.get() if _recorder is not None else None
@@ -173,61 +171,59 @@ def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[
         setattr(owner, name, make(original))
 
 
-def _executing(do: Callable[..., Any]) -> Callable[..., Any]:
-    def executing(dialect: Any, cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
+def _wrap_execute(do: Callable[..., Any]) -> Callable[..., Any]:
+    def execute(dialect: Any, cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
         recorder = _recorder
-        if recorder is None or not recorder.on:
+        if recorder is None or not recorder.is_on:
             return do(dialect, cursor, statement, *rest, **named)
-        rows, started = -1, perf_counter()
+        started = perf_counter()
         try:
-            result = do(dialect, cursor, statement, *rest, **named)
-            rows = cursor.rowcount
-            return result
+            return do(dialect, cursor, statement, *rest, **named)
         finally:
-            recorder.executed(statement, sys._getframe(1), perf_counter() - started, rows)
+            recorder.record_statement(statement, sys._getframe(1), perf_counter() - started)
 
-    return executing
+    return execute
 
 
-def _timed(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
-    def timed(*args: Any) -> Any:
-        if _recorder is None or not _recorder.on:
+def _wrap_round_trip(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+    def round_trip(*args: Any) -> Any:
+        if _recorder is None or not _recorder.is_on:
             return do(*args)
         started = perf_counter()
         try:
             return do(*args)
         finally:
-            _recorder.executed(name, sys._getframe(1), perf_counter() - started, -1)
+            _recorder.record_statement(name, sys._getframe(1), perf_counter() - started)
 
-    return timed
+    return round_trip
 
 
-def _making(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+def _new_pool(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
     pool = object.__new__(kind)
     if _recorder is not None:
         pool._tenfold_site = _recorder.sites.find(sys._getframe(1)).where
     return pool
 
 
-def _getting(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def getting(pool: Any) -> Any:
-        if _recorder is None or not _recorder.on:
+def _wrap_get(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def get(pool: Any) -> Any:
+        if _recorder is None or not _recorder.is_on:
             return do_get(pool)
-        watch = pool.__dict__.get("_tenfold")
-        if watch is None:
+        pool_recorder = pool.__dict__.get("_tenfold")
+        if pool_recorder is None:
             _recorder.sqlalchemy = True
-            watch = pool.__dict__["_tenfold"] = PoolWatch(pool)
+            pool_recorder = pool.__dict__["_tenfold"] = PoolRecorder(pool)
             _pools.append(weakref.ref(pool))
-        return watch.get(pool, do_get)
+        return pool_recorder.check_out(pool, do_get)
 
-    return getting
+    return get
 
 
-def _returning(give_back: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    def returning(pool: Any, record: Any) -> None:
-        watch = pool.__dict__.get("_tenfold")
-        if watch is not None:
-            watch.returning()
-        give_back(pool, record)
+def _wrap_return(do_return: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def return_connection(pool: Any, record: Any) -> None:
+        pool_recorder = pool.__dict__.get("_tenfold")
+        if pool_recorder is not None:
+            pool_recorder.record_return()
+        do_return(pool, record)
 
-    return returning
+    return return_connection

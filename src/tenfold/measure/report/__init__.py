@@ -1,1 +1,1 @@
-"""Reports: terminal words, JSON, HTML, comparison."""
+"""Reports: the values, their wording, JSON, HTML and comparison."""

@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One set of points; ``line`` joins them in the order of x."""
+    """One set of points; ``line`` connects them in the order of x."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -27,7 +27,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What an axis shows. A logarithmic axis leaves out values that are not positive."""
+    """Label, scale and range of an axis. A logarithmic axis leaves out values that are not positive."""
 
     label: str
     log: bool = False
@@ -44,7 +44,7 @@ def chart(
     limit: float | None = None,
     title: str = "",
 ) -> str:
-    """Draw ``series`` as SVG. ``band`` marks a range of x, ``limit`` a height that must not be passed."""
+    """Draw ``series`` as SVG. ``band`` marks a range of x, ``limit`` the highest allowed value of y."""
     points = [p for s in series for p in s.points if _drawable(p, x, y)]
     if not points:
         return ""
@@ -91,7 +91,7 @@ def _scale(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round steps that cover the range (steps of 1, 2 or 5 times a power of ten)."""
+    """Return about five round ticks that cover the range (steps of 1, 2 or 5 times a power of ten)."""
     rough = (high - low) / 4
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)

@@ -1,4 +1,4 @@
-"""Two capacities beside each other: what can be said of the ratio, and no more."""
+"""Comparison of two capacities: the interval of their ratio."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tenfold.measure.report.report import Report
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a capacity stands to a baseline's.
+    """A capacity compared with a baseline's.
 
-    ``low`` and ``high`` bound the ratio now / before. Both intervals hold at 95 %, so their quotient's ends
-    hold at 90 % at the least (Bonferroni). None where one of the four ends is not known.
+    ``low`` and ``high`` bound the ratio now / before. Both capacities are 95 % intervals, so this
+    is at least a 90 % interval (Bonferroni). None where one of the four ends is not known.
     """
 
     baseline: str
@@ -24,19 +24,23 @@ class Comparison:
 def compare(now: Report, before: Report, *, name: str) -> Comparison:
     """Compare the capacity of ``now`` with that of the baseline ``before`` called ``name``."""
     if now.objective != before.objective:
-        return Comparison(name, None, None, f"not comparable with {name}: its objective was another one")
+        return Comparison(
+            name, None, None, f"not comparable with {name}: it was measured against another objective"
+        )
     ends, ends0 = _ends(now), _ends(before)
     if ends is None or ends0 is None:
-        return Comparison(name, None, None, f"not comparable with {name}: one of the two has no interval")
+        return Comparison(
+            name, None, None, f"not comparable with {name}: one of the two reports has no capacity interval"
+        )
     (low, high), (low0, high0) = ends, ends0
     ratio_low, ratio_high = low / high0, high / low0
     if ratio_low > 1:
-        verdict = "more than"
+        relation = "higher than"
     elif ratio_high < 1:
-        verdict = "less than"
+        relation = "lower than"
     else:
-        verdict = "no difference shown from"
-    sentence = f"{verdict} {name}: {ratio_low:.2f} – {ratio_high:.2f} × its {low0:.4g} – {high0:.4g} /s"
+        relation = "no difference shown from"
+    sentence = f"{relation} {name}: {ratio_low:.2f} – {ratio_high:.2f} × its {low0:.4g} – {high0:.4g} /s"
     return Comparison(name, ratio_low, ratio_high, sentence)
 
 

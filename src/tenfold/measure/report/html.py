@@ -1,4 +1,4 @@
-"""``report.html``: one file, no script, nothing loaded from anywhere. Pure: a report in, a page out."""
+"""``report.html``: one file, no script, no external resources. Pure: a report in, a page out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tenfold.errors import DependencyError
 from tenfold.measure.report.chart import Axis, Series, chart
 from tenfold.measure.report.report import Report, TrialReport
-from tenfold.measure.report.wording import facts, headline, number, objective, where
+from tenfold.measure.report.wording import facts, headline, number, objective, weight
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -19,16 +19,16 @@ COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart with its words."""
+    """A chart with its title, legend and caption."""
 
     title: str
     svg: Markup
-    key: Sequence[tuple[str, str]]
+    legend: Sequence[tuple[str, str]]  # name, CSS colour
     caption: str
 
 
 def render(report: Report) -> str:
-    """The page for ``report``: text from the service is escaped, no script runs, nothing is fetched."""
+    """Render ``report`` as a page: text from the service is escaped, no script runs, nothing is fetched."""
     try:
         import jinja2
     except ImportError as error:
@@ -41,13 +41,13 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = number
-    environment.filters["place"] = where
+    environment.filters["weight"] = weight
     return environment.get_template("template.html").render(
         report=report,
         headline=headline(report),
         objective=objective(report.objective),
         facts=facts(report),
-        figures=[f for f in (_latency(report), _bad(report), _cpu(report)) if f is not None],
+        figures=[f for f in (_latency(report), _misses(report), _cpu(report)) if f is not None],
         conditions=_conditions(report),
     )
 
@@ -65,7 +65,7 @@ def _figure(
     from markupsafe import Markup
 
     svg = chart(series, x=x, y=y, band=band, limit=limit, title=title)
-    # Safe: chart() escapes every text that it is given; all else in it are numbers.
+    # Safe: chart() escapes every text; everything else in the SVG is a number.
     return Figure(title, Markup(svg), [(s.name, s.colour) for s in series], caption) if svg else None  # noqa: S704
 
 
@@ -81,27 +81,27 @@ def _trials(report: Report) -> list[TrialReport]:
 
 
 def _latency(report: Report) -> Figure | None:
-    seen = [(t.rate, t.corrected_ms) for t in _trials(report) if t.corrected_ms is not None]
+    measured = [(t.rate, t.corrected_ms) for t in _trials(report) if t.corrected_ms is not None]
     lines = {
-        "p50": [(rate, ms.p50) for rate, ms in seen],
-        "p95": [(rate, ms.p95) for rate, ms in seen],
-        "p99": [(rate, ms.p99) for rate, ms in seen],
+        "p50": [(rate, ms.p50) for rate, ms in measured],
+        "p95": [(rate, ms.p95) for rate, ms in measured],
+        "p99": [(rate, ms.p99) for rate, ms in measured],
     }
     return _figure(
-        "Latency as the rate grows",
+        "Latency by arrival rate",
         [
             Series(name, points, colour, line=False)
             for (name, points), colour in zip(lines.items(), COLOURS, strict=False)
         ],
         x=Axis("arrivals per second", log=True),
-        y=Axis("milliseconds from the due time", log=True),
+        y=Axis("milliseconds from the scheduled arrival", log=True),
         band=_band(report),
         limit=report.objective.slow_ms,
-        caption="Each dot is a trial; shaded: the capacity; dashed: the objective.",
+        caption="Each dot is a trial. Shaded: the capacity. Dashed: the objective.",
     )
 
 
-def _bad(report: Report) -> Figure | None:
+def _misses(report: Report) -> Figure | None:
     points = [(t.rate, 100 * (t.offered - t.good) / t.offered) for t in _trials(report)]
     return _figure(
         "Arrivals that missed the objective",
@@ -110,7 +110,7 @@ def _bad(report: Report) -> Figure | None:
         y=Axis("per cent", low=0),
         band=_band(report),
         limit=100 * report.objective.bad_share,
-        caption="Dashed: the share that the objective allows.",
+        caption="Shaded: the capacity. Dashed: the share that the objective allows.",
     )
 
 
@@ -120,7 +120,7 @@ def _cpu(report: Report) -> Figure | None:
         for s, colour in zip(report.series, COLOURS, strict=False)
     ]
     return _figure(
-        "CPU in use during the measurement",
+        "CPU used during the measurement",
         series,
         x=Axis("seconds", low=0),
         y=Axis("cores", low=0),

@@ -1,8 +1,8 @@
 """The report of a measurement: every number that is shown, in one value that is also ``report.json``.
 
-Nothing here measures. A :class:`Report` is made by :mod:`tenfold.measure.measurement`, printed by the command
-line, drawn by :mod:`tenfold.measure.report.html` and read back as a baseline. ``version`` changes when a
-field changes its meaning; within a version fields are only added, so that an old baseline stays readable.
+A :class:`Report` is built by :mod:`tenfold.measure.measurement`, printed by the command line, rendered by
+:mod:`tenfold.measure.report.html` and read back as a baseline. ``version`` changes when a field changes its
+meaning; within a version fields are only added, so that old baselines stay readable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveReport:
-    """The objective that was measured against."""
+    """The objective of the measurement."""
 
     slow_ms: float
     bad_share: float
@@ -39,13 +39,13 @@ class ObjectiveReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CapacityReport:
-    """The interval. ``low`` and ``high`` are arrivals per second; None where that end is not known."""
+    """The capacity interval: ``low`` and ``high`` in arrivals per second; None where an end is not known."""
 
     outcome: str  # "found", "at_least", "below", "undecided"
     low: float | None
     high: float | None
     confidence: float
-    reason: str  # one sentence: why the search stopped, and what that means
+    reason: str  # one sentence: why the search stopped, and what that means for the interval
     seconds: float
     trials: int
     requests_per_arrival: float = 1.0
@@ -96,20 +96,20 @@ class TrialReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OverloadReport:
-    """What stays of the service when it is asked for too much, and how fast it comes back."""
+    """Goodput under overload, and the time to recover from it."""
 
     rate: float
     seconds: float
-    goodput: float  # good answers per second
+    goodput: float  # arrivals per second that met the objective
     kept: float  # goodput / middle of the capacity interval
     refused_share: float
-    recovered_s: float | None  # None: not within the time that was given to it
+    recovered_s: float | None  # None: not within watched_s
     watched_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupReport:
-    """The processes of one kind while the service worked near its capacity."""
+    """Resource use of one kind of processes near the capacity."""
 
     name: str
     cpu_cores_mean: float
@@ -119,7 +119,7 @@ class GroupReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeriesReport:
-    """CPU cores in use over the whole measurement, for the picture."""
+    """CPU cores used over the whole measurement, for the chart."""
 
     name: str
     seconds: tuple[float, ...]
@@ -128,7 +128,7 @@ class SeriesReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BottleneckReport:
-    """What stops the service."""
+    """One limit of the service."""
 
     kind: str
     title: str
@@ -142,7 +142,7 @@ class BottleneckReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """One measurement, whole."""
+    """The results of one measurement."""
 
     version: int = VERSION
     tenfold: str
@@ -151,14 +151,14 @@ class Report:
     started: str  # ISO 8601, UTC
     seconds: float
     mode: str  # "open" or "closed"
-    inside: bool  # the stack is tenfold's own, so that it was seen from inside
+    inside: bool  # tenfold started the stack and observed it from inside
     interrupted: bool = False
     objective: ObjectiveReport
     machine: dict[str, str | int | float]
     capacity: CapacityReport | None = None
-    latency_ms: Latency | None = None  # near the capacity, from the due time
-    raw_latency_ms: Latency | None = None  # near the capacity, from the sending
-    measured_rate: float | None = None  # the rate at which these percentiles were taken
+    latency_ms: Latency | None = None  # near the capacity, from the scheduled arrival
+    raw_latency_ms: Latency | None = None  # near the capacity, from the moment of sending
+    measured_rate: float | None = None  # arrivals per second at which these percentiles were measured
     samples: int = 0  # requests behind these percentiles
     error_share: float | None = None
     refused_share: float | None = None
@@ -178,12 +178,12 @@ class Report:
 
 
 def save(report: Report, path: Path) -> None:
-    """Write ``report`` as JSON, whole or not at all: a baseline is replaced while others may read it."""
-    write_whole(path, msgspec.json.format(msgspec.json.encode(report), indent=2))
+    """Write ``report`` as JSON, atomically: a baseline is replaced while other processes may read it."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(report), indent=2))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` by way of a file beside it, with the mode that the umask gives."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary file and rename it to ``path``, with the mode of the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -202,7 +202,7 @@ def load(path: Path) -> Report:
     """Read a report that :func:`save` wrote.
 
     Raises:
-        SettingsError: it is not there, or not a report of this version.
+        SettingsError: the file does not exist, or is not a report of this version.
     """
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)

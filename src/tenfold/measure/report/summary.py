@@ -1,4 +1,4 @@
-"""From trials to the report's numbers. Pure."""
+"""Computation of the report's numbers from the trials. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from tenfold.measure.search.capacity import Capacity
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Endpoint, Trial
 
-# A trial counts as near the capacity from this share of the interval's lower end on.
-NEAR = 0.85
-# An endpoint whose median answer shrinks or grows by more than this share under load is noticed.
-CHANGED = 0.25
-FEW = 20
-MOST = 0.5
+NEAR = 0.85  # of the interval's lower end: from this rate on a trial is near the capacity
+CHANGED = 0.25  # an endpoint whose median response size changes by more under load is reported
+FEW = 20  # responses of an endpoint for which sizes are compared
+MOST = 0.5  # of the arrivals failed: there is no rate to search for
 
 
 def latency(encoded: Iterable[str]) -> Latency | None:
-    """Percentiles of all the ``encoded`` histograms together, or None when nothing is in them."""
+    """Return percentiles of the merged ``encoded`` histograms, or None when they are empty."""
     whole = histogram.merge(one for one in encoded if one)
     if not histogram.count(whole):
         return None
@@ -28,29 +26,31 @@ def latency(encoded: Iterable[str]) -> Latency | None:
 
 
 def near_capacity(trials: Sequence[Trial], capacity: Capacity | None) -> tuple[Trial, ...]:
-    """The trials whose percentiles stand for the service: from just below the interval to its middle.
+    """Return the trials near the capacity: from just below the interval to its middle.
 
-    Without an interval: the fastest trial that held the objective's share of good arrivals, else the slowest.
+    If there is none, the ones at the highest rate up to the interval's lower end, else at the lowest rate.
     """
-    told = [t for t in trials if t.offered and t.request.purpose in ("ramp", "search", "confirm", "closed")]
-    told = told or [t for t in trials if t.offered]
-    if not told:
+    counted = [
+        t for t in trials if t.offered and t.request.purpose in ("ramp", "search", "confirm", "closed")
+    ]
+    counted = counted or [t for t in trials if t.offered]
+    if not counted:
         return ()
     low = capacity.low if capacity is not None else None
     if low:
         high = capacity.high if capacity is not None and capacity.high else low
-        near = [t for t in told if NEAR * low <= t.request.rate <= (low + high) / 2]
+        near = [t for t in counted if NEAR * low <= t.request.rate <= (low + high) / 2]
         if near:
             return tuple(near)
-        below = [t.request.rate for t in told if t.request.rate <= low]
+        below = [t.request.rate for t in counted if t.request.rate <= low]
         if below:
-            return tuple(t for t in told if t.request.rate == max(below))
-    slowest = min(t.request.rate for t in told)
-    return tuple(t for t in told if t.request.rate == slowest)
+            return tuple(t for t in counted if t.request.rate == max(below))
+    lowest = min(t.request.rate for t in counted)
+    return tuple(t for t in counted if t.request.rate == lowest)
 
 
 def endpoints(trials: Sequence[Trial]) -> tuple[EndpointReport, ...]:
-    """Every endpoint of ``trials``, merged, the slowest p95 first."""
+    """Return every endpoint of ``trials``, merged, the highest p95 first."""
     parts: dict[str, list[Endpoint]] = {}
     for trial in trials:
         for endpoint in trial.endpoints:
@@ -83,13 +83,13 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def errors(trials: Iterable[Trial], *, most: int = 10) -> dict[str, int]:
-    """The commonest error messages of ``trials``, commonest first."""
+    """Return the most frequent error messages of ``trials``, most frequent first."""
     total = _sum(t.errors for t in trials)
     return dict(sorted(total.items(), key=lambda item: -item[1])[:most])
 
 
 def trial(one: Trial, *, started_s: float, verdict: str) -> TrialReport:
-    """One trial as the report shows it."""
+    """Convert a trial for the report."""
     blocks = one.blocks
     return TrialReport(
         purpose=one.request.purpose,
@@ -113,7 +113,7 @@ def trial(one: Trial, *, started_s: float, verdict: str) -> TrialReport:
 
 
 def requests_per_arrival(trials: Sequence[Trial]) -> float:
-    """How many requests one execution of a task sends, over all arrivals that were sent; 1 when none was."""
+    """Return the mean number of requests that an arrival's task sends; 1 when no arrival was sent."""
     counted = [t for t in trials if t.request.purpose in ("ramp", "search", "confirm")]
     sent = sum(t.offered - sum(b.unsent for b in t.blocks) for t in counted)
     requests = sum(t.requests for t in counted)
@@ -123,37 +123,39 @@ def requests_per_arrival(trials: Sequence[Trial]) -> float:
 def capacity(
     found: Capacity, trials: Sequence[Trial], *, settings: MeasureSettings, ceiling: float | None
 ) -> CapacityReport:
-    """The interval as the report shows it."""
+    """Convert the capacity for the report."""
     return CapacityReport(
         outcome=found.outcome,
         low=found.low,
         high=found.high,
         confidence=found.confidence,
-        reason=_failing(trials) or _reason(found, settings, ceiling),
+        reason=_failure_reason(trials) or _reason(found, settings, ceiling),
         seconds=found.seconds,
         trials=found.trials,
         requests_per_arrival=requests_per_arrival(trials),
     )
 
 
-def _failing(trials: Sequence[Trial]) -> str:
-    """A sentence when most of what was asked failed: then there is no rate to look for."""
+def _failure_reason(trials: Sequence[Trial]) -> str:
+    """Return a sentence if most arrivals failed: then there is no rate to search for."""
     offered = sum(t.offered for t in trials)
     failed = sum(b.failed for t in trials for b in t.blocks)
     if not offered or failed < MOST * offered:
         return ""
-    commonest = next(iter(errors(trials)), "no answer")
-    return f"{100 * failed / offered:.0f} % of the arrivals failed ({commonest}): mend that before measuring"
+    most_frequent = next(iter(errors(trials)), "no response")
+    return (
+        f"{100 * failed / offered:.0f} % of the arrivals failed ({most_frequent}): fix that before measuring"
+    )
 
 
 def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -> str:
-    """Why the search stopped, and what that means for the number, in a sentence."""
+    """Return one sentence: why the search stopped, and what that means for the interval."""
     if found.reason:
         return found.reason
     if found.outcome == "below":
         return (
-            f"more than {100 * settings.objective.bad_share:g} % of the arrivals are bad with one at a time: "
-            "look at what stops it, or measure against a looser objective (--p95-ms)"
+            f"more than {100 * settings.objective.bad_share:g} % of the arrivals miss the objective even "
+            "one at a time: fix what stops it, or measure against a looser objective (--p95-ms)"
         )
     if found.outcome == "at_least":
         sends = f"; the generator sends at most {ceiling:,.0f}/s" if ceiling else ""
@@ -162,14 +164,14 @@ def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -
         return limits.get(found.stopped_by, budget)
     width = f"{100 * (found.width or 0):.0f} % wide"
     return {
-        "width": f"{width}, as narrow as was asked for",
+        "width": f"{width}, as narrow as required",
         "budget": f"{width} when the budget of {settings.budget_s:g} s ended; a longer --budget-s narrows it",
         "generator": f"{width}; limited by the generator",
     }.get(found.stopped_by, f"{width} when it was interrupted")
 
 
 def changed_answers(trials: Sequence[Trial]) -> tuple[str, ...]:
-    """Endpoints whose successful answers are of another size under load than at the lowest rate."""
+    """Return a notice for each endpoint whose successful responses change their size under load."""
     by_name: dict[str, list[tuple[float, Endpoint]]] = {}
     for one in trials:
         for endpoint in one.endpoints:
@@ -177,13 +179,13 @@ def changed_answers(trials: Sequence[Trial]) -> tuple[str, ...]:
                 by_name.setdefault(endpoint.name, []).append((one.request.rate, endpoint))
     notices = []
     for name, seen in sorted(by_name.items()):
-        (calm_rate, calm), (busy_rate, busy) = (
+        (low_rate, low), (high_rate, high) = (
             min(seen, key=lambda s: s[0]),
             max(seen, key=lambda s: s[0]),
         )
-        if abs(busy.bytes_p50 - calm.bytes_p50) > CHANGED * calm.bytes_p50:
+        if abs(high.bytes_p50 - low.bytes_p50) > CHANGED * low.bytes_p50:
             notices.append(
-                f"{name} answers {busy.bytes_p50:,} bytes at {busy_rate:.0f}/s "
-                f"and {calm.bytes_p50:,} at {calm_rate:.0f}/s: look at what it leaves out under load"
+                f"{name} responds with {high.bytes_p50:,} bytes at {high_rate:.0f}/s "
+                f"and {low.bytes_p50:,} at {low_rate:.0f}/s: check what it leaves out under load"
             )
     return tuple(notices)

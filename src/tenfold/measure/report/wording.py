@@ -1,4 +1,4 @@
-"""How a report's numbers are said, once, for the terminal and the page alike. Pure."""
+"""Wording of a report's numbers, shared by the terminal and the HTML page. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tenfold.measure.settings import Objective
 
 
 def number(value: float | None) -> str:
-    """Three significant digits at the most, no exponent: 0.123, 4.57, 45.7, 457, 4,570."""
+    """Format with three significant digits and no exponent: 0.123, 4.57, 45.7, 457, 4,570."""
     if value is None:
         return "–"
     if value == 0:
@@ -20,29 +20,27 @@ def number(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share as per cent with one place."""
+    """Format a share as per cent with one decimal."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with its unit."""
+    """Format a latency with its unit."""
     return "–" if value is None else f"{number(value)} ms"
 
 
-def where(one: BottleneckReport) -> str:
-    """Place and weight: ``shop/orders.py:48, 71 % of the time beyond p50``; empty when neither is known.
-
-    "Beyond p50" are the requests slower than the median of their own route.
-    """
-    weight = "" if one.share is None else f"{100 * one.share:.0f} % of the time beyond p50"
-    return ", ".join(part for part in (one.where, weight) if part)
+def weight(one: BottleneckReport) -> str:
+    """Return the share of the slow requests' time that the bottleneck explains; empty when not known."""
+    if one.share is None:
+        return ""
+    return f"{100 * one.share:.0f} % of the time of requests slower than their route's median"
 
 
 def headline(report: Report) -> str:
-    """The answer in a few words. Rates are requests per second; an arrival may be several requests."""
+    """Return the result in a few words. Rates are requests per second; an arrival may be several requests."""
     capacity = report.capacity
     if capacity is None:
-        return "closed loop: no capacity is claimed" if report.mode == "closed" else "nothing was concluded"
+        return "closed loop: no capacity is claimed" if report.mode == "closed" else "no result"
     scale = capacity.requests_per_arrival
     if capacity.outcome == "found" and capacity.low is not None and capacity.high is not None:
         return f"{_rate(capacity.low * scale)} – {_rate(capacity.high * scale)} requests/s"
@@ -58,13 +56,13 @@ def _rate(value: float) -> str:
 
 
 def objective(goal: Objective | ObjectiveReport) -> str:
-    """The objective in words: ``p95 < 200 ms, errors < 5 %`` for the defaults."""
+    """Return the objective in words: ``p95 < 200 ms, errors < 5 %`` for the defaults."""
     quantile = 100 * (1 - goal.bad_share)
     return f"objective: p{quantile:g} < {goal.slow_ms:g} ms, errors < {100 * goal.bad_share:g} %"
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """The tiles under the headline: name and value."""
+    """Return the tiles under the headline: name and value."""
     latency = report.latency_ms
     rows = [
         ("p50", milliseconds(latency.p50 if latency else None)),
@@ -76,14 +74,14 @@ def facts(report: Report) -> list[tuple[str, str]]:
     if report.refused_share:
         rows.append(("refused", share(report.refused_share)))
     if report.overload is not None:
-        rows.append(("kept under overload", share(report.overload.kept)))
+        rows.append(("goodput under overload", share(report.overload.kept) + " of capacity"))
         rows.append(("recovers in", recovery(report)))
     rows.append(("generator", share(report.generator_cpu) + " of a core"))
     return rows
 
 
 def recovery(report: Report) -> str:
-    """How long the service took to come back from overload."""
+    """Return the time that the service took to recover from overload."""
     overload = report.overload
     if overload is None:
         return "–"

@@ -1,18 +1,19 @@
-"""Proof that a service which is asked for three times what it can do still does nine tenths of it."""
+"""Check that a service under three times its capacity still does nine tenths of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Trial, TrialRequest
+from tenfold.settings import Settings
 from tenfold.types import Finding, Stack, Verdict
+from tenfold.verify.kit.scenario import has_scenario, open_generator
+from tenfold.verify.measure.baseline import stored_capacity
 
 if TYPE_CHECKING:
-    from tenfold.measure.settings import MeasureSettings
+    from tenfold.measure.load.generator import Generator
 
 GOODPUT = "goodput under overload"
 
@@ -27,66 +28,45 @@ _MORE = 1.3  # what is kept of a capacity that was measured too small
 _FEW = 20.0  # arrivals per second below which so few seconds say too little
 
 
-class Generator(Protocol):
-    """What this check needs of a load generator."""
+def check_goodput(stack: Stack, settings: Settings) -> Finding:
+    """Send three times the capacity, open loop: 90 % of the capacity has to stay within the objective.
 
-    def run(self, request: TrialRequest) -> Trial:
-        """Carry out one open-loop trial."""
-
-
-def overload(
-    stack: Stack,
-    settings: MeasureSettings,
-    *,
-    root: Path,
-    known: Callable[[], float | None] = lambda: None,
-) -> Finding:
-    """Whether at three times its capacity a service still does 90 % of its capacity within the objective.
-
-    Open loop: arrivals do not wait for answers. The capacity is the low end of a stored baseline's interval
-    if most of that still holds, or found by a search of 25 seconds.
-
-    Args:
-        root: the folder that the scenario is relative to.
-        known: the stored capacity in arrivals per second, or None.
+    The capacity is the low end of the newest baseline's interval if most of that still holds, or found by a
+    search of 25 seconds.
     """
-    from tenfold.measure.load import generator as measure
-
-    if not (root / settings.scenario).is_file():
-        claim = f"there is no scenario {settings.scenario}"
+    measure = settings.measure
+    if not has_scenario(settings):
+        claim = f"there is no scenario {measure.scenario}"
         return Finding(
             GOODPUT, claim, Verdict.SKIP, remedy="set measure.scenario, or write one: tenfold init"
         )
-    with ExitStack() as running:
-        generator = running.enter_context(
-            measure.Generator(root / settings.scenario, stack.url, settings=settings, cwd=root)
-        )
-        generator.start_users(settings.users)
-        return _overloaded(generator, settings, ceiling=generator.calibrate(), known=known())
+    with open_generator(stack, settings) as generator:
+        generator.start_users(measure.users)
+        ceiling, capacity = generator.calibrate(), stored_capacity(settings)
+        if capacity is None or not holds(generator, measure, capacity):
+            capacity = search_capacity(generator, measure, ceiling=ceiling)
+        return _push(generator, measure, ceiling=ceiling, capacity=capacity)
 
 
-def _overloaded(
-    generator: Generator, settings: MeasureSettings, *, ceiling: float, known: float | None
+def _push(
+    generator: Generator, settings: MeasureSettings, *, ceiling: float, capacity: float | None
 ) -> Finding:
-    capacity = known
-    if capacity is None or not holds(generator, settings, capacity):
-        capacity = searched(generator, settings, ceiling=ceiling)
     if capacity is None:
         return Finding(GOODPUT, "no capacity was found within 25 s", Verdict.SKIP, remedy=_MEASURE)
     if ceiling and FACTOR * capacity > ceiling:
         claim = f"it takes {FACTOR * capacity:,.0f} arrivals/s, and the generator sends {ceiling:,.0f}"
         return Finding(GOODPUT, claim, Verdict.SKIP, remedy="use FastHttpUser in the scenario")
-    return pushed(generator, capacity, seed=settings.seed)
+    return overload(generator, capacity, seed=settings.seed)
 
 
 def holds(generator: Generator, settings: MeasureSettings, capacity: float) -> bool:
-    """Whether a stored capacity is true of this machine as it is now: most of it meets the objective."""
+    """Return whether 80 % of a stored capacity meets the objective on this machine now."""
     trial = generator.run(TrialRequest(_MOST_OF * capacity, _HOLDS_S, "confirm", settings.seed + 2))
     return trial.bad_share <= settings.objective.bad_share
 
 
-def searched(generator: Generator, settings: MeasureSettings, *, ceiling: float) -> float | None:
-    """The low end of a capacity that a short search found, arrivals per second; None when it found none."""
+def search_capacity(generator: Generator, settings: MeasureSettings, *, ceiling: float) -> float | None:
+    """Search for the capacity; return its low end in arrivals per second, None when none is found."""
     from tenfold.measure.search.capacity import CapacitySearch
 
     short = settings.model_copy(update={"budget_s": _SEARCH_S, "overload_s": 0.0, "width": 0.25})
@@ -96,8 +76,8 @@ def searched(generator: Generator, settings: MeasureSettings, *, ceiling: float)
     return search.result().low or None
 
 
-def pushed(generator: Generator, capacity: float, *, seed: int) -> Finding:
-    """Ask for three times the capacity; again, and for more, where that turns out to have been too small."""
+def overload(generator: Generator, capacity: float, *, seed: int) -> Finding:
+    """Send three times the capacity; send more where the capacity turns out to have been too small."""
     for attempt in range(_ATTEMPTS):
         request = TrialRequest(FACTOR * capacity, _PUSH_S, "overload", seed + 3 + attempt, settle_s=1.0)
         trial = generator.run(request)
@@ -105,10 +85,10 @@ def pushed(generator: Generator, capacity: float, *, seed: int) -> Finding:
         if good < _MORE * capacity or attempt == _ATTEMPTS - 1:
             break
         capacity = good
-    return judged(trial, capacity)
+    return judge_goodput(trial, capacity)
 
 
-def judged(push: Trial, capacity: float) -> Finding:
+def judge_goodput(push: Trial, capacity: float) -> Finding:
     """The finding about one overloaded trial; pure."""
     seconds = push.seconds or 1.0
     kept = push.good / seconds / capacity

@@ -1,105 +1,133 @@
-"""The front door as the checks see it: who should get what, and how to slow down one instance."""
+"""The stack's nginx for the balancing checks: requests to it, its log, and a slow instance behind it."""
 
 from __future__ import annotations
 
+import secrets
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tenfold.errors import TargetError
+from tenfold.settings import Settings
 from tenfold.types import Server, Stack
-from tenfold.verify.kit.accesslog import AccessLog, Row
-from tenfold.verify.kit.instances import address_of, app_servers, signal_all
-from tenfold.verify.kit.load_clients import Request
+from tenfold.verify.kit.access_log import AccessLog, LogEntry
+from tenfold.verify.kit.instances import address_of, app_servers, send_signal
+from tenfold.verify.kit.session_user import user_of
+from tenfold.verify.kit.user_agent import UserAgent
 
-if TYPE_CHECKING:
-    from tenfold.balancing.settings import BalancingSettings
-
-BACK_S = 1.5  # beyond the time for which nginx leaves a failed instance alone
+_BACK_S = 1.5  # beyond the time for which nginx leaves a failed instance alone
 _STOPPED_S, _RUNNING_S = 0.08, 0.02
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
-    """The front door as a check sees it: what it is asked, who answers, and where that is written down.
+class NginxProbe:
+    """Requests through nginx, and the instances that it should send them to.
 
     Attributes:
+        user: the client, signed in where a login is declared.
+        read: the declared read where it is a GET, else the ready path.
+        write: the declared write; empty without one.
         weights: the share that each ordinary instance should get, by its address.
-        backups: addresses of those that get requests only when all others are down.
-        away_s: how long nginx leaves an instance alone that failed.
+        backups: addresses of the instances that get requests only when all others are down.
+        away_s: how long nginx leaves an instance alone that failed, seconds.
     """
 
     stack: Stack
-    read: Request
+    user: UserAgent
+    read: str
+    write: str
+    write_body: str
     weights: dict[str, int]
     backups: tuple[str, ...]
     away_s: float
 
-    @property
-    def log(self) -> AccessLog:
+    def send_read(self, _client: int = 0) -> int:
+        """Send the read once; return the status of its answer, 0 without one."""
+        return self.user.copy().status(self.read)
+
+    def send_write(self, _client: int = 0) -> int:
+        """Send the write once, with a new value; return the status of its answer, 0 without one."""
+        return self.user.copy().status(
+            self.write, body=self.write_body, values={"value": secrets.token_hex(8)}
+        )
+
+    def open_log(self) -> AccessLog:
         """nginx's access log from now on."""
         assert self.stack.access_log is not None
         return AccessLog(self.stack.access_log)
 
-    def reading(self, _: int = 0) -> int:
-        """Send the declared read once, as any client of a crowd; the answer's status."""
-        return self.read.send(self.stack.url)
+    def count_reads(self, entries: Iterable[LogEntry]) -> Counter[str]:
+        """How many of the reads each instance answered."""
+        return Counter(entry.upstreams[-1] for entry in entries_of(self.read, entries) if entry.upstreams)
 
-    def ours(self, rows: Iterable[Row], request: Request) -> list[Row]:
-        """The rows of ``request``."""
-        method, _, path = request.line.partition(" ")
-        path = path.partition("?")[0]
-        return [row for row in rows if (row.method, row.path) == (method, path)]
-
-    def let_in_again(self, server: Server) -> None:
-        """Wait until nginx sends requests to ``server`` after it was away; a backup never gets any."""
+    def wait_until_used(self, server: Server) -> None:
+        """Wait until nginx sends requests to ``server`` again; return at once for a backup."""
         address = address_of(server)
         if address not in self.backups:
-            self.log.answered_by(address, self.reading, within_s=self.away_s + BACK_S)
+            self.open_log().wait_until_used(address, self.send_read, within_s=self.away_s + _BACK_S)
 
 
-def front(stack: Stack, settings: BalancingSettings, *, ready_path: str) -> Front:
-    """The front door of ``stack``, once it has answered.
+def entries_of(line: str, entries: Iterable[LogEntry]) -> list[LogEntry]:
+    """The log entries of a request, given as its method and path."""
+    method, _, path = line.partition(" ")
+    path = path.partition("?")[0]
+    return [entry for entry in entries if (entry.method, entry.path) == (method, path)]
+
+
+def probe_nginx(stack: Stack, settings: Settings) -> NginxProbe:
+    """A probe of ``stack``, once nginx has answered a read.
 
     Raises:
-        TargetError: there is no access log, or the declared read fails before anything was done to it.
+        TargetError: there is no access log, or the login or the read fails before any fault.
     """
     if stack.access_log is None:
         raise TargetError("there is no nginx with an access log: set stack.nginx = true")
+    balancing, known = settings.balancing, settings.verify
     addresses = [address_of(server) for server in app_servers(stack)]
-    ordinary = addresses[: len(addresses) - settings.backups] if settings.backups else addresses
-    weights = settings.weights or (1,) * len(addresses)
-    read = Request(settings.probe_read or f"GET {ready_path}")
-    status = read.send(stack.url)
+    ordinary = addresses[: len(addresses) - balancing.backups]
+    weights = balancing.weights or (1,) * len(addresses)
+    user = user_of(stack, known)
+    user.timeout_s = _TIMEOUT_S
+    probe = NginxProbe(
+        stack,
+        user,
+        known.read if known.read.startswith("GET ") else f"GET {settings.service.ready_path}",
+        known.write.replace("{value}", secrets.token_hex(8)),
+        known.write_body,
+        dict(zip(ordinary, weights, strict=False)),
+        tuple(addresses[len(ordinary) :]),
+        balancing.fail_timeout_s,
+    )
+    status = probe.send_read()
     if not status or status >= 500:
-        raise TargetError(f"{read.line} answers {status or 'nothing'}: correct balancing.probe_read")
-    shares = dict(zip(ordinary, weights, strict=False))
-    return Front(stack, read, shares, tuple(addresses[len(ordinary) :]), settings.fail_timeout_s)
+        raise TargetError(f"{probe.read} answers {status or 'nothing'}: correct verify.read")
+    return probe
 
 
 @contextmanager
-def slowed(server: Server) -> Iterator[None]:
-    """Let an instance run a fifth of the time, in slices; in the end it runs freely, come what may."""
-    pids, over = server.pids(), threading.Event()
+def slow_down(server: Server) -> Iterator[None]:
+    """Let an instance run a fifth of the time, in slices; it runs freely again after the block."""
+    pids, stopping = server.pids(), threading.Event()
 
     def slice_up() -> None:
         try:
-            while not over.is_set():
-                signal_all(pids, signal.SIGSTOP)
-                over.wait(_STOPPED_S)
-                signal_all(pids, signal.SIGCONT)
-                over.wait(_RUNNING_S)
+            while not stopping.is_set():
+                send_signal(pids, signal.SIGSTOP)
+                stopping.wait(_STOPPED_S)
+                send_signal(pids, signal.SIGCONT)
+                stopping.wait(_RUNNING_S)
         finally:
-            signal_all(pids, signal.SIGCONT)
+            send_signal(pids, signal.SIGCONT)
 
     thread = threading.Thread(target=slice_up, name="slow instance", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stopping.set()
         thread.join(5)
-        signal_all(pids, signal.SIGCONT)
+        send_signal(pids, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""What becomes of reads and writes when database servers end, hang, and come back."""
+"""Checks of reads and writes while database servers are killed, hang, and come back."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from tenfold.errors import TargetError
+from tenfold.settings import Settings
 from tenfold.types import Finding, Server, Stack, Verdict
 from tenfold.verify.database.write_probe import (
-    Enter,
-    Witness,
+    WriteProbe,
     primary,
+    probe_writes,
     replicas,
-    settled,
-    undeclared,
-    witness,
+    wait_for_replicas,
 )
-from tenfold.verify.kit.instances import kill, signal_all
-from tenfold.verify.kit.load_clients import Crowd, Sent, statuses
-from tenfold.verify.kit.useragent import UserAgent
-
-if TYPE_CHECKING:
-    from tenfold.database.settings import DatabaseSettings
+from tenfold.verify.kit.instances import kill, send_signal
+from tenfold.verify.kit.load_clients import LoadClients, SentRequest, status_summary
+from tenfold.verify.kit.session_user import user_of
+from tenfold.verify.kit.user_agent import UserAgent
 
 OUTAGE = "replica loss fails no read"
 SURVIVES = "acknowledged write survives"
@@ -34,7 +31,7 @@ Result = TypeVar("Result")
 Fault = Callable[[], AbstractContextManager[None]]
 
 _READERS = 8
-_PATIENCE_S = 5.0  # a read that takes longer has failed
+_READ_TIMEOUT_S = 5.0  # a read that takes longer has failed
 _AROUND = 60  # reads before a fault, during and after it
 _WITHIN_S = 10.0
 _HANGS_S = 4.0
@@ -47,17 +44,16 @@ _PAUSE_S = 0.05
 # ------------------------------------------------------------------ reads
 
 
-def outage(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether reads go on while replicas are killed, one after the other and all at once, or hang."""
-    if missing := undeclared(OUTAGE, settings, "read"):
-        return missing
-    readers = [enter() for _ in range(_READERS)]
+def check_replica_loss(stack: Stack, settings: Settings) -> Finding:
+    """Send reads while replicas are killed, one after the other and all at once, and while one hangs."""
+    readers = [user_of(stack, settings.verify) for _ in range(_READERS)]
     for reader in readers:
-        reader.timeout_s = _PATIENCE_S
-    return judged({name: _reads_during(fault, readers, settings) for name, fault in _faults(stack).items()})
+        reader.timeout_s = _READ_TIMEOUT_S
+    line = settings.verify.read
+    return judge_outages({name: _read_during(fault, readers, line) for name, fault in _faults(stack).items()})
 
 
-def judged(sent: Mapping[str, Sequence[Sent]]) -> Finding:
+def judge_outages(sent: Mapping[str, Sequence[SentRequest]]) -> Finding:
     """The finding about the reads that were sent around each fault; pure."""
     failed = {name: [one for one in reads if one.failed] for name, reads in sent.items()}
     total, lost = sum(map(len, sent.values())), sum(map(len, failed.values()))
@@ -65,7 +61,7 @@ def judged(sent: Mapping[str, Sequence[Sent]]) -> Finding:
     if not lost:
         claim = f"none of {total} reads failed around {len(sent)} faults ({', '.join(sent)})"
         return Finding(OUTAGE, claim, Verdict.PASS, numbers)
-    parts = [f"{len(reads)} at {name} ({statuses(reads)})" for name, reads in failed.items() if reads]
+    parts = [f"{len(reads)} at {name} ({status_summary(reads)})" for name, reads in failed.items() if reads]
     claim = f"{lost} of {total} reads failed: {'; '.join(parts)}"
     remedy = "read through router.read(), which moves a read from a server that is lost to another"
     return Finding(OUTAGE, claim, Verdict.FAIL, numbers, remedy)
@@ -74,26 +70,26 @@ def judged(sent: Mapping[str, Sequence[Sent]]) -> Finding:
 def _faults(stack: Stack) -> dict[str, Fault]:
     servers = replicas(stack)
     found: dict[str, Fault] = {
-        f"kill of {server.name}": partial(_killed, stack, [server]) for server in servers[:_MOST]
+        f"kill of {server.name}": partial(_kill_servers, stack, [server]) for server in servers[:_MOST]
     }
     if len(servers) > 1:
-        found["kill of all"] = partial(_killed, stack, servers)
-    found[f"a hang of {servers[0].name}"] = partial(_stopped, servers[0])
+        found["kill of all"] = partial(_kill_servers, stack, servers)
+    found[f"a hang of {servers[0].name}"] = partial(_stop_server, servers[0])
     return found
 
 
-def _reads_during(fault: Fault, readers: Sequence[UserAgent], settings: DatabaseSettings) -> Sequence[Sent]:
-    with Crowd(lambda number: readers[number].status_of(settings.read), clients=len(readers)) as crowd:
-        crowd.wait_for(_AROUND, within_s=_WITHIN_S)
+def _read_during(fault: Fault, readers: Sequence[UserAgent], line: str) -> Sequence[SentRequest]:
+    with LoadClients(lambda number: readers[number].status(line), clients=len(readers)) as clients:
+        clients.wait_for(_AROUND, within_s=_WITHIN_S)
         with fault():
-            crowd.wait_for(_AROUND, within_s=_WITHIN_S)
-        crowd.wait_for(_AROUND, within_s=_WITHIN_S)
-    return crowd.sent
+            clients.wait_for(_AROUND, within_s=_WITHIN_S)
+        clients.wait_for(_AROUND, within_s=_WITHIN_S)
+    return clients.sent
 
 
 @contextmanager
-def _killed(stack: Stack, servers: Sequence[Server]) -> Iterator[None]:
-    """With kill -9; started again at the end, whatever happens."""
+def _kill_servers(stack: Stack, servers: Sequence[Server]) -> Iterator[None]:
+    """Kill servers with -9 for a block; start them again afterwards."""
     try:
         for server in servers:
             kill(server)
@@ -104,39 +100,37 @@ def _killed(stack: Stack, servers: Sequence[Server]) -> Iterator[None]:
 
 
 @contextmanager
-def _stopped(server: Server) -> Iterator[None]:
-    """Its processes stand still for a while, and with them whoever waits for an answer."""
+def _stop_server(server: Server) -> Iterator[None]:
+    """Stop the processes of a server for a block, four seconds at least: it accepts and does not answer."""
     pids = server.pids()
     until = time.monotonic() + _HANGS_S
     try:
-        signal_all(pids, signal.SIGSTOP)
+        send_signal(pids, signal.SIGSTOP)
         yield
         time.sleep(max(until - time.monotonic(), 0.0))
     finally:
-        signal_all(pids, signal.SIGCONT)
+        send_signal(pids, signal.SIGCONT)
 
 
 # ------------------------------------------------------------------ writes
 
 
-def survives(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether what was acknowledged is there after a kill -9 of the primary, and the service goes on.
+def check_primary_kill(stack: Stack, settings: Settings) -> Finding:
+    """Kill the primary with -9 right after an acknowledged write: the write and the service have to survive.
 
-    The kill comes right after the answer: a write that only memory held by then is lost.
+    A write that only memory held when it was acknowledged is lost.
     """
-    if missing := undeclared(SURVIVES, settings, "write", "read"):
-        return missing
-    visitor = witness(stack, settings, enter)
+    probe = probe_writes(stack, settings.verify)
     longest_s = 0.0
     for kills in range(1, _KILLS + 1):
         for _ in range(_WRITES):  # the first may meet a connection that the kill before has ended
-            _within(_RECOVERS_S, visitor.write)
-        with _killed(stack, [primary(stack)]):
+            _retry(_RECOVERS_S, probe.write)
+        with _kill_servers(stack, [primary(stack)]):
             pass
         since = time.monotonic()
-        there = _within(_RECOVERS_S, visitor.sees)
+        visible = _retry(_RECOVERS_S, probe.is_visible)
         longest_s = max(longest_s, time.monotonic() - since)
-        if not there and _lost(stack, visitor):
+        if not visible and _is_lost(stack, probe):
             claim = f"a write that was acknowledged was lost by kill {kills} of the primary"
             remedy = "leave synchronous_commit on where an answer says that something was stored"
             return Finding(SURVIVES, claim, Verdict.FAIL, {"kills": kills, "lost": 1}, remedy)
@@ -145,17 +139,17 @@ def survives(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Findi
     return Finding(SURVIVES, claim, Verdict.PASS, numbers)
 
 
-def _lost(stack: Stack, visitor: Witness) -> bool:
-    """Whether the last write is missing with every replica up to date: one that is late loses nothing."""
-    settled(stack)
-    return not _within(_RECOVERS_S, visitor.sees)
+def _is_lost(stack: Stack, probe: WriteProbe) -> bool:
+    """Return whether the last write is missing with every replica up to date: a late one loses nothing."""
+    wait_for_replicas(stack)
+    return not _retry(_RECOVERS_S, probe.is_visible)
 
 
-def _within(seconds: float, act: Callable[[], Result]) -> Result:
-    """What ``act`` returns, once the service answers again.
+def _retry(seconds: float, act: Callable[[], Result]) -> Result:
+    """Call ``act`` until the service answers; return its result.
 
     Raises:
-        TargetError: it does not so soon.
+        TargetError: the service does not answer within ``seconds``.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""What a crowd does to a service's pools: too many at once, and those who leave before they are answered."""
+"""Checks of connection pools under many clients, and under clients that hang up before the answer."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from tenfold.database.psycopg import ask
 from tenfold.errors import TargetError
+from tenfold.settings import Settings
+from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Server, Stack, Verdict
-from tenfold.verify.database.write_probe import Enter, asked, primary, replicas, undeclared
+from tenfold.verify.database.write_probe import primary, replicas, send_read
 from tenfold.verify.kit.instances import app_servers
-from tenfold.verify.kit.load_clients import Crowd, Sent, statuses
-from tenfold.verify.kit.useragent import UserAgent
-
-if TYPE_CHECKING:
-    from tenfold.database.settings import DatabaseSettings
+from tenfold.verify.kit.load_clients import LoadClients, SentRequest, status_summary
+from tenfold.verify.kit.session_user import user_of
+from tenfold.verify.kit.user_agent import UserAgent
 
 BUDGET = "pools keep their budget"
 RETURNED = "nothing stays checked out"
 
 _TIMES, _MOST_CLIENTS = 10, 300
 _LOAD_S = 4.0
-_PATIENCE_S = 30.0
-_LOOK_S = 0.1
+_TIMEOUT_S = 30.0
+_POLL_S = 0.1
 _LEAVERS, _LONGEST_STAY_S = 8, 0.03
 _LEAST_LEFT, _MOST_LEFT = 60, 600
-_SETTLES_S = 5.0
-_REFUSED = 429  # too many at once, said politely: 503 with Retry-After counts as this
+_RETURN_S = 5.0
+_REFUSED = 429  # an orderly refusal; 503 with Retry-After counts as one
 
 # Connections of the service's own role; the samplers of tenfold's router are no part of its pools.
 _MINE = (
@@ -41,35 +41,37 @@ _OPEN = f"select count(*) {_MINE}"
 _BUSY = f"select count(*) {_MINE} and state <> 'idle'"
 
 
-# ------------------------------------------------------------------ too many
+# ------------------------------------------------------------------ the budget
 
 
-def budget(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether ten times as many clients as a pool has connections are answered, and no more opened.
+def check_pool_budget(stack: Stack, settings: Settings) -> Finding:
+    """Send reads from ten times as many clients as a pool has connections; count what the service opens.
 
-    An answer that says "too many, come back" (429, or 503 with Retry-After) is one.
+    An orderly refusal (429, or 503 with Retry-After) is an answer.
     """
-    if missing := undeclared(BUDGET, settings, "read"):
-        return missing
-    clients = min(_TIMES * settings.pool_size, _MOST_CLIENTS)
-    reader = enter()
-    asked(settings, reader)
-    with Connections([primary(stack), *replicas(stack)]) as watch:
-        sent = _crowded(reader, settings, clients=clients)
-    each = settings.pool_size + settings.max_overflow
-    allowed = len(app_servers(stack)) * settings.engines * each
-    return kept(sent, watch.most, allowed=allowed, clients=clients)
+    database = settings.database
+    clients = min(_TIMES * database.pool_size, _MOST_CLIENTS)
+    reader = user_of(stack, settings.verify)
+    send_read(settings.verify, reader)
+    with ConnectionPeak([primary(stack), *replicas(stack)]) as peak:
+        sent = _read_from_many(reader, settings.verify.read, clients=clients)
+    each = database.pool_size + database.max_overflow
+    allowed = len(app_servers(stack)) * database.engines * each
+    return judge_pool_budget(sent, peak.most, allowed=allowed, clients=clients)
 
 
-def kept(sent: Sequence[Sent], most: dict[str, int], *, allowed: int, clients: int) -> Finding:
-    """The finding about what was sent and the most connections each server had; pure."""
+def judge_pool_budget(
+    sent: Sequence[SentRequest], most: dict[str, int], *, allowed: int, clients: int
+) -> Finding:
+    """The finding about the reads and the most connections each server had; pure."""
     failed = [one for one in sent if one.failed]
     served = sum(200 <= one.status < 300 for one in sent)
     peak = max(most.values(), default=0)
     numbers = {"clients": clients, "requests": len(sent), "served": served, "failed": len(failed)}
     numbers |= {"connections": peak, "allowed": allowed}
     if failed or not served:
-        claim = f"{len(failed)} of {len(sent)} reads by {clients} clients failed ({statuses(failed or sent)})"
+        statuses = status_summary(failed or sent)
+        claim = f"{len(failed)} of {len(sent)} reads by {clients} clients failed ({statuses})"
         remedy = "give connections back sooner, or answer 503 with Retry-After: PoolMiddleware does"
     elif peak > allowed:
         where = max(most, key=lambda name: most[name])
@@ -81,33 +83,33 @@ def kept(sent: Sequence[Sent], most: dict[str, int], *, allowed: int, clients: i
     return Finding(BUDGET, claim, Verdict.FAIL, numbers, remedy)
 
 
-def _crowded(reader: UserAgent, settings: DatabaseSettings, *, clients: int) -> Sequence[Sent]:
-    """Each client reads at least once, all for a few seconds."""
+def _read_from_many(reader: UserAgent, line: str, *, clients: int) -> Sequence[SentRequest]:
+    """Send reads from many clients for a few seconds, at least one from each."""
     copies = [reader.copy() for _ in range(clients)]
     for copy in copies:
-        copy.timeout_s = _PATIENCE_S
-    with Crowd(lambda number: _status(copies[number], settings.read), clients=clients) as crowd:
+        copy.timeout_s = _TIMEOUT_S
+    with LoadClients(lambda number: _status(copies[number], line), clients=clients) as load:
         time.sleep(_LOAD_S)
-    return crowd.sent
+    return load.sent
 
 
 def _status(reader: UserAgent, line: str) -> int:
     try:
-        answer = reader.ask(line)
+        answer = reader.request(line)
     except TargetError:
         return 0
     return _REFUSED if answer.status == 503 and answer.header("Retry-After") else answer.status
 
 
-class Connections:
-    """Counts the service's connections to each server, again and again, for a block."""
+class ConnectionPeak:
+    """The most connections of the service to each server during a ``with`` block, by polling."""
 
     def __init__(self, servers: Sequence[Server]) -> None:
         self.most = {server.name: 0 for server in servers}
         self._servers = servers
         self._error: Exception | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="connections", daemon=True)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="connections", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -116,18 +118,18 @@ class Connections:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join(_PATIENCE_S)
+        self._stopping.set()
+        self._thread.join(_TIMEOUT_S)
         if self._error is not None and error is None:
             why = " ".join(str(self._error).split())
             raise TargetError(f"the connections could not be counted: {why}") from self._error
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         try:
-            while not self._over.wait(_LOOK_S):
+            while not self._stopping.wait(_POLL_S):
                 self._count()
             self._count()
-        except Exception as error:  # what was not counted is no pass
+        except Exception as error:  # raised at the end of the block
             self._error = error
 
     def _count(self) -> None:
@@ -135,69 +137,69 @@ class Connections:
             self.most[server.name] = max(self.most[server.name], int(ask(server.admin_url, _OPEN)))
 
 
-# ------------------------------------------------------------------ those who leave
+# ------------------------------------------------------------------ clients that hang up
 
 
-def returned(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether connections come back from requests whose clients left before they were answered.
+def check_returned_connections(stack: Stack, settings: Settings) -> Finding:
+    """Send requests and hang up before the answer: their connections have to go back to the pools.
 
-    More of them than all pools have connections, so that one lost at each would leave none.
+    More requests than all pools have connections, so that one lost at each would leave none.
     """
-    if missing := undeclared(RETURNED, settings, "read"):
-        return missing
-    reader = enter()
-    asked(settings, reader)
-    each = settings.pool_size + settings.max_overflow
-    left = 2 * len(app_servers(stack)) * settings.engines * each
+    database = settings.database
+    reader = user_of(stack, settings.verify)
+    send_read(settings.verify, reader)
+    each = database.pool_size + database.max_overflow
+    left = 2 * len(app_servers(stack)) * database.engines * each
     left = min(max(left, _LEAST_LEFT), _MOST_LEFT)
-    _leave(reader, settings, left)
+    _hang_up(reader, settings.verify, left)
     servers = [primary(stack), *replicas(stack)]
     numbers: dict[str, float | int | str] = {"left": left}
     if busy := _still_busy(servers):
         numbers["busy"] = sum(busy.values())
         where = ", ".join(f"{count} on {name}" for name, count in busy.items())
-        claim = f"{_SETTLES_S:g} s after {left} clients had left, connections were in use: {where}"
+        claim = f"{_RETURN_S:g} s after {left} clients had left, connections were in use: {where}"
         remedy = "close the session where the work ends, with `with`, whatever becomes of the client"
         return Finding(RETURNED, claim, Verdict.FAIL, numbers, remedy)
-    sent = _crowded(reader, settings, clients=settings.pool_size)
+    sent = _read_from_many(reader, settings.verify.read, clients=database.pool_size)
     failed = [one for one in sent if one.failed]
     numbers |= {"reads": len(sent), "failed": len(failed)}
     if failed:
-        claim = f"after {left} clients left, {len(failed)} of {len(sent)} reads failed ({statuses(failed)})"
+        statuses = status_summary(failed)
+        claim = f"after {left} clients left, {len(failed)} of {len(sent)} reads failed ({statuses})"
         remedy = "see who holds the connections: pool_options() names them in its errors and findings"
         return Finding(RETURNED, claim, Verdict.FAIL, numbers, remedy)
     claim = f"{left} clients left early; no connection stayed in use, {len(sent)} reads after them worked"
     return Finding(RETURNED, claim, Verdict.PASS, numbers)
 
 
-def _leave(reader: UserAgent, settings: DatabaseSettings, count: int) -> None:
-    """Send so many reads, and as many writes where they are declared, and hang up at random moments."""
+def _hang_up(reader: UserAgent, settings: VerifySettings, count: int) -> None:
+    """Send so many reads, and writes in between where they are declared; hang up at random moments."""
     lines = [settings.read, settings.write] if settings.write else [settings.read]
     chance = random.Random(7)  # noqa: S311 - moments, no secrets
     stays = [chance.uniform(0, _LONGEST_STAY_S) for _ in range(count)]
 
-    def some(number: int) -> None:
+    def run(number: int) -> None:
         for index in range(number, count, _LEAVERS):
             line = lines[index % len(lines)]
             body = settings.write_body if line == settings.write else ""
-            reader.leave(line, body=body, values={"value": f"left {index}"}, after_s=stays[index])
+            reader.hang_up(line, body=body, values={"value": f"left {index}"}, after_s=stays[index])
 
-    threads = [threading.Thread(target=some, args=(number,), daemon=True) for number in range(_LEAVERS)]
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(_LEAVERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(_PATIENCE_S)
+        thread.join(_TIMEOUT_S)
 
 
 def _still_busy(servers: Sequence[Server]) -> dict[str, int]:
-    """How many of the service's connections are in use at each server after a while without requests."""
-    deadline = time.monotonic() + _SETTLES_S
-    while busy := {server.name: count for server in servers if (count := _busy(server))}:
+    """The service's connections that are still in use after five seconds without requests, by server."""
+    deadline = time.monotonic() + _RETURN_S
+    while busy := {server.name: count for server in servers if (count := _busy_connections(server))}:
         if time.monotonic() > deadline:
             break
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     return busy
 
 
-def _busy(server: Server) -> int:
+def _busy_connections(server: Server) -> int:
     return int(ask(server.admin_url, _BUSY))

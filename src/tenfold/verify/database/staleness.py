@@ -1,22 +1,17 @@
-"""Proof that replicas take the reads, and that nobody sees old data for it.
-
-What becomes of reads and writes when servers end is in ``outages``, what happens to pools in ``crowds``.
-"""
+"""Checks of reads from replicas: they take their share, show own writes, and never go back in time."""
 
 from __future__ import annotations
 
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from tenfold.database.psycopg import ask
 from tenfold.database.replay_pause import caught_up, held_back
+from tenfold.settings import Settings
 from tenfold.types import Finding, Server, Stack, Verdict
-from tenfold.verify.database.write_probe import Enter, asked, primary, replicas, undeclared, witness
-from tenfold.verify.kit.load_clients import Crowd, statuses
-
-if TYPE_CHECKING:
-    from tenfold.database.settings import DatabaseSettings
+from tenfold.verify.database.write_probe import primary, probe_writes, replicas, send_read
+from tenfold.verify.kit.load_clients import LoadClients, status_summary
+from tenfold.verify.kit.session_user import user_of
 
 REACH = "reads reach replicas"
 OWN = "own writes are seen"
@@ -32,50 +27,49 @@ _PAUSE_S = 0.25
 _ROUNDS, _READS = 2, 30
 _ROUTER = "read through router.read(), with ConsistencyMiddleware around the app"
 
-# ------------------------------------------------------------------ reach
+# ------------------------------------------------------------------ the replicas' share
 
 
-def reach(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether the replicas take their part of the declared read's transactions, by pg_stat_database."""
-    if missing := undeclared(REACH, settings, "read"):
-        return missing
-    readers = [enter() for _ in range(_READERS)]
+def check_replica_share(stack: Stack, settings: Settings) -> Finding:
+    """Send reads and compare the transactions of all servers in pg_stat_database."""
+    known = settings.verify
+    readers = [user_of(stack, known) for _ in range(_READERS)]
     for reader in readers * 5:  # connections are opened, and what is cached for each is loaded
-        asked(settings, reader)
+        send_read(known, reader)
     servers = [primary(stack), *replicas(stack)]
     before = [_transactions(server) for server in servers]
-    with Crowd(lambda number: readers[number].status_of(settings.read), clients=_READERS) as crowd:
+    with LoadClients(lambda number: readers[number].status(known.read), clients=_READERS) as clients:
         time.sleep(_LOAD_S)
-    if failed := [one for one in crowd.sent if one.failed]:
-        claim = f"{len(failed)} of {len(crowd.sent)} reads failed ({statuses(failed)})"
+    sent = clients.sent
+    if failed := [one for one in sent if one.failed]:
+        claim = f"{len(failed)} of {len(sent)} reads failed ({status_summary(failed)})"
         return Finding(REACH, claim, Verdict.FAIL, remedy="see the log of the app")
-    counts = _counted(servers, before, wanted=len(crowd.sent) // 2)
+    counts = _count_since(before, servers, wanted=len(sent) // 2)
     names = [server.name for server in servers]
-    return shared(dict(zip(names, counts, strict=True)), len(crowd.sent), settings.replica_share)
+    return judge_replica_share(dict(zip(names, counts, strict=True)), len(sent), known.replica_share)
 
 
 def _transactions(server: Server) -> int:
-    counted = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
-    return int(ask(server.admin_url, counted))
+    query = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
+    return int(ask(server.admin_url, query))
 
 
-def _counted(servers: list[Server], before: list[int], *, wanted: int) -> list[int]:
-    """How many transactions each server had since ``before``, once as many as ``wanted`` were reported."""
+def _count_since(before: list[int], servers: list[Server], *, wanted: int) -> list[int]:
+    """The transactions of each server since ``before``, once ``wanted`` of them are reported."""
     deadline = time.monotonic() + _FLUSH_S
-    asked_before = 0
+    own = 0
     while True:
-        asked_before += 1  # each look is a transaction too
+        own += 1  # each of these queries is a transaction too
         counts = [
-            max(_transactions(server) - start - asked_before, 0)
-            for server, start in zip(servers, before, strict=True)
+            max(_transactions(server) - start - own, 0) for server, start in zip(servers, before, strict=True)
         ]
         if sum(counts) >= wanted or time.monotonic() > deadline:
             return counts
         time.sleep(_PAUSE_S)
 
 
-def shared(counts: dict[str, int], reads: int, wanted: float) -> Finding:
-    """The finding about who had how many transactions, the primary first; pure."""
+def judge_replica_share(counts: dict[str, int], reads: int, wanted: float) -> Finding:
+    """The finding about the transactions of each server, the primary first; pure."""
     total = sum(counts.values())
     (_, kept), *others = counts.items()
     share = 1 - kept / total if total else 0.0
@@ -85,14 +79,14 @@ def shared(counts: dict[str, int], reads: int, wanted: float) -> Finding:
         claim = (
             f"{reads} reads left {total} transactions: {REACH} cannot be judged by a request that is cached"
         )
-        return Finding(REACH, claim, Verdict.SKIP, numbers, "name a database.read that asks the database")
+        return Finding(REACH, claim, Verdict.SKIP, numbers, "name a verify.read that queries the database")
     idle = [name for name, count in others if count < _FAIR * share * total / len(others)]
     shares = ", ".join(f"{name} {count / total:.0%}" for name, count in others)
     if share >= wanted and not idle:
         return Finding(REACH, f"{share:.0%} of {total} transactions ({shares})", Verdict.PASS, numbers)
     if share < wanted:
         claim = f"replicas took {share:.0%} of {total} transactions, {wanted:.0%} are wanted"
-        return Finding(REACH, claim, Verdict.FAIL, numbers, f"{_ROUTER}, or set database.replica_share")
+        return Finding(REACH, claim, Verdict.FAIL, numbers, f"{_ROUTER}, or set verify.replica_share")
     claim = f"{' and '.join(idle)} took hardly any of {total} transactions ({shares})"
     return Finding(REACH, claim, Verdict.FAIL, numbers, "give every replica to DatabaseRouter")
 
@@ -100,26 +94,24 @@ def shared(counts: dict[str, int], reads: int, wanted: float) -> Finding:
 # ------------------------------------------------------------------ own writes
 
 
-def own_writes(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether a visitor sees each of their writes at once, and later, while no replica applies anything.
+def check_own_writes(stack: Stack, settings: Settings) -> Finding:
+    """Write and read while no replica applies anything: each write has to be visible at once, and later.
 
-    Later, because a timer that keeps reads on the primary for a while hides what it does not solve.
+    Later, because a timer that keeps reads on the primary for a while only hides a stale read.
     """
-    if missing := undeclared(OWN, settings, "write", "read"):
-        return missing
-    visitor = witness(stack, settings, enter)
+    probe = probe_writes(stack, settings.verify)
     missed, gone_s = 0, 0.0
     with held_back([server.admin_url for server in replicas(stack)]):
         for _ in range(_PAIRS):
-            visitor.write()
-            missed += not visitor.sees()
+            probe.write()
+            missed += not probe.is_visible()
         since = time.monotonic()
         while not missed and not gone_s and (passed := time.monotonic() - since) < _LINGER_S:
-            if not visitor.sees():
+            if not probe.is_visible():
                 gone_s = passed
             time.sleep(_PAUSE_S)
     if missed or gone_s:
-        visitor.confirm(stack)
+        probe.require_visible(stack)
     numbers = {"pairs": _PAIRS, "missed": missed, "gone_after_s": round(gone_s, 1)}
     if missed:
         claim = f"{missed} of {_PAIRS} writes were missing in the read that followed, with replicas held back"
@@ -134,22 +126,20 @@ def own_writes(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Fin
 # ------------------------------------------------------------------ monotonic reads
 
 
-def never_back(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
-    """Whether a reader who has seen somebody's write goes on seeing it while one replica lacks it."""
-    if missing := undeclared(BACK, settings, "write", "read"):
-        return missing
-    writer = witness(stack, settings, enter)
+def check_monotonic_reads(stack: Stack, settings: Settings) -> Finding:
+    """Hold one replica back: a reader that has seen another client's write has to go on seeing it."""
+    writer = probe_writes(stack, settings.verify)
     reads = seen = back = 0
     servers = replicas(stack)
     for late in servers * _ROUNDS:
-        reader = enter()
+        reader = user_of(stack, settings.verify)
         with held_back([late.admin_url]):
             writer.write()
             caught_up(primary(stack).admin_url, [one.admin_url for one in servers if one is not late])
-            shown = [writer.sees(reader) for _ in range(_READS)]
-        reads += len(shown)
-        seen += any(shown)
-        back += any(one and not other for one, other in pairwise(shown))
+            visible = [writer.is_visible(reader) for _ in range(_READS)]
+        reads += len(visible)
+        seen += any(visible)
+        back += any(one and not other for one, other in pairwise(visible))
     rounds = _ROUNDS * len(servers)
     numbers = {"readers": rounds, "reads": reads, "saw": seen, "went_back": back}
     if back:

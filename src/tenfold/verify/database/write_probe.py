@@ -1,46 +1,43 @@
-"""Somebody who writes through a service and knows whether its reads show it: shared by the checks."""
+"""A client that writes through the service and detects whether a read shows its last write."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from tenfold.database.replay_pause import caught_up
 from tenfold.errors import TargetError
-from tenfold.types import Finding, Server, Stack, Verdict
-from tenfold.verify.kit.useragent import Answer, UserAgent
-
-if TYPE_CHECKING:
-    from tenfold.database.settings import DatabaseSettings
-
-Enter = Callable[[], UserAgent]
-"""Comes in as a new visitor, signed in where the service knows users."""
+from tenfold.settings.verify import VerifySettings
+from tenfold.types import Server, Stack
+from tenfold.verify.kit.session_user import user_of
+from tenfold.verify.kit.user_agent import Answer, UserAgent
 
 _VALUE = "{value}"
-_EXAMPLES = {"read": "GET /api/orders", "write": "POST /api/orders"}
 
 
 @dataclass(slots=True)
-class Shown:
-    """Which texts show the last write: those with its value, or without values those not shown before."""
+class WriteDetector:
+    """Decides whether an answer shows the last write.
 
-    named: bool
+    With values, an answer shows it that has the value in its text. Without, every answer does that was not
+    given before the write.
+    """
+
+    has_values: bool
     value: str = ""
     _older: set[bytes] = field(default_factory=set)
     _latest: set[bytes] = field(default_factory=set)
 
-    def wrote(self, value: str) -> None:
-        """From now on what was shown is old."""
+    def record_write(self, value: str) -> None:
+        """Note a write: every answer so far is an old one."""
         self.value = value
         self._older |= self._latest
         self._latest = set()
 
-    def by(self, text: str) -> bool:
-        """Whether this text shows the last write."""
-        if self.named:
+    def shows_write(self, text: str) -> bool:
+        """Return whether this answer shows the last write, and remember the answer."""
+        if self.has_values:
             return self.value in text
         digest = sha256(text.encode()).digest()
         if digest in self._older:
@@ -50,93 +47,82 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
-    """A visitor who writes and reads; others may read what was written, see :meth:`sees`."""
+class WriteProbe:
+    """A client that writes and reads; other clients may read what it wrote, see :meth:`is_visible`."""
 
-    settings: DatabaseSettings
-    agent: UserAgent
-    shown: Shown
+    settings: VerifySettings
+    user: UserAgent
+    detector: WriteDetector
 
     def write(self) -> None:
-        """Write something new.
+        """Send the declared write with a new value.
 
         Raises:
-            TargetError: the service did not take it.
+            TargetError: the answer is no 2xx, or there is none.
         """
         value = secrets.token_hex(8)
         line = self.settings.write
-        answer = self.agent.ask(line, body=self.settings.write_body, values={"value": value})
+        answer = self.user.request(line, body=self.settings.write_body, values={"value": value})
         if not answer.ok:
-            raise TargetError(f"{line} answers {answer.status}: {_look(answer.status, 'write')}")
-        self.shown.wrote(value)
+            raise TargetError(f"{line} answers {answer.status}: {_remedy(answer.status, 'write')}")
+        self.detector.record_write(value)
 
-    def sees(self, reader: UserAgent | None = None) -> bool:
-        """Whether the declared read shows the last write, to its writer or to another reader.
-
-        Raises:
-            TargetError: it is not answered with 2xx.
-        """
-        return self.shown.by(asked(self.settings, reader or self.agent).text)
-
-    def confirm(self, stack: Stack) -> None:
-        """Return when the last write is seen with every replica up to date.
+    def is_visible(self, reader: UserAgent | None = None) -> bool:
+        """Return whether the declared read shows the last write, to its writer or to another reader.
 
         Raises:
-            TargetError: it is not even then, so that it was not the replicas that hid it.
+            TargetError: the read is not answered with 2xx.
         """
-        settled(stack)
-        if not self.sees():
+        return self.detector.shows_write(send_read(self.settings, reader or self.user).text)
+
+    def require_visible(self, stack: Stack) -> None:
+        """Wait for the replicas; return when the last write is visible then.
+
+        Raises:
+            TargetError: it is not, so that the declared requests do not belong together.
+        """
+        wait_for_replicas(stack)
+        if not self.is_visible():
             raise TargetError(
                 f"{self.settings.read} does not show what {self.settings.write} wrote, although every "
-                f"replica has it: correct database.read, or let database.write_body hold {_VALUE}"
+                f"replica has it: correct verify.read, or let verify.write_body hold {_VALUE}"
             )
 
 
-def asked(settings: DatabaseSettings, reader: UserAgent) -> Answer:
-    """The answer of the declared read.
+def probe_writes(stack: Stack, settings: VerifySettings) -> WriteProbe:
+    """A write probe, once its reads have shown a write with every replica up to date.
 
     Raises:
-        TargetError: it is none, or no 2xx.
+        TargetError: a request is not answered, or ``read`` does not show what ``write`` wrote.
     """
-    answer = reader.ask(settings.read)
+    has_values = _VALUE in settings.write + settings.write_body
+    probe = WriteProbe(settings, user_of(stack, settings), WriteDetector(has_values))
+    first = send_read(settings, probe.user).text
+    if not has_values and send_read(settings, probe.user).text != first:
+        raise TargetError(
+            f"{settings.read} answers differently each time: let verify.write_body hold {_VALUE}, which "
+            "it shows"
+        )
+    probe.detector.shows_write(first)
+    probe.write()
+    probe.require_visible(stack)
+    return probe
+
+
+def send_read(settings: VerifySettings, reader: UserAgent) -> Answer:
+    """Send the declared read.
+
+    Raises:
+        TargetError: the answer is no 2xx, or there is none.
+    """
+    answer = reader.request(settings.read)
     if not answer.ok:
-        raise TargetError(f"{settings.read} answers {answer.status}: {_look(answer.status, 'read')}")
+        raise TargetError(f"{settings.read} answers {answer.status}: {_remedy(answer.status, 'read')}")
     return answer
 
 
-def undeclared(check: str, settings: DatabaseSettings, *keys: str) -> Finding | None:
-    """The finding of a check that needs requests which are not declared; None when all are."""
-    missing = [key for key in keys if not getattr(settings, key)]
-    if not missing:
-        return None
-    names = " and ".join(f"database.{key}" for key in missing)
-    claim = f"{names} {'is' if len(missing) == 1 else 'are'} not set"
-    remedy = f'set database.{missing[0]}, for example {missing[0]} = "{_EXAMPLES[missing[0]]}"'
-    return Finding(check, claim, Verdict.SKIP, remedy=remedy)
-
-
-def witness(stack: Stack, settings: DatabaseSettings, enter: Enter) -> Witness:
-    """Somebody whose reads show their writes once the replicas have them; the rest is for the checks.
-
-    Raises:
-        TargetError: a request is not answered, or what ``read`` answers does not show what ``write`` wrote.
-    """
-    named = _VALUE in settings.write + settings.write_body
-    made = Witness(settings, enter(), Shown(named))
-    first = asked(settings, made.agent).text
-    if not named and asked(settings, made.agent).text != first:
-        raise TargetError(
-            f"{settings.read} answers differently each time: let database.write_body hold {_VALUE}, which "
-            "it shows"
-        )
-    made.shown.by(first)
-    made.write()
-    made.confirm(stack)
-    return made
-
-
-def settled(stack: Stack) -> None:
-    """Return when every replica has what the primary has.
+def wait_for_replicas(stack: Stack) -> None:
+    """Return when every replica has replayed what the primary has written.
 
     Raises:
         TargetError: one does not within 30 s.
@@ -150,11 +136,11 @@ def primary(stack: Stack) -> Server:
 
 
 def replicas(stack: Stack) -> list[Server]:
-    """Its replicas, in their order."""
+    """The primary's replicas, in their order."""
     return [server for server in stack.servers if server.kind == "replica"]
 
 
-def _look(status: int, key: str) -> str:
+def _remedy(status: int, key: str) -> str:
     if status == 429:
         return "let the stack's instances allow more requests"
-    return "see the log of the app" if status >= 500 else f"correct database.{key}"
+    return "see the log of the app" if status >= 500 else f"correct verify.{key}"

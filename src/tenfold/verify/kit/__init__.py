@@ -1,1 +1,1 @@
-"""Tools of the checks: user agent, load clients, log readers."""
+"""Tools that the checks of several patterns share."""

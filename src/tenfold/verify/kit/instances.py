@@ -1,4 +1,4 @@
-"""The app's instances in a running stack, for the checks of every pattern."""
+"""The app's instances in a running stack."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def address_of(server: Server) -> str:
 
 
 def kill(server: Server) -> None:
-    """End every process of an instance with SIGKILL, as the kernel does when memory runs out."""
-    signal_all(server.pids(), signal.SIGKILL)
+    """End every process of a server with SIGKILL, as the kernel does when memory runs out."""
+    send_signal(server.pids(), signal.SIGKILL)
 
 
-def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to each process that still lives."""
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each process that still runs."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)

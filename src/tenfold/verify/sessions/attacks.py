@@ -1,6 +1,6 @@
-"""Attacks on a service's sessions, over HTTP: each is tried on the running stack and says what came of it.
+"""Attacks on a service's sessions over HTTP: fixation, guessing, replay, and oversized values.
 
-They know the service only by its ``[sessions]`` table. Nothing is guessed, and no id is ever shown.
+The checks know the service by its ``[verify]`` table alone. No finding shows a session id.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 from tenfold.errors import TargetError
+from tenfold.settings import Settings
 from tenfold.types import Finding, Stack, Verdict
+from tenfold.verify.kit.session_user import SessionUser
 from tenfold.verify.sessions.id_entropy import ENOUGH_BITS, estimate, signature
-from tenfold.verify.sessions.target import Target, attack
-from tenfold.verify.sessions.visitor import Visitor
+from tenfold.verify.sessions.target import SessionTarget, find_target
 
 FIXATION = "session fixation refused"
 GUESSING = "session ids unguessable"
@@ -27,19 +28,19 @@ _SMALL = "kept"
 # ------------------------------------------------------------------ fixation
 
 
-@attack(FIXATION)
-def fixation(stack: Stack, target: Target) -> Finding:
-    """Whether an id that somebody else chose, or knew before the login, is ever that of a signed-in user."""
-    tried: dict[str, Callable[[Target], bool]] = {
-        "an id of the attacker's own choice": _plants_a_made_up_id,
-        "an id that was valid before": _plants_a_dead_id,
-        "an id given out before the login": _plants_an_anonymous_id,
+def check_fixation(stack: Stack, settings: Settings) -> Finding:
+    """Plant ids that an attacker chose or knew before the login: none may become a signed-in session."""
+    target = find_target(stack, settings.verify)
+    tried: dict[str, Callable[[SessionTarget], bool]] = {
+        "an id of the attacker's own choice": _plant_made_up_id,
+        "an id that was valid before": _plant_dead_id,
+        "an id given out before the login": _plant_anonymous_id,
     }
     if target.settings.other_user:
-        tried["the attacker's own session"] = _plants_own_session
-    if target.settings.write and target.settings.read:
-        tried["an id of the attacker's own choice, without a login"] = _is_adopted_unasked
-    adopted = [name for name, adopts in tried.items() if adopts(target)]
+        tried["the attacker's own session"] = _plant_own_session
+    if target.settings.session_write and target.settings.session_read:
+        tried["an id of the attacker's own choice, without a login"] = _plant_without_login
+    adopted = [name for name, plant in tried.items() if plant(target)]
     numbers = {"tried": len(tried), "adopted": len(adopted)}
     if not adopted:
         return Finding(FIXATION, f"none of {len(tried)} planted ids was taken over", Verdict.PASS, numbers)
@@ -47,71 +48,71 @@ def fixation(stack: Stack, target: Target) -> Finding:
     return Finding(FIXATION, f"taken over: {'; '.join(adopted)}", Verdict.FAIL, numbers, remedy)
 
 
-def _planted(target: Target, identifier: str) -> bool:
-    """Whether a victim's login makes ``identifier`` a signed-in session."""
-    victim = target.holding(identifier)
+def _plant(target: SessionTarget, identifier: str) -> bool:
+    """Let a victim sign in with ``identifier`` in the browser; return whether that id is signed in then."""
+    victim = target.user_with_id(identifier)
     victim.whoami()
-    target.signed_in(planted=victim)
-    return target.id_of(victim) == identifier or target.holding(identifier).signed_in()
+    target.signed_in_user(browser=victim)
+    return target.session_id(victim) == identifier or target.user_with_id(identifier).is_signed_in()
 
 
 def lookalike(identifier: str) -> str:
-    """An id of the same shape that nobody issued."""
-    letters = {True: "0123456789", False: "0123456789abcdef"}.get(identifier.isdigit(), "0123456789abcdef")
+    """An id of the same shape that the service has not issued."""
+    letters = "0123456789" if identifier.isdigit() else "0123456789abcdef"
     return "".join(secrets.choice(letters) if letter.isalnum() else letter for letter in identifier)
 
 
-def _plants_a_made_up_id(target: Target) -> bool:
-    return _planted(target, lookalike(target.id_of(target.signed_in())))
+def _plant_made_up_id(target: SessionTarget) -> bool:
+    return _plant(target, lookalike(target.session_id(target.signed_in_user())))
 
 
-def _plants_a_dead_id(target: Target) -> bool:
+def _plant_dead_id(target: SessionTarget) -> bool:
     if not target.settings.logout:
         return False
-    gone = target.signed_in()
-    identifier = target.id_of(gone)
-    gone.logout()
+    gone = target.signed_in_user()
+    identifier = target.session_id(gone)
+    gone.sign_out()
     _wait_for_caches(target)
-    # One that logging out did not end is the business of another check.
-    return not target.holding(identifier).signed_in() and _planted(target, identifier)
+    # An id that the logout did not end fails the check of replay instead.
+    return not target.user_with_id(identifier).is_signed_in() and _plant(target, identifier)
 
 
-def _plants_an_anonymous_id(target: Target) -> bool:
-    stranger = target.visitor()
-    if target.settings.write:
+def _plant_anonymous_id(target: SessionTarget) -> bool:
+    stranger = target.new_user()
+    if target.settings.session_write:
         stranger.write(_SMALL, "0")
     stranger.whoami()
-    identifier = target.id_of(stranger)
-    return bool(identifier) and _planted(target, identifier)
+    identifier = target.session_id(stranger)
+    return bool(identifier) and _plant(target, identifier)
 
 
-def _plants_own_session(target: Target) -> bool:
-    """The attacker's browser, session and all, is where the victim signs in."""
-    attacker = target.signed_in(other=True)
-    own, identifier = attacker.whoami().body, target.id_of(attacker)
-    victim = target.signed_in(planted=attacker.copy())
-    seen = target.holding(identifier).whoami()
+def _plant_own_session(target: SessionTarget) -> bool:
+    """Let the victim sign in in the attacker's browser, which has the attacker's session."""
+    attacker = target.signed_in_user(as_other_user=True)
+    own, identifier = attacker.whoami().body, target.session_id(attacker)
+    victim = target.signed_in_user(browser=attacker.copy())
+    seen = target.user_with_id(identifier).whoami()
     return seen.ok and seen.body == victim.whoami().body != own
 
 
-def _is_adopted_unasked(target: Target) -> bool:
-    identifier, value = lookalike(target.id_of(target.signed_in())), secrets.token_hex(8)
-    first = target.holding(identifier)
+def _plant_without_login(target: SessionTarget) -> bool:
+    identifier, value = lookalike(target.session_id(target.signed_in_user())), secrets.token_hex(8)
+    first = target.user_with_id(identifier)
     if not first.write(_SMALL, value).ok:
         return False  # strangers may not write
-    return target.holding(identifier).reads(_SMALL, value)
+    return target.user_with_id(identifier).can_read(_SMALL, value)
 
 
 # ------------------------------------------------------------------ guessing
 
 
-@attack(GUESSING)
-def guessing(stack: Stack, target: Target) -> Finding:
-    """Whether ids hold enough chance, as far as a dozen of them show."""
-    ids = [target.id_of(target.signed_in()) for _ in range(_IDS)]
+def check_guessing(stack: Stack, settings: Settings) -> Finding:
+    """Estimate the random bits of session ids from a dozen of them."""
+    target = find_target(stack, settings.verify)
+    ids = [target.session_id(target.signed_in_user()) for _ in range(_IDS)]
     if len(set(ids)) < len(ids) and all(signature(found) != found for found in ids):
         # A signed value of the same content in the same second is the same.
-        ids = [_in_another_second(target) for _ in range(4)]
+        ids = [_id_of_next_second(target) for _ in range(4)]
     found = estimate(ids)
     numbers = {"ids": len(ids), "bits": round(found.bits)}
     claim = f"at most {found.bits:.0f} random bits ({found.why})" if found.why else f"{found.bits:.0f} bits"
@@ -121,29 +122,29 @@ def guessing(stack: Stack, target: Target) -> Finding:
     return Finding(GUESSING, f"{claim}; it takes 128", Verdict.FAIL, numbers, remedy)
 
 
-def _in_another_second(target: Target) -> str:
+def _id_of_next_second(target: SessionTarget) -> str:
     time.sleep(1.05)
-    return target.id_of(target.signed_in())
+    return target.session_id(target.signed_in_user())
 
 
 # ------------------------------------------------------------------ replay
 
 
-def _wait_for_caches(target: Target) -> None:
+def _wait_for_caches(target: SessionTarget) -> None:
     time.sleep(target.settings.revocation_ms / 1000)
 
 
-@attack(REPLAY, "logout")
-def replay(stack: Stack, target: Target, *, rounds: int = 3) -> Finding:
-    """Whether what was copied from a session works after its logout, or after its id was replaced."""
+def check_replay(stack: Stack, settings: Settings, *, rounds: int = 3) -> Finding:
+    """Use copies of a session after its logout, and after its id was replaced."""
+    target = find_target(stack, settings.verify)
     kept = 0
     for _ in range(rounds):
-        user = target.signed_in()
-        copies = [user.copy(), target.holding(target.id_of(user))]
-        user.logout()
+        user = target.signed_in_user()
+        copies = [user.copy(), target.user_with_id(target.session_id(user))]
+        user.sign_out()
         _wait_for_caches(target)
-        kept += any(copy.signed_in() for copy in copies for _ in range(max(1, len(target.instances))))
-    replaced, outlived = _replaced(target)
+        kept += any(copy.is_signed_in() for copy in copies for _ in range(max(1, len(target.instances))))
+    replaced, outlived = _replace_id(target)
     numbers = {"rounds": rounds, "alive_after_logout": kept, "alive_after_replacement": int(outlived)}
     if kept:
         claim = f"after {kept} of {rounds} logouts the old id still signs in"
@@ -158,34 +159,34 @@ def replay(stack: Stack, target: Target, *, rounds: int = 3) -> Finding:
     return Finding(REPLAY, claim, Verdict.FAIL, numbers, remedy)
 
 
-def _replaced(target: Target) -> tuple[bool, bool]:
-    """Whether a second login in the same browser brings a new id, and whether the old one outlives it.
+def _replace_id(target: SessionTarget) -> tuple[bool, bool]:
+    """Sign in twice in one browser; return whether the id is new, and whether the old one still works.
 
     For cookies only: a second bearer token is a second device, and both may live.
     """
     if target.settings.transport == "bearer":
         return False, False
-    user = target.signed_in()
-    old = target.holding(target.id_of(user))
-    target.signed_in(planted=user)
-    if target.id_of(user) == target.id_of(old):
+    user = target.signed_in_user()
+    old = target.user_with_id(target.session_id(user))
+    target.signed_in_user(browser=user)
+    if target.session_id(user) == target.session_id(old):
         return False, False
     _wait_for_caches(target)
-    return True, old.signed_in()
+    return True, old.is_signed_in()
 
 
 # ------------------------------------------------------------------ size
 
 
-@attack(OVERSIZE, "write", "read")
-def oversize(stack: Stack, target: Target) -> Finding:
-    """Whether too much is refused with a 4xx, the session lives on, and no cookie leads to a 5xx."""
-    user = target.signed_in()
+def check_oversize(stack: Stack, settings: Settings) -> Finding:
+    """Write too large a value, and send odd ids: the answer has to be a 4xx, and the session stay intact."""
+    target = find_target(stack, settings.verify)
+    user = target.signed_in_user()
     size = target.settings.oversize_bytes
-    status = _status_of(user.copy(), size)
+    status = _write_large(user.copy(), size)
     numbers = {"bytes": size, "status": status}
-    broken = _broken_by_cookies(target)
-    if problem := _taken_badly(status, size) or _crippled(user) or broken:
+    broken = _cookie_problem(target)
+    if problem := _size_problem(status, size) or _session_problem(user) or broken:
         remedy = "limit a session's size where it is written, and answer 413 to more"
         if problem == broken:
             remedy = "treat a cookie that cannot be read as no cookie"
@@ -193,15 +194,15 @@ def oversize(stack: Stack, target: Target) -> Finding:
     return Finding(OVERSIZE, f"{size:,} bytes are answered with {status}", Verdict.PASS, numbers)
 
 
-def _status_of(user: Visitor, size: int) -> int:
-    """What a value of ``size`` bytes is answered with; 0 when no client could read the answer."""
+def _write_large(user: SessionUser, size: int) -> int:
+    """Write a value of ``size`` bytes; return the status, 0 when no client could read the answer."""
     try:
         return user.write("large", "x" * size).status
     except TargetError:
         return 0
 
 
-def _taken_badly(status: int, size: int) -> str:
+def _size_problem(status: int, size: int) -> str:
     if 400 <= status < 500:
         return ""
     if not status:
@@ -210,21 +211,21 @@ def _taken_badly(status: int, size: int) -> str:
     return f"a value of {size:,} bytes is answered with {status}: {what}"
 
 
-def _crippled(user: Visitor) -> str:
+def _session_problem(user: SessionUser) -> str:
     value = secrets.token_hex(8)
-    if not user.signed_in():
+    if not user.is_signed_in():
         return "a value too large ends the session"
     answer = user.write(_SMALL, value)
-    if not answer.ok or not user.reads(_SMALL, value):
+    if not answer.ok or not user.can_read(_SMALL, value):
         return f"after a value too large the session takes nothing more ({answer.status})"
     return ""
 
 
-def _broken_by_cookies(target: Target) -> str:
-    """The first session id, too long or unreadable, that is answered with a 5xx."""
+def _cookie_problem(target: SessionTarget) -> str:
+    """The first odd session id that is answered with a 5xx; empty without one."""
     odd = {f"an id of {length:,} bytes": "x" * length for length in _LONG_COOKIES}
     odd |= {"an id that is not text": "\udcff\udcfe", "an id of other signs": '"%00..//\\"'}
     for name, identifier in odd.items():
-        if (status := target.holding(identifier).whoami().status) >= 500:
+        if (status := target.user_with_id(identifier).whoami().status) >= 500:
             return f"{name} is answered with {status}"
     return ""

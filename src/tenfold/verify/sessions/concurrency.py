@@ -1,7 +1,7 @@
-"""What happens to a session when requests overlap: a logout and a late write, writes of different keys.
+"""Checks of overlapping requests of one session: a logout and a late write, writes of different keys.
 
-Two ways to overlap. Many requests at once are left to chance, again and again. A *held* request is none of
-chance: it goes past the front door, half of its body is kept back until the other request is answered.
+Requests overlap in two ways: many at once, by chance, again and again; and *held*, where a request goes past
+nginx and the second half of its body is sent only when the other request is answered.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tenfold.settings import Settings
 from tenfold.types import Finding, Stack, Verdict
-from tenfold.verify.kit.useragent import Answer
-from tenfold.verify.sessions.target import Target, attack
-from tenfold.verify.sessions.visitor import Visitor
+from tenfold.verify.kit.session_user import SessionUser
+from tenfold.verify.sessions.target import SessionTarget, find_target
 
 RESURRECTION = "no session resurrection"
 LOST_UPDATE = "no lost session update"
 
-# A server that reads a session when a request begins has read it by then.
+# By then a server that reads the session at the beginning of a request has read it.
 _BEGUN_S = 0.05
 _JITTER_S = 0.004
 _LONGEST_S = 20.0
 
 
-def together(*calls: Callable[[], object]) -> None:
-    """Run all at the same moment, each in a thread of its own; the first error is raised once all ended."""
+def run_together(*calls: Callable[[], object]) -> None:
+    """Call all at the same moment, each in its own thread; raise the first error once all have ended."""
     barrier = threading.Barrier(len(calls))
 
     def one(call: Callable[[], object]) -> None:
@@ -44,56 +44,60 @@ def together(*calls: Callable[[], object]) -> None:
 # ------------------------------------------------------------------ resurrection
 
 
-@attack(RESURRECTION, "logout")
-def resurrection(stack: Stack, target: Target, *, rounds: int = 12) -> Finding:
-    """Whether a request that was under way during a logout brings the session back."""
-    if _survives_a_quiet_logout(target):
+def check_resurrection(stack: Stack, settings: Settings, *, rounds: int = 12) -> Finding:
+    """Sign out while other requests of the session run: none of them may bring the session back."""
+    target = find_target(stack, settings.verify)
+    if _survives_logout(target):
         claim = "a logout ends no session, whether others run or not: see session replay refused"
         return Finding(RESURRECTION, claim, Verdict.SKIP)
     deadline = time.monotonic() + _LONGEST_S
-    ended: list[Visitor] = []
+    thieves: list[SessionUser] = []
     held = 0
-    while len(ended) < rounds and time.monotonic() < deadline:
-        if target.settings.write and target.settings.write_body and len(ended) % 2:
-            ended.append(_logout_beside_a_held_write(target))
+    while len(thieves) < rounds and time.monotonic() < deadline:
+        if target.settings.session_write and target.settings.session_write_body and len(thieves) % 2:
+            thieves.append(_sign_out_during_held_write(target))
             held += 1
         else:
-            ended.append(_logout_among_requests(target))
+            thieves.append(_sign_out_among_requests(target))
     time.sleep(target.settings.revocation_ms / 1000)
-    alive = sum(thief.signed_in() for thief in ended)
-    numbers = {"rounds": len(ended), "held_writes": held, "alive": alive}
+    alive = sum(thief.is_signed_in() for thief in thieves)
+    numbers = {"rounds": len(thieves), "held_writes": held, "alive": alive}
     if alive:
-        claim = f"{alive} of {len(ended)} sessions came back after their logout"
+        claim = f"{alive} of {len(thieves)} sessions came back after their logout"
         remedy = "leave a tombstone at the logout, and let a late write only replace what is there"
         return Finding(RESURRECTION, claim, Verdict.FAIL, numbers, remedy)
-    how = "with requests and held writes under way" if held else "with reads under way (no sessions.write)"
-    return Finding(RESURRECTION, f"{len(ended)} logouts {how}: all dead", Verdict.PASS, numbers)
+    how = (
+        "with requests and held writes under way"
+        if held
+        else "with reads under way (no verify.session_write)"
+    )
+    return Finding(RESURRECTION, f"{len(thieves)} logouts {how}: all dead", Verdict.PASS, numbers)
 
 
-def _survives_a_quiet_logout(target: Target) -> bool:
-    user = target.signed_in()
-    thief = target.holding(target.id_of(user))
-    user.logout()
+def _survives_logout(target: SessionTarget) -> bool:
+    user = target.signed_in_user()
+    thief = target.user_with_id(target.session_id(user))
+    user.sign_out()
     time.sleep(target.settings.revocation_ms / 1000)
-    return thief.signed_in()
+    return thief.is_signed_in()
 
 
-def _logout_among_requests(target: Target) -> Visitor:
-    user = target.signed_in()
-    thief = target.holding(target.id_of(user))
-    calls: list[Callable[[], object]] = [_late(user.copy().logout), user.copy().whoami]
+def _sign_out_among_requests(target: SessionTarget) -> SessionUser:
+    user = target.signed_in_user()
+    thief = target.user_with_id(target.session_id(user))
+    calls: list[Callable[[], object]] = [_late(user.copy().sign_out), user.copy().whoami]
     calls += [user.copy().whoami]
-    if target.settings.write:
+    if target.settings.session_write:
         calls += [
             lambda: user.copy().write("late", "1"),
             _late(lambda: user.copy().write("later", "2")),
         ]
-    together(*calls)
+    run_together(*calls)
     return thief
 
 
 def _late(call: Callable[[], object]) -> Callable[[], object]:
-    """``call`` after a few milliseconds at most, another while each time."""
+    """``call`` after a random pause of a few milliseconds at most."""
 
     def later() -> None:
         time.sleep(secrets.randbelow(1000) / 1000 * _JITTER_S)
@@ -102,17 +106,17 @@ def _late(call: Callable[[], object]) -> Callable[[], object]:
     return later
 
 
-def _logout_beside_a_held_write(target: Target) -> Visitor:
-    """All at one instance: whether others know the session is the business of another check."""
-    user = target.signed_in(target.direct)
-    thief = target.holding(target.id_of(user), target.direct)
+def _sign_out_during_held_write(target: SessionTarget) -> SessionUser:
+    """Send everything to one instance: the check of affinity is about the others."""
+    user = target.signed_in_user(target.direct)
+    thief = target.user_with_id(target.session_id(user), target.direct)
     late = user.copy()
 
-    def logout() -> None:
+    def sign_out() -> None:
         time.sleep(_BEGUN_S)
-        user.logout()
+        user.sign_out()
 
-    late.write("late", secrets.token_hex(8), hold=logout)
+    late.write("late", secrets.token_hex(8), at_half_body=sign_out)
     return thief
 
 
@@ -120,37 +124,36 @@ def _logout_beside_a_held_write(target: Target) -> Visitor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
-    """One write that the service took, and the browser's cookies as its answer changed them."""
+class _AcceptedWrite:
+    """One write that was answered with 2xx, and the cookies that its answer changed."""
 
     key: str
     value: str
     cookies: dict[str, str]
-    answer: Answer
 
 
-@attack(LOST_UPDATE, "write", "read")
-def lost_update(stack: Stack, target: Target, *, rounds: int = 6, writers: int = 6) -> Finding:
-    """Whether concurrent writes of different keys into one session are all there afterwards.
+def check_lost_update(stack: Stack, settings: Settings, *, rounds: int = 6, writers: int = 6) -> Finding:
+    """Write different keys of one session at the same time: all have to be there afterwards.
 
-    A write that is refused (409, 503) is not lost: whoever sent it knows.
+    A write that is refused (409, 503) is not lost: its client knows.
     """
+    target = find_target(stack, settings.verify)
     deadline = time.monotonic() + _LONGEST_S
     numbers = {"rounds": 0, "writes": 0, "refused": 0, "lost": 0}
     while numbers["rounds"] < rounds and time.monotonic() < deadline:
-        held = numbers["rounds"] % 2 == 1 and bool(target.settings.write_body)
-        user = target.signed_in(target.direct if held else "")
-        taken = _write_at_once(user, writers, held=held)
+        held = numbers["rounds"] % 2 == 1 and bool(target.settings.session_write_body)
+        user = target.signed_in_user(target.direct if held else "")
+        accepted = _write_together(user, writers, held=held)
         numbers["rounds"] += 1
         numbers["writes"] += writers
-        numbers["refused"] += writers - len(taken)
-        for write in taken:  # as a browser does, in the order of the answers
+        numbers["refused"] += writers - len(accepted)
+        for write in accepted:  # as a browser does, in the order of the answers
             user.cookies |= write.cookies
-        numbers["lost"] += sum(not user.reads(write.key, write.value) for write in taken)
-    return _finding(numbers)
+        numbers["lost"] += sum(not user.can_read(write.key, write.value) for write in accepted)
+    return _judge_writes(numbers)
 
 
-def _finding(numbers: dict[str, int]) -> Finding:
+def _judge_writes(numbers: dict[str, int]) -> Finding:
     lost, taken = numbers["lost"], numbers["writes"] - numbers["refused"]
     if lost:
         claim = f"{lost} of {taken} writes that were answered with 2xx are gone"
@@ -159,15 +162,19 @@ def _finding(numbers: dict[str, int]) -> Finding:
     if not taken:
         claim = f"none of {numbers['writes']} concurrent writes was taken"
         return Finding(
-            LOST_UPDATE, claim, Verdict.FAIL, numbers, "correct sessions.write and sessions.write_body"
+            LOST_UPDATE,
+            claim,
+            Verdict.FAIL,
+            numbers,
+            "correct verify.session_write and verify.session_write_body",
         )
     refused = f", {numbers['refused']} refused" if numbers["refused"] else ""
     return Finding(LOST_UPDATE, f"all of {taken} concurrent writes are there{refused}", Verdict.PASS, numbers)
 
 
-def _write_at_once(user: Visitor, writers: int, *, held: bool) -> Sequence[_Written]:
+def _write_together(user: SessionUser, writers: int, *, held: bool) -> Sequence[_AcceptedWrite]:
     begun = threading.Barrier(writers)
-    taken: list[_Written] = []
+    accepted: list[_AcceptedWrite] = []
 
     def wait_for_all() -> None:
         begun.wait(10)
@@ -175,10 +182,10 @@ def _write_at_once(user: Visitor, writers: int, *, held: bool) -> Sequence[_Writ
 
     def write(number: int) -> None:
         one, key, value = user.copy(), f"k{number}{secrets.token_hex(3)}", secrets.token_hex(8)
-        answer = one.write(key, value, hold=wait_for_all if held else None)
+        answer = one.write(key, value, at_half_body=wait_for_all if held else None)
         if answer.ok:
             changed = {name: kept for name, kept in one.cookies.items() if user.cookies.get(name) != kept}
-            taken.append(_Written(key, value, changed, answer))
+            accepted.append(_AcceptedWrite(key, value, changed))
 
-    together(*(lambda number=number: write(number) for number in range(writers)))
-    return taken
+    run_together(*(lambda number=number: write(number) for number in range(writers)))
+    return accepted

@@ -1,7 +1,7 @@
-"""How hard a session id is to guess, from several of them in the order of their issue. Pure.
+"""Random bits of session ids, estimated from several of them in the order of their issue. Pure.
 
-An estimate from above: a position that varies counts as random. Constant ones, leading ones that only
-grow (a counter, a clock) and repetitions are taken off. A hash of a counter looks random and is not seen.
+An upper bound: a position that varies counts as random. Constant positions, leading ones that only grow (a
+counter, a clock) and repetitions do not count. A hash of a counter looks random and is not detected.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _ALPHABETS = (
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """At most ``bits`` of chance in an id; ``why`` names what took some off."""
+    """At most ``bits`` random bits in an id; ``why`` names the positions that do not count."""
 
     bits: float
     why: str = ""
 
 
 def estimate(ids: Sequence[str]) -> Estimate:
-    """Bits of chance in ids that were issued one after the other; at least four of them.
+    """The random bits in ids that were issued one after the other; at least four of them.
 
-    Signed values (three parts between dots, or two) are judged by their last part, the signature: nobody can
-    make one up without it.
+    Signed values (three parts between dots, or two) count by their last part, the signature, without which
+    none can be forged.
     """
     if len(set(ids)) < len(ids):
         return Estimate(0.0, f"{len(ids) - len(set(ids))} of {len(ids)} were given out before")
@@ -59,7 +59,7 @@ def signature(text: str) -> str:
 
 
 def _growing(parts: Sequence[str]) -> int:
-    """How many leading characters never fall from one id to the next; by chance that is next to none."""
+    """The number of leading characters that never decrease from one id to the next; by chance hardly any."""
     for length in range(min(map(len, parts)), 0, -1):
         heads = [part[:length] for part in parts]
         if heads == sorted(heads) and len(set(heads)) > 1:

@@ -1,34 +1,28 @@
-"""Proof that no instance is missed: whatever a user needs, any has it, and nothing is on its own disk.
-
-The attacks on sessions themselves are in ``attacks``, ``races`` and ``exposure``.
-"""
+"""Checks of state that ties a user to one instance: sessions in its memory, files on its disk."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tenfold.settings import Settings
 from tenfold.types import Finding, Server, Stack, Verdict
-from tenfold.verify.kit.accesslog import AccessLog
+from tenfold.verify.kit.access_log import AccessLog
 from tenfold.verify.kit.instances import address_of, app_servers, kill
-from tenfold.verify.kit.useragent import Answer
+from tenfold.verify.kit.scenario import has_scenario, send_light_load
+from tenfold.verify.kit.session_user import SessionUser
+from tenfold.verify.kit.user_agent import Answer
+from tenfold.verify.runner import skip_undeclared
 from tenfold.verify.sessions.local_files import (
-    LINUX,
-    Watch,
-    changed,
-    holding,
+    changed_files,
+    files_with,
+    open_files,
     snapshot,
-    temporary,
-    working_folders,
+    temporary_folder,
 )
-from tenfold.verify.sessions.target import NotDeclared, Target, attack, reached
-from tenfold.verify.sessions.visitor import Visitor
-
-if TYPE_CHECKING:
-    from tenfold.settings.verify import SessionsSettings
+from tenfold.verify.sessions.target import SessionTarget, find_target
 
 AFFINITY = "no affinity needed"
 SURVIVAL = "sessions survive a kill"
@@ -43,32 +37,32 @@ _BACK_S = 1.5
 # ------------------------------------------------------------------ affinity
 
 
-@attack(AFFINITY)
-def affinity(stack: Stack, target: Target) -> Finding:
-    """Whether whoever signs in at one instance is known at every other, and told the same."""
+def check_affinity(stack: Stack, settings: Settings) -> Finding:
+    """Sign in at each instance, past nginx, and use the session at all others."""
+    target = find_target(stack, settings.verify)
     faults: list[str] = []
     names = list(target.instances)
     for home in names:
-        user = target.signed_in(target.instances[home])
+        user = target.signed_in_user(target.instances[home])
         for other in names:
-            if other != home and (fault := _differs(target, user.copy(), home, other)):
+            if other != home and (fault := _difference(target, user.copy(), home, other)):
                 faults.append(fault)
     pairs = len(names) * (len(names) - 1)
     numbers = {"instances": len(names), "pairs": pairs, "faults": len(faults)}
     if not pairs:
         return Finding(AFFINITY, "there is one instance", Verdict.SKIP, remedy="set stack.instances to 2")
     if faults:
-        return Finding(AFFINITY, _named(faults), Verdict.FAIL, numbers, _REMEDY)
+        return Finding(AFFINITY, _listed(faults), Verdict.FAIL, numbers, _REMEDY)
     return Finding(AFFINITY, f"{len(names)} instances know each other's users", Verdict.PASS, numbers)
 
 
-def _named(faults: Sequence[str]) -> str:
+def _listed(faults: Sequence[str]) -> str:
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     return "; ".join(faults[:_SHOWN]) + more
 
 
-def _differs(target: Target, user: Visitor, home: str, other: str) -> str:
-    """What ``other`` says to a user of ``home`` that ``home`` does not; empty when nothing."""
+def _difference(target: SessionTarget, user: SessionUser, home: str, other: str) -> str:
+    """How ``other`` treats a user of ``home`` differently from ``home``; empty when it does not."""
     known = target.settings
     there = user.copy(url=target.instances[other])
     first, second = user.copy().whoami(), there.copy().whoami()
@@ -76,17 +70,17 @@ def _differs(target: Target, user: Visitor, home: str, other: str) -> str:
         return f"signed in at {home}, {other} answers {second.status}"
     # An answer that changes from one request to the next proves nothing.
     if user.copy().whoami().body == first.body != second.body == there.copy().whoami().body:
-        return f"{home} and {other} answer differently{_where(first, second)}"
-    if known.write and known.read:
+        return f"{home} and {other} answer differently{_different_keys(first, second)}"
+    if known.session_write and known.session_read:
         key, value = f"k{secrets.token_hex(3)}", secrets.token_hex(8)
         here = user.copy()
-        if here.write(key, value).ok and not here.copy(url=there.url).reads(key, value):
+        if here.write(key, value).ok and not here.copy(url=there.url).can_read(key, value):
             return f"what is written at {home} is not read at {other}"
     return ""
 
 
-def _where(first: Answer, second: Answer) -> str:
-    """The names of what differs in two JSON objects; never the values, which are a person's."""
+def _different_keys(first: Answer, second: Answer) -> str:
+    """The keys that differ in two JSON objects; not the values, which are personal."""
     try:
         one, two = json.loads(first.body), json.loads(second.body)
     except ValueError:
@@ -100,111 +94,112 @@ def _where(first: Answer, second: Answer) -> str:
 # ------------------------------------------------------------------ kill
 
 
-@attack(SURVIVAL)
-def survival(stack: Stack, target: Target, *, away_s: float = 20.0) -> Finding:
-    """Whether a user stays signed in while each instance in turn is killed with -9, and when it is back.
-
-    Args:
-        away_s: for how long the front door leaves an instance alone that failed, seconds.
-    """
+def check_kill(stack: Stack, settings: Settings) -> Finding:
+    """Kill each instance with -9 and start it again: a user has to stay signed in all the while."""
+    target = find_target(stack, settings.verify)
     servers = app_servers(stack)
     faults: list[str] = []
     if target.url != stack.url:
         claim = "a user is known at one instance only, with all of them alive"
         return Finding(SURVIVAL, claim, Verdict.FAIL, {"kills": 0, "faults": 1}, _REMEDY)
     for server in servers:
-        user = target.signed_in()
-        faults += _killed(stack, target, server, user)
-        _let_in_again(stack, target, server, within_s=away_s + _BACK_S)
+        user = target.signed_in_user()
+        faults += _faults_of_kill(stack, target, server, user)
+        _wait_until_used(stack, target, server, within_s=settings.balancing.fail_timeout_s + _BACK_S)
     numbers = {"kills": len(servers), "faults": len(faults)}
     if faults:
-        return Finding(SURVIVAL, _named(faults), Verdict.FAIL, numbers, _REMEDY)
+        return Finding(SURVIVAL, _listed(faults), Verdict.FAIL, numbers, _REMEDY)
     claim = f"signed in through {len(servers)} kills, and at each instance that came back"
     return Finding(SURVIVAL, claim, Verdict.PASS, numbers)
 
 
-def _killed(stack: Stack, target: Target, server: Server, user: Visitor) -> list[str]:
+def _faults_of_kill(stack: Stack, target: SessionTarget, server: Server, user: SessionUser) -> list[str]:
     value = secrets.token_hex(8)
-    written = bool(target.settings.write and target.settings.read) and user.write("kept", value).ok
+    written = (
+        bool(target.settings.session_write and target.settings.session_read) and user.write("kept", value).ok
+    )
     kill(server)
     faults = []
     try:
-        if not user.signed_in():
+        if not user.is_signed_in():
             faults.append(f"the kill of {server.name} signed a user out")
-        elif written and not user.reads("kept", value):
+        elif written and not user.can_read("kept", value):
             faults.append(f"the kill of {server.name} took what a session held")
     finally:
         stack.restart(server)
-    if not faults and not user.copy(url=server.url).signed_in():
-        faults.append(f"{server.name} came back and knows nobody")
+    if not faults and not user.copy(url=server.url).is_signed_in():
+        faults.append(f"{server.name} came back and does not know the user")
     return faults
 
 
-def _let_in_again(stack: Stack, target: Target, server: Server, *, within_s: float) -> None:
-    """Wait until the front door sends to ``server`` again: the next kill would leave nobody otherwise.
+def _wait_until_used(stack: Stack, target: SessionTarget, server: Server, *, within_s: float) -> None:
+    """Wait until nginx sends requests to ``server`` again: after the next kill it may be the only one.
 
-    A backup gets nothing while others run; the time is over then.
+    A backup gets none while others run; this returns after ``within_s`` seconds then.
     """
     if stack.access_log is not None:
-        AccessLog(stack.access_log).answered_by(
-            address_of(server), target.visitor().whoami, within_s=within_s
+        AccessLog(stack.access_log).wait_until_used(
+            address_of(server), target.new_user().whoami, within_s=within_s
         )
 
 
 # ------------------------------------------------------------------ local files
 
 
-def local_files(
-    stack: Stack, settings: SessionsSettings, *, scenario: Callable[[], object] | None = None
-) -> Finding:
-    """Whether requests leave files behind on an instance's own disk.
+def check_local_files(stack: Stack, settings: Settings) -> Finding:
+    """Send requests, and the scenario's where there is one; look for files that they leave behind.
 
-    Args:
-        scenario: sends the requests of the declared scenario for a while; None without one.
+    In the app's folder, in folders that its variables name, among the files that its processes have open at
+    the end, and in the temporary folder, where a file counts that holds something of the session.
     """
-    try:
-        target = reached(stack, settings)
-    except NotDeclared as missing:
-        if scenario is None:
-            return Finding(
-                LOCAL_FILES, f"{missing}, and there is no scenario", Verdict.SKIP, remedy=missing.remedy
-            )
-        target = None
-    pids = [pid for server in app_servers(stack) for pid in server.pids()]
-    folders = {stack.app_folder, *working_folders(pids)}
+    undeclared = skip_undeclared(LOCAL_FILES, settings.verify, ("login", "whoami"))
+    if undeclared and not has_scenario(settings):
+        claim = f"{undeclared.claim}, and there is no scenario"
+        return Finding(LOCAL_FILES, claim, Verdict.SKIP, remedy=undeclared.remedy)
+    target = None if undeclared else find_target(stack, settings.verify)
     private = stack.probe_address.parent
-    before, temporary_before = snapshot(folders), snapshot([temporary()], passed=private)
-    with Watch(pids, passed=[private]) as watch:
-        marks = _visits(target) if target else []
-        if scenario:
-            scenario()
-    marked = holding(changed(temporary_before, snapshot([temporary()], passed=private)), marks)
-    files = {*changed(before, snapshot(folders)), *watch.written(), *marked}
-    return _files_finding([file for file in sorted(files) if not file.is_relative_to(private)], stack, watch)
+    pids = [pid for server in app_servers(stack) for pid in server.pids()]
+    folders = {stack.app_folder, *_named_folders(settings)}
+    before = snapshot(folders) | open_files(pids)
+    temporary_before = snapshot([temporary_folder()], without=private)
+    marks = _use_sessions(target) if target else []
+    if has_scenario(settings):
+        send_light_load(stack, settings)
+    changed = changed_files(before, snapshot(folders) | open_files(pids))
+    temporary = changed_files(temporary_before, snapshot([temporary_folder()], without=private))
+    files = sorted({*changed, *files_with(marks, temporary)})
+    return _judge_files([file for file in files if not file.is_relative_to(private)], stack)
 
 
-def _files_finding(files: Sequence[Path], stack: Stack, watch: Watch) -> Finding:
-    numbers = {"files": len(files), "processes_watched": watch.processes}
-    if files:
-        root = stack.app_folder
-        shown = [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files]
-        remedy = "keep what a later request needs in the database, in Redis or in an object store"
-        return Finding(LOCAL_FILES, f"requests wrote {_named(shown)}", Verdict.FAIL, numbers, remedy)
-    claim = "requests left no file behind"
-    if not watch.processes:
-        claim += "; only the app's folder could be seen" + ("" if LINUX else " on this system")
-    return Finding(LOCAL_FILES, claim, Verdict.PASS, numbers)
+def _named_folders(settings: Settings) -> set[Path]:
+    """The folders that the app's variables name, without that of Prometheus' multiprocess mode."""
+    paths = {
+        Path(value)
+        for name, value in settings.service.environment.items()
+        if value.startswith("/") and name.lower() != "prometheus_multiproc_dir"
+    }
+    return {path for path in paths if path.is_dir() and path != temporary_folder()}
 
 
-def _visits(target: Target) -> list[str]:
-    """One user at every instance for a while; returns what would give a file away that holds a session."""
+def _judge_files(files: Sequence[Path], stack: Stack) -> Finding:
+    numbers = {"files": len(files)}
+    if not files:
+        return Finding(LOCAL_FILES, "requests left no file behind", Verdict.PASS, numbers)
+    root = stack.app_folder
+    paths = [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in files]
+    remedy = "keep what a later request needs in the database, in Redis or in an object store"
+    return Finding(LOCAL_FILES, f"requests wrote {_listed(paths)}", Verdict.FAIL, numbers, remedy)
+
+
+def _use_sessions(target: SessionTarget) -> list[str]:
+    """Use a session at every instance for a while; return its id and values, which a file could hold."""
     marks = []
     for url in target.instances.values() or [target.url]:
-        user = target.signed_in(url)
-        marks.append(target.id_of(user))
+        user = target.signed_in_user(url)
+        marks.append(target.session_id(user))
         for _ in range(_ROUNDS):
             user.whoami()
-            if target.settings.write:
+            if target.settings.session_write:
                 marks.append(secrets.token_hex(8))
                 user.write("kept", marks[-1])
     return marks

@@ -1,4 +1,4 @@
-"""What a session shows to those whom it is no business of: cookie attributes, addresses and logs."""
+"""Checks of session ids that leak: through cookie attributes, addresses and logs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tenfold.settings import Settings
 from tenfold.types import Finding, Stack, Verdict
-from tenfold.verify.kit.useragent import Answer, Cookie
-from tenfold.verify.sessions.target import Target, attack
+from tenfold.verify.kit.user_agent import Answer, Cookie
+from tenfold.verify.sessions.target import SessionTarget, find_target
 
 ATTRIBUTES = "session cookie attributes"
 HIDDEN = "session ids stay hidden"
@@ -20,18 +21,18 @@ _HEADERS = ("Location", "Content-Location", "Link", "Refresh")
 # ------------------------------------------------------------------ attributes
 
 
-@attack(ATTRIBUTES)
-def attributes(stack: Stack, target: Target) -> Finding:
-    """Whether the session's cookie is out of reach of scripts, plain http and other sites."""
+def check_cookie_attributes(stack: Stack, settings: Settings) -> Finding:
+    """Look for HttpOnly, SameSite and Secure at the session's cookie."""
+    target = find_target(stack, settings.verify)
     if not target.cookie:
         return Finding(ATTRIBUTES, "there is no cookie: the session is a bearer token", Verdict.SKIP)
-    cookie = _set_at_login(target)
-    missing = _missing(cookie, plain_http=target.settings.plain_http)
+    cookie = _login_cookie(target)
+    missing = _missing_attributes(cookie, plain_http=target.settings.plain_http)
     numbers = {"missing": len(missing)}
     if missing:
         remedy = "set Secure, HttpOnly and SameSite=Lax"
         if "Secure" in missing:
-            remedy += "; or declare sessions.plain_http = true"
+            remedy += "; or declare verify.plain_http = true"
         return Finding(ATTRIBUTES, f"{cookie.name} lacks {', '.join(missing)}", Verdict.FAIL, numbers, remedy)
     claim = f"{cookie.name}: HttpOnly, SameSite={cookie.attributes['samesite']}"
     claim += ", Secure" if "secure" in cookie.attributes else ", for plain http"
@@ -40,44 +41,44 @@ def attributes(stack: Stack, target: Target) -> Finding:
     return Finding(ATTRIBUTES, claim, Verdict.PASS, numbers)
 
 
-def _set_at_login(target: Target) -> Cookie:
-    """As the login sets it; a service that sets it before, and keeps it, is asked as a stranger."""
-    visitor = target.visitor()
-    answers = [visitor.whoami(), visitor.login()]
+def _login_cookie(target: SessionTarget) -> Cookie:
+    """The session's cookie as the login sets it, or as the answer before the login did."""
+    user = target.new_user()
+    answers = [user.whoami(), user.sign_in()]
     cookies = [cookie for answer in answers for cookie in answer.cookies if cookie.name == target.cookie]
     return cookies[-1] if cookies else Cookie(target.cookie, "", {})
 
 
-def _missing(cookie: Cookie, *, plain_http: bool) -> list[str]:
+def _missing_attributes(cookie: Cookie, *, plain_http: bool) -> list[str]:
     known = cookie.attributes
-    lacks = [] if "httponly" in known else ["HttpOnly"]
+    missing = [] if "httponly" in known else ["HttpOnly"]
     same_site = known.get("samesite", "").lower()
     if same_site not in ("lax", "strict", "none"):
-        lacks.append("SameSite")
+        missing.append("SameSite")
     if "secure" not in known and (not plain_http or same_site == "none" or cookie.name.startswith("__")):
-        lacks.append("Secure")
-    return lacks
+        missing.append("Secure")
+    return missing
 
 
 # ------------------------------------------------------------------ leaks
 
 
-@attack(HIDDEN)
-def hidden(stack: Stack, target: Target) -> Finding:
-    """Whether ids stay out of addresses and out of every log of the stack."""
+def check_leaks(stack: Stack, settings: Settings) -> Finding:
+    """Look for the session id in redirects and in every log of the stack."""
+    target = find_target(stack, settings.verify)
     logs = {server.name: server.log for server in stack.servers}
     if stack.access_log:
         logs["nginx's access log"] = stack.access_log
     before = {name: log.stat().st_size if log.exists() else 0 for name, log in logs.items()}
-    user = target.visitor()
-    answers = [user.login()]
-    identifier = target.id_of(user)
+    user = target.new_user()
+    answers = [user.sign_in()]
+    identifier = target.session_id(user)
     answers += [user.whoami()]
-    if target.settings.write:
+    if target.settings.session_write:
         answers += [user.write("kept", "0")]
-    shown = [f"the header {name}" for name in _addresses(answers, identifier)]
+    shown = [f"the header {name}" for name in _headers_with(identifier, answers)]
     if target.settings.logout:
-        user.logout()
+        user.sign_out()
     shown += _logs_with(identifier, logs, before)
     numbers = {"logs": len(logs), "shown": len(shown)}
     if shown:
@@ -86,16 +87,16 @@ def hidden(stack: Stack, target: Target) -> Finding:
     return Finding(HIDDEN, f"in no address and in none of {len(logs)} logs", Verdict.PASS, numbers)
 
 
-def _addresses(answers: Iterable[Answer], identifier: str) -> list[str]:
+def _headers_with(identifier: str, answers: Iterable[Answer]) -> list[str]:
     return sorted({name for answer in answers for name in _HEADERS if identifier in answer.header(name)})
 
 
 def _logs_with(identifier: str, logs: Mapping[str, Path], before: Mapping[str, int]) -> list[str]:
     time.sleep(_LOGGED_S)
-    return [name for name, log in logs.items() if identifier.encode() in _appended(log, before[name])]
+    return [name for name, log in logs.items() if identifier.encode() in _read_appended(log, before[name])]
 
 
-def _appended(log: Path, since: int) -> bytes:
+def _read_appended(log: Path, since: int) -> bytes:
     if not log.exists():
         return b""
     with log.open("rb") as file:

@@ -1,195 +1,125 @@
-"""Where the checks find a service's sessions: its front door, its instances, and a login that works."""
+"""A service whose users can be signed in: its address, its instances, and its session cookie."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import wraps
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tenfold.errors import TargetError
-from tenfold.types import Finding, Stack, Verdict
-from tenfold.verify.kit.useragent import UserAgent
-from tenfold.verify.sessions.visitor import Visitor
-
-if TYPE_CHECKING:
-    from tenfold.settings.verify import SessionsSettings
-
-_EXAMPLES = {
-    "login": '"POST /login"',
-    "logout": '"POST /logout"',
-    "whoami": '"GET /me", which answers 2xx to a signed-in user only',
-    "write": '"PUT /cart/{key}"',
-    "read": '"GET /cart"',
-}
-
-
-class NotDeclared(Exception):
-    """Keys that a check needs are not set: it is skipped."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        names = ", ".join(f"sessions.{key}" for key in keys)
-        super().__init__(f"{names} {'is' if len(keys) == 1 else 'are'} not set")
-        self.remedy = f"set sessions.{keys[0]}, for example {keys[0]} = {_EXAMPLES[keys[0]]}"
-
-
-def skipped(check: str, missing: NotDeclared) -> Finding:
-    """The finding of a check that cannot begin."""
-    return Finding(check, str(missing), Verdict.SKIP, remedy=missing.remedy)
+from tenfold.settings.verify import VerifySettings
+from tenfold.types import Stack
+from tenfold.verify.kit.session_user import SessionUser, require_login
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A service whose users can be signed in.
+class SessionTarget:
+    """Makes the users and attackers that a check needs.
 
     Attributes:
-        url: the front door; one instance where they do not share their sessions.
-        cookie: the name of its session's cookie; empty for bearer tokens.
-        instances: its instances past the front door, by name; the front door alone where there are none.
+        url: nginx; one instance where they do not share their sessions.
+        cookie: the name of the session's cookie; empty for bearer tokens.
+        instances: addresses of the instances, past nginx, by name.
     """
 
     url: str
-    settings: SessionsSettings
+    settings: VerifySettings
     cookie: str
     instances: Mapping[str, str]
 
     @property
     def direct(self) -> str:
-        """An instance past the front door: nothing there gathers a request before it is handed on."""
+        """An instance past nginx, which would gather a whole request before it passes it on."""
         return next(iter(self.instances.values()), self.url)
 
-    def visitor(self, url: str = "") -> Visitor:
-        """Somebody who comes for the first time."""
-        return Visitor(url or self.url, host=urlsplit(self.url).netloc, settings=self.settings)
+    def new_user(self, url: str = "") -> SessionUser:
+        """A client without a session."""
+        return SessionUser(url or self.url, host=urlsplit(self.url).netloc, settings=self.settings)
 
-    def signed_in(self, url: str = "", *, other: bool = False, planted: Visitor | None = None) -> Visitor:
-        """Somebody who has just signed in, ``planted`` with what somebody else put into the browser.
+    def signed_in_user(
+        self, url: str = "", *, as_other_user: bool = False, browser: SessionUser | None = None
+    ) -> SessionUser:
+        """A client that has just signed in; ``browser`` is one with cookies that an attacker has set.
 
         Raises:
             TargetError: the login does not work.
         """
-        visitor = planted or self.visitor(url)
-        answer = visitor.login(other=other)
-        if answer.status >= 400:
-            raise TargetError(f"{self.settings.login} answers {answer.status}: {_look(answer.status)}")
-        who = visitor.whoami()
-        if not who.ok:
+        user = browser or self.new_user(url)
+        answer = user.sign_in(as_other_user=as_other_user)
+        require_login(answer, self.settings)
+        known = user.whoami()
+        if not known.ok:
             raise TargetError(
                 f"{self.settings.login} answers {answer.status}, yet {self.settings.whoami} answers "
-                f"{who.status} right after it"
+                f"{known.status} right after it"
             )
-        return visitor
+        return user
 
-    def id_of(self, visitor: Visitor) -> str:
-        """The session id that ``visitor`` shows; empty without one."""
+    def session_id(self, user: SessionUser) -> str:
+        """The session id that ``user`` sends; empty without one."""
         if self.settings.transport == "bearer":
-            return visitor.credential or ""
-        return visitor.cookies.get(self.cookie, "")
+            return user.bearer_token or ""
+        return user.cookies.get(self.cookie, "")
 
-    def holding(self, identifier: str, url: str = "") -> Visitor:
-        """A stranger who knows nothing but this session id."""
-        visitor = self.visitor(url)
+    def user_with_id(self, identifier: str, url: str = "") -> SessionUser:
+        """A client that has this session id and nothing else."""
+        user = self.new_user(url)
         if self.settings.transport == "bearer":
-            visitor.credential = identifier
+            user.bearer_token = identifier
         elif identifier:
-            visitor.cookies[self.cookie] = identifier
-        return visitor
+            user.cookies[self.cookie] = identifier
+        return user
 
 
-def somebody(stack: Stack, settings: SessionsSettings) -> UserAgent:
-    """Whom the checks of other patterns send: signed in where a login is declared, else a stranger.
-
-    Raises:
-        TargetError: the login does not work.
-    """
-    target = Target(stack.url, settings, settings.cookie, {})
-    return target.signed_in() if settings.login and settings.whoami else target.visitor()
-
-
-def _look(status: int) -> str:
-    if status == 429:
-        return "let the stack's instances allow more logins"
-    if status >= 500:
-        return "see the log of the app"
-    return "correct sessions.login_body, sessions.user and sessions.password"
-
-
-def reached(stack: Stack, settings: SessionsSettings, *keys: str) -> Target:
-    """The target of ``stack``, once a login has worked and a stranger was refused.
-
-    Args:
-        keys: what else than ``login`` and ``whoami`` has to be declared.
+def find_target(stack: Stack, settings: VerifySettings) -> SessionTarget:
+    """The target in ``stack``, once a login has worked and a client without a session was refused.
 
     Raises:
-        NotDeclared: some of it is not.
-        TargetError: signing in does not work, or ``whoami`` is for everybody.
+        TargetError: signing in does not work, or ``whoami`` answers 2xx without a session.
     """
-    if missing := [key for key in ("login", "whoami", *keys) if not getattr(settings, key)]:
-        raise NotDeclared(missing)
     instances = {server.name: server.url for server in stack.servers if server.kind == "app"}
-    bare = Target(stack.url, settings, settings.cookie, instances)
-    if bare.visitor().signed_in():
+    target = SessionTarget(stack.url, settings, settings.cookie, instances)
+    if target.new_user().is_signed_in():
         raise TargetError(
             f"{settings.whoami} answers 2xx to a stranger too; "
-            "name a request in sessions.whoami that only a signed-in user may send"
+            "name a request in verify.whoami that only a signed-in user may send"
         )
-    url, known = _entered(bare)
-    cookie = "" if settings.transport == "bearer" else settings.cookie or _cookie_of(bare, known)
-    return Target(url, settings, cookie, instances)
+    url, user = _sign_in_somewhere(target)
+    cookie = "" if settings.transport == "bearer" else settings.cookie or _find_cookie(target, user)
+    return SessionTarget(url, settings, cookie, instances)
 
 
-def _entered(target: Target) -> tuple[str, Visitor]:
-    """Somebody who is signed in, and the address where they are known: the front door's, or one instance's.
+def _sign_in_somewhere(target: SessionTarget) -> tuple[str, SessionUser]:
+    """Sign in; return the address where the user stays signed in: nginx, or one instance.
 
-    Where they share no sessions, the front door knows a user by chance; one instance does for most attacks.
+    Where instances share no sessions, nginx finds the right one by chance; one instance does for most checks.
 
     Raises:
         TargetError: signing in works nowhere.
     """
     try:
-        user = target.signed_in()
-        if all(user.signed_in() for _ in range(2 * len(target.instances))):
+        user = target.signed_in_user()
+        if all(user.is_signed_in() for _ in range(2 * len(target.instances))):
             return target.url, user
     except TargetError:
         if len(target.instances) < 2:
             raise
-    return target.direct, target.signed_in(target.direct)
+    return target.direct, target.signed_in_user(target.direct)
 
 
-def _cookie_of(target: Target, visitor: Visitor) -> str:
-    """The cookie without which ``visitor`` is a stranger.
+def _find_cookie(target: SessionTarget, user: SessionUser) -> str:
+    """The cookie without which ``user`` is not signed in.
 
     Raises:
         TargetError: there is no such cookie.
     """
-    for name in sorted(visitor.cookies, key=lambda name: -len(visitor.cookies[name])):
-        alone, without = visitor.copy(), visitor.copy()
-        alone.cookies = {name: visitor.cookies[name]}
+    for name in sorted(user.cookies, key=lambda name: -len(user.cookies[name])):
+        alone, without = user.copy(), user.copy()
+        alone.cookies = {name: user.cookies[name]}
         del without.cookies[name]
-        if alone.signed_in() or not without.signed_in():
+        if alone.is_signed_in() or not without.is_signed_in():
             return name
     raise TargetError(
         f"{target.settings.login} set no cookie that makes a session; "
-        'name it in sessions.cookie, or set sessions.transport = "bearer"'
+        'name it in verify.cookie, or set verify.transport = "bearer"'
     )
-
-
-Attack = Callable[..., Finding]
-
-
-def attack(check: str, *keys: str) -> Callable[[Callable[..., Finding]], Attack]:
-    """Make a check of a function that gets a reached target; without its ``keys`` it is skipped."""
-
-    def decorate(body: Callable[..., Finding]) -> Attack:
-        @wraps(body)
-        def run(stack: Stack, settings: SessionsSettings, **options: object) -> Finding:
-            try:
-                target = reached(stack, settings, *keys)
-            except NotDeclared as missing:
-                return skipped(check, missing)
-            return body(stack, target, **options)
-
-        return run
-
-    return decorate

@@ -1,4 +1,4 @@
-"""A report as text: what ``tenfold measure`` prints. Pure: ``WIDTH`` columns, readable without colour."""
+"""A report as text, for ``tenfold measure``. Pure: ``WIDTH`` columns, readable without colour."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import textwrap
 from collections.abc import Iterator
 
 from tenfold.measure.report.report import BottleneckReport, Latency, Report
-from tenfold.measure.report.wording import headline, milliseconds, number, recovery, share, where
+from tenfold.measure.report.wording import headline, milliseconds, number, recovery, share, weight
 
 WIDTH = 80
 LABEL = 12
 
 
-def lines(report: Report) -> Iterator[str]:
-    """The whole report, a line at a time."""
+def report_lines(report: Report) -> Iterator[str]:
+    """Yield the whole report, line by line."""
     yield from _capacity(report)
     yield from _overload(report)
     yield from _generator(report)
     yield from _resources(report)
     yield ""
-    yield from _stops(report)
+    yield from _limits(report)
     for notice in report.notices:
-        yield from _wrapped("Note", notice)
+        yield from _wrap("Note", notice)
 
 
 def _capacity(report: Report) -> Iterator[str]:
@@ -29,15 +29,15 @@ def _capacity(report: Report) -> Iterator[str]:
     confidence = ""
     if capacity is not None and capacity.outcome == "found":
         confidence = f"{100 * capacity.confidence:.0f} % interval, {report.seconds:.0f} s"
-    said = headline(report)
-    yield f"{'Capacity':<{LABEL}}{said}{confidence:>{max(WIDTH - LABEL - len(said), 2)}}".rstrip()
+    result = headline(report)
+    yield f"{'Capacity':<{LABEL}}{result}{confidence:>{max(WIDTH - LABEL - len(result), 2)}}".rstrip()
     if capacity is not None and capacity.requests_per_arrival > 1.005 and capacity.low and capacity.high:
         each = f"{number(capacity.requests_per_arrival)} requests each"
         yield f"{'':<{LABEL}}{number(capacity.low)} – {number(capacity.high)} arrivals/s, {each}"
     if capacity is not None and capacity.outcome != "found":
-        yield from _wrapped("", capacity.reason)
+        yield from _wrap("", capacity.reason)
     if report.interrupted:
-        yield from _wrapped("", "interrupted: this is what was known by then")
+        yield from _wrap("", "interrupted: these are the results so far")
     if report.latency_ms is not None:
         yield f"{'':<{LABEL}}{_latency(report.latency_ms)}   errors {share(report.error_share)}"
         measured = f"measured at {number(report.achieved_rps)} requests/s, {report.samples:,} requests"
@@ -45,7 +45,7 @@ def _capacity(report: Report) -> Iterator[str]:
     if report.refused_share:
         yield f"{'':<{LABEL}}refused {share(report.refused_share)} (429, 503)"
     for message, count in list(report.errors.items())[:3]:
-        yield from _wrapped("Error", f"{message} ({count} ×)")
+        yield from _wrap("Error", f"{message} ({count} ×)")
 
 
 def _latency(latency: Latency) -> str:
@@ -57,19 +57,21 @@ def _overload(report: Report) -> Iterator[str]:
     overload = report.overload
     if overload is None:
         return
-    back = recovery(report)
-    recovers = f"recovers in {back}" if overload.recovered_s is not None else f"recovers {back}"
+    time = recovery(report)
+    recovers = f"recovers in {time}" if overload.recovered_s is not None else f"recovers {time}"
     scale = report.capacity.requests_per_arrival if report.capacity else 1.0
-    kept = f"at {number(overload.rate * scale)} requests/s keeps {100 * overload.kept:.0f} % of it"
-    yield f"{'Overload':<{LABEL}}{kept}, {recovers}"
+    goodput = (
+        f"at {number(overload.rate * scale)} requests/s goodput is {100 * overload.kept:.0f} % of capacity"
+    )
+    yield f"{'Overload':<{LABEL}}{goodput}; {recovers}"
 
 
 def _generator(report: Report) -> Iterator[str]:
     if report.generator_cpu is None:
         return
     late = report.generator_late or 0.0
-    said = "no arrival sent late" if late == 0 else f"{share(late)} of arrivals sent late"
-    yield f"{'Generator':<{LABEL}}{100 * report.generator_cpu:.0f} % of one core; {said}"
+    sent_late = "no arrival sent late" if late == 0 else f"{share(late)} of arrivals sent late"
+    yield f"{'Generator':<{LABEL}}{100 * report.generator_cpu:.0f} % of one core; {sent_late}"
 
 
 def _resources(report: Report) -> Iterator[str]:
@@ -82,7 +84,7 @@ def _resources(report: Report) -> Iterator[str]:
     yield f"{'Memory MiB':<{LABEL}}{memory}"
 
 
-def _stops(report: Report) -> Iterator[str]:
+def _limits(report: Report) -> Iterator[str]:
     if report.bottlenecks:
         yield "What stops it"
         for rank, bottleneck in enumerate(report.bottlenecks, 1):
@@ -90,7 +92,7 @@ def _stops(report: Report) -> Iterator[str]:
     elif report.inside:
         yield "What stops it: nothing that was measured explains it"
     if report.not_measured:
-        yield from _wrapped("", "Not measured: " + "; ".join(report.not_measured), indent=2)
+        yield from _wrap("", "Not measured: " + "; ".join(report.not_measured), indent=2)
 
 
 def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
@@ -101,11 +103,9 @@ def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
         initial_indent=f"  {rank}  ",
         subsequent_indent=" " * 5,
     )
-    if place := where(one):
-        yield f"     {place}"
-    for line in one.evidence:
+    for line in filter(None, (one.where, weight(one), *one.evidence)):
         yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7)
-    # A statement to be copied stays on one line, however long it is.
+    # A statement to copy stays on one line, however long it is.
     yield from textwrap.wrap(
         f"→ {one.remedy}",
         WIDTH,
@@ -116,7 +116,7 @@ def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
     )
 
 
-def _wrapped(label: str, text: str, *, indent: int = LABEL) -> Iterator[str]:
+def _wrap(label: str, text: str, *, indent: int = LABEL) -> Iterator[str]:
     yield from textwrap.wrap(
         text,
         WIDTH,

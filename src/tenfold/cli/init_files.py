@@ -1,4 +1,4 @@
-"""The two files that ``tenfold init`` writes, rendered from the settings' own descriptions and defaults."""
+"""The two files that ``tenfold init`` writes, rendered from the settings' descriptions and defaults. Pure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from tenfold.schema import is_table
 from tenfold.types import File
 
 _HEADER = """\
-# What tenfold runs and measures here. A key behind a # has that value when it is left out, unless the line
-# above it ends in "for example".
-# Variables override this file: TENFOLD_STACK__REPLICAS=2 is replicas in [stack].
+# Settings of tenfold. A commented key shows its default, unless the comment above it ends in "for example".
+# Environment variables override this file: TENFOLD_STACK__REPLICAS=2 sets replicas in [stack].
 """
 _LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
 
 def settings_file(model: type[BaseModel], values: Mapping[str, Mapping[str, Any]]) -> File:
-    """tenfold.toml with every key of ``model``: those in ``values`` set, all others as comments."""
+    """Render tenfold.toml with every key of ``model``: those in ``values`` set, all others as comments."""
     lines = [_HEADER, *_tables(model, values, ())]
     return File(PurePosixPath("tenfold.toml"), "\n".join(lines).rstrip() + "\n")
 
@@ -41,13 +40,13 @@ def _tables(model: type[BaseModel], values: Mapping[str, Any], path: tuple[str, 
 
 
 def _key(name: str, field: FieldInfo, values: Mapping[str, Any]) -> Iterator[str]:
-    shown = field.get_default(call_default_factory=True)
+    example = field.get_default(call_default_factory=True)
     limits = ", ".join(_limits(field))
     text = f"{field.description} ({limits})" if limits else f"{field.description}"
-    if field.examples and name not in values and shown in (None, "", {}, ()):
-        shown, text = field.examples[0], f"{text}; for example"
+    if field.examples and name not in values and example in (None, "", {}, ()):
+        example, text = field.examples[0], f"{text}; for example"
     yield textwrap.fill(text, 100, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
-    yield f"{name} = {_toml(values[name])}" if name in values else f"# {name} = {_toml(shown)}"
+    yield f"{name} = {_toml(values[name])}" if name in values else f"# {name} = {_toml(example)}"
     yield ""
 
 
@@ -64,19 +63,19 @@ def _toml(value: Any) -> str:
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    # JSON's texts, numbers and booleans are TOML's, but for surrogate pairs and a bare DEL.
+    # JSON's strings, numbers and booleans are TOML's, except for surrogate pairs and a bare DEL.
     text = json.dumps(str(value) if isinstance(value, PurePath) else value, ensure_ascii=False)
     return text.replace("\x7f", "\\u007f")
 
 
 _SCENARIO = '''\
-"""How users behave: tenfold and Locust both run this file as it is."""
+"""The users' behaviour: tenfold and Locust both run this file unchanged."""
 
 from locust import FastHttpUser, between, task
 
 
 class Visitor(FastHttpUser):
-    wait_time = between(1, 3)  # Locust's; tenfold draws the arrivals itself
+    wait_time = between(1, 3)  # for Locust; tenfold schedules the arrivals itself
 
     # def on_start(self) -> None:
     #     token = self.client.post("/login", json={{"name": "me", "password": "…"}}).json()["token"]
@@ -90,11 +89,11 @@ _TASK = """
 
 
 def scenario_file(path: PurePosixPath, routes: Iterable[str]) -> File:
-    """A locustfile that asks for ``/`` and for the given paths."""
+    """Render a locustfile that requests ``/`` and the given paths."""
     tasks: list[str] = []
     names: set[str] = set()
     for route in dict.fromkeys(["/", *routes]):
-        # A name of its own in Python and on a Locust user, which has `tasks`, `host`, `stop` …
+        # The prefix keeps it apart from Python's keywords and a Locust user's `tasks`, `host`, `stop` …
         name = f"get_{re.sub(r'[^0-9a-zA-Z]+', '_', route).strip('_').lower() or 'home'}"
         while name in names:
             name += "_"

@@ -1,6 +1,6 @@
-"""A user agent for the checks of every pattern: one request at a time, cookies kept, no redirect followed.
+"""A user agent for the checks: one request at a time, cookies kept, no redirect followed.
 
-http.client alone: no cookie is refused, and a request's body can be held back half way.
+http.client alone: no cookie is refused, and the second half of a request's body can be delayed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from urllib.parse import quote, urlsplit
 from tenfold.errors import TargetError
 
 TIMEOUT_S = 10.0
-_LONGEST_ANSWER = 4 * 1024 * 1024
-_PLACE = re.compile(r"\{(user|password|key|value)\}")
-_UNREADABLE = (OSError, http.client.HTTPException)
+_MOST_BYTES = 4 * 1024 * 1024  # of an answer
+_PLACEHOLDER = re.compile(r"\{(user|password|key|value)\}")
+_NO_ANSWER = (OSError, http.client.HTTPException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Cookie:
     attributes: Mapping[str, str]
 
     @property
-    def deleted(self) -> bool:
-        """Whether it tells the browser to forget the cookie."""
+    def is_deletion(self) -> bool:
+        """True if it tells the browser to delete the cookie."""
         if (age := self.attributes.get("max-age")) is not None:
             return not age.isdigit() or age == "0"
         with contextlib.suppress(ValueError):
@@ -42,7 +42,7 @@ class Cookie:
         return False
 
 
-def parsed_cookie(line: str) -> Cookie:
+def parse_set_cookie(line: str) -> Cookie:
     """Read a Set-Cookie line as a browser does (RFC 6265, section 5.2)."""
     first, *rest = line.split(";")
     name, _, value = first.partition("=")
@@ -52,7 +52,7 @@ def parsed_cookie(line: str) -> Cookie:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """An HTTP answer."""
 
     status: int
     headers: Sequence[tuple[str, str]]
@@ -60,7 +60,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether it is a 2xx."""
+        """True for a 2xx."""
         return 200 <= self.status < 300
 
     @property
@@ -71,128 +71,131 @@ class Answer:
     @property
     def cookies(self) -> list[Cookie]:
         """Every cookie that it sets."""
-        return [parsed_cookie(value) for name, value in self.headers if name.lower() == "set-cookie"]
+        return [parse_set_cookie(value) for name, value in self.headers if name.lower() == "set-cookie"]
 
     def header(self, name: str) -> str:
         """The first header of this name; empty without one."""
         return next((value for found, value in self.headers if found.lower() == name.lower()), "")
 
 
-def filled(template: str, values: Mapping[str, str]) -> tuple[bytes, str]:
-    """A body with its places filled in, and its content type; nothing in a value can leave its place."""
+def fill_body(template: str, values: Mapping[str, str]) -> tuple[bytes, str]:
+    """Fill the placeholders of a body; return it with its content type.
+
+    Values are escaped for JSON or for a form, so that none can add a key.
+    """
     is_json = template.lstrip()[:1] in ("{", "[")
 
     def text(match: re.Match[str]) -> str:
         value = values.get(match[1], "")
         return json.dumps(value)[1:-1] if is_json else quote(value, safe="")
 
-    kind = "application/json" if is_json else "application/x-www-form-urlencoded"
-    return _PLACE.sub(text, template).encode(), kind
+    content_type = "application/json" if is_json else "application/x-www-form-urlencoded"
+    return _PLACEHOLDER.sub(text, template).encode(), content_type
 
 
 @dataclass(slots=True)
 class UserAgent:
-    """Somebody with cookies or a bearer token, before one address.
+    """A client of one address, with cookies or a bearer token.
 
     Attributes:
-        url: where its requests go.
-        host: the Host header, when ``url`` is an instance behind the front door.
-        credential: its bearer token, or None for cookies alone.
+        url: the address that its requests go to.
+        host: the Host header, when ``url`` is an instance behind nginx.
+        bearer_token: None for cookies alone.
         timeout_s: longest silence of the other side, seconds.
     """
 
     url: str
     host: str = ""
     cookies: dict[str, str] = field(default_factory=dict)
-    credential: str | None = None
+    bearer_token: str | None = None
     timeout_s: float = TIMEOUT_S
 
     def copy(self, *, url: str = "") -> Self:
-        """The same cookies and token in other hands, or sent to another address."""
+        """A client with the same cookies and token, for the same or another address."""
         return replace(self, url=url or self.url, cookies=dict(self.cookies))
 
-    def ask(
+    def request(
         self,
         line: str,
         *,
         body: str = "",
         values: Mapping[str, str] | None = None,
-        hold: Callable[[], object] | None = None,
+        at_half_body: Callable[[], object] | None = None,
     ) -> Answer:
-        """Send ``POST /path`` and take in the cookies of the answer.
+        """Send ``POST /path`` and keep the cookies of the answer.
 
         Args:
             line: method and path.
-            body: a template; see :func:`filled`.
-            values: what fills the places of path and body.
-            hold: called when half of the body was sent; the other half follows when it returns.
+            body: a template; see :func:`fill_body`.
+            values: what fills the placeholders of path and body.
+            at_half_body: called when half of the body was sent; the other half follows when it returns.
 
         Raises:
             TargetError: there was no answer.
         """
         try:
-            with self._sent(line, body, values or {}, hold) as connection:
+            with self._send(line, body, values or {}, at_half_body) as connection:
                 response = connection.getresponse()
-                answer = Answer(response.status, response.getheaders(), response.read(_LONGEST_ANSWER))
-        except _UNREADABLE as error:
+                answer = Answer(response.status, response.getheaders(), response.read(_MOST_BYTES))
+        except _NO_ANSWER as error:
             what = f"{type(error).__name__}" + (f": {error}" if str(error) else "")
             raise TargetError(f"{line.partition('?')[0]} at {self.url} is not answered ({what})") from None
         for cookie in answer.cookies:
             self._keep(cookie)
         return answer
 
-    def leave(
-        self, line: str, *, body: str = "", values: Mapping[str, str] | None = None, after_s: float
-    ) -> None:
-        """Send a request and hang up after so many seconds, without having read a byte of its answer."""
-        with contextlib.suppress(*_UNREADABLE), self._sent(line, body, values or {}, None):
-            time.sleep(after_s)
-
-    def status_of(self, line: str, *, body: str = "", values: Mapping[str, str] | None = None) -> int:
-        """As :meth:`ask`, for the status alone; 0 when there was no answer."""
+    def status(self, line: str, *, body: str = "", values: Mapping[str, str] | None = None) -> int:
+        """As :meth:`request`, for the status alone; 0 when there was no answer."""
         try:
-            return self.ask(line, body=body, values=values).status
+            return self.request(line, body=body, values=values).status
         except TargetError:
             return 0
 
+    def hang_up(
+        self, line: str, *, body: str = "", values: Mapping[str, str] | None = None, after_s: float
+    ) -> None:
+        """Send a request and close the connection after so many seconds, without reading the answer."""
+        with contextlib.suppress(*_NO_ANSWER), self._send(line, body, values or {}, None):
+            time.sleep(after_s)
+
     def _keep(self, cookie: Cookie) -> None:
-        if cookie.deleted:
+        if cookie.is_deletion:
             self.cookies.pop(cookie.name, None)
         else:
             self.cookies[cookie.name] = cookie.value
 
-    def _headers(self, method: str, payload: bytes, kind: str) -> dict[str, str]:
+    def _headers(self, method: str, payload: bytes, content_type: str) -> dict[str, str]:
         host = self.host or urlsplit(self.url).netloc
         headers = {"Host": host, "Accept": "*/*", "Connection": "close"}
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        if self.credential:
-            headers["Authorization"] = f"Bearer {self.credential}"
-        if method != "GET":  # what a browser tells on its own page; many services refuse without it
+        if self.bearer_token:
+            headers["Authorization"] = f"Bearer {self.bearer_token}"
+        if method != "GET":  # as a browser on the service's own page; many services refuse without it
             headers["Origin"] = f"http://{host}"
             headers["Content-Length"] = str(len(payload))
-        return headers | ({"Content-Type": kind} if payload else {})
+        return headers | ({"Content-Type": content_type} if payload else {})
 
     @contextlib.contextmanager
-    def _sent(
-        self, line: str, body: str, values: Mapping[str, str], hold: Callable[[], object] | None
+    def _send(
+        self, line: str, body: str, values: Mapping[str, str], at_half_body: Callable[[], object] | None
     ) -> Iterator[http.client.HTTPConnection]:
-        """A connection over which the request went out; closed at the end."""
+        """Send a request; yield its connection and close it afterwards."""
         method, _, path = line.partition(" ")
-        path = _PLACE.sub(lambda match: quote(values.get(match[1], ""), safe=""), path)
-        payload, kind = filled(body, values) if body and method != "GET" else (b"", "")
-        where = urlsplit(self.url)
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=self.timeout_s)
+        path = _PLACEHOLDER.sub(lambda match: quote(values.get(match[1], ""), safe=""), path)
+        payload, content_type = fill_body(body, values) if body and method != "GET" else (b"", "")
+        address = urlsplit(self.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self.timeout_s)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self._headers(method, payload, kind).items():
+            for name, value in self._headers(method, payload, content_type).items():
                 connection.putheader(name, value.encode("utf-8", "surrogateescape"))
             connection.endheaders()
-            # Whoever refuses a body does not read it: the answer is there although sending breaks off.
+            # A server that refuses a body may close before it has read it: the answer can still be there.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                if hold:
+                if at_half_body:
                     connection.send(payload[: len(payload) // 2])
-                    hold()
+                    at_half_body()
                     payload = payload[len(payload) // 2 :]
                 connection.send(payload)
             yield connection
