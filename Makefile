@@ -4,24 +4,41 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint types bench format clean
+.PHONY: demo test lint types docs pictures bench format clean
 .DELETE_ON_ERROR:
 
-# The stamp carries the requirements: a changed pin or extra installs again.
-$(VENV)/.installed: requirements.txt pyproject.toml
+# $(call install,STAMP,LABEL,SECONDS,ARGUMENTS): one line about it, and everything the installer said if it fails.
+define install
+	@start=$$(date +%s); test ! -t 1 || printf '… %-13s about %s s' '$(2)' '$(3)'; \
+	{ test -x $(BIN)/python || $(if $(UV),$(UV) venv --python $(PYTHON),$(PYTHON) -m venv) $(VENV); } >$(VENV).log 2>&1 && \
+	$(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check) \
+	  $(4) >>$(VENV).log 2>&1 || { test ! -t 1 || echo; cat $(VENV).log >&2; exit 1; }; \
+	test ! -t 1 || printf '\r'; printf '✔ %-72s%6s\n' '$(2)' "$$(($$(date +%s) - start)) s"; \
+	mv $(VENV).log $(1)
+endef
+
+define check_python
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tenfold needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@echo "Setting up $(VENV) (about 40 s)"
-ifeq ($(UV),)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
-else
-	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	@$(UV) pip install --quiet --python $(BIN)/python -r requirements.txt -e '.[dev]'
-endif
-	@touch $@
+endef
 
-demo: $(VENV)/.installed
+# The stamps depend on the pins: a changed pin or extra installs again. The demo needs the least.
+$(VENV)/.installed-demo: requirements.txt pyproject.toml
+	$(check_python)
+	$(call install,$@,environment,30,-c requirements.txt -e '.[demo]')
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(check_python)
+	$(call install,$@,environment,40,-c requirements.txt -e '.[dev]')
+	@touch $(VENV)/.installed-demo
+
+$(VENV)/.installed-bench: $(VENV)/.installed-bench
+	$(call install,$@,peers,10,-c requirements.txt -e '.[bench]')
+
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(call install,$@,docs tools,10,-c requirements.txt -r requirements-docs.txt -e '.[docs]')
+
+demo: $(VENV)/.installed-demo
 	@$(BIN)/tenfold measure --settings examples/tenfold.toml
 
 test: $(VENV)/.installed
@@ -35,12 +52,19 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	@$(BIN)/python -m docs.tools.site
+
+# From the report of the last `make demo`.
+pictures: $(VENV)/.installed-demo
+	@$(BIN)/python -m docs.tools.pictures
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	@for b in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
 
 clean:
-	rm -rf $(VENV) .tenfold examples/.tenfold
+	rm -rf $(VENV) .tenfold examples/.tenfold build site

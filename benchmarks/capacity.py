@@ -1,22 +1,22 @@
-"""Do the intervals cover the truth? Searches in virtual time against services whose capacity is known.
+"""Coverage of the capacity intervals: searches in virtual time against services whose capacity is known.
 
     python -m benchmarks.capacity [--searches N] [--seed S] [--jobs J] [--truths]
 
 Each search runs with the defaults: 200 ms, 5 %, 90 s of virtual time, stop at a width of 10 %. The truth
 is the largest rate at which, in the long run, no more than 5 % of the arrivals are slower than 200 ms:
 from Erlang's C formula for M/M/c, from ``--truths`` for the others, which bisects the share of three
-million arrivals (standard error of the rate below 0.5 %) and prints the constants that stand here. The
-neighbour's truth is over all its comings and goings.
+million arrivals (standard error of the rate below 0.5 %) and prints the constants in this file. The truth of
+a service with a noisy neighbour is its mean over the neighbour's presence and absence.
 
 The sizes go from 20 to 2,000 arrivals/s, half of them below 300; every row counts the same. The constants
-of the estimator were chosen on seed 1; seed 40417, never used before, reports.
+of the estimator were chosen on seed 1; the report uses seed 40417, never used before.
 
-The mix was drawn up while the estimator was: four rows of 1,000 to 2,000/s came in to be fair to large
-services, and a neighbour who takes half of the machine for a second out of seven was left out: no search
-of 90 s covers it more often than not.
+The mix was chosen while the estimator was developed: four rows of 1,000 to 2,000/s were added for large
+services, and a neighbour that takes half of the machine for one second in seven was left out: a search of
+90 s covers it in fewer than half of the cases.
 
 Small services stay wide: at 20/s a search sees some 1,000 arrivals near the capacity, their bad ones come
-in runs, and what is left is worth about 100 independent ones. The neighbours that stay for half a second
+in runs, and all are worth about 100 independent ones. The neighbours that stay for half a second
 and come back every 2.5 s (or 0.3 and 1.5 s) are covered less often than 95 %: a trial of ten seconds sees
 four visits.
 """
@@ -43,12 +43,12 @@ SLOW_S, LIMIT = 0.2, 0.05
 
 
 def exponential(mean_s: float) -> Draw:
-    """Work that varies as much as its mean."""
+    """Exponential work: its standard deviation is its mean."""
     return lambda rng, count: rng.exponential(mean_s, count)
 
 
 def constant(mean_s: float) -> Draw:
-    """Work that never varies."""
+    """Constant work."""
     return lambda rng, count: np.full(count, mean_s)
 
 
@@ -94,7 +94,7 @@ def tail(rate: float, service_rate: float, servers: int, *, seconds: float = SLO
 
 
 def erlang_capacity(service_rate: float, servers: int) -> float:
-    """The rate at which the tail of M/M/c reaches the limit."""
+    """Rate at which the tail of M/M/c reaches the limit."""
     low, high = 0.0, servers * service_rate
     for _ in range(60):
         middle = (low + high) / 2
@@ -131,33 +131,33 @@ CASES: tuple[Case, ...] = (
 
 
 def long_run_capacity(service: Service, *, arrivals: int = 3_000_000) -> float:
-    """The rate at which the share of bad arrivals reaches the limit, by bisection over one long run each."""
+    """Rate at which the share of bad arrivals reaches the limit, by bisection over one long run each."""
     low, high = 5.0, 5000.0
     while high / low > 1.0005:
         rate = sqrt(low * high)
         rng = np.random.default_rng(5)
         due = np.cumsum(rng.exponential(1 / rate, arrivals))
-        slow = float((VirtualGenerator(service, seed=7).leave(due) - due > SLOW_S).mean())
+        slow = float((VirtualGenerator(service, seed=7).departures(due) - due > SLOW_S).mean())
         share = service.floor + (1 - service.floor) * slow
         low, high = (rate, high) if share <= LIMIT else (low, rate)
     return sqrt(low * high)
 
 
 def search(case: Case, seed: int) -> Capacity:
-    """One search with the default settings."""
+    """Run one search with the default settings."""
     generator = VirtualGenerator(case.service, seed=seed)
     searching = CapacitySearch(MeasureSettings())
-    while (request := searching.next()) is not None:
-        searching.tell(generator.run(request))
+    while (request := searching.next_trial()) is not None:
+        searching.record(generator.run(request))
     return searching.result()
 
 
 def covers(capacity: Capacity, truth: float) -> bool:
-    """Whether the truth lies within; a missing end is no bound."""
+    """Return whether the truth lies within; a missing end is no bound."""
     return (capacity.low or 0.0) <= truth <= (capacity.high or float("inf"))
 
 
-def _some(task: tuple[int, int, Sequence[int]]) -> list[tuple[bool, float, float, float]]:
+def _search_case(task: tuple[int, int, Sequence[int]]) -> list[tuple[bool, float, float, float]]:
     index, seed, numbers = task
     case, rows = CASES[index], []
     for number in numbers:
@@ -168,14 +168,14 @@ def _some(task: tuple[int, int, Sequence[int]]) -> list[tuple[bool, float, float
 
 
 def table(*, searches: int, seed: int, jobs: int) -> Iterator[str]:
-    """The lines of the table, as they come."""
+    """Yield the lines of the table as the searches finish."""
     head = f"{'service':20}{'capacity':>9}{'n':>5}{'covered':>9}"
     yield f"{head}{'95 % of that':>16}{'width':>8}{'90 %':>8}{'s':>6}"
     each = max(1, round(searches / len(CASES)))
     tasks = [(index, seed, range(each)) for index in range(len(CASES))]
     everything = []
     with ProcessPoolExecutor(jobs) as pool:
-        for case, rows in zip(CASES, pool.map(_some, tasks), strict=True):
+        for case, rows in zip(CASES, pool.map(_search_case, tasks), strict=True):
             everything += rows
             yield _line(case.name, f"{case.truth:.0f}/s", rows)
     yield _line("all", "", everything)

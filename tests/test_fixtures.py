@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +26,10 @@ def test_missing_fails_in_ci(requires_server: Requires, monkeypatch: pytest.Monk
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="CI has to have it"):
         requires_server(None, "Redis")
+
+
+def test_what_needs_redis_is_tested_on_valkey_and_on_redis(
+    redis_program: Path, request: pytest.FixtureRequest
+) -> None:
+    said = subprocess.check_output([redis_program, "--version"], text=True)
+    assert said.lower().startswith(f"{request.node.callspec.params['redis_program']} server")

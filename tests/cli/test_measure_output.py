@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.cli.bar import Bar, bar_line
+from tenfold.cli.bar import Bar, status
 from tenfold.cli.measure import _baseline, verdict
 from tenfold.cli.summary import lines
 from tenfold.errors import SettingsError
@@ -95,21 +95,63 @@ RATES = st.floats(0.5, 50_000)
     st.floats(10, 3600),
     st.lists(st.tuples(RATES, st.sampled_from(["passed", "failed", "undecided"])), max_size=40),
 )
-def test_the_bar_never_leaves_its_line(
+def test_the_status_never_leaves_its_line(
     phase: str, rate: float, elapsed_s: float, budget_s: float, verdicts: list[tuple[float, str]]
 ) -> None:
-    line = bar_line(Progress(phase, rate, elapsed_s, budget_s, tuple(verdicts)))
-    assert len(line) <= 80 and "\n" not in line
+    for width in (55, 80):
+        line = status(Progress(phase, rate, elapsed_s, budget_s, tuple(verdicts)), width=width)
+        assert len(line) <= width and "\n" not in line
 
 
-def test_without_a_terminal_the_bar_is_one_plain_line_a_trial() -> None:
+SEARCH = Progress("search", 40.0, 1.0, 90.0, ((20.0, "passed"), (80.0, "failed")))
+
+
+def test_status_has_the_phase_the_rates_and_the_time() -> None:
+    assert status(SEARCH, width=55) == "bisecting   20 ✔  80 ✘  40 …                  1 of 90 s"
+
+
+def test_a_log_has_a_line_for_each_phase_and_one_every_ten_seconds() -> None:
     stream = io.StringIO()
     with Bar(stream) as bar:
-        for elapsed in (1.0, 1.5, 2.0):
-            bar.show(Progress("search", 40.0, elapsed, 90.0, ((20.0, "passed"),)))
-        bar.show(Progress("search", 57.0, 4.0, 90.0, ((20.0, "passed"), (40.0, "passed"))))
+        for elapsed in range(25):
+            bar.show(replace(SEARCH, rate=40.0 + elapsed, elapsed_s=float(elapsed)))
+        bar.show(replace(SEARCH, phase="confirm", elapsed_s=25.0))
+    lines_ = stream.getvalue().splitlines()
+    assert [line.split()[0] for line in lines_] == ["bisecting"] * 3 + ["confirming"]
+    assert "\x1b" not in stream.getvalue() and "40 …" in lines_[0] and "50 …" in lines_[1]
+
+
+def test_a_log_names_a_step_once() -> None:
+    stream = io.StringIO()
+    with Bar(stream) as bar:
+        bar.step("starting the stack")
+        bar.step("starting the stack: PostgreSQL")
+        bar.done("stack", "PostgreSQL 18.4", 2.04)
+        bar.step("logging 10 users in")
+    lines_ = stream.getvalue().splitlines()
+    assert lines_ == ["starting the stack", f"✔ {'stack   PostgreSQL 18.4':<73}2.0 s", "logging 10 users in"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_terminal_has_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.delenv("CI", raising=False)
+    stream = Terminal()
+    with Bar(stream) as bar:
+        bar.step("starting the stack")
+        for elapsed in range(100):
+            bar.show(replace(SEARCH, elapsed_s=float(elapsed)))
+        bar._display.refresh()
+        bar.say("Measuring shop")
     text = stream.getvalue()
-    assert text.count("\n") == 2 and "\x1b" not in text and "40 …" in text
+    # Two lines stay or are left: what was said, and the last one that was redrawn, which is then erased.
+    assert "bisecting" in text and "\x1b[2K" in text and text.count("\n") <= 3
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "x;y"])

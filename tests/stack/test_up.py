@@ -17,6 +17,8 @@ import pytest
 
 from tenfold.cli.following import Tail, request_line
 from tenfold.cli.up import masked
+from tenfold.settings import Settings
+from tenfold.stack.programs import find_redis
 from tests.stack.conftest import eventually, lives, python, stacks
 
 DRIVER = """
@@ -64,7 +66,8 @@ def test_it_says_what_runs_where_follows_the_logs_and_keeps_passwords(tmp_path: 
         url = re.search(r"^nginx +(http://127\.0\.0\.1:\d+) +→ 2 instances$", said, re.M)[1]
         pids = re.search(r"^app 1, 2 +pid (\d+), (\d+) +granian$", said, re.M).groups()
         assert re.search(r"^primary +postgresql://…:\d+/plain +1 replica, \d+ bytes behind$", said, re.M)
-        assert re.search(r"^redis +redis://…:\d+$", said, re.M)
+        redis = find_redis(Settings())
+        assert re.search(rf"^redis +redis://…:\d+ +{redis.name} {redis.version}$", said, re.M)
         assert f"Metrics: {url}/metrics (loopback only)" in said
         assert all(len(line) <= 80 for line in said.splitlines())
         (folder,) = set(stacks()) - set(before)

@@ -31,13 +31,13 @@ app.include_router(users.router)
 app.include_router(reports.router)
 app.mount("/static", StaticFiles(directory=Path(__file__).parent.parent / "static"))
 
-# What is added last is asked first: who is too many is refused before anything is done for them.
+# The first one added is the innermost; docs/middlewares.md has the order and the reasons.
 app.add_middleware(PoolMiddleware)
-app.add_middleware(ConsistencyMiddleware, router=database)
 app.add_middleware(SessionMiddleware, sessions=sessions.sessions, transport=BearerTransport())
+app.add_middleware(ConsistencyMiddleware, router=database)
 app.add_middleware(
     ConcurrencyLimiter, priority={"/api/orders": "critical", "/login": "critical", "/reports": "sheddable"}
 )
-app.add_middleware(DeadlineMiddleware, timeout_s=10)  # what waits for a place has a deadline, too
+app.add_middleware(DeadlineMiddleware, timeout_s=10)
+app.add_middleware(MetricsEndpoint)
 app.add_middleware(HealthMiddleware, health=Health({"primary": primary}))
-app.add_middleware(MetricsEndpoint)  # pools and replicas, for this machine only

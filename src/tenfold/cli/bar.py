@@ -1,16 +1,22 @@
-"""The line that shows a measurement while it runs: redrawn on a terminal, one line a trial elsewhere."""
+"""Progress of a measurement: one line that is redrawn on a terminal, and a few lines in a log."""
 
 from __future__ import annotations
 
 import sys
-import time
 from types import TracebackType
 from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Display
+from rich.table import Column
+from rich.text import Text
 
 from tenfold.measure.measurement import Progress
 
 WIDTH = 80
 CELLS = 24
+LOG_EVERY_S = 10.0  # between two lines of one phase in a log
 WORDS = {
     "warm-up": "warming up",
     "ramp": "doubling",
@@ -22,33 +28,46 @@ WORDS = {
 MARKS = {"passed": "✔", "failed": "✘"}
 
 
-def bar_line(progress: Progress) -> str:
-    """``progress`` as one line of at most ``WIDTH`` columns; the newest rates survive when room is short."""
-    done = min(progress.elapsed_s / progress.budget_s, 1.0) if progress.budget_s else 1.0
-    full = round(done * CELLS)
-    head = "━" * full + "╌" * (CELLS - full) + f"  {WORDS.get(progress.phase, progress.phase):<11}"
+def status(progress: Progress, *, width: int) -> str:
+    """Phase, rates and time in at most ``width`` columns; the newest rates survive when room is short."""
+    head = f"{WORDS.get(progress.phase, progress.phase):<11}"
     tail = f"{progress.elapsed_s:4.0f} s"
     if progress.phase in ("ramp", "search", "confirm"):
         tail = f"{progress.elapsed_s:4.0f} of {progress.budget_s:.0f} s"
     seen = [f"{rate:.3g} {MARKS.get(verdict, '?')}" for rate, verdict in progress.verdicts]
     if progress.rate:
         seen.append(f"{progress.rate:.3g} …")
-    room = WIDTH - len(head) - len(tail) - 3
+    room = width - len(head) - len(tail) - 3
     while seen and len("  ".join(seen)) > room:
         seen.pop(0)
     return f"{head} {'  '.join(seen):<{room}}  {tail}"
 
 
 class Bar:
-    """Shows progress on ``stream`` from entering to leaving."""
+    """Shows progress on ``stream`` from entering to leaving.
+
+    A terminal has one line, redrawn in place. A log has a line for each phase, and one every ``LOG_EVERY_S``
+    while a phase lasts, however many trials there are.
+    """
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
-        self._live = stream.isatty()
-        self._last: tuple[str, float] | None = None
-        self._drawn = 0.0
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        line = TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop")
+        )
+        self._display = Display(
+            BarColumn(CELLS, complete_style="default", finished_style="default", pulse_style="default"),
+            line,
+            console=self._console,
+            refresh_per_second=5,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._display.add_task("", total=None, visible=False)
+        self._logged: tuple[str, float] = ("", 0.0)  # the phase, and when it was last written about
 
     def __enter__(self) -> Bar:
+        self._display.start()
         return self
 
     def __exit__(
@@ -57,45 +76,38 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Take the line off the terminal, so that something else can be printed."""
-        if self._live:
-            self._stream.write("\r\x1b[2K")
-            self._stream.flush()
+        self._display.stop()
 
     def step(self, text: str) -> None:
-        """Say that something is under way."""
-        self.clear()
-        self._stream.write(f"{text}\n" if not self._live else text)
-        self._stream.flush()
+        """Say what is under way; a log has the first line of several that differ after a colon."""
+        self._display.update(self._task, description=text, total=None, visible=True)
+        self._log(text.partition(":")[0], 0.0, text)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.clear()
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
+        self._display.update(self._task, visible=False, refresh=True)
+        self._console.print(Text(text), soft_wrap=True)
 
     def done(self, label: str, text: str, seconds: float | None = None) -> None:
         """Say that something is done, and how long it took."""
-        self.clear()
         took = "" if seconds is None else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
         line = f"✔ {label:<8}{text}"
-        self._stream.write(f"{line}{took:>{max(WIDTH - len(line), len(took) + 2)}}\n".rstrip() + "\n")
-        self._stream.flush()
+        self.say(f"{line}{took:>{max(WIDTH - len(line), len(took) + 2)}}".rstrip())
 
     def show(self, progress: Progress) -> None:
-        """Draw ``progress``: at most five times a second on a terminal, else once a trial."""
-        if self._live:
-            now = time.monotonic()
-            if now - self._drawn > 0.2:
-                self._drawn = now
-                self._stream.write("\r\x1b[2K" + bar_line(progress))
-                self._stream.flush()
+        """Draw ``progress``, or write a line about it when one is due."""
+        self._display.update(
+            self._task,
+            description=status(progress, width=WIDTH - CELLS - 1),
+            completed=progress.elapsed_s,
+            total=progress.budget_s,
+            visible=True,
+        )
+        self._log(progress.phase, progress.elapsed_s, status(progress, width=WIDTH))
+
+    def _log(self, phase: str, elapsed_s: float, text: str) -> None:
+        last, at = self._logged
+        if self._console.is_terminal or (phase == last and elapsed_s - at < LOG_EVERY_S):
             return
-        trial = (progress.phase, progress.rate)
-        if trial != self._last:
-            self._last = trial
-            self._stream.write(bar_line(progress) + "\n")
-            self._stream.flush()
+        self._logged = (phase, elapsed_s)
+        self._console.print(Text(text), soft_wrap=True)

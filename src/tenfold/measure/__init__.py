@@ -1,4 +1,4 @@
-"""The instrument: how much can the service take, and what stops it?"""
+"""Measuring a service: its capacity, and the bottleneck that limits it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["BottleneckDetector", "Probe", "profile_function"]
 
-_HOMES = {"BottleneckDetector": "diagnosis.detector", "Probe": "probe.probe", "profile_function": "profile"}
+_MODULES = {"BottleneckDetector": "diagnosis.detector", "Probe": "probe.probe", "profile_function": "profile"}
 
 
 def __getattr__(name: str) -> Any:
-    # Who takes one piece loads that piece: the detector needs none of what the probe needs.
-    if name in _HOMES:
-        return getattr(import_module(f"tenfold.measure.{_HOMES[name]}"), name)
+    # Lazy: importing one name loads only its own module.
+    if name in _MODULES:
+        return getattr(import_module(f"tenfold.measure.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The measurement: warm up, search, overload, diagnose. The one place where the instrument's parts meet."""
+"""The measurement: warm up, search, diagnose, overload. The one module that uses all parts of ``measure``."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from tenfold.measure.search.capacity import Capacity, CapacitySearch
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Trial, TrialRequest
 
-# CPU time that other machines took is worth a word above this share.
+# The report mentions CPU time that other machines took above this share.
 STEAL_NOTICED = 0.02
-# A core that takes so many times as long for the same work is worth a word.
+# The report mentions a core whose speed for the same work changes by this factor.
 UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
-# The search asks for no more than this share of what the generator can send at all.
-CEILING = 0.9
+# The search requests no more than this share of the generator's ceiling.
+CEILING_SHARE = 0.9
 
 
 class LoadGenerator(Protocol):
-    """What a measurement needs of a generator; :class:`tenfold.measure.load.generator.Generator` is one."""
+    """The part of :class:`tenfold.measure.load.generator.Generator` that a measurement needs."""
 
     def run(self, request: TrialRequest, on_block: Callable[[Block], None] | None = None) -> Trial:
-        """Carry out one trial."""
+        """Run one trial."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a measurement stands, for whoever shows it."""
+    """Progress of a measurement, for a progress line."""
 
     phase: str
     rate: float
@@ -49,15 +49,15 @@ class Progress:
 
 
 class Measurement:
-    """Measures one service, once.
+    """A measurement of one service; it runs once.
 
     Args:
         settings: objective, budget and the rest of ``[measure]``.
         generator: a started generator whose users are logged in.
-        service: the name that the report carries.
+        service: the service's name in the report.
         target: the URL that is loaded.
-        inside: what sees the stack from inside, entered; None when only the outside can be seen.
-        ceiling: the fastest that the generator can go, arrivals per second; None when it is not known.
+        inside: the entered observer of the stack; None when only the target's answers can be seen.
+        ceiling: the generator's highest rate, arrivals per second; None when it was not calibrated.
         progress: called at every change, at least with every block (0.5 s).
     """
 
@@ -79,7 +79,7 @@ class Measurement:
         self._inside = inside
         self._progress = progress
         self._ceiling = ceiling or None
-        self._search = CapacitySearch(settings, ceiling=CEILING * ceiling if ceiling else math.inf)
+        self._search = CapacitySearch(settings, ceiling=CEILING_SHARE * ceiling if ceiling else math.inf)
         self._trials: list[Trial] = []
         self._reports: list[TrialReport] = []
         self._verdicts: Sequence[tuple[float, str]] = ()
@@ -89,7 +89,7 @@ class Measurement:
         self._window_from = self._begun
 
     def run(self) -> Report:
-        """Search for the capacity, look at the overload, name what stops the service.
+        """Search for the capacity, diagnose the bottlenecks, and run the overload trials.
 
         Ctrl-C ends it early: the report says so and holds what is known by then.
 
@@ -102,28 +102,27 @@ class Measurement:
             return self._measure(started)
 
     def _measure(self, started: datetime) -> Report:
-        diagnosis, pushed = Diagnosis(not_measured=("what stops it: interrupted before that",)), None
+        diagnosis, overloaded = Diagnosis(not_measured=("what stops it: interrupted before that",)), None
         try:
-            self._seek()
+            self._search_capacity()
             diagnosis = self._diagnose(time.monotonic())
-            pushed = self._overload(self._search.result())
+            overloaded = self._overload(self._search.result())
         except KeyboardInterrupt:
-            # One that came between two trials; within one, the generator itself ends the trial in order.
+            # It came between two trials; within one, the generator ends the trial and returns its blocks.
             self._interrupted = True
-        return self._report(started, self._search.result(), diagnosis, pushed)
+        return self._report(started, self._search.result(), diagnosis, overloaded)
 
-    def _seek(self) -> None:
-        """Run the trials that the search asks for."""
-        while not self._interrupted and (request := self._search.next()) is not None:
-            trial = self._trial(request)
-            self._search.tell(trial)
-            self._judged()
+    def _search_capacity(self) -> None:
+        """Run the trials that the search requests."""
+        while not self._interrupted and (request := self._search.next_trial()) is not None:
+            self._search.record(self._run(request))
+            self._note_verdict()
 
-    def _trial(self, request: TrialRequest) -> Trial:
-        """One trial, timed and kept; Ctrl-C makes it the last one."""
+    def _run(self, request: TrialRequest) -> Trial:
+        """Run one trial and keep it; Ctrl-C makes it the last one."""
         confirming = bool(self._trials) and self._trials[-1].request.purpose == "confirm"
         if self._inside is not None and not (confirming and request.purpose == "confirm"):
-            # What stops a service is read where it stops: over the trials that confirm its capacity.
+            # Bottlenecks are diagnosed at the capacity: over the trials that confirm it.
             self._inside.mark()
             self._window_from = time.monotonic()
         started_s = time.monotonic() - self._begun
@@ -134,9 +133,9 @@ class Measurement:
         self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
         return trial
 
-    def _judged(self) -> None:
-        """Note what the search made of the newest trial, if it counted at all."""
-        verdicts = self._search.state().verdicts
+    def _note_verdict(self) -> None:
+        """Put the search's verdict on the newest trial into its report, if the trial was counted."""
+        verdicts = self._search.progress().verdicts
         if len(verdicts) > len(self._verdicts):
             self._reports[-1] = replace(self._reports[-1], verdict=verdicts[-1][1])
         self._verdicts = verdicts
@@ -163,25 +162,25 @@ class Measurement:
         if self._interrupted or not settings.overload_s or capacity.outcome != "found":
             return None
         assert capacity.low is not None and capacity.high is not None
-        push, watch = overload.requests(
+        overload_request, recovery_request = overload.overload_requests(
             capacity.low,
             capacity.high,
             seconds=settings.overload_s,
             objective=settings.objective,
             seed=settings.seed + 1_000_003,
         )
-        pushed = self._trial(push)
-        watched = self._trial(watch)
+        overloaded = self._run(overload_request)
+        recovering = self._run(recovery_request)
         if self._interrupted:
             return None
-        return overload.judge(pushed, watched, objective=settings.objective)
+        return overload.overload_report(overloaded, recovering, objective=settings.objective)
 
     def _report(
         self,
         started: datetime,
         capacity: Capacity,
         diagnosis: Diagnosis,
-        pushed: OverloadReport | None,
+        overloaded: OverloadReport | None,
     ) -> Report:
         near = summary.near_capacity(self._trials, capacity)
         offered = sum(t.offered for t in near)
@@ -212,7 +211,7 @@ class Measurement:
             error_share=sum(e.failed for e in ends) / requests if requests else None,
             refused_share=sum(e.refused for e in ends) / requests if requests else None,
             achieved_rps=requests / seconds if seconds and offered else None,
-            overload=pushed,
+            overload=overloaded,
             generator_cpu=max((t.generator.cpu_share for t in near), default=None),
             generator_late=max((t.generator.late_share for t in near), default=None),
             generator_ceiling=self._ceiling,
@@ -228,11 +227,11 @@ class Measurement:
 
 
 def _verdict(trial: Trial) -> str:
-    return "generator limited" if trial.generator.limited() else ""
+    return "generator limited" if trial.generator.is_limited() else ""
 
 
 def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | None = None) -> tuple[str, ...]:
-    """What a reader of the numbers has to know about how they came about."""
+    """Conditions of the measurement that limit what its numbers mean, one sentence each."""
     found = list(summary.changed_answers(trials))
     if speed is not None and speed > UNSTEADY:
         found.append(
@@ -253,7 +252,7 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | No
 
 
 def machine(trials: Sequence[Trial], *, speed: float | None = None) -> dict[str, str | int | float]:
-    """The conditions of a measurement: a number without them means nothing."""
+    """The machine on which the trials ran."""
     steal = max((t.generator.steal_share for t in trials), default=0.0)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {

@@ -1,4 +1,4 @@
-"""Where does one function's time go? A decorator that profiles calls and prints the costliest functions.
+"""Profiling of single functions: a decorator that prints the costliest functions of a call.
 
 @profile_function
 def report(): ...
@@ -50,20 +50,20 @@ def profile_function(
     Prints the elapsed time and the costliest functions by cumulative time.
 
     Args:
-        function: what to profile, when used without parentheses.
+        function: the function to profile, when used without parentheses.
         sample: share of the calls that are profiled, above 0 and at most 1. A profiled call of a function
-            that calls many others takes about twice as long; the others cost a random number.
-        top: functions printed.
-        stream: where to print; standard output as it is at the time of the call.
+            that calls many others takes about twice as long; an unprofiled call costs one random number.
+        top: number of functions printed.
+        stream: file to print to; by default standard output as it is at the time of the call.
 
     One call at a time is profiled in a process: a call that begins while another is profiled, nested or
-    concurrent, runs unprofiled. Other tasks that the event loop runs while a profiled coroutine waits are in
-    its profile, and on Python 3.12 and newer other threads are, too; the elapsed time is the call's own,
-    waits included.
+    concurrent, runs unprofiled. The profile includes other tasks that the event loop runs while a profiled
+    coroutine waits, and on Python 3.12 and newer other threads; the elapsed time is the call's own, waits
+    included.
 
     Raises:
         MeasurementError: an option is out of range, or the function is a generator, whose work is done
-            by whoever iterates over it: profile that.
+            in the function that iterates over it: profile that one.
     """
     if not 0 < sample <= 1:
         raise MeasurementError(f"sample is {sample}; give a share above 0 and at most 1")
@@ -110,7 +110,7 @@ def _profile(name: str, sample: float, top: int, stream: TextIO | None) -> Itera
         started = time.perf_counter()
         try:
             profiler.enable()
-        except ValueError:  # a debugger or another library profiles
+        except ValueError:  # a debugger or another library is profiling
             yield
             return
         try:

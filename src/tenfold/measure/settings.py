@@ -1,4 +1,4 @@
-"""The ``[measure]`` table: what "good enough" means and how long to look for it."""
+"""Settings of the ``[measure]`` table: the objective, and the limits of the search."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Objective(BaseModel):
-    """The service level that capacity is about: how many arrivals may be bad, and what bad means.
+    """The service level objective: the share of arrivals that may be bad, and the definition of bad.
 
-    An arrival is bad when it is slower than ``slow_ms`` counted from the moment it was due, when it
-    failed or was refused, or when no user could be found to send it. With the defaults the objective
+    An arrival is bad when it is slower than ``slow_ms`` counted from its due time, when it failed or was
+    refused, or when no user was free to send it. With the defaults the objective
     reads "p95 < 200 ms and errors < 5 %", both at once.
     """
 

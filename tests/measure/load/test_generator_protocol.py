@@ -10,27 +10,27 @@ import pytest
 from tenfold.measure.load.generator_protocol import (
     MAX_MESSAGE,
     BlockDone,
-    Channel,
+    GeneratorConnection,
     Message,
-    Run,
+    RunOpenLoop,
     Stop,
     TrialDone,
 )
 from tenfold.measure.trial import Block, Endpoint, GeneratorHealth
 
-Ends = tuple[Channel, Channel, socket.socket]
+Ends = tuple[GeneratorConnection, GeneratorConnection, socket.socket]
 
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
     here, there = socket.socketpair()
-    yield Channel(here), Channel(there), there
+    yield GeneratorConnection(here), GeneratorConnection(there), there
     here.close()
     there.close()
 
 
 MESSAGES: list[Message] = [
-    Run(rate=12.5, duration_s=3, seed=1, settle_s=1, overload=False),
+    RunOpenLoop(rate=12.5, duration_s=3, seed=1, settle_s=1, overload=False),
     Stop(settle=False),
     BlockDone(Block(0.0, 0.5, 3, 2, slow=1)),
     TrialDone(
@@ -49,13 +49,13 @@ MESSAGES: list[Message] = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_what_is_sent_arrives(ends: Ends, message: Message) -> None:
+def test_message_round_trip(ends: Ends, message: Message) -> None:
     here, there, _ = ends
     here.send(message)
     assert there.receive(1.0) == message
 
 
-def test_a_large_message_arrives_in_pieces_and_small_ones_together(ends: Ends) -> None:
+def test_many_messages_arrive_whole_and_in_order(ends: Ends) -> None:
     here, there, _ = ends
     large = Stop(settle=True), BlockDone(Block(0, 0.5, 1, 1))
     sender = threading.Thread(target=lambda: [here.send(one) for one in large * 20_000])
@@ -64,7 +64,7 @@ def test_a_large_message_arrives_in_pieces_and_small_ones_together(ends: Ends) -
     sender.join()
 
 
-def test_half_a_message_is_kept_for_the_next_call(ends: Ends) -> None:
+def test_partial_message_is_kept_for_the_next_call(ends: Ends) -> None:
     here, _, raw = ends
     body = b'{"type":"Stop","settle":true}'
     raw.sendall(struct.pack(">I", len(body)) + body[:5])
@@ -78,14 +78,14 @@ def test_half_a_message_is_kept_for_the_next_call(ends: Ends) -> None:
     "nonsense",
     [struct.pack(">I", 3) + b"\x80\x04.", struct.pack(">I", MAX_MESSAGE + 1), struct.pack(">I", 2) + b"{}"],
 )
-def test_what_is_no_message_ends_the_conversation(ends: Ends, nonsense: bytes) -> None:
+def test_invalid_message_raises_eof_error(ends: Ends, nonsense: bytes) -> None:
     here, _, raw = ends
     raw.sendall(nonsense)
     with pytest.raises(EOFError):
         here.receive(1.0)
 
 
-def test_a_closed_end_is_noticed(ends: Ends) -> None:
+def test_closed_end_raises_on_receive_and_send(ends: Ends) -> None:
     here, there, _ = ends
     there.close()
     with pytest.raises(EOFError):

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.measure.load.schedule import apportion, arrival_shares, draws, poisson
+from tenfold.measure.load.schedule import apportion, arrival_shares, draw_classes, poisson
 
 rates = st.floats(0.5, 2000)
 seeds = st.integers(0, 2**32)
 
 
 @given(rate=rates, duration_s=st.floats(0.1, 5), seed=seeds)
-def test_due_times_are_sorted_inside_the_trial_and_repeatable(
+def test_due_times_are_sorted_inside_the_trial_and_reproducible(
     rate: float, duration_s: float, seed: int
 ) -> None:
     due = poisson(rate=rate, duration_s=duration_s, seed=seed)
@@ -23,11 +23,11 @@ def test_due_times_are_sorted_inside_the_trial_and_repeatable(
     assert due == poisson(rate=rate, duration_s=duration_s, seed=seed)
 
 
-def test_another_seed_is_another_schedule() -> None:
+def test_another_seed_gives_another_schedule() -> None:
     assert poisson(rate=100, duration_s=1, seed=1) != poisson(rate=100, duration_s=1, seed=2)
 
 
-def test_another_rate_stretches_the_same_gaps() -> None:
+def test_same_seed_at_another_rate_stretches_the_same_gaps() -> None:
     slow, fast = (poisson(rate=rate, duration_s=10, seed=7) for rate in (50, 100))
     assert fast[10] == pytest.approx(slow[10] / 2)
 
@@ -46,28 +46,32 @@ def test_gaps_are_exponential() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0}, {"duration_s": 0}, {"rate": -1}, {"rate": math.nan}])
-def test_no_schedule_without_a_rate_and_a_duration(wrong: dict[str, float]) -> None:
+def test_rate_and_duration_must_be_positive(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="positive"):
         poisson(**({"rate": 1, "duration_s": 1, "seed": 1} | wrong))
 
 
-def test_a_schedule_is_bounded() -> None:
+def test_number_of_arrivals_is_bounded() -> None:
     with pytest.raises(ValueError, match="more than"):
         poisson(rate=1e6, duration_s=60, seed=1)
 
 
-def test_draws_follow_the_shares() -> None:
-    drawn = draws(20_000, shares=[3, 1, 0], seed=1)
+def test_drawn_classes_follow_the_shares() -> None:
+    drawn = draw_classes(20_000, shares=[3, 1, 0], seed=1)
     assert drawn.count(0) / 20_000 == pytest.approx(0.75, abs=0.02)
     assert drawn.count(2) == 0
-    assert drawn == draws(20_000, shares=[3, 1, 0], seed=1) != draws(20_000, shares=[3, 1, 0], seed=2)
+    assert (
+        drawn
+        == draw_classes(20_000, shares=[3, 1, 0], seed=1)
+        != draw_classes(20_000, shares=[3, 1, 0], seed=2)
+    )
 
 
 @given(
     users=st.integers(0, 500),
     classes=st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 5)), min_size=1, max_size=6),
 )
-def test_users_are_dealt_out_completely(users: int, classes: list[tuple[float, int]]) -> None:
+def test_all_users_are_apportioned(users: int, classes: list[tuple[float, int]]) -> None:
     weights, fixed = [one[0] for one in classes], [one[1] for one in classes]
     counts = apportion(users, weights=weights, fixed=fixed)
     assert all(count >= 0 for count in counts)
@@ -92,5 +96,5 @@ def test_apportion(users: int, weights: list[float], fixed: list[int], counts: l
     assert apportion(users, weights=weights, fixed=fixed) == counts
 
 
-def test_a_fixed_user_is_one_in_all_users() -> None:
+def test_fixed_count_class_gets_its_part_of_all_users() -> None:
     assert arrival_shares(50, weights=[1, 3, 1], fixed=[1, 0, 0]) == pytest.approx([0.02, 0.735, 0.245])

@@ -1,4 +1,4 @@
-"""The search for the capacity: what it ends with, and whether that is true."""
+"""The capacity search: its outcomes, and the coverage of its intervals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Run = Callable[[TrialRequest], Trial]
 CALM = GeneratorHealth(cpu_share=0.3, late_share=0.0, lag_p99_ms=0.2)
 
 
-def searched(run: Run, search: CapacitySearch | None = None) -> Capacity:
+def run_search(run: Run, search: CapacitySearch | None = None) -> Capacity:
     search = search or CapacitySearch(MeasureSettings())
-    while (request := search.next()) is not None:
-        search.tell(run(request))
+    while (request := search.next_trial()) is not None:
+        search.record(run(request))
     return search.result()
 
 
 def scripted(
     share: Callable[[float], float], *, health: Callable[[TrialRequest], GeneratorHealth] = lambda _: CALM
 ) -> Run:
-    """A generator for a service of which exactly this share of arrivals is bad at each rate."""
+    """A generator for a service with exactly this share of bad arrivals at each rate."""
 
     def run(request: TrialRequest) -> Trial:
         blocks: list[Block] = []
@@ -42,7 +42,7 @@ def scripted(
             bad = share(request.rate)
             slow = min(int(int(due) * bad) - int(before * bad), offered)
             blocks.append(Block(len(blocks) * 0.5, 0.5, offered, offered - slow, slow=slow))
-            if request.rule is not None and request.rule.enough(blocks):
+            if request.rule is not None and request.rule.should_stop(blocks):
                 break
         return Trial(request, len(blocks) * 0.5, 0.4, tuple(blocks), health(request))
 
@@ -54,8 +54,8 @@ def step(at: float) -> Callable[[float], float]:
 
 
 @pytest.mark.parametrize("capacity", [3.0, 26.0, 58.0, 300.0, 2500.0])
-def test_a_sharp_step_is_found_and_named_as_an_interval(capacity: float) -> None:
-    found = searched(scripted(step(capacity)))
+def test_interval_contains_a_sharp_step(capacity: float) -> None:
+    found = run_search(scripted(step(capacity)))
     assert found.outcome == "found"
     assert found.low is not None and found.high is not None and found.width is not None
     assert found.low <= capacity <= found.high
@@ -64,35 +64,35 @@ def test_a_sharp_step_is_found_and_named_as_an_interval(capacity: float) -> None
 
 
 @pytest.mark.parametrize("floor", [0.01, 0.02, 0.03])
-def test_a_floor_below_the_limit_does_not_end_the_ramp(floor: float) -> None:
-    found = searched(scripted(lambda rate: 1.0 if rate > 260 else floor))
+def test_floor_below_the_limit_does_not_end_the_ramp(floor: float) -> None:
+    found = run_search(scripted(lambda rate: 1.0 if rate > 260 else floor))
     assert found.low is not None and found.high is not None
     assert 180 < found.low <= 260 <= found.high < 330
     assert found.floor == pytest.approx(floor, abs=0.012)
 
 
-def test_a_service_that_misses_its_objective_alone_is_below() -> None:
-    found = searched(scripted(lambda rate: 0.6))
-    assert (found.outcome, found.why, found.low, found.high) == ("below", "objective", None, 1.0)
+def test_objective_missed_at_one_request_at_a_time_is_below() -> None:
+    found = run_search(scripted(lambda rate: 0.6))
+    assert (found.outcome, found.stopped_by, found.low, found.high) == ("below", "objective", None, 1.0)
     assert found.seconds < 30
 
 
-def test_a_service_that_is_only_good_alone_is_still_found() -> None:
-    found = searched(scripted(step(3.0)))
+def test_capacity_of_a_few_requests_per_second_is_found() -> None:
+    found = run_search(scripted(step(3.0)))
     assert found.outcome == "found"
     assert found.high is not None and found.high < 8
 
 
-def test_no_rate_fails_within_the_budget() -> None:
-    found = searched(scripted(lambda rate: 0.0), CapacitySearch(MeasureSettings(budget_s=20)))
-    assert (found.outcome, found.why, found.high) == ("at_least", "budget", None)
+def test_budget_without_a_failing_rate_gives_a_lower_bound() -> None:
+    found = run_search(scripted(lambda rate: 0.0), CapacitySearch(MeasureSettings(budget_s=20)))
+    assert (found.outcome, found.stopped_by, found.high) == ("at_least", "budget", None)
     assert found.low == found.clean_rate
     assert found.low is not None and found.low >= 40
 
 
-def test_the_generators_ceiling_is_a_lower_bound() -> None:
-    found = searched(scripted(lambda rate: 0.0), CapacitySearch(MeasureSettings(), ceiling=500))
-    assert (found.outcome, found.why, found.low, found.high) == ("at_least", "generator", 500, None)
+def test_generator_ceiling_gives_a_lower_bound() -> None:
+    found = run_search(scripted(lambda rate: 0.0), CapacitySearch(MeasureSettings(), ceiling=500))
+    assert (found.outcome, found.stopped_by, found.low, found.high) == ("at_least", "generator", 500, None)
 
 
 def limited_above(rate: float) -> Callable[[TrialRequest], GeneratorHealth]:
@@ -100,7 +100,7 @@ def limited_above(rate: float) -> Callable[[TrialRequest], GeneratorHealth]:
     return lambda request: late if request.rate > rate else CALM
 
 
-def test_a_limited_trial_is_repeated_twice_and_never_blamed_on_the_service() -> None:
+def test_generator_limited_trial_is_repeated_twice_and_not_counted() -> None:
     asked: list[float] = []
     run = scripted(step(100), health=limited_above(100))
 
@@ -108,23 +108,23 @@ def test_a_limited_trial_is_repeated_twice_and_never_blamed_on_the_service() -> 
         asked.append(request.rate)
         return run(request)
 
-    found = searched(noting)
-    assert (found.outcome, found.why, found.low) == ("at_least", "generator", 80)
+    found = run_search(noting)
+    assert (found.outcome, found.stopped_by, found.low) == ("at_least", "generator", 80)
     assert asked.count(160) == 3
 
 
-def test_a_generator_that_is_always_limited_decides_nothing() -> None:
-    found = searched(scripted(step(100), health=limited_above(0)))
-    assert (found.outcome, found.why) == ("undecided", "generator")
+def test_always_limited_generator_leaves_the_search_undecided() -> None:
+    found = run_search(scripted(step(100), health=limited_above(0)))
+    assert (found.outcome, found.stopped_by) == ("undecided", "generator")
     assert "generator" in found.reason
 
 
-def test_steal_that_varies_widens_the_interval_and_steady_steal_does_not() -> None:
+def test_varying_steal_widens_the_interval_and_steady_steal_does_not() -> None:
     def stealing(*shares: float) -> Callable[[TrialRequest], GeneratorHealth]:
         return lambda request: GeneratorHealth(0.3, 0.0, 0.2, shares[request.seed % len(shares)])
 
-    steady = searched(scripted(step(300), health=stealing(0.1)))
-    varying = searched(scripted(step(300), health=stealing(0.0, 0.2)))
+    steady = run_search(scripted(step(300), health=stealing(0.1)))
+    varying = run_search(scripted(step(300), health=stealing(0.0, 0.2)))
     assert steady.steal_share == pytest.approx(0.1)
     assert steady.steal_width == 0
     assert varying.steal_width > 0.02
@@ -132,27 +132,27 @@ def test_steal_that_varies_widens_the_interval_and_steady_steal_does_not() -> No
     assert varying.width > steady.width
 
 
-def test_an_overload_shows_in_flight_before_seconds_are_slow() -> None:
+def test_growing_backlog_fails_a_rate_before_arrivals_are_slow() -> None:
     patient = MeasureSettings(objective=Objective(slow_ms=10_000))
     service = Service(4, exponential(4 / 400))
     generator = VirtualGenerator(service, seed=3, slow_ms=10_000)
-    found = searched(generator.run, CapacitySearch(patient))
+    found = run_search(generator.run, CapacitySearch(patient))
     assert found.outcome == "found"
     assert found.high is not None and found.high < 480
 
 
 @pytest.mark.parametrize("after", range(1, 16))
-def test_interrupted_after_each_trial_it_says_what_is_known(after: int) -> None:
+def test_result_is_usable_after_every_trial(after: int) -> None:
     search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
     for _ in range(after):
-        request = search.next()
+        request = search.next_trial()
         if request is None:
             break
-        search.tell(run(request))
+        search.record(run(request))
     found = search.result()
     assert found.trials <= after
-    if search.next() is not None:
-        assert found.why == "interrupted"
+    if search.next_trial() is not None:
+        assert found.stopped_by == "interrupted"
     if found.outcome == "found":
         assert found.low is not None and found.high is not None and found.low <= 150 <= 1.1 * found.high
     elif found.outcome == "at_least":
@@ -161,49 +161,49 @@ def test_interrupted_after_each_trial_it_says_what_is_known(after: int) -> None:
         assert found.outcome == "undecided" and found.reason
 
 
-def test_an_interrupted_trial_ends_the_search_and_counts_for_what_it_saw() -> None:
+def test_interrupted_trial_ends_the_search_and_is_counted() -> None:
     search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
-    while (request := search.next()) is not None:
+    while (request := search.next_trial()) is not None:
         trial = run(request)
         if request.purpose == "search":
             trial = Trial(request, 3.0, 0.0, trial.blocks[:6], CALM, interrupted=True)
-        search.tell(trial)
+        search.record(trial)
     found = search.result()
-    assert (found.outcome, found.why) == ("found", "interrupted")
+    assert (found.outcome, found.stopped_by) == ("found", "interrupted")
     with pytest.raises(ValueError, match="has ended"):
-        search.tell(trial)
+        search.record(trial)
 
 
-def test_time_that_the_trials_did_not_take_themselves_comes_off_the_budget() -> None:
+def test_elapsed_time_beyond_the_trials_counts_against_the_budget() -> None:
     search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
-    while (request := search.next()) is not None:
+    while (request := search.next_trial()) is not None:
         trial = run(request)
-        search.tell(trial, elapsed_s=trial.seconds + 5)
-    hurried, calm = search.result(), searched(scripted(step(150)))
+        search.record(trial, elapsed_s=trial.seconds + 5)
+    hurried, calm = search.result(), run_search(scripted(step(150)))
     assert hurried.seconds <= 90 + 5
     assert hurried.trials < calm.trials or calm.seconds < 60
 
 
-def test_the_state_shows_phase_verdicts_and_time() -> None:
+def test_progress_has_phase_verdicts_and_time() -> None:
     search, run = CapacitySearch(MeasureSettings()), scripted(step(150))
-    assert search.state().phase == "warm-up"
+    assert search.progress().phase == "warm-up"
     phases = []
-    while (request := search.next()) is not None:
-        phases.append(search.state().phase)
-        search.tell(run(request))
-    state = search.state()
+    while (request := search.next_trial()) is not None:
+        phases.append(search.progress().phase)
+        search.record(run(request))
+    state = search.progress()
     assert phases == sorted(phases, key=["warm-up", "ramp", "search", "confirm"].index)
     assert (80.0, "passed") in state.verdicts and (160.0, "failed") in state.verdicts
     assert state.low is not None and state.high is not None and state.low < 150 < state.high
     assert state.spent_s <= state.budget_s + 0.5
 
 
-def test_a_capacity_survives_json() -> None:
-    found = searched(scripted(step(150)))
+def test_capacity_round_trips_through_json() -> None:
+    found = run_search(scripted(step(150)))
     assert msgspec.json.decode(msgspec.json.encode(found), type=Capacity) == found
 
 
-def test_importing_the_search_loads_neither_numpy_nor_scipy() -> None:
+def test_import_loads_neither_numpy_nor_scipy() -> None:
     code = "import sys, tenfold.measure.search.capacity; print({'numpy', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -215,13 +215,13 @@ def test_importing_the_search_loads_neither_numpy_nor_scipy() -> None:
     budget_s=st.floats(10, 120),
 )
 @settings(max_examples=40, deadline=None)
-def test_whatever_the_service_does_the_search_ends_within_its_budget(
+def test_search_ends_within_its_budget_for_any_service(
     shares: list[float], health: list[bool], budget_s: float
 ) -> None:
     limited = GeneratorHealth(cpu_share=0.99, late_share=0.5, lag_p99_ms=80)
     search, spent, number = CapacitySearch(MeasureSettings(budget_s=budget_s)), 0.0, 0
     rates = []
-    while (request := search.next()) is not None:
+    while (request := search.next_trial()) is not None:
         assert spent + request.duration_s <= budget_s + 1e-6
         share = shares[number % len(shares)]
         fine = health[number % len(health)]
@@ -229,7 +229,7 @@ def test_whatever_the_service_does_the_search_ends_within_its_budget(
         trial = run(request)
         rates.append(request.rate)
         spent, number = spent + trial.seconds + trial.settled_s, number + 1
-        search.tell(trial)
+        search.record(trial)
         assert number < 200
     found = search.result()
     if found.low is not None and found.high is not None:
@@ -240,15 +240,15 @@ def test_whatever_the_service_does_the_search_ends_within_its_budget(
 
 @given(capacity=st.floats(2, 4000), floor=st.floats(0, 0.02))
 @settings(max_examples=15, deadline=None)
-def test_the_interval_of_a_monotone_service_holds_its_step(capacity: float, floor: float) -> None:
-    found = searched(scripted(lambda rate: 1.0 if rate > capacity else floor))
+def test_interval_contains_the_step_of_any_monotone_service(capacity: float, floor: float) -> None:
+    found = run_search(scripted(lambda rate: 1.0 if rate > capacity else floor))
     assert found.outcome == "found"
     assert found.low is not None and found.high is not None
     # No queue has such a step: the model may stop up to two hundredths beside it.
     assert 0.98 * found.low <= capacity <= 1.02 * found.high
 
 
-def test_the_truths_are_those_of_the_formula_and_of_the_simulation() -> None:
+def test_known_capacities_agree_with_formula_and_simulation() -> None:
     assert erlang_capacity(115, 1) == pytest.approx(115 + 5 * -2.995732, rel=1e-5)
     for servers, total, rate in ((2, 300.0, 280.0), (8, 200.0, 175.0)):
         generator = VirtualGenerator(Service(servers, exponential(servers / total)), seed=5)
@@ -262,7 +262,7 @@ def sample_of_searches(each: int, *, correlated: bool = True) -> list[tuple[Case
         for number in range(each):
             search = CapacitySearch(MeasureSettings(), correlated=correlated)
             generator = VirtualGenerator(case.service, seed=77_000 + 100 * index + number)
-            done.append((case, search, searched(generator.run, search)))
+            done.append((case, search, run_search(generator.run, search)))
     return done
 
 
@@ -279,7 +279,7 @@ def test_intervals_cover_the_truth() -> None:
     # Without the confirming trials: the bracket that the sequential tests leave.
     held = 0
     for case, search, _ in done:
-        verdicts = search.state().verdicts
+        verdicts = search.progress().verdicts
         bisected = verdicts[: -max(1, sum(t.request.purpose == "confirm" for t in search.trials))]
         passed = max((rate for rate, verdict in bisected if verdict == "passed"), default=0.0)
         failed = min((rate for rate, verdict in bisected if verdict == "failed"), default=1e9)
@@ -287,5 +287,5 @@ def test_intervals_cover_the_truth() -> None:
     assert held < 0.75 * len(done)
 
 
-def test_intervals_that_take_arrivals_for_coin_flips_do_not() -> None:
+def test_the_control_intervals_without_inflation_miss_the_truth() -> None:
     assert coverage(1, correlated=False) < 0.6

@@ -20,12 +20,12 @@ from tenfold.measure.search.sequential import share_limits
         (0, 0, 0.0, 1.0),
     ],
 )
-def test_limits_are_those_of_the_tables(bad: int, offered: int, low: float, high: float) -> None:
+def test_limits_equal_the_published_tables(bad: int, offered: int, low: float, high: float) -> None:
     assert share_limits(bad, offered) == pytest.approx((low, high), abs=2e-4)
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(1, 50))
-def test_inflated_counts_give_wider_limits_around_the_same_share(counts: tuple[int, int], by: float) -> None:
+def test_counts_divided_by_the_inflation_give_wider_limits(counts: tuple[int, int], by: float) -> None:
     bad, offered = counts
     low, high = share_limits(bad, offered)
     wide_low, wide_high = share_limits(bad / by, offered / by)

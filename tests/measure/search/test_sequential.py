@@ -1,4 +1,4 @@
-"""The sequential test, and what it makes of arrivals that are not independent."""
+"""The sequential test, with independent and with correlated arrivals."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from benchmarks.capacity import exponential
 from benchmarks.virtual import Service, VirtualGenerator
 
 from tenfold.measure.search.sequential import (
-    Count,
+    ArrivalCount,
     SequentialTest,
-    batches,
-    growing,
-    inflation,
-    lagging,
-    steady,
+    is_backlog_growing,
+    join_blocks,
+    skip_start,
+    uncompleted,
+    variance_inflation,
 )
 from tenfold.measure.trial import Block, TrialRequest
 
@@ -38,7 +38,7 @@ def blocks(*bad: int, offered: int = 50, in_flight: list[int] | None = None) -> 
         ([4, 5] * 10, "failed"),
         ([50] * 4, "failed"),
         ([0], "undecided"),
-        ([0] * 9 + [30], "undecided"),  # one bad moment, whatever its size, decides nothing
+        ([0] * 9 + [30], "undecided"),  # one run of bad arrivals decides nothing, whatever its size
     ],
 )
 def test_decisions(bad: list[int], decision: str) -> None:
@@ -49,23 +49,23 @@ def test_decisions(bad: list[int], decision: str) -> None:
     ("counts", "expected"),
     [
         ([], 1.0),
-        ([Count(100, 5)], 1.0),
-        ([Count(100, 0)] * 4, 1.0),
-        ([Count(100, 100)] * 4, 1.0),
-        ([Count(100, 5)] * 4, 1.0),
-        ([Count(100, 0), Count(100, 100)] * 2, 400 / 3),
-        ([Count(0, 0), Count(100, 0), Count(100, 100)], 100.0),
+        ([ArrivalCount(100, 5)], 1.0),
+        ([ArrivalCount(100, 0)] * 4, 1.0),
+        ([ArrivalCount(100, 100)] * 4, 1.0),
+        ([ArrivalCount(100, 5)] * 4, 1.0),
+        ([ArrivalCount(100, 0), ArrivalCount(100, 100)] * 2, 400 / 3),
+        ([ArrivalCount(0, 0), ArrivalCount(100, 0), ArrivalCount(100, 100)], 100.0),
     ],
 )
-def test_inflation_is_one_for_coin_flips_and_the_size_of_runs_for_runs(
-    counts: list[Count], expected: float
+def test_inflation_is_one_for_coin_flips_and_the_run_size_for_runs(
+    counts: list[ArrivalCount], expected: float
 ) -> None:
-    assert inflation(counts) == pytest.approx(expected)
+    assert variance_inflation(counts) == pytest.approx(expected)
 
 
-def test_batches_join_blocks_and_drop_what_is_left_over() -> None:
-    assert batches(blocks(1, 2, 3, 4, 5), seconds=1.0) == [Count(100, 3), Count(100, 7)]
-    assert steady(blocks(1, 2, 3), skip_s=1.0) == tuple(blocks(1, 2, 3)[2:])
+def test_join_blocks_drops_an_incomplete_interval() -> None:
+    assert join_blocks(blocks(1, 2, 3, 4, 5), seconds=1.0) == [ArrivalCount(100, 3), ArrivalCount(100, 7)]
+    assert skip_start(blocks(1, 2, 3), skip_s=1.0) == tuple(blocks(1, 2, 3)[2:])
 
 
 @pytest.mark.parametrize(
@@ -78,24 +78,24 @@ def test_batches_join_blocks_and_drop_what_is_left_over() -> None:
         ([70, 60, 40, 30, 10, 0], False),
     ],
 )
-def test_growth_is_told_from_noise(in_flight: list[int], grows: bool) -> None:
-    assert growing(blocks(*[0] * len(in_flight), in_flight=in_flight)) is grows
+def test_growing_backlog_is_told_from_noise(in_flight: list[int], grows: bool) -> None:
+    assert is_backlog_growing(blocks(*[0] * len(in_flight), in_flight=in_flight)) is grows
 
 
-def test_a_service_that_completes_too_little_lags_before_anything_is_slow() -> None:
+def test_uncompleted_arrivals_show_before_any_is_slow() -> None:
     falling_behind = blocks(*[0] * 6, in_flight=[0, 10, 30, 40, 60, 70])
-    assert lagging(falling_behind, achieved_share=0.98) == 70
-    assert lagging(falling_behind, achieved_share=0.6) == 0
-    assert lagging(blocks(*[0] * 6), achieved_share=0.98) == 0
+    assert uncompleted(falling_behind, achieved_share=0.98) == 70
+    assert uncompleted(falling_behind, achieved_share=0.6) == 0
+    assert uncompleted(blocks(*[0] * 6), achieved_share=0.98) == 0
 
 
 def failures(*, inflate: bool, services: int = 200) -> int:
-    """How many of so many M/M/1 queues with exactly 3 % of slow arrivals the test fails."""
+    """Number of M/M/1 queues with exactly 3 % of slow arrivals that the test fails."""
     test, total, failed = SequentialTest(0.03, 0.08, inflate=inflate), 115.0, 0
     for seed in range(services):
         generator = VirtualGenerator(Service(1, exponential(1 / total)), seed=seed)
         trial = generator.run(TrialRequest(total + log(0.03) / 0.2, 45.0, "search", seed))
-        seen = steady(trial.blocks, skip_s=5.0)
+        seen = skip_start(trial.blocks, skip_s=5.0)
         decisions = (test.decide(seen[:count]) for count in range(8, len(seen) + 1))
         failed += next((d for d in decisions if d != "undecided"), "undecided") == "failed"
     return failed

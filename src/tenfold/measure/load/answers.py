@@ -1,4 +1,4 @@
-"""What each endpoint answered in a trial: raw numbers while it runs, histograms when it is over.
+"""Answers of each endpoint in a trial: raw numbers while it runs, histograms when it is over.
 
 Latencies are kept as they were measured, 16 bytes a request, and become histograms only at the end:
 recording into a histogram would cost as much as sending the request.
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tenfold.measure.load import histogram
-from tenfold.measure.load.arrivals import Fate
+from tenfold.measure.load.arrivals import ArrivalResult
 from tenfold.measure.trial import Endpoint
 
 MAX_ENDPOINTS = 200
@@ -21,8 +21,8 @@ OTHER = "other endpoints (name= groups requests in a locustfile)"
 UNANSWERED = "unanswered"
 
 
-class Tally:
-    """One endpoint."""
+class EndpointCounts:
+    """Latencies, statuses and sizes of one endpoint's answers."""
 
     __slots__ = ("corrected_ms", "failed", "raw_ms", "refused", "sizes", "statuses")
 
@@ -34,49 +34,49 @@ class Tally:
         self.failed = 0
         self.refused = 0
 
-    def add(self, status: int | str, fate: int, corrected_ms: float, raw_ms: float, size: int) -> None:
-        """One request; ``status`` 0 means that there was no answer at all."""
+    def add(self, status: int | str, result: int, corrected_ms: float, raw_ms: float, size: int) -> None:
+        """Count one request; ``status`` 0 means that there was no answer at all."""
         self.corrected_ms.append(corrected_ms)
         self.raw_ms.append(raw_ms)
         self.statuses[status] += 1
-        if fate == Fate.FAILED:
+        if result == ArrivalResult.FAILED:
             self.failed += 1
-        elif fate == Fate.REFUSED:
+        elif result == ArrivalResult.REFUSED:
             self.refused += 1
         else:
             self.sizes.append(size)
 
-    def endpoint(self, name: str) -> Endpoint:
-        """Everything so far, with its histograms."""
+    def summary(self, name: str) -> Endpoint:
+        """Everything counted so far, with its histograms."""
         return Endpoint(
             name=name,
             requests=len(self.raw_ms),
             failed=self.failed,
             refused=self.refused,
-            statuses={str(status or "error"): count for status, count in sorted_counts(self.statuses)},
+            statuses={str(status or "error"): count for status, count in _by_frequency(self.statuses)},
             corrected=histogram.encode(self.corrected_ms),
             raw=histogram.encode(self.raw_ms),
             bytes_p50=sorted(self.sizes)[len(self.sizes) // 2] if self.sizes else 0,
         )
 
 
-class Tallies:
-    """All endpoints of a trial and the messages of what went wrong, both bounded in number."""
+class AnswerCounts:
+    """Counts of all endpoints of a trial, and error messages; both bounded in number."""
 
     def __init__(self) -> None:
-        self._by_name: dict[tuple[str, str], Tally] = {}
-        self.unsent_ms: array[float] = array("d")  # how long those waited that nobody could send
+        self._by_name: dict[tuple[str, str], EndpointCounts] = {}
+        self.unsent_ms: array[float] = array("d")  # how long each unsent arrival waited for a user
         self.errors: Counter[str] = Counter()
 
-    def of(self, method: str, name: str) -> Tally:
-        """The tally of one endpoint; beyond ``MAX_ENDPOINTS`` of them, one shared by all others."""
-        tally = self._by_name.get((method, name))
-        if tally is None:
+    def endpoint(self, method: str, name: str) -> EndpointCounts:
+        """The counts of one endpoint; beyond ``MAX_ENDPOINTS`` of them, one shared by all others."""
+        counts = self._by_name.get((method, name))
+        if counts is None:
             key = (method, name) if len(self._by_name) < MAX_ENDPOINTS else ("", OTHER)
-            tally = self._by_name.setdefault(key, Tally())
-        return tally
+            counts = self._by_name.setdefault(key, EndpointCounts())
+        return counts
 
-    def error(self, message: str) -> None:
+    def add_error(self, message: str) -> None:
         """Count a message; beyond ``MAX_MESSAGES`` different ones they count as "other errors"."""
         message = " ".join(message.split())[:MESSAGE_LENGTH]
         if message not in self.errors and len(self.errors) >= MAX_MESSAGES:
@@ -86,25 +86,25 @@ class Tallies:
     @property
     def requests(self) -> int:
         """Requests of all endpoints."""
-        return sum(len(tally.raw_ms) for tally in self._by_name.values())
+        return sum(len(counts.raw_ms) for counts in self._by_name.values())
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The busiest first."""
+    def summaries(self) -> tuple[Endpoint, ...]:
+        """All endpoints, the busiest first."""
         found = sorted(self._by_name.items(), key=lambda item: (-len(item[1].raw_ms), item[0]))
-        return tuple(tally.endpoint(f"{method} {name}".strip()) for (method, name), tally in found)
+        return tuple(counts.summary(f"{method} {name}".strip()) for (method, name), counts in found)
 
     def corrected_ms(self) -> Iterator[float]:
-        """Every latency from its due time; what was never sent took at least as long as it waited."""
+        """Every latency from its due time; an unsent arrival took at least as long as it waited."""
         yield from self.unsent_ms
-        for tally in self._by_name.values():
-            yield from tally.corrected_ms
+        for counts in self._by_name.values():
+            yield from counts.corrected_ms
 
     def raw_ms(self) -> Iterator[float]:
-        """Every latency from its sending."""
-        for tally in self._by_name.values():
-            yield from tally.raw_ms
+        """Every latency from the sending of the request."""
+        for counts in self._by_name.values():
+            yield from counts.raw_ms
 
 
-def sorted_counts(counts: Counter[int | str]) -> list[tuple[int | str, int]]:
+def _by_frequency(counts: Counter[int | str]) -> list[tuple[int | str, int]]:
     """Most frequent first, then by name, so that equal trials print equally."""
     return sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))

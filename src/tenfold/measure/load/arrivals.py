@@ -1,8 +1,8 @@
-"""The book of one trial: every arrival from the moment it is due to its verdict, cut into blocks.
+"""The arrival log of one trial: every arrival from its due time to its result, grouped into blocks.
 
-Pure: it is told what happened and when, in seconds on the trial's clock, and never looks at a clock itself.
+Pure: the log is told what happened and when, in seconds on the trial's clock, and never reads a clock itself.
 
-An arrival has its verdict when its task ends. One that is still without its first answer ``slow_s`` after
+An arrival has its result when its task ends. One that is still without its first answer ``slow_s`` after
 its due time is slow, one that found no user by then is unsent. A task of several requests may honestly
 take longer than ``slow_s``; it holds its block open for at most ``HOLD_S`` more and is then judged by the
 answers it has.
@@ -20,13 +20,13 @@ from tenfold.measure.trial import Block
 
 BLOCK_S = 0.5
 HOLD_S = 1.0
-LATE_SHARE = 0.05  # of slow_s: handed over later than this, an arrival is late
+LATE_SHARE = 0.05  # of slow_s: an arrival handed to a user later than this is late
 
 REFUSALS = (429, 503)
 
 
-class Fate(IntEnum):
-    """What became of an arrival, the worst last; several requests count as the worst of them."""
+class ArrivalResult(IntEnum):
+    """Result of an arrival, the worst last; several requests count as the worst of them."""
 
     PENDING = 0
     GOOD = 1
@@ -37,35 +37,32 @@ class Fate(IntEnum):
 
 
 class Stage(IntEnum):
-    """How far an arrival has come."""
+    """Progress of an arrival."""
 
-    AHEAD = 0
-    WAITING = 1  # due; no user took it yet
+    SCHEDULED = 0
+    WAITING = 1  # due; no user has started it yet
     SENT = 2
-    FOLLOWING = 3  # its first request was answered
+    ANSWERED = 3  # its first request was answered
     OVER = 4
 
 
 # As plain numbers: an attribute of an enum costs more than the arithmetic around it.
-_PENDING, _GOOD, _SLOW, _UNSENT = int(Fate.PENDING), int(Fate.GOOD), int(Fate.SLOW), int(Fate.UNSENT)
-_WAITING, _SENT, _FOLLOWING, _OVER = (
-    int(Stage.WAITING),
-    int(Stage.SENT),
-    int(Stage.FOLLOWING),
-    int(Stage.OVER),
-)
+_PENDING, _GOOD = int(ArrivalResult.PENDING), int(ArrivalResult.GOOD)
+_SLOW, _UNSENT = int(ArrivalResult.SLOW), int(ArrivalResult.UNSENT)
+_WAITING, _SENT = int(Stage.WAITING), int(Stage.SENT)
+_ANSWERED, _OVER = int(Stage.ANSWERED), int(Stage.OVER)
 
 
-def fate_of(status: int, *, failed: bool, corrected_ms: float, slow_ms: float) -> Fate:
-    """The verdict on one request: a refusal is one however fast, and whatever the scenario calls it."""
+def request_result(status: int, *, failed: bool, corrected_ms: float, slow_ms: float) -> ArrivalResult:
+    """Result of one request: a refusal (429, 503) is one however fast, and whatever the scenario calls it."""
     if status in REFUSALS:
-        return Fate.REFUSED
+        return ArrivalResult.REFUSED
     if failed:
-        return Fate.FAILED
-    return Fate.SLOW if corrected_ms > slow_ms else Fate.GOOD
+        return ArrivalResult.FAILED
+    return ArrivalResult.SLOW if corrected_ms > slow_ms else ArrivalResult.GOOD
 
 
-class Ledger:
+class ArrivalLog:
     """Arrivals by number, in the order of their due times.
 
     Args:
@@ -83,34 +80,37 @@ class Ledger:
         self.slow_s = slow_s
         self.slow_ms = slow_s * 1000
         self.late_s = slow_s * LATE_SHARE
-        self.under_way = 0  # due, and neither over nor dropped
+        self.in_flight = 0  # due, and neither finished nor dropped
         self.last_over_s = 0.0
         self.lags_s: array[float] = array("d")
         self.late: Counter[int] = Counter()
         self._block_s = block_s
         self._stage = bytearray(len(self.due))
         self._worst = bytearray(len(self.due))
-        self._fate = bytearray(len(self.due))
-        self._closed = 0  # blocks handed out
-        self._in_flight: int | None = None  # when the next block ended
+        self._result = bytearray(len(self.due))
+        self._final = 0  # blocks returned so far
+        self._in_flight_at_end: int | None = None  # of the next block
 
     def add(self, due_s: float) -> int:
-        """One more arrival, not earlier than the last."""
+        """Append an arrival, not earlier than the last, and return its number."""
         self.due.append(due_s)
-        for column in (self._stage, self._worst, self._fate):
+        for column in (self._stage, self._worst, self._result):
             column.append(0)
         return len(self.due) - 1
 
     def release(self, arrival: int) -> bool:
-        """The arrival is due now; False when it was already given up."""
-        if self._fate[arrival] != _PENDING:
+        """Mark the arrival as due now; False when its result is known already."""
+        if self._result[arrival] != _PENDING:
             return False
         self._stage[arrival] = _WAITING
-        self.under_way += 1
+        self.in_flight += 1
         return True
 
-    def hand(self, arrival: int, now_s: float, *, free: bool) -> None:
-        """A user takes it; ``free`` says that one was idle when it was released, so that a delay is ours."""
+    def start(self, arrival: int, now_s: float, *, free: bool) -> None:
+        """Note that a user starts it.
+
+        ``free``: a user was idle when it was released, so that the delay is the generator's own.
+        """
         self._stage[arrival] = _SENT
         if free:
             lag = now_s - self.due[arrival]
@@ -118,48 +118,48 @@ class Ledger:
             if lag > self.late_s:
                 self.late[self._block_of(arrival)] += 1
 
-    def expired(self, arrival: int, now_s: float) -> bool:
-        """Whether it waited so long for a user that sending it would prove nothing."""
+    def is_expired(self, arrival: int, now_s: float) -> bool:
+        """Return whether it waited so long for a user that sending it would prove nothing."""
         return now_s > self.due[arrival] + self.slow_s
 
     def drop(self, arrival: int, now_s: float) -> None:
-        """Nobody was free to send it."""
+        """Count it as unsent: no user was free in time."""
         self._decide(arrival, _UNSENT)
         self._leave(arrival, now_s)
 
-    def answer(self, arrival: int, fate: int) -> None:
-        """One of its requests was answered."""
-        self._stage[arrival] = _FOLLOWING
-        self._worst[arrival] = max(self._worst[arrival], fate)
+    def record_answer(self, arrival: int, result: int) -> None:
+        """Record the result of one of its requests."""
+        self._stage[arrival] = _ANSWERED
+        self._worst[arrival] = max(self._worst[arrival], result)
 
-    def blame(self, arrival: int, fate: int) -> None:
-        """It is at least as bad as this, whatever follows."""
-        self._worst[arrival] = max(self._worst[arrival], fate)
+    def worsen(self, arrival: int, result: int) -> None:
+        """Make its result at least as bad as this, whatever follows."""
+        self._worst[arrival] = max(self._worst[arrival], result)
 
-    def end(self, arrival: int, now_s: float) -> None:
-        """Its task is over."""
+    def finish(self, arrival: int, now_s: float) -> None:
+        """Note that its task is over."""
         self._decide(arrival, self._worst[arrival] or _GOOD)
         self._leave(arrival, now_s)
 
     def cut(self, now_s: float, *, released: int) -> None:
-        """End the load here: arrivals from number ``released`` on never were."""
+        """End the load here, and forget the arrivals from number ``released`` on."""
         horizon = now_s if released >= len(self.due) else min(now_s, self.due[released])
-        self.horizon_s = max(min(horizon, self.horizon_s), self._closed * self._block_s)
-        del self.due[released:], self._stage[released:], self._worst[released:], self._fate[released:]
+        self.horizon_s = max(min(horizon, self.horizon_s), self._final * self._block_s)
+        del self.due[released:], self._stage[released:], self._worst[released:], self._result[released:]
 
     @property
-    def complete(self) -> bool:
-        """Whether every block was handed out."""
-        return self._closed * self._block_s >= self.horizon_s - 1e-9
+    def is_complete(self) -> bool:
+        """True once every block was returned."""
+        return self._final * self._block_s >= self.horizon_s - 1e-9
 
-    def fates(self) -> bytes:
-        """One :class:`Fate` for each arrival."""
-        return bytes(self._fate)
+    def results(self) -> bytes:
+        """One :class:`ArrivalResult` for each arrival."""
+        return bytes(self._result)
 
-    def blocks(self, now_s: float) -> list[Block]:
-        """The blocks that became final since the last call, in order."""
+    def final_blocks(self, now_s: float) -> list[Block]:
+        """Return the blocks that became final since the last call, in order."""
         final: list[Block] = []
-        while not self.complete:
+        while not self.is_complete:
             block = self._next_block(now_s)
             if block is None:
                 break
@@ -167,34 +167,35 @@ class Ledger:
         return final
 
     def _next_block(self, now_s: float) -> Block | None:
-        start = self._closed * self._block_s
+        start = self._final * self._block_s
         end = min(start + self._block_s, self.horizon_s)
         if now_s < end:
             return None
-        if self._in_flight is None:
-            self._in_flight = self.under_way
+        if self._in_flight_at_end is None:
+            self._in_flight_at_end = self.in_flight
         first, last = bisect_left(self.due, start), bisect_left(self.due, end)
-        if not self._all_decided(first, last, overdue_s=now_s - end - self.slow_s):
+        if not self._decide_all(first, last, overdue_s=now_s - end - self.slow_s):
             return None
-        fates = Counter(self._fate[first:last])
+        results = Counter(self._result[first:last])
         block = Block(
             start_s=start,
             seconds=end - start,
             offered=last - first,
-            good=fates[Fate.GOOD],
-            slow=fates[Fate.SLOW],
-            failed=fates[Fate.FAILED],
-            refused=fates[Fate.REFUSED],
-            unsent=fates[Fate.UNSENT],
-            late=self.late[self._closed],
-            in_flight=self._in_flight,
+            good=results[ArrivalResult.GOOD],
+            slow=results[ArrivalResult.SLOW],
+            failed=results[ArrivalResult.FAILED],
+            refused=results[ArrivalResult.REFUSED],
+            unsent=results[ArrivalResult.UNSENT],
+            late=self.late[self._final],
+            in_flight=self._in_flight_at_end,
         )
-        self._closed, self._in_flight = self._closed + 1, None
+        self._final, self._in_flight_at_end = self._final + 1, None
         return block
 
-    def _all_decided(self, first: int, last: int, *, overdue_s: float) -> bool:
+    def _decide_all(self, first: int, last: int, *, overdue_s: float) -> bool:
+        """Decide the arrivals of a block as far as time allows; False while one is still open."""
         for arrival in range(first, last):
-            if self._fate[arrival] != _PENDING:
+            if self._result[arrival] != _PENDING:
                 continue
             if overdue_s < 0:
                 return False
@@ -209,14 +210,14 @@ class Ledger:
                 return False
         return True
 
-    def _decide(self, arrival: int, fate: int) -> None:
-        if self._fate[arrival] == _PENDING:
-            self._fate[arrival] = fate
+    def _decide(self, arrival: int, result: int) -> None:
+        if self._result[arrival] == _PENDING:
+            self._result[arrival] = result
 
     def _leave(self, arrival: int, now_s: float) -> None:
         if _WAITING <= self._stage[arrival] < _OVER:
             self._stage[arrival] = _OVER
-            self.under_way -= 1
+            self.in_flight -= 1
             self.last_over_s = now_s
 
     def _block_of(self, arrival: int) -> int:

@@ -1,7 +1,7 @@
-"""The measuring process's side of the load generator: start it, ask it for trials, end it.
+"""The load generator as the measuring process sees it: start it, run trials, end it.
 
 Locust and gevent live in the generator's own process; nothing here imports them. That process has its own
-session, so that Ctrl-C reaches only us, and it ends when we do, however we end.
+session, so that Ctrl-C reaches only the measuring process, and it ends when the measuring process ends.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tenfold.measure.load.generator_process import GeneratorProcess
 from tenfold.measure.load.generator_protocol import (
     BlockDone,
     Calibrate,
-    Ceiling,
-    Load,
-    Loaded,
+    CalibrationDone,
+    LoadScenario,
     Message,
-    Run,
-    RunClosed,
-    Started,
+    RunClosedLoop,
+    RunOpenLoop,
+    ScenarioLoaded,
     StartUsers,
     Stop,
     TrialDone,
+    UsersStarted,
 )
 from tenfold.measure.load.target import require_listening, require_loopback
 from tenfold.measure.settings import MeasureSettings
@@ -40,30 +40,30 @@ from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
 
 LOAD_TIMEOUT_S = 60.0
 LOGIN_TIMEOUT_S = 45.0
-# What a trial may take beyond its own length: logins before it, histograms after it, a busy machine.
+# Time that a trial may take beyond its own length: logins before it, histograms after it, a busy machine.
 GRACE_S = 20.0
 INTERRUPT_S = 3.0
 CALIBRATION_S = 1.5
 NEAR_CEILING = 0.7
 
 OnBlock = Callable[[Block], None]
-Answer = TypeVar("Answer", Started, Ceiling)
+Answer = TypeVar("Answer", UsersStarted, CalibrationDone)
 
 
 class Generator:
     """The load generator for one scenario and one target, as a context manager.
 
     In an open-loop trial the locustfile's ``wait_time`` is ignored: a user acts when an arrival falls to
-    it. ``environment.stats`` stays empty then; ``run_closed`` honours both. Nothing keeps a locustfile from
-    sending to other hosts by absolute URLs.
+    it. ``environment.stats`` stays empty then; ``run_closed_loop`` honours both. A locustfile can still send
+    to other hosts by absolute URLs.
 
     Args:
         scenario: a locustfile; it runs unmodified, its ``host`` replaced by ``target``.
         target: where the service listens, ``http://127.0.0.1:8000``.
         settings: objective and the most users at once.
-        owned: the user's word that a target elsewhere than on this machine may be put under load.
-        environ: environment of the generator's process; ours by default.
-        cwd: its working folder, which a locustfile can import from; ours by default.
+        owned: the caller may put a target that is not on this machine under load.
+        environ: environment of the generator's process; this process's by default.
+        cwd: its working folder, which a locustfile can import from; this process's by default.
 
     Entering it raises:
         ScenarioError: the locustfile is missing, or does not load.
@@ -92,12 +92,12 @@ class Generator:
         self._process = GeneratorProcess(environ=environ, cwd=cwd)
 
     def __enter__(self) -> Self:
-        path = _existing(self._scenario, self._cwd)
+        path = _require_file(self._scenario, self._cwd)
         require_loopback(self._target, owned=self._owned)
         require_listening(self._target)
         try:
             self._process.start()
-            self._load(path)
+            self._load_scenario(path)
         except BaseException:
             self._process.close()
             raise
@@ -114,25 +114,25 @@ class Generator:
         return self._process.pid
 
     def start_users(self, users: int) -> int:
-        """Log ``users`` users in, a few at a time, and return how many are there.
+        """Log ``users`` users in, a few at a time, and return how many are logged in.
 
         Raises:
-            ScenarioError: none of them got through ``on_start``; with what the service answered.
+            ScenarioError: none of them got through ``on_start``; it quotes the service's answer.
             MeasurementError: the generator's process ended.
         """
-        return self._ask(StartUsers(users), Started, LOGIN_TIMEOUT_S).users
+        return self._ask(StartUsers(users), UsersStarted, LOGIN_TIMEOUT_S).users
 
     def run(self, request: TrialRequest, on_block: OnBlock | None = None) -> Trial:
-        """Carry out an open-loop trial.
+        """Run an open-loop trial.
 
-        ``on_block`` sees each block as soon as it is final; then ``request.rule`` is asked whether the
-        trial may end. Ctrl-C ends the trial and returns what there is, with ``interrupted`` set.
+        ``on_block`` is called with each block as soon as it is final; then ``request.rule`` decides whether
+        the trial may end. Ctrl-C ends the trial and returns what there is, with ``interrupted`` set.
 
         Raises:
             ScenarioError: no user can be logged in any more, or the locustfile stopped the test.
             MeasurementError: the generator's process ended or does not answer.
         """
-        command = Run(
+        command = RunOpenLoop(
             rate=request.rate,
             duration_s=request.duration_s,
             seed=request.seed,
@@ -141,32 +141,32 @@ class Generator:
         )
         return self._trial(command, request, on_block)
 
-    def run_closed(
+    def run_closed_loop(
         self, *, users: int, spawn_rate: float, duration_s: float, on_block: OnBlock | None = None
     ) -> Trial:
-        """Carry out a trial at Locust's own pace, ``wait_time`` included; an arrival is due when it is sent.
+        """Run a trial at Locust's own pace, ``wait_time`` included; an arrival is due when it is sent.
 
-        The request in the returned trial has the rate that came about. Raises as :meth:`run` does.
+        The request in the returned trial has the rate that resulted. Raises as :meth:`run` does.
         """
         request = TrialRequest(rate=0.0, duration_s=duration_s, purpose="closed", seed=0, settle_s=0.0)
-        trial = self._trial(RunClosed(users, spawn_rate, duration_s), request, on_block)
+        trial = self._trial(RunClosedLoop(users, spawn_rate, duration_s), request, on_block)
         rate = trial.offered / trial.seconds if trial.seconds else 0.0
         return replace(trial, request=replace(request, rate=rate))
 
     def calibrate(self) -> float:
-        """The generator's own ceiling: arrivals a second with this kind of client.
+        """Measure the generator's own ceiling: arrivals a second with this kind of client.
 
-        Takes about two seconds and loads only a server of our own that does nothing. An upper bound,
+        Takes about two seconds and loads only a server of its own that does nothing. An upper bound,
         per second of one core: what the locustfile does with the answers comes on top. 0 when its
         clients are neither HttpUser nor FastHttpUser.
         """
-        with _echo() as url:
-            asked = self._ask(Calibrate(url, CALIBRATION_S), Ceiling, CALIBRATION_S + GRACE_S)
-        self._ceiling = asked.rate
-        return asked.rate
+        with _echo_server() as url:
+            done = self._ask(Calibrate(url, CALIBRATION_S), CalibrationDone, CALIBRATION_S + GRACE_S)
+        self._ceiling = done.rate
+        return done.rate
 
     def advice(self, rate: float) -> str:
-        """One sentence when ``rate`` is near the calibrated ceiling, else nothing."""
+        """One sentence when ``rate`` is near the calibrated ceiling, else an empty string."""
         if not self._ceiling or rate < NEAR_CEILING * self._ceiling:
             return ""
         start = f"one generator sends at most {self._ceiling:,.0f} arrivals a second with {self.client}"
@@ -174,9 +174,9 @@ class Generator:
             return f"{start}; let its users inherit from FastHttpUser, which sends several times as many"
         return f"{start}; at {rate:,.0f} the result is limited by the generator"
 
-    def _load(self, path: Path) -> None:
+    def _load_scenario(self, path: Path) -> None:
         self._process.send(
-            Load(
+            LoadScenario(
                 scenario=str(path),
                 target=self._target.rstrip("/"),
                 max_users=self._settings.max_users,
@@ -185,11 +185,13 @@ class Generator:
             )
         )
         loaded = self._process.receive(LOAD_TIMEOUT_S)
-        if not isinstance(loaded, Loaded):
-            raise MeasurementError(f"the generator answered {type(loaded).__name__} to Load")
+        if not isinstance(loaded, ScenarioLoaded):
+            raise MeasurementError(f"the generator answered {type(loaded).__name__} to LoadScenario")
         self.user_classes, self.client = loaded.user_classes, loaded.client
 
-    def _trial(self, command: Run | RunClosed, request: TrialRequest, on_block: OnBlock | None) -> Trial:
+    def _trial(
+        self, command: RunOpenLoop | RunClosedLoop, request: TrialRequest, on_block: OnBlock | None
+    ) -> Trial:
         blocks: list[Block] = []
         slow_s = self._settings.objective.slow_ms / 1000
         deadline = time.monotonic() + request.duration_s + slow_s + HOLD_S + request.settle_s + GRACE_S
@@ -216,19 +218,19 @@ class Generator:
             blocks.append(message.block)
             if on_block is not None:
                 on_block(message.block)
-            if request.rule is not None and not stopped and request.rule.enough(blocks):
+            if request.rule is not None and not stopped and request.rule.should_stop(blocks):
                 stopped = True
                 self._process.send(Stop(settle=True))
 
     def _interrupted(self, blocks: list[Block], request: TrialRequest, slow_s: float) -> Trial:
-        """End the trial at once; without an answer, make do with the blocks that came."""
+        """End the trial at once; without an answer, return the blocks that came."""
         try:
             self._process.send(Stop(settle=False))
             quiet = replace(request, rule=None)
             deadline = time.monotonic() + slow_s + HOLD_S + INTERRUPT_S
             done = self._collect(blocks, deadline, quiet, None)
         except (KeyboardInterrupt, MeasurementError):
-            done = _nothing(blocks)
+            done = _without_answer(blocks)
             self._process.kill()
         return replace(_trial_of(request, blocks, done), interrupted=True)
 
@@ -242,7 +244,7 @@ class Generator:
         return answer
 
 
-def _existing(scenario: Path, cwd: Path | None) -> Path:
+def _require_file(scenario: Path, cwd: Path | None) -> Path:
     path = (cwd or Path.cwd()) / scenario
     if path.is_file():
         return path.resolve()
@@ -270,8 +272,8 @@ def _trial_of(request: TrialRequest, blocks: list[Block], done: TrialDone) -> Tr
     )
 
 
-def _nothing(blocks: list[Block]) -> TrialDone:
-    """What is known of a trial whose generator did not answer any more: its blocks."""
+def _without_answer(blocks: list[Block]) -> TrialDone:
+    """The end of a trial whose generator does not answer any more: only its blocks are known."""
     seconds = blocks[-1].start_s + blocks[-1].seconds if blocks else 0.0
     return TrialDone(
         seconds=seconds,
@@ -288,10 +290,10 @@ def _nothing(blocks: list[Block]) -> TrialDone:
 
 
 @contextmanager
-def _echo() -> Iterator[str]:
-    """A server of our own that does nothing."""
+def _echo_server() -> Iterator[str]:
+    """Run a server that does nothing, in a process of its own."""
     command = [sys.executable, "-P", "-m", "tenfold.measure.load.echo"]
-    with subprocess.Popen(  # noqa: S603 - our own module
+    with subprocess.Popen(  # noqa: S603 - tenfold's own module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     ) as server:
         try:

@@ -1,4 +1,4 @@
-"""The process that Locust lives in: started, spoken to, and ended with everything that it started."""
+"""The generator's process: starting it, talking to it, and ending it with everything that it started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import IO
 
 from tenfold import errors
 from tenfold.errors import MeasurementError
-from tenfold.measure.load.generator_protocol import Channel, Close, Failed, Message
+from tenfold.measure.load.generator_protocol import Close, CommandFailed, GeneratorConnection, Message
 
 CLOSE_S = 3.0
 MAX_LOG = 4 * 1024 * 1024
@@ -26,30 +26,30 @@ LAST_LINES = 5
 class GeneratorProcess:
     """One run of ``python -m tenfold.measure.load.locust``.
 
-    It has its own session, so that Ctrl-C reaches only us, and it exits when our end of the socket closes,
-    so that it does not outlive us. What the locustfile prints goes to a file without a name; when that
-    grows beyond ``MAX_LOG`` bytes it is cut.
+    It has its own session, so that Ctrl-C does not reach it, and it exits when this process's end of the
+    socket closes, so that it does not outlive this process. What the locustfile prints goes to a file without
+    a name, which is truncated when it grows beyond ``MAX_LOG`` bytes.
     """
 
     def __init__(self, *, environ: Mapping[str, str] | None, cwd: Path | None) -> None:
         self._environ = environ
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
-        self._channel: Channel | None = None
+        self._connection: GeneratorConnection | None = None
         self._log: IO[bytes] | None = None
 
     @property
     def pid(self) -> int:
-        """The leader of its process group; 0 before it was started."""
+        """The process id, also that of its process group; 0 before it was started."""
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start it; it waits for a first message."""
-        ours, theirs = socket.socketpair()
-        self._channel = Channel(ours)
+        """Start the process; it waits for a first message."""
+        here, there = socket.socketpair()
+        self._connection = GeneratorConnection(here)
         self._log = _log_file()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
+        with there:
+            self._process = subprocess.Popen(  # noqa: S603 - tenfold's own module
                 [
                     sys.executable,
                     "-P",
@@ -57,14 +57,14 @@ class GeneratorProcess:
                     "-m",
                     "tenfold.measure.load.locust",
                     "--fd",
-                    str(theirs.fileno()),
+                    str(there.fileno()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 cwd=self._cwd,
                 env=None if self._environ is None else dict(self._environ),
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(there.fileno(),),
                 start_new_session=True,
             )
 
@@ -74,61 +74,61 @@ class GeneratorProcess:
         Raises:
             MeasurementError: the process ended, or was never started.
         """
-        if self._channel is None:
+        if self._connection is None:
             raise MeasurementError("the generator is not running; use it inside its with block")
         try:
-            self._channel.send(message)
+            self._connection.send(message)
         except OSError as error:
             raise self._ended() from error
 
     def receive(self, timeout_s: float) -> Message:
-        """The next message; a failure that it reports is raised here.
+        """Wait for the next message and return it; raise the failure that it reports.
 
         Raises:
-            TenfoldError: what the generator says went wrong.
+            TenfoldError: the generator reports that a command failed.
             MeasurementError: the process ended, or does not answer in time.
         """
-        assert self._channel is not None
+        assert self._connection is not None
         try:
-            message = self._channel.receive(max(timeout_s, 0.001))
+            message = self._connection.receive(max(timeout_s, 0.001))
         except TimeoutError as error:
             raise MeasurementError(
                 "the generator does not answer; look for code in the locustfile that blocks"
-                + self._last_words()
+                + self._last_lines()
             ) from error
         except EOFError as error:
             raise self._ended() from error
         self._trim_log()
-        if isinstance(message, Failed):
+        if isinstance(message, CommandFailed):
             raise getattr(errors, message.kind, MeasurementError)(message.message)
         return message
 
     def close(self) -> None:
-        """End the users and the process; nothing is left running. Safe to call twice."""
+        """End the users and the process with all that it started. Safe to call twice."""
         try:
-            self._say_goodbye()
+            self._end_users()
         finally:
             self.kill()
-            if self._channel is not None:
-                self._channel.close()
+            if self._connection is not None:
+                self._connection.close()
             if self._log is not None:
                 self._log.close()
-            self._channel = self._log = None
+            self._connection = self._log = None
 
     def kill(self) -> None:
-        """End the process and whatever it started, at once."""
+        """Kill the process and everything that it started."""
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _say_goodbye(self) -> None:
+    def _end_users(self) -> None:
         """Let ``on_stop`` and the listeners of ``test_stop`` run, but not for long."""
-        if self._process is None or self._channel is None or self._process.poll() is not None:
+        if self._process is None or self._connection is None or self._process.poll() is not None:
             return
         with suppress(OSError, subprocess.TimeoutExpired):
-            self._channel.send(Close())
+            self._connection.send(Close())
             self._process.wait(CLOSE_S)
 
     def _ended(self) -> MeasurementError:
@@ -137,10 +137,10 @@ class GeneratorProcess:
             with suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(CLOSE_S)
         how = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
-        return MeasurementError(f"the generator's process was ended {how}; start again{self._last_words()}")
+        return MeasurementError(f"the generator's process was ended {how}; start again{self._last_lines()}")
 
-    def _last_words(self) -> str:
-        """What it wrote last, for the end of a sentence."""
+    def _last_lines(self) -> str:
+        """The last lines that it printed, for the end of an error message."""
         if self._log is None:
             return ""
         size = os.fstat(self._log.fileno()).st_size

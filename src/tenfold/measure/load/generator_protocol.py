@@ -1,4 +1,4 @@
-"""What the measuring process and the generator say to each other: JSON values over a socket pair.
+"""The protocol between the measuring process and the generator's process: JSON over a socket pair.
 
 Each message is four bytes of length, big-endian, and its JSON. No pickle: a locustfile runs on the other
 side. Not stdout either: locustfiles print.
@@ -20,8 +20,8 @@ MAX_MESSAGE = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
 
-class Load(msgspec.Struct, tag=True):
-    """Load a locustfile."""
+class LoadScenario(msgspec.Struct, tag=True):
+    """Load a locustfile; comes first."""
 
     scenario: str
     target: str
@@ -31,13 +31,13 @@ class Load(msgspec.Struct, tag=True):
 
 
 class StartUsers(msgspec.Struct, tag=True):
-    """Log users in until there are so many."""
+    """Log users in until there are ``users`` of them."""
 
     users: int
 
 
-class Run(msgspec.Struct, tag=True):
-    """An open-loop trial."""
+class RunOpenLoop(msgspec.Struct, tag=True):
+    """Run an open-loop trial."""
 
     rate: float
     duration_s: float
@@ -46,8 +46,8 @@ class Run(msgspec.Struct, tag=True):
     overload: bool
 
 
-class RunClosed(msgspec.Struct, tag=True):
-    """A trial with Locust's own pace."""
+class RunClosedLoop(msgspec.Struct, tag=True):
+    """Run a trial at Locust's own pace."""
 
     users: int
     spawn_rate: float
@@ -55,38 +55,38 @@ class RunClosed(msgspec.Struct, tag=True):
 
 
 class Calibrate(msgspec.Struct, tag=True):
-    """Find out how much one core can send to a server that does nothing."""
+    """Measure how much one core can send to ``url``, a server that does nothing."""
 
     url: str
     seconds: float
 
 
 class Stop(msgspec.Struct, tag=True):
-    """End the running trial now."""
+    """End the running trial now; without ``settle`` do not wait for unanswered requests."""
 
     settle: bool
 
 
 class Close(msgspec.Struct, tag=True):
-    """End the users, and yourself."""
+    """End the users and the process."""
 
 
-class Loaded(msgspec.Struct, tag=True):
+class ScenarioLoaded(msgspec.Struct, tag=True):
     """The locustfile is loaded."""
 
     user_classes: list[str]
     client: str  # the costliest kind among them: "HttpUser", "FastHttpUser" or "User"
 
 
-class Failed(msgspec.Struct, tag=True):
-    """Something could not be done; ``kind`` names a class of tenfold.errors."""
+class CommandFailed(msgspec.Struct, tag=True):
+    """A command failed; ``kind`` names a class of tenfold.errors."""
 
     kind: str
     message: str
 
 
-class Started(msgspec.Struct, tag=True):
-    """So many users are logged in; so many did not get through."""
+class UsersStarted(msgspec.Struct, tag=True):
+    """``users`` are logged in; ``failed`` did not get through ``on_start``."""
 
     users: int
     failed: int
@@ -113,31 +113,31 @@ class TrialDone(msgspec.Struct, tag=True):
     notes: Mapping[str, int]
 
 
-class Ceiling(msgspec.Struct, tag=True):
+class CalibrationDone(msgspec.Struct, tag=True):
     """Arrivals per second of one core's time; 0 when the scenario has clients of its own."""
 
     rate: float
 
 
 Message = (
-    Load
+    LoadScenario
     | StartUsers
-    | Run
-    | RunClosed
+    | RunOpenLoop
+    | RunClosedLoop
     | Calibrate
     | Stop
     | Close
-    | Loaded
-    | Failed
-    | Started
+    | ScenarioLoaded
+    | CommandFailed
+    | UsersStarted
     | BlockDone
     | TrialDone
-    | Ceiling
+    | CalibrationDone
 )
 
 
-class Channel:
-    """One end of the socket pair. Many may send, one receives."""
+class GeneratorConnection:
+    """One end of the socket pair. Many threads may send, one receives."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -149,7 +149,7 @@ class Channel:
         """Send one message.
 
         Raises:
-            OSError: when the other end is gone.
+            OSError: the other end is gone.
         """
         body = msgspec.json.encode(message)
         with self._sending:
@@ -157,14 +157,14 @@ class Channel:
             self._socket.sendall(_LENGTH.pack(len(body)) + body)
 
     def receive(self, timeout_s: float | None = None) -> Message:
-        """The next message.
+        """Wait for the next message and return it.
 
         Raises:
-            TimeoutError: when none came in time; what has come of one is kept for the next call.
-            EOFError: when the other end is gone, or sent what is no message.
+            TimeoutError: none came in time; a part that has come is kept for the next call.
+            EOFError: the other end is gone, or sent something that is no message.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (body := self._take()) is None:
+        while (body := self._next_body()) is None:
             self._read(None if deadline is None else deadline - time.monotonic())
         try:
             message: Message = self._decoder.decode(body)
@@ -173,10 +173,10 @@ class Channel:
         return message
 
     def close(self) -> None:
-        """Hang up; the other end notices."""
+        """Close this end; the other one notices."""
         self._socket.close()
 
-    def _take(self) -> bytes | None:
+    def _next_body(self) -> bytes | None:
         if len(self._pending) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._pending)

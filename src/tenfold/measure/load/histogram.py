@@ -1,7 +1,7 @@
 """Latency histograms: HdrHistogram V2, base64, microseconds from 1 µs to 1 hour, three significant digits.
 
-A value is off by 0.1 % at most (128 µs at 200 ms). That is good for percentiles and too coarse for a
-verdict at a limit: whether an arrival was slow is decided on the measured number, never here.
+A value is off by 0.1 % at most (128 µs at 200 ms). That is good for percentiles and too coarse at a limit:
+whether an arrival was slow is decided on the measured number, never here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXACT_BITS = 11  # 2 · 10^3 rounded up to a power of two: below it every micro
 
 
 def encode(values_ms: Iterable[float]) -> str:
-    """A histogram of latencies in milliseconds; below zero counts as zero, above an hour as an hour.
+    """Encode latencies in milliseconds as a histogram; below zero counts as zero, above an hour as an hour.
 
     Equal counters are added up before the histogram sees them: recording one value costs two microseconds
     in Python, and a trial has a hundred thousand.
@@ -38,7 +38,7 @@ def encode(values_ms: Iterable[float]) -> str:
 
 
 def merge(encoded: Iterable[str]) -> str:
-    """One histogram with the counts of all."""
+    """Add up histograms."""
     histogram = _empty()
     for one in encoded:
         if HdrHistogram.decode(one).get_total_count():
@@ -47,12 +47,12 @@ def merge(encoded: Iterable[str]) -> str:
 
 
 def count(encoded: str) -> int:
-    """How many latencies were recorded."""
+    """Number of recorded latencies."""
     return int(HdrHistogram.decode(encoded).get_total_count())
 
 
 def percentiles(encoded: str, points: Sequence[float]) -> dict[float, float]:
-    """The latencies in milliseconds at ``points`` (0..100); NaN for an empty histogram."""
+    """Latencies in milliseconds at ``points`` (0..100); NaN for an empty histogram."""
     histogram = HdrHistogram.decode(encoded)
     if not histogram.get_total_count():
         return dict.fromkeys(points, math.nan)
@@ -61,14 +61,14 @@ def percentiles(encoded: str, points: Sequence[float]) -> dict[float, float]:
 
 
 def percentile(encoded: str, point: float) -> float:
-    """The latency in milliseconds that ``point`` per cent did not exceed; NaN when empty."""
+    """Latency in milliseconds that ``point`` per cent did not exceed; NaN when empty."""
     return percentiles(encoded, (point,))[point]
 
 
 def share_above(encoded: str, limit_ms: float) -> float:
-    """The share of latencies above ``limit_ms``, to the histogram's 0.1 %; 0 when empty.
+    """Share of latencies above ``limit_ms``, to the histogram's 0.1 %; 0 when empty.
 
-    What shares its counter with the limit counts as not above it.
+    A latency that shares its counter with the limit counts as not above it.
     """
     histogram = HdrHistogram.decode(encoded)
     total = histogram.get_total_count()
@@ -88,7 +88,7 @@ def _text(histogram: Any) -> str:
 
 
 def _counter_of(value_ms: float) -> int:
-    """The lowest value, in microseconds, that falls into the same counter of the histogram."""
+    """Lowest value, in microseconds, that falls into the same counter of the histogram."""
     value = int(value_ms * 1000)
     if value <= 0:
         return 0

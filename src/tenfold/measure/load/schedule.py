@@ -1,6 +1,6 @@
-"""When the next arrival is due, and whose it is. Pure: numbers in, numbers out, one seed one answer.
+"""The schedule of a trial: due times and user classes of its arrivals. Pure: one seed, one schedule.
 
-Arrivals of many independent people form a Poisson process: the gaps between them are exponential and do
+Arrivals of many independent visitors form a Poisson process: the gaps between them are exponential and do
 not depend on what the service does (Schroeder, Wierman and Harchol-Balter, "Open Versus Closed: A
 Cautionary Tale", NSDI 2006). The whole schedule is drawn before the trial begins, so that a slow answer
 cannot move a later arrival.
@@ -37,8 +37,8 @@ def poisson(*, rate: float, duration_s: float, seed: int) -> array[float]:
     return due
 
 
-def draws(count: int, *, shares: Sequence[float], seed: int) -> bytes:
-    """For each arrival the index of its user class, drawn with probability proportional to ``shares``.
+def draw_classes(count: int, *, shares: Sequence[float], seed: int) -> bytes:
+    """Index of the user class of each arrival, drawn with probability proportional to ``shares``.
 
     Raises:
         ValueError: when there are no shares, more than 256 of them, or none is positive.
@@ -53,7 +53,7 @@ def draws(count: int, *, shares: Sequence[float], seed: int) -> bytes:
 
 
 def apportion(users: int, *, weights: Sequence[float], fixed: Sequence[int]) -> list[int]:
-    """How many of ``users`` belong to each class: first the fixed numbers, then the rest by weight.
+    """Number of users of each class: first the fixed numbers, then the rest by weight.
 
     The rest is dealt by largest remainder, so that the numbers add up. A class with a fixed number takes
     no part in the rest; when there are too few users for all fixed numbers, earlier classes go first.
@@ -75,15 +75,15 @@ def apportion(users: int, *, weights: Sequence[float], fixed: Sequence[int]) -> 
 
 
 def arrival_shares(users: int, *, weights: Sequence[float], fixed: Sequence[int]) -> list[float]:
-    """The share of arrivals of each class when each of ``users`` is equally likely to act.
+    """Share of arrivals of each class when each of ``users`` is equally likely to act.
 
     A class with a fixed number of users gets that number of parts in ``users``, the others divide the
     rest by weight, however many of their users are logged in or busy at the moment.
     """
     users = max(users, 1)
-    taken = [min(number / users, 1.0) for number in fixed]
+    fixed_shares = [min(number / users, 1.0) for number in fixed]
     free = [0.0 if number else weight for weight, number in zip(weights, fixed, strict=True)]
-    rest, total = max(0.0, 1.0 - sum(taken)), sum(free)
+    rest, total = max(0.0, 1.0 - sum(fixed_shares)), sum(free)
     if not total:
-        return taken
-    return [part + rest * weight / total for part, weight in zip(taken, free, strict=True)]
+        return fixed_shares
+    return [part + rest * weight / total for part, weight in zip(fixed_shares, free, strict=True)]

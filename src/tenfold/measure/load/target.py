@@ -1,4 +1,4 @@
-"""May this service be loaded, and does it answer at all?"""
+"""Checks of a target before it is loaded: it is on this machine or owned, and it listens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ FLAG = "--i-own-this-target"
 
 
 def require_loopback(url: str, *, owned: bool, resolve: Resolve | None = None) -> None:
-    """Refuse a target that is not on this machine, unless its owner says that it may be loaded.
+    """Refuse a target that is not on this machine, unless the user says that it is theirs.
 
     Args:
         url: ``http://`` or ``https://``, with a host.
-        owned: the user's word for it; then only the form of the URL is checked.
-        resolve: host and port to addresses, :func:`socket.getaddrinfo` by default.
+        owned: the user says that the target may be loaded; then only the form of the URL is checked.
+        resolve: maps host and port to addresses; :func:`socket.getaddrinfo` by default.
 
     Raises:
         TargetError: for another scheme, no host, a host that does not resolve, or one address that is not
-            loopback. The name is resolved once more when requests are sent; what a name server answers then
-            is outside this check.
+            loopback. The name is resolved again when requests are sent; what a name server answers then is
+            outside this check.
     """
     parts = _split(url)
     if owned:
@@ -45,10 +45,10 @@ def require_loopback(url: str, *, owned: bool, resolve: Resolve | None = None) -
 
 
 def require_listening(url: str, *, timeout_s: float = 5.0) -> None:
-    """Connect once and hang up.
+    """Connect once and close the connection.
 
     Raises:
-        TargetError: when nothing accepts the connection in time.
+        TargetError: nothing accepts the connection in time.
     """
     parts = _split(url)
     address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
@@ -61,11 +61,11 @@ def require_listening(url: str, *, timeout_s: float = 5.0) -> None:
             else f"does not answer ({error})"
         )
         raise TargetError(
-            f"{shown(url)} {why}; start the service, or give the address where it listens"
+            f"{without_credentials(url)} {why}; start the service, or give the address where it listens"
         ) from error
 
 
-def shown(url: str) -> str:
+def without_credentials(url: str) -> str:
     """The URL without user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -158,13 +158,14 @@ def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -
     if found.outcome == "at_least":
         sends = f"; the generator sends at most {ceiling:,.0f}/s" if ceiling else ""
         limits = {"generator": f"limited by the generator{sends}", "interrupted": "interrupted"}
-        return limits.get(found.why, f"no rate failed within the budget of {settings.budget_s:g} s{sends}")
+        budget = f"no rate failed within the budget of {settings.budget_s:g} s{sends}"
+        return limits.get(found.stopped_by, budget)
     width = f"{100 * (found.width or 0):.0f} % wide"
     return {
         "width": f"{width}, as narrow as was asked for",
         "budget": f"{width} when the budget of {settings.budget_s:g} s ended; a longer --budget-s narrows it",
         "generator": f"{width}; limited by the generator",
-    }.get(found.why, f"{width} when it was interrupted")
+    }.get(found.stopped_by, f"{width} when it was interrupted")
 
 
 def changed_answers(trials: Sequence[Trial]) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""The capacity search: which trial comes next, and what the capacity is. Pure."""
+"""The capacity search: the choice of the next trial, and the estimate of the capacity. Pure."""

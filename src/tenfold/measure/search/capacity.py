@@ -1,21 +1,22 @@
-"""How much can the service take? A search that asks for trials and ends with an interval. Pure.
+"""The capacity search: it requests trials and ends with an interval of the capacity. Pure.
 
     search = CapacitySearch(settings)
-    while (request := search.next()) is not None:
-        search.tell(generator.run(request))
+    while (request := search.next_trial()) is not None:
+        search.record(generator.run(request))
     capacity = search.result()
 
-It goes in five steps, and never beyond its budget:
+It has five steps, within its budget:
 
 1. *warm up*: fill pools and caches; a service that misses its objective here is tried one request at a time;
 2. *ramp*: double the rate every three seconds until a trial fails or the number in flight grows steadily;
 3. *search*: bisect the logarithm of the rate with a sequential probability ratio test per trial;
-4. *confirm*: longer trials below and above in turn, where the posterior of the capacity leaves most open;
+4. *confirm*: longer trials below and above in turn, where the posterior of the capacity is widest;
 5. *stop* when the interval is narrow enough, or when the budget ends.
 
-The interval comes from all trials together (``crossing.py``). Exact binomial limits decide where verdicts are
-independent, at one request at a time; near the capacity they would need more arrivals than a budget has: 72
-independent ones without a bad one only to say "below 5 %", while a bad moment there lasts a second or more.
+The interval comes from all trials together (``capacity_model.py``). Exact binomial limits decide where
+arrivals are independent, at one request at a time; near the capacity they would need more arrivals than a
+budget has: 72 independent ones without a bad one only to say "below 5 %", while runs of bad ones last a
+second or more.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from math import floor, sqrt
 from statistics import stdev
 from typing import Literal
 
-from tenfold.measure.search.capacity_model import Crossing, Sample, crossing
+from tenfold.measure.search.capacity_model import CapacityEstimate, TrialCounts, estimate_capacity
 from tenfold.measure.search.sequential import (
-    Count,
-    Decision,
+    ArrivalCount,
+    RateVerdict,
     SequentialTest,
-    batches,
-    lagging,
+    join_blocks,
     share_limits,
-    steady,
+    skip_start,
+    uncompleted,
 )
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Purpose, StopRule, Trial, TrialRequest
 
-Outcome = Literal["found", "at_least", "below", "undecided"]
-Why = Literal["width", "budget", "generator", "interrupted", "objective"]
+CapacityOutcome = Literal["found", "at_least", "below", "undecided"]
+StopCause = Literal["width", "budget", "generator", "interrupted", "objective"]
 
 SKIP_S = 1.0  # not counted: the service is empty when a trial begins
 WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
@@ -59,27 +60,25 @@ REPEATS = 2  # of a trial that the generator limited
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the service sustains within its objective, arrivals per second.
+    """Arrivals per second that the service sustains within its objective.
 
     ``found``: between ``low`` and ``high``. ``at_least``: ``low`` or more. ``below``: less than ``high``,
-    which is one request at a time. ``undecided``: nothing can be said, for the ``reason``.
+    which is one request at a time. ``undecided``: neither, for the ``reason``.
     """
 
-    outcome: Outcome
-    why: Why  # why the search stopped
+    outcome: CapacityOutcome
+    stopped_by: StopCause
     low: float | None = None
     high: float | None = None
     confidence: float = 0.95
     reason: str = ""
     seconds: float = 0.0
     trials: int = 0
-    clean_rate: float | None = (
-        None  # of the fastest trial that passed at a rate that the interval does not exclude
-    )
-    floor: float = 0.0  # the share of arrivals that is bad at any rate
-    run_s: float = 0.0  # how long runs of bad arrivals last at the capacity
+    clean_rate: float | None = None  # fastest rate that passed and that the interval does not exclude
+    floor: float = 0.0  # share of arrivals that is bad at any rate
+    run_s: float = 0.0  # duration of runs of bad arrivals at the capacity
     steal_share: float = 0.0  # CPU time that went to other machines on the same host, mean over the trials
-    steal_width: float = 0.0  # by how much either end moved for it, relative
+    steal_width: float = 0.0  # relative move of either end for it
 
     @property
     def width(self) -> float | None:
@@ -90,11 +89,11 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchState:
-    """What a progress line shows."""
+class SearchProgress:
+    """Phase, verdicts and time of a running search, for a progress line."""
 
     phase: Purpose
-    verdicts: tuple[tuple[float, Decision], ...]  # rate and how it ended, in order
+    verdicts: tuple[tuple[float, RateVerdict], ...]  # rate and verdict, in order
     spent_s: float
     budget_s: float
     low: float | None
@@ -102,13 +101,13 @@ class SearchState:
 
 
 @dataclass(frozen=True, slots=True)
-class Drowned:
-    """Ends a trial that has nothing more to say: most arrivals of the last two seconds were bad."""
+class StopWhenOverloaded:
+    """A stop rule: ends a trial when most arrivals of the last two seconds were bad."""
 
     share: float = 0.7
 
-    def enough(self, blocks: Sequence[Block]) -> bool:
-        """Whether the service has drowned."""
+    def should_stop(self, blocks: Sequence[Block]) -> bool:
+        """Return whether the service is overloaded."""
         end = blocks[-1].start_s + blocks[-1].seconds
         last = [block for block in blocks if block.start_s >= end - 2 - 1e-6]
         offered, bad = sum(block.offered for block in last), sum(block.bad for block in last)
@@ -116,27 +115,27 @@ class Drowned:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """Ends a trial when the sequential test has decided and the service keeps up, or when it has drowned."""
+class StopWhenDecided:
+    """A stop rule: ends a trial once its rate has passed or failed, or the service is overloaded."""
 
     test: SequentialTest
     achieved_share: float
 
-    def enough(self, blocks: Sequence[Block]) -> bool:
-        """Whether the rate has passed or failed."""
-        counted = steady(blocks, skip_s=SKIP_S)
+    def should_stop(self, blocks: Sequence[Block]) -> bool:
+        """Return whether the rate has passed or failed."""
+        counted = skip_start(blocks, skip_s=SKIP_S)
         if sum(block.seconds for block in counted) < SEARCH_LEAST_S - 1e-6:
-            return Drowned().enough(blocks)
-        if lagging(counted, achieved_share=self.achieved_share):
+            return StopWhenOverloaded().should_stop(blocks)
+        if uncompleted(counted, achieved_share=self.achieved_share):
             return False
-        return self.test.decide(counted) != "undecided" or Drowned().enough(blocks)
+        return self.test.decide(counted) != "undecided" or StopWhenOverloaded().should_stop(blocks)
 
 
 class CapacitySearch:
-    """Asks for trials and ends with an interval; knows neither clocks nor sockets.
+    """A search for the capacity of a service; it uses neither clocks nor sockets.
 
-    ``ceiling``: the highest rate that the generator can send. ``correlated=False`` takes arrivals for
-    independent coin flips; it is there to show what becomes of the interval then.
+    ``ceiling``: the highest rate that the generator can send. ``correlated=False`` treats arrivals as
+    independent coin flips; it is there to show how far the interval is off then.
     """
 
     def __init__(self, settings: MeasureSettings, *, ceiling: float = 1e6, correlated: bool = True) -> None:
@@ -147,34 +146,34 @@ class CapacitySearch:
         self._slow_s = self._objective.slow_ms / 1000
         self._lone_rate = min(1.0, 1 / self._slow_s)
         self._trials: list[Trial] = []
-        self._samples: list[Sample] = []
-        self._verdicts: list[tuple[float, Decision]] = []
+        self._counts: list[TrialCounts] = []
+        self._verdicts: list[tuple[float, RateVerdict]] = []
         self._spent_s, self._asked, self._settling_s = 0.0, 0, 0.5
-        self._why: Why = "budget"
-        self._missed = False
-        self._crossing: Crossing | None = None
+        self._stopped_by: StopCause = "budget"
+        self._objective_missed = False
+        self._last_estimate: CapacityEstimate | None = None
         self._plan = self._steps()
         self._request: TrialRequest | None = next(self._plan, None)
 
-    def next(self) -> TrialRequest | None:
-        """The next trial to run, or None when the search has ended."""
+    def next_trial(self) -> TrialRequest | None:
+        """Return the next trial to run, or None when the search has ended."""
         return self._request
 
-    def tell(self, trial: Trial, *, elapsed_s: float | None = None) -> None:
-        """How the trial went that ``next`` asked for.
+    def record(self, trial: Trial, *, elapsed_s: float | None = None) -> None:
+        """Record the trial that ``next_trial`` requested.
 
-        ``elapsed_s``: what it took in all, where that is more than its seconds and its settling. An
+        ``elapsed_s``: its whole duration, where that is more than its seconds and its settling. An
         interrupted trial ends the search. Raises ValueError when the search has ended already.
         """
         if self._request is None:
-            raise ValueError("the search has ended and asked for no trial")
+            raise ValueError("the search has ended and requested no trial")
         took_s = trial.seconds + trial.settled_s if elapsed_s is None else elapsed_s
         self._spent_s += took_s
         self._settling_s = 0.7 * self._settling_s + 0.3 * max(took_s - trial.seconds, 0.0)
         self._trials.append(trial)
         if trial.interrupted:
             self._count(trial)
-            self._why, self._request = "interrupted", None
+            self._stopped_by, self._request = "interrupted", None
             return
         try:
             self._request = self._plan.send(trial)
@@ -186,31 +185,31 @@ class CapacitySearch:
         """All trials so far, in order."""
         return tuple(self._trials)
 
-    def state(self) -> SearchState:
-        """Where the search stands."""
+    def progress(self) -> SearchProgress:
+        """Phase, verdicts and time so far."""
         phase = self._request.purpose if self._request else "confirm"
-        low = self._crossing.low if self._crossing else None
-        high = self._crossing.high if self._crossing else None
-        return SearchState(phase, tuple(self._verdicts), self._spent_s, self._settings.budget_s, low, high)
+        low = self._last_estimate.low if self._last_estimate else None
+        high = self._last_estimate.high if self._last_estimate else None
+        return SearchProgress(phase, tuple(self._verdicts), self._spent_s, self._settings.budget_s, low, high)
 
     def result(self) -> Capacity:
-        """What is known so far; usable at any time."""
-        why: Why = "interrupted" if self._request is not None else self._why
+        """The capacity as far as it is known; usable at any time."""
+        cause: StopCause = "interrupted" if self._request is not None else self._stopped_by
         passed = [rate for rate, verdict in self._verdicts if verdict == "passed"]
         failed = [rate for rate, verdict in self._verdicts if verdict == "failed"]
-        if self._missed:
+        if self._objective_missed:
             return self._capacity("below", "objective", high=self._lone_rate)
         if failed and any(verdict != "failed" for _, verdict in self._verdicts):
-            return self._found(why)
+            return self._found(cause)
         if passed:
-            return self._capacity("at_least", why, low=max(passed), clean_rate=max(passed))
-        return self._capacity("undecided", why, reason=f"no rate passed before {_ENDS[why]}")
+            return self._capacity("at_least", cause, low=max(passed), clean_rate=max(passed))
+        return self._capacity("undecided", cause, reason=f"no rate passed before {_ENDS[cause]}")
 
-    # The five steps. Each yields a request and is sent the trial.
+    # The five steps: generators that yield a request and are sent the trial.
 
     def _steps(self) -> Generator[TrialRequest, Trial, None]:
         lone = yield from self._warm_up()
-        if self._missed:
+        if self._objective_missed:
             return
         low, high, guess = yield from self._ramp(2 * self._lone_rate if lone else RAMP_START)
         if high is None:
@@ -219,39 +218,42 @@ class CapacitySearch:
         yield from self._confirm()
 
     def _warm_up(self) -> Generator[TrialRequest, Trial, bool]:
-        """Whether the service had to be tried at one request at a time, and met its objective there."""
+        """Warm up; return whether the service had to be tried at one request at a time."""
         trial = yield self._ask(WARM_UP_RATE, WARM_UP_S, "warm-up")
         limit = self._objective.bad_share
         if not trial.offered or share_limits(trial.bad, trial.offered)[0] <= limit:
             return False
-        lone = yield from self._run(self._lone_rate, 10 / self._lone_rate, "warm-up", Drowned(0.9))
+        lone = yield from self._run(self._lone_rate, 10 / self._lone_rate, "warm-up", StopWhenOverloaded(0.9))
         if lone is not None:
-            counted = steady(lone.blocks, skip_s=SKIP_S)
+            counted = skip_start(lone.blocks, skip_s=SKIP_S)
             offered, bad = sum(b.offered for b in counted), sum(b.bad for b in counted)
-            self._missed = offered > 0 and share_limits(bad, offered)[0] > limit
+            self._objective_missed = offered > 0 and share_limits(bad, offered)[0] > limit
         return True
 
     def _ramp(self, rate: float) -> Generator[TrialRequest, Trial, tuple[float | None, float | None, float]]:
-        """The fastest rate that passed, the one that failed, and what was completed per second there."""
+        """Double the rate until one fails.
+
+        Return the fastest rate that passed, the one that failed, and the arrivals completed per second there.
+        """
         low = None
         while True:
-            trial = yield from self._run(min(rate, self._ceiling), RAMP_S, "ramp", Drowned())
+            trial = yield from self._run(min(rate, self._ceiling), RAMP_S, "ramp", StopWhenOverloaded())
             if trial is None:
                 return low, None, 0.0
             if self._verdicts[-1][1] == "failed":
                 return low, rate, (trial.offered - trial.blocks[-1].in_flight) / trial.seconds
             low = trial.request.rate
             if low >= self._ceiling:
-                self._why = "generator"
+                self._stopped_by = "generator"
                 return low, None, 0.0
             rate *= 2
 
     def _bisect(self, low: float, high: float, guess: float) -> Generator[TrialRequest, Trial, None]:
-        """Until the bracket is close, or a rate is so near the capacity that the test cannot tell.
+        """Bisect until the bracket is close, or a rate is so near the capacity that the test is undecided.
 
-        The first guess is what an overloaded service completes: often near; if not, one trial is lost.
+        The first guess is the throughput of the overloaded service: often near; if not, one trial is lost.
         """
-        rule = Decided(self._test, self._objective.achieved_share)
+        rule = StopWhenDecided(self._test, self._objective.achieved_share)
         while high / low > CLOSE:
             rate = guess if low * 1.02 < guess < high / 1.02 else sqrt(low * high)
             guess = 0.0
@@ -263,37 +265,37 @@ class CapacitySearch:
             low, high = (rate, high) if verdict == "passed" else (low, rate)
 
     def _confirm(self) -> Generator[TrialRequest, Trial, None]:
-        """Below and above in turn, one of each at the least."""
+        """Run trials below and above the estimate in turn, one of each at the least."""
         done = 0
-        while self._why == "budget":
-            estimate = self._crossing = self._estimate()
+        while self._stopped_by == "budget":
+            estimate = self._last_estimate = self._estimate()
             found = self._found("width")
             if done >= 2 and found.width is not None and found.width <= self._settings.width:
-                self._why = "width"
+                self._stopped_by = "width"
                 return
-            rate = estimate.quarter if done % 2 == 0 else estimate.three_quarters
+            rate = estimate.q30 if done % 2 == 0 else estimate.q70
             seconds = max(CONFIRM_S, min(8 * self._slow_s, 3 * CONFIRM_S))
             rate = min(max(rate, self._lone_rate), self._ceiling)
-            if (yield from self._run(rate, seconds, "confirm", Drowned())) is None:
+            if (yield from self._run(rate, seconds, "confirm", StopWhenOverloaded())) is None:
                 return
             done += 1
 
-    # What they are made of.
+    # Their parts.
 
     def _run(
         self, rate: float, seconds: float, purpose: Purpose, rule: StopRule
     ) -> Generator[TrialRequest, Trial, Trial | None]:
-        """A trial that says something about the service, or None: no budget, or limited by the generator."""
+        """Run a trial that the generator does not limit; None without one, or when the budget is used up."""
         for _ in range(1 + REPEATS):
             left_s = self._settings.budget_s - self._spent_s - min(self._settling_s, 2.0)
             if left_s < LEAST_S:
                 return None
-            whole_s = floor(2 * min(seconds, left_s)) / 2  # a block more would be beyond the budget
+            whole_s = floor(2 * min(seconds, left_s)) / 2  # whole blocks within the budget
             trial = yield self._ask(rate, whole_s, purpose, rule)
-            if not trial.generator.limited():
+            if not trial.generator.is_limited():
                 self._count(trial)
                 return trial
-        self._why = "generator"
+        self._stopped_by = "generator"
         return None
 
     def _ask(
@@ -303,38 +305,37 @@ class CapacitySearch:
         return TrialRequest(rate, seconds, purpose, self._settings.seed * 10_000 + self._asked, rule)
 
     def _count(self, trial: Trial) -> None:
-        counted = steady(trial.blocks, skip_s=SKIP_S)
-        counts = batches(counted, seconds=1.0)
-        if trial.generator.limited() or not sum(count.offered for count in counts):
+        counted = skip_start(trial.blocks, skip_s=SKIP_S)
+        counts = join_blocks(counted, seconds=1.0)
+        if trial.generator.is_limited() or not sum(count.offered for count in counts):
             return
-        behind = lagging(counted, achieved_share=self._objective.achieved_share)
-        sample = Sample(trial.request.rate, trial.seconds, _behind(counts, behind))
-        self._samples.append(sample)
-        verdict = "failed" if behind else self._test.decide(counted)
+        backlog = uncompleted(counted, achieved_share=self._objective.achieved_share)
+        self._counts.append(TrialCounts(trial.request.rate, trial.seconds, _add_bad(counts, backlog)))
+        verdict = "failed" if backlog else self._test.decide(counted)
         self._verdicts.append((trial.request.rate, verdict))
 
-    def _estimate(self) -> Crossing:
-        return crossing(
-            self._samples,
+    def _estimate(self) -> CapacityEstimate:
+        return estimate_capacity(
+            self._counts,
             limit=self._objective.bad_share,
             slow_s=self._slow_s,
             correlated=self._correlated,
         )
 
-    def _found(self, why: Why) -> Capacity:
+    def _found(self, cause: StopCause) -> Capacity:
         estimate = self._estimate()
         widened = self._steal_width()
         slowest, verdict = min(self._verdicts)
         low = estimate.low * (1 - widened)
-        high = min(estimate.high * (1 + widened), max(sample.rate for sample in self._samples))
+        high = min(estimate.high * (1 + widened), max(counts.rate for counts in self._counts))
         if high <= slowest:
-            return self._capacity("below", why, high=slowest)
+            return self._capacity("below", cause, high=slowest)
         if verdict != "failed":
             low = max(low, slowest)
         passed = [rate for rate, verdict in self._verdicts if verdict == "passed" and rate <= high]
         return self._capacity(
             "found",
-            why,
+            cause,
             low=low,
             high=high,
             clean_rate=max(passed, default=None),
@@ -344,8 +345,8 @@ class CapacitySearch:
 
     def _capacity(
         self,
-        outcome: Outcome,
-        why: Why,
+        outcome: CapacityOutcome,
+        stopped_by: StopCause,
         *,
         low: float | None = None,
         high: float | None = None,
@@ -357,7 +358,7 @@ class CapacitySearch:
         steal = [trial.generator.steal_share for trial in self._trials]
         return Capacity(
             outcome,
-            why,
+            stopped_by,
             low,
             high,
             reason=reason,
@@ -371,19 +372,19 @@ class CapacitySearch:
         )
 
     def _steal_width(self) -> float:
-        """Each trial's capacity was less by what was stolen meanwhile: 1.96 standard errors of its mean.
+        """Relative widening for stolen CPU time: 1.96 standard errors of its mean over the trials.
 
-        A steady theft widens nothing: it is part of the machine that was measured.
+        Steady steal widens nothing: it is part of the machine that was measured.
         """
         steal = [t.generator.steal_share for t in self._trials if t.request.purpose in ("search", "confirm")]
         return 1.96 * stdev(steal) / sqrt(len(steal)) if len(steal) > 1 else 0.0
 
 
-def _behind(counts: Sequence[Count], behind: int) -> tuple[Count, ...]:
-    """The counts with those that the service fell behind by among the bad ones, the last first."""
+def _add_bad(counts: Sequence[ArrivalCount], missing: int) -> tuple[ArrivalCount, ...]:
+    """Count ``missing`` arrivals as bad, the last ones first."""
     result = []
     for count in reversed(counts):
-        more = min(count.offered - count.bad, max(behind - count.bad, 0))
-        behind -= count.bad + more
-        result.append(Count(count.offered, count.bad + more))
+        more = min(count.offered - count.bad, max(missing - count.bad, 0))
+        missing -= count.bad + more
+        result.append(ArrivalCount(count.offered, count.bad + more))
     return tuple(reversed(result))

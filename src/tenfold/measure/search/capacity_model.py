@@ -1,8 +1,8 @@
-"""At which rate does the share of bad arrivals cross the limit? An interval, from many short trials.
+"""Capacity model: an interval of the rate at which the share of bad arrivals crosses the limit.
 
 One trial near the capacity says little: bad arrivals come in runs, a trial begins with an empty service, and
-a service at 98 % of its capacity looks for seconds like one at 102 %. So all trials are read together, in
-the light of what queues have in common when they are nearly full (Kingman, "The single server queue in heavy
+a service at 98 % of its capacity looks for seconds like one at 102 %. So all trials are read together, by
+a model of what queues have in common when they are nearly full (Kingman, "The single server queue in heavy
 traffic", 1961; for M/M/1 it is exact):
 
 * the share of arrivals slower than ``slow_s`` grows exponentially with the rate, above a floor that is
@@ -21,7 +21,7 @@ Being estimated, it makes the tails those of a Student distribution.
 
 Limits: disturbances that stay for some tenths of a second or longer are seen as often as they happen to
 fall into a trial, and the interval is too narrow for them (``python -m benchmarks.capacity`` prints by how
-much). The model is that of a queue; a service that is none is covered as far as the disturbances reach.
+much). The model is that of a queue; a service that is no queue is covered as far as the disturbances reach.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tenfold.measure.search.sequential import Count
+from tenfold.measure.search.sequential import ArrivalCount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,27 +38,27 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-CAP = 0.95  # a share above this says no more than this one
+CAP = 0.95  # shares above it count as this one
 DRIVES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
 DRIVE_PRIOR = (0.8, 0.5)  # lognormal: median and standard deviation of the logarithm
 DISTURBANCES = ((0.0, 0.6), (0.04, 0.25), (0.12, 0.15))  # value and prior weight
 DISTURBANCE_RUNS = 1.0  # how much longer than a queue's own runs those of a disturbance last
 FLOOR_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 FLATTEST = 1.5  # the least steepness
-RUN_S = 0.6  # how long a run of bad arrivals lasts, as long as the trials do not tell otherwise
-RUN_WEIGHT = 4.0  # ... worth so many stretches of observation
+RUN_S = 0.6  # prior duration of a run of bad arrivals ...
+RUN_WEIGHT = 4.0  # ... and its weight in seconds of observation
 FITTED = 3.0  # capacity, steepness and floor
 FREEDOM = 60.0
 RESOLUTION = 100  # capacities on the grid
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """The counted part of one trial: its rate, its stretches of one second in order, and its whole length."""
+class TrialCounts:
+    """The counted part of one trial: its rate, its counts second by second, and its whole length."""
 
     rate: float
     seconds: float
-    counts: tuple[Count, ...]
+    counts: tuple[ArrivalCount, ...]
 
     @property
     def offered(self) -> int:
@@ -67,124 +67,124 @@ class Sample:
 
     @property
     def bad(self) -> int:
-        """Those that missed the objective."""
+        """Arrivals that missed the objective."""
         return sum(count.bad for count in self.counts)
 
     @property
     def share(self) -> float:
-        """Bad among offered."""
+        """Share of bad arrivals among those counted."""
         return self.bad / self.offered
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """The rates between which the share crosses the limit, with the confidence that was asked for."""
+class CapacityEstimate:
+    """Quantiles of the capacity, arrivals per second."""
 
-    low: float
-    quarter: float  # where the next trials tell most: 30 and 70 % of the posterior
-    middle: float
-    three_quarters: float
+    low: float  # low and high: the interval of the requested confidence
+    q30: float  # trials at the 30 % and the 70 % quantile tell most
+    median: float
+    q70: float
     high: float
-    floor: float  # the share that is bad at any rate
-    run_s: float  # how long runs of bad arrivals last at the capacity
+    floor: float  # share of arrivals that is bad at any rate
+    run_s: float  # duration of runs of bad arrivals at the capacity
 
 
-def crossing(
-    samples: Sequence[Sample],
+def estimate_capacity(
+    trials: Sequence[TrialCounts],
     *,
     limit: float,
     slow_s: float,
     confidence: float = 0.95,
     correlated: bool = True,
-) -> Crossing:
-    """The interval of the rate at which the share of bad arrivals reaches ``limit``.
+) -> CapacityEstimate:
+    """Estimate the rate at which the share of bad arrivals reaches ``limit``.
 
-    Every sample needs arrivals. ``correlated=False`` takes each arrival for an independent coin flip and each
-    trial for a steady state; it is there to show what becomes of the intervals then.
+    Every trial needs arrivals. ``correlated=False`` treats each arrival as an independent coin flip and each
+    trial as a steady state; it is there to show how far the intervals are off then.
 
-    Raises ValueError without samples.
+    Raises ValueError without trials.
     """
-    if not samples:
-        raise ValueError("a crossing needs at least one sample")
+    if not trials:
+        raise ValueError("the capacity cannot be estimated without a trial")
     import numpy as np
 
-    trials = _Trials.of(samples)
-    widest = np.linspace(np.log(trials.rate.min() / 2), np.log(trials.rate.max() * 1.5), RESOLUTION + 20)
+    columns = _Columns.of(trials)
+    widest = np.linspace(np.log(columns.rate.min() / 2), np.log(columns.rate.max() * 1.5), RESOLUTION + 20)
     grid = widest
-    middle = 0.8 * min((s.rate for s in samples if s.share > 2 * limit), default=trials.rate.max() * 1.5)
-    expected = np.where(trials.rate < 0.875 * middle, 0.0, limit)
+    middle = 0.8 * min((t.rate for t in trials if t.share > 2 * limit), default=columns.rate.max() * 1.5)
+    expected = np.where(columns.rate < 0.875 * middle, 0.0, limit)
     tail = (1 - confidence) / 2
     for _ in range(3):  # each pass looks closer, and knows better which trials are far below
-        floors = _floors(samples, limit=limit, below=0.8 * middle)
+        floors = _floors(trials, limit=limit, below=0.8 * middle)
         floor = float(floors[len(floors) // 2])
-        run_s, weight = clustering(samples, limit=limit, floor=floor)
-        observed = trials.inflation(expected, run_s=run_s, limit=limit, floor=floor)
-        model = _Model(trials, grid, limit=limit, slow_s=slow_s, correlated=correlated)
+        run_s, weight = run_length(trials, limit=limit, floor=floor)
+        observed = columns.inflation(expected, run_s=run_s, limit=limit, floor=floor)
+        model = _Model(columns, grid, limit=limit, slow_s=slow_s, correlated=correlated)
         mass, steepness = model.posterior(floors, observed, freedom=FREEDOM + weight)
         below = np.cumsum(mass) - mass / 2
         found = np.interp([tail, 0.3, 0.5, 0.7, 1 - tail], below, grid)
         middle = float(np.exp(found[2]))
         expected = floor + (limit - floor) * np.exp(
-            np.minimum(steepness * np.log(trials.rate / middle), 10.0)
+            np.minimum(steepness * np.log(columns.rate / middle), 10.0)
         )
         spread = max(found[-1] - found[0], 2 * (grid[1] - grid[0]))
         grid = np.linspace(max(found[0] - spread, widest[0]), min(found[-1] + spread, widest[-1]), RESOLUTION)
-    low, quarter, middle, three_quarters, high = (float(rate) for rate in np.exp(found))
-    return Crossing(low, quarter, middle, three_quarters, high, floor, run_s)
+    low, q30, median, q70, high = (float(rate) for rate in np.exp(found))
+    return CapacityEstimate(low, q30, median, q70, high, floor, run_s)
 
 
-def clustering(samples: Sequence[Sample], *, limit: float, floor: float) -> tuple[float, float]:
-    """How long runs of bad arrivals last at the limit, in seconds, and how many seconds say so.
+def run_length(trials: Sequence[TrialCounts], *, limit: float, floor: float) -> tuple[float, float]:
+    """Duration of runs of bad arrivals at the limit, in seconds, and the seconds of observation behind it.
 
-    From the variance of the counts of one and of two seconds (Pearson's statistic). A stretch cuts runs at
+    From the variance of the counts of one and of two seconds (Pearson's statistic). An interval cuts runs at
     its ends, an error in inverse proportion to its length, so the two are extrapolated (for batch means:
     Vats and Flegal, "Lugsail lag windows", 2022).
     """
-    single, _ = _runs(samples, 1, limit=limit, floor=floor)
-    double, weight = _runs(samples, 2, limit=limit, floor=floor)
+    single, _ = _runs(trials, 1, limit=limit, floor=floor)
+    double, weight = _runs(trials, 2, limit=limit, floor=floor)
     run_s = max(single, double, 2 * double - single)
     return (RUN_WEIGHT * RUN_S + weight * run_s) / (RUN_WEIGHT + weight), weight
 
 
-def _runs(samples: Sequence[Sample], join: int, *, limit: float, floor: float) -> tuple[float, float]:
+def _runs(trials: Sequence[TrialCounts], join: int, *, limit: float, floor: float) -> tuple[float, float]:
     excess = scale = weight = 0.0
-    for sample in samples:
-        counts = _joined(sample.counts, join)
-        share, freedom = sample.share, len(counts) - 1
+    for trial in trials:
+        counts = _joined(trial.counts, join)
+        share, freedom = trial.share, len(counts) - 1
         if freedom < 1 or not 0 < share < 0.3:  # above it is an overload that builds up, no steady state
             continue
         squares = sum((c.bad - c.offered * share) ** 2 / c.offered for c in counts if c.offered)
         size = _size(share - floor, limit)
-        excess += (squares / (share * (1 - share)) - freedom) / sample.rate
+        excess += (squares / (share * (1 - share)) - freedom) / trial.rate
         scale += freedom * size
         weight += freedom * min(size, 1.0)
     return (max(0.0, excess / scale), weight) if scale else (0.0, 0.0)
 
 
-def _joined(counts: Sequence[Count], join: int) -> list[Count]:
+def _joined(counts: Sequence[ArrivalCount], join: int) -> list[ArrivalCount]:
     groups = [counts[i : i + join] for i in range(0, len(counts) - join + 1, join)]
-    return [Count(sum(c.offered for c in group), sum(c.bad for c in group)) for group in groups]
+    return [ArrivalCount(sum(c.offered for c in group), sum(c.bad for c in group)) for group in groups]
 
 
 def _size(excess: float, limit: float) -> float:
-    """Runs at this share, compared with those at the limit: both grow together, about as a square root."""
+    """Length of runs at this share relative to that at the limit: it grows about as the square root."""
     return float((max(excess, 0.02 * limit) / limit) ** 0.5)
 
 
-def _floors(samples: Sequence[Sample], *, limit: float, below: float) -> Floats:
-    """Likely shares at rates far below the capacity: quantiles of what the trials there leave open."""
+def _floors(trials: Sequence[TrialCounts], *, limit: float, below: float) -> Floats:
+    """Likely shares at rates far below the capacity: quantiles of the posterior from the trials there."""
     import numpy as np
     from scipy.special import betaincinv
 
-    calm = [s for s in samples if s.rate <= below and s.share < 2 * limit]
-    bad, good = sum(s.bad for s in calm), sum(s.offered - s.bad for s in calm)
+    calm = [t for t in trials if t.rate <= below and t.share < 2 * limit]
+    bad, good = sum(t.bad for t in calm), sum(t.offered - t.bad for t in calm)
     floors: Floats = betaincinv(bad + 0.3, good + 3, np.array(FLOOR_QUANTILES))
     return np.minimum(floors, 0.9 * limit)
 
 
 @dataclass(frozen=True, slots=True)
-class _Trials:
-    """The samples as columns."""
+class _Columns:
+    """The trials as columns."""
 
     rate: Floats
     seconds: Floats
@@ -192,10 +192,10 @@ class _Trials:
     share: Floats
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> _Trials:
+    def of(cls, trials: Sequence[TrialCounts]) -> _Columns:
         import numpy as np
 
-        rows = [(s.rate, s.seconds, s.offered, min(s.share, CAP)) for s in samples]
+        rows = [(t.rate, t.seconds, t.offered, min(t.share, CAP)) for t in trials]
         return cls(*np.array(rows, dtype=float).T)
 
     def inflation(self, expected: Floats, *, run_s: float, limit: float, floor: float) -> Floats:
@@ -210,20 +210,20 @@ class _Trials:
 
 
 class _Model:
-    """What the trials would show: arrays over (disturbance, drive, capacity, trial)."""
+    """Expected shares of all trials: arrays over (disturbance, drive, capacity, trial)."""
 
     def __init__(
-        self, trials: _Trials, grid: Floats, *, limit: float, slow_s: float, correlated: bool
+        self, columns: _Columns, grid: Floats, *, limit: float, slow_s: float, correlated: bool
     ) -> None:
         import numpy as np
 
-        self._trials, self._limit, self._correlated = trials, limit, correlated
-        near = trials.rate > 0.8 * np.exp(np.median(grid))
+        self._columns, self._limit, self._correlated = columns, limit, correlated
+        near = columns.rate > 0.8 * np.exp(np.median(grid))
         self._freedom = max(float(near.sum()) - FITTED, 1.0)
         capacity = np.exp(grid)[:, None]
         drive = np.array(DRIVES)[:, None, None]
         disturbance = np.array([value for value, _ in DISTURBANCES])[:, None, None, None]
-        relative = np.log(trials.rate) - grid[:, None]
+        relative = np.log(columns.rate) - grid[:, None]
         k = -np.log(limit)
         self.steepness = np.maximum(1 / (1 / (drive * slow_s * capacity) + disturbance), FLATTEST)
         self._growth = np.exp(np.minimum(self.steepness * relative, 12.0))
@@ -233,17 +233,17 @@ class _Model:
             idle_at_limit = 1 - 1 / full
             slowing = np.minimum((idle_at_limit / np.maximum(idle, idle_at_limit / 2)) ** 2, 4.0)
             settling_s = 4 / k**2 * self.steepness * slow_s * slowing
-            self._growth *= 1 - np.exp(-trials.seconds / settling_s)
+            self._growth *= 1 - np.exp(-columns.seconds / settling_s)
         load = np.exp(np.minimum(relative, 0.0)) / full
         variation = 1 / drive + DISTURBANCE_RUNS * disturbance * slow_s * capacity
         self._inflation = 2 * variation * load / (1 - load) ** 2
         # An overload beyond chance: the backlog reaches slow_s in time by so many standard deviations.
-        drift = (np.exp(relative) / full - 1) * trials.seconds - slow_s
-        deviations = drift / np.sqrt(trials.seconds * 2 * self.steepness**-1 * slow_s)
+        drift = (np.exp(relative) / full - 1) * columns.seconds - slow_s
+        deviations = drift / np.sqrt(columns.seconds * 2 * self.steepness**-1 * slow_s)
         self._overload = np.where(deviations > 0, deviations**2 / (-2 * np.log(1 - CAP)), 0.0)
 
     def posterior(self, floors: Floats, observed: Floats, *, freedom: float) -> tuple[Floats, float]:
-        """The mass of each capacity, and the mean steepness."""
+        """Posterior mass of each capacity, and the mean steepness."""
         import numpy as np
 
         weight = self._weight(observed)
@@ -256,10 +256,10 @@ class _Model:
         return mass / mass.sum(), float(steepness)
 
     def _weight(self, observed: Floats) -> Floats:
-        """How many independent arrivals each trial is worth."""
+        """Number of independent arrivals that each trial is worth."""
         import numpy as np
 
-        offered = self._trials.offered
+        offered = self._columns.offered
         if not self._correlated:
             return np.broadcast_to(offered, self._inflation.shape)
         inflation = np.minimum(np.maximum(observed, self._inflation), 2 * offered)
@@ -269,11 +269,11 @@ class _Model:
     def _deviance(self, floor: float, weight: Floats) -> Floats:
         import numpy as np
 
-        share = self._trials.share
+        share = self._columns.share
         expected = np.clip(floor + (self._limit - floor) * self._growth, 1e-6, CAP)
         best = share * np.log(np.maximum(share, 1e-12)) + (1 - share) * np.log1p(-share)
-        seen = share * np.log(expected) + (1 - share) * np.log1p(-expected)
-        deviance: Floats = 2 * ((best - seen) * weight).sum(axis=-1)
+        observed = share * np.log(expected) + (1 - share) * np.log1p(-expected)
+        deviance: Floats = 2 * ((best - observed) * weight).sum(axis=-1)
         return deviance
 
 

@@ -18,12 +18,11 @@ from typing import Literal
 from tenfold.measure.trial import Block
 
 
-# Exact limits of a share that was counted.
 def share_limits(bad: float, offered: float, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided limits of a share of which ``bad`` in ``offered`` were seen (Clopper and Pearson, 1934).
+    """Exact two-sided limits of a share, from ``bad`` in ``offered`` (Clopper and Pearson, 1934).
 
-    Counts may be fractions: divide both by the variance inflation and the limits hold for arrivals whose
-    verdicts are correlated. Nothing offered gives ``(0, 1)``.
+    Counts may be fractions: divide both by the variance inflation and the limits hold for correlated
+    arrivals. Nothing offered gives ``(0, 1)``.
 
     Raises ValueError unless ``0 <= bad <= offered`` and ``0 < confidence < 1``.
     """
@@ -37,37 +36,37 @@ def share_limits(bad: float, offered: float, *, confidence: float = 0.95) -> tup
     return low, high
 
 
-Decision = Literal["passed", "failed", "undecided"]
+RateVerdict = Literal["passed", "failed", "undecided"]
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """Arrivals of one stretch of a trial."""
+class ArrivalCount:
+    """Arrivals of one interval of a trial."""
 
     offered: int
     bad: int
 
 
-def steady(blocks: Sequence[Block], *, skip_s: float) -> tuple[Block, ...]:
-    """The blocks after the first ``skip_s`` seconds: a trial begins with an empty service."""
+def skip_start(blocks: Sequence[Block], *, skip_s: float) -> tuple[Block, ...]:
+    """Leave out the first ``skip_s`` seconds of blocks: a trial begins with an empty service."""
     return tuple(block for block in blocks if block.start_s - blocks[0].start_s >= skip_s - 1e-6)
 
 
-def batches(blocks: Sequence[Block], *, seconds: float) -> list[Count]:
-    """The blocks joined to stretches of at least ``seconds``; what is left over at the end is dropped."""
+def join_blocks(blocks: Sequence[Block], *, seconds: float) -> list[ArrivalCount]:
+    """Join blocks to intervals of at least ``seconds``, and drop an incomplete one at the end."""
     counts, offered, bad, length = [], 0, 0, 0.0
     for block in blocks:
         offered, bad, length = offered + block.offered, bad + block.bad, length + block.seconds
         if length >= seconds - 1e-6:
-            counts.append(Count(offered, bad))
+            counts.append(ArrivalCount(offered, bad))
             offered, bad, length = 0, 0, 0.0
     return counts
 
 
-def inflation(counts: Sequence[Count]) -> float:
-    """Variance of the counts' shares over what a binomial would give, never below 1.
+def variance_inflation(counts: Sequence[ArrivalCount]) -> float:
+    """Variance of the counts' shares over that of a binomial, never below 1.
 
-    1 as long as there are fewer than two counts or all arrivals went the same way.
+    1 as long as there are fewer than two counts, or all arrivals were good, or all bad.
     """
     offered, bad = sum(count.offered for count in counts), sum(count.bad for count in counts)
     if len(counts) < 2 or not 0 < bad < offered:
@@ -77,8 +76,8 @@ def inflation(counts: Sequence[Count]) -> float:
     return max(1.0, squares / (share * (1 - share)) / (len(counts) - 1))
 
 
-def growing(blocks: Sequence[Block]) -> bool:
-    """Whether the number in flight rises from third to third of the blocks by more than its own noise."""
+def is_backlog_growing(blocks: Sequence[Block]) -> bool:
+    """Return whether the number in flight rises from third to third of the blocks by more than its noise."""
     third = len(blocks) // 3
     if third < 2:
         return False
@@ -86,13 +85,13 @@ def growing(blocks: Sequence[Block]) -> bool:
     return all(after > before + 2 * sqrt(before + 1) for before, after in pairwise(means))
 
 
-def lagging(blocks: Sequence[Block], *, achieved_share: float) -> int:
-    """Arrivals that were not completed because the service falls behind; 0 when it keeps up.
+def uncompleted(blocks: Sequence[Block], *, achieved_share: float) -> int:
+    """Arrivals left uncompleted by a service that falls behind; 0 when it keeps up.
 
-    It falls behind when the number in flight rises steadily and less than ``achieved_share`` of what was
-    offered was completed: so an overload shows before anything is slow, where slow means seconds.
+    It falls behind when the number in flight rises steadily and less than ``achieved_share`` of the offered
+    arrivals were completed: so an overload shows before any arrival is slow, where slow means seconds.
     """
-    if not growing(blocks):
+    if not is_backlog_growing(blocks):
         return 0
     left = blocks[-1].in_flight - blocks[0].in_flight
     offered = sum(block.offered for block in blocks[1:])
@@ -101,7 +100,7 @@ def lagging(blocks: Sequence[Block], *, achieved_share: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SequentialTest:
-    """Is the share of bad arrivals ``pass_share`` or less, or ``fail_share`` or more?
+    """A test whether the share of bad arrivals is ``pass_share`` or less, or ``fail_share`` or more.
 
     ``alpha`` bounds the chance to fail a service at ``pass_share``. ``beta`` bounds that to pass one at
     ``fail_share`` only while arrivals are nearly independent: before the first run of bad ones nothing shows
@@ -115,19 +114,19 @@ class SequentialTest:
     beta: float = 0.05
     inflate: bool = True
 
-    def evidence(self, blocks: Sequence[Block]) -> float:
-        """The log-likelihood ratio of failing against passing, divided by the inflation."""
+    def log_likelihood_ratio(self, blocks: Sequence[Block]) -> float:
+        """Log-likelihood ratio of failing against passing, divided by the variance inflation."""
         offered, bad = sum(block.offered for block in blocks), sum(block.bad for block in blocks)
         worse = log(self.fail_share / self.pass_share)
         better = log((1 - self.fail_share) / (1 - self.pass_share))
-        inflated = inflation(batches(blocks, seconds=1.0)) if self.inflate else 1.0
+        inflated = variance_inflation(join_blocks(blocks, seconds=1.0)) if self.inflate else 1.0
         return (bad * worse + (offered - bad) * better) / inflated
 
-    def decide(self, blocks: Sequence[Block]) -> Decision:
-        """What the blocks say so far."""
-        evidence = self.evidence(blocks)
-        if evidence >= log((1 - self.beta) / self.alpha):
+    def decide(self, blocks: Sequence[Block]) -> RateVerdict:
+        """Verdict on the rate from the blocks so far."""
+        ratio = self.log_likelihood_ratio(blocks)
+        if ratio >= log((1 - self.beta) / self.alpha):
             return "failed"
-        if evidence <= log(self.beta / (1 - self.alpha)):
+        if ratio <= log(self.beta / (1 - self.alpha)):
             return "passed"
         return "undecided"

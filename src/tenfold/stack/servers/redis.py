@@ -1,4 +1,4 @@
-"""Redis with a password and without persistence: what it holds dies with the stack."""
+"""Valkey or Redis with a password and without persistence: what it holds dies with the stack."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ class Redis(LocalServer):
     @property
     def about(self) -> str:
         """Program and version."""
-        title = "Valkey" if "valkey" in self.program.path.name else "Redis"
-        return f"{title} {self.program.version}"
+        return f"{self.program.name or 'Redis'} {self.program.version}".rstrip()
 
     def offers(self) -> Mapping[str, str]:
         """``redis_url``."""

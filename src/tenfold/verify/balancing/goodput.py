@@ -71,8 +71,8 @@ def search_capacity(generator: Generator, settings: MeasureSettings, *, ceiling:
 
     short = settings.model_copy(update={"budget_s": _SEARCH_S, "overload_s": 0.0, "width": 0.25})
     search = CapacitySearch(short, ceiling=0.9 * ceiling if ceiling else math.inf)
-    while (request := search.next()) is not None:
-        search.tell(generator.run(request))
+    while (request := search.next_trial()) is not None:
+        search.record(generator.run(request))
     return search.result().low or None
 
 
@@ -109,7 +109,7 @@ def judge_goodput(push: Trial, capacity: float) -> Finding:
         return Finding(GOODPUT, f"{claim}: that is no overload", Verdict.SKIP, numbers, _MEASURE)
     if kept >= KEPT:
         return Finding(GOODPUT, claim, Verdict.PASS, numbers)
-    if push.generator.limited():
+    if push.generator.is_limited():
         return Finding(GOODPUT, f"{claim}; the generator itself was at its limit", Verdict.SKIP, numbers)
     return Finding(
         GOODPUT, claim, Verdict.FAIL, numbers, "refuse early: put the concurrency limiter into the app"

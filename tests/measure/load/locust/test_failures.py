@@ -1,4 +1,4 @@
-"""Everything that can go wrong is one sentence, and leaves nothing running."""
+"""Every failure is one sentence and leaves no process running."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tenfold.errors import MeasurementError, ScenarioError, TargetError, Tenfold
 from tenfold.measure.load.generator import Generator
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, TrialRequest
+from tests.support.waiting import eventually
 
 Make = Callable[..., Generator]
 Ask = Callable[..., TrialRequest]
@@ -48,15 +49,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def enter(path: Path, url: str, **options: Any) -> TenfoldError:
-    """The error that entering a generator ends with; nothing may be left of it."""
+    """Return the error that entering a generator raises; its process must be gone."""
     one = Generator(path, url, settings=MeasureSettings(), **options)
     with pytest.raises(TenfoldError) as caught, one:
         pytest.fail("it started")
@@ -75,20 +69,22 @@ def enter(path: Path, url: str, **options: Any) -> TenfoldError:
         ("x = 1\n", "has no user class"),
     ],
 )
-def test_a_locustfile_that_does_not_load(scenario: Write, service: Any, text: str, said: str) -> None:
+def test_locustfile_that_does_not_load_is_refused(
+    scenario: Write, service: Any, text: str, said: str
+) -> None:
     error = enter(scenario(text), service.url)
     assert isinstance(error, ScenarioError)
     assert said in str(error)
 
 
-def test_a_misspelt_file_is_answered_with_the_nearest_name(scenario: Write, service: Any) -> None:
+def test_misspelt_file_name_suggests_the_nearest(scenario: Write, service: Any) -> None:
     folder = scenario(GOOD).parent
     error = enter(Path("locustfil.py"), service.url, cwd=folder)
     assert str(error) == "no file locustfil.py; did you mean locustfile.py?"
     assert "give the path" in str(enter(Path("zzz.py"), service.url, cwd=folder))
 
 
-def test_nobody_listens(scenario: Write) -> None:
+def test_target_without_listener_is_refused(scenario: Write) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         error = enter(scenario(GOOD), f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -96,7 +92,7 @@ def test_nobody_listens(scenario: Write) -> None:
     assert "start the service" in str(error)
 
 
-def test_a_foreign_target_needs_its_owner(scenario: Write) -> None:
+def test_target_on_another_machine_is_refused_unless_owned(scenario: Write) -> None:
     error = enter(scenario(GOOD), "http://192.0.2.1:9")
     assert isinstance(error, TargetError)
     assert "--i-own-this-target" in str(error)
@@ -119,29 +115,31 @@ def test_a_foreign_target_needs_its_owner(scenario: Write) -> None:
         ),
     ],
 )
-def test_a_login_that_fails_for_everyone(generator: Make, service: Any, text: str, said: str) -> None:
+def test_login_that_fails_for_all_users_quotes_the_answer(
+    generator: Make, service: Any, text: str, said: str
+) -> None:
     service.login_status = 401
     one = generator(text)
     with pytest.raises(ScenarioError) as caught:
         one.start_users(200)
     assert said in str(caught.value)
-    assert service.seen["/login"] <= 20, "it goes on asking although nobody gets in"
+    assert service.seen["/login"] <= 20, "it goes on although every login fails"
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_trial_without_anybody_logged_in_is_no_trial(
+def test_trial_without_logged_in_user_is_refused(
     generator: Make, request_for: Ask, service: Any, closed: bool
 ) -> None:
     service.login_status = 403
     one = generator(LOGIN)
     with pytest.raises(ScenarioError, match="POST /login answered 403"):
         if closed:
-            one.run_closed(users=3, spawn_rate=10, duration_s=0.5)
+            one.run_closed_loop(users=3, spawn_rate=10, duration_s=0.5)
         else:
             one.run(request_for())
 
 
-def test_a_login_that_fails_for_some_is_no_error(generator: Make, request_for: Ask) -> None:
+def test_login_that_fails_for_some_users_is_no_error(generator: Make, request_for: Ask) -> None:
     one = generator(
         """
         import itertools
@@ -159,7 +157,7 @@ def test_a_login_that_fails_for_some_is_no_error(generator: Make, request_for: A
     assert one.run(request_for(duration_s=0.5)).good > 0
 
 
-def test_a_killed_generator_is_noticed(generator: Make, request_for: Ask) -> None:
+def test_killed_generator_is_reported(generator: Make, request_for: Ask) -> None:
     one = generator("import sys\nprint('famous last words', file=sys.stderr, flush=True)\n" + GOOD)
     one.start_users(2)
 
@@ -174,14 +172,14 @@ def test_a_killed_generator_is_noticed(generator: Make, request_for: Ask) -> Non
         one.run(request_for())
 
 
-def test_a_locustfile_that_ends_the_process_is_noticed(generator: Make, request_for: Ask) -> None:
+def test_locustfile_that_exits_the_process_is_reported(generator: Make, request_for: Ask) -> None:
     one = generator(GOOD.replace('self.client.get("/fast")', "__import__('os')._exit(7)"))
     one.start_users(1)
     with pytest.raises(MeasurementError, match="exit code 7"):
         one.run(request_for())
 
 
-def test_a_locustfile_that_stops_the_test_is_named(generator: Make, request_for: Ask) -> None:
+def test_locustfile_that_stops_the_test_is_reported(generator: Make, request_for: Ask) -> None:
     one = generator(GOOD.replace('self.client.get("/fast")', "self.environment.runner.quit()"))
     one.start_users(2)
     started = time.monotonic()
@@ -191,50 +189,50 @@ def test_a_locustfile_that_stops_the_test_is_named(generator: Make, request_for:
         one.run(request_for())
 
 
-def test_nothing_is_left_after_closing(generator: Make) -> None:
+def test_close_kills_the_process_group(generator: Make) -> None:
     one = generator("import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n" + GOOD)
     group = one.pid
     one.start_users(2)
     one.__exit__(None, None, None)
     assert not alive(group)
     with pytest.raises(ProcessLookupError):
-        wait_until(lambda: bool(os.killpg(group, 0)), within_s=5.0)
+        eventually(lambda: bool(os.killpg(group, 0)), within_s=5.0)
     one.__exit__(None, None, None)
     with pytest.raises(MeasurementError, match="with block"):
         one.start_users(1)
 
 
 @pytest.mark.parametrize("busy", ["", "while True: pass"])
-def test_the_generator_ends_when_its_parent_is_killed(scenario: Write, service: Any, busy: str) -> None:
-    """Also when the locustfile never gives anybody else a turn."""
+def test_generator_exits_when_its_parent_is_killed(scenario: Write, service: Any, busy: str) -> None:
+    """Also when the locustfile never yields to another greenlet."""
     path = scenario(GOOD.replace('self.client.get("/fast")', busy) if busy else GOOD)
     parent, pid, _ = measuring(path, service.url)
     assert alive(pid)
     if not busy:
-        wait_until(lambda: service.seen["/fast"] > 3)
+        eventually(lambda: service.seen["/fast"] > 3)
     else:
         time.sleep(0.3)
     parent.kill()
     parent.wait()
-    wait_until(lambda: not alive(pid))
+    eventually(lambda: not alive(pid))
 
 
-def test_the_control_while_somebody_holds_the_parents_end_it_lives(scenario: Write, service: Any) -> None:
+def test_the_control_generator_lives_while_the_parents_socket_is_open(scenario: Write, service: Any) -> None:
     parent, pid, heir = measuring(scenario(GOOD), service.url, heir=True)
     try:
-        wait_until(lambda: service.seen["/fast"] > 3)
+        eventually(lambda: service.seen["/fast"] > 3)
         parent.kill()
         parent.wait()
         answered = service.seen["/fast"]
-        wait_until(lambda: service.seen["/fast"] > answered + 20)  # on and on, for nobody
+        eventually(lambda: service.seen["/fast"] > answered + 20)  # it goes on
         assert alive(pid)
     finally:
         os.kill(heir, signal.SIGKILL)
-    wait_until(lambda: not alive(pid))
+    eventually(lambda: not alive(pid))
 
 
 def measuring(path: Path, url: str, *, heir: bool = False) -> tuple[subprocess.Popen[bytes], int, int]:
-    """A process in the middle of a trial, its generator, and a process that holds the socket's same end."""
+    """Start a process that runs a trial; return it, its generator's pid and that of an heir of its socket."""
     parent = subprocess.Popen(
         [
             sys.executable,
@@ -247,7 +245,7 @@ def measuring(path: Path, url: str, *, heir: bool = False) -> tuple[subprocess.P
             from tenfold.measure.trial import TrialRequest
             with Generator(Path({str(path)!r}), {url!r}, settings=MeasureSettings()) as one:
                 one.start_users(1)
-                end = one._process._channel._socket.fileno()
+                end = one._process._connection._socket.fileno()
                 heir = {heir} and subprocess.Popen(["sleep", "60"], pass_fds=[end], stdout=subprocess.DEVNULL)
                 print(one.pid, heir.pid if heir else 0, flush=True)
                 one.run(TrialRequest(rate=50.0, duration_s=60.0, purpose="search", seed=1))
@@ -261,12 +259,16 @@ def measuring(path: Path, url: str, *, heir: bool = False) -> tuple[subprocess.P
     return parent, pid, heir_pid
 
 
-def test_ctrl_c_ends_the_trial_and_keeps_what_there_is(generator: Make, request_for: Ask) -> None:
+def test_ctrl_c_ends_the_trial_and_returns_its_blocks(generator: Make, request_for: Ask) -> None:
     one = generator(GOOD)
     one.start_users(3)
-    threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt_soon(block: Block) -> None:
+        if block.start_s == 0.0:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
     started = time.monotonic()
-    trial = one.run(request_for(duration_s=30.0))
+    trial = one.run(request_for(duration_s=30.0), interrupt_soon)
     assert time.monotonic() - started < 8
     assert trial.interrupted
     assert 0.8 < trial.seconds < 5
@@ -276,7 +278,7 @@ def test_ctrl_c_ends_the_trial_and_keeps_what_there_is(generator: Make, request_
     assert not one.run(request_for(duration_s=0.5)).interrupted
 
 
-def test_ctrl_c_with_a_generator_that_does_not_answer_keeps_the_blocks(
+def test_ctrl_c_with_a_stopped_generator_returns_the_blocks(
     generator: Make, request_for: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tenfold.measure.load.generator.INTERRUPT_S", 0.2)
@@ -291,10 +293,10 @@ def test_ctrl_c_with_a_generator_that_does_not_answer_keeps_the_blocks(
     assert trial.interrupted
     assert len(trial.blocks) == 1
     assert trial.seconds == 0.5
-    wait_until(lambda: not alive(one.pid))
+    eventually(lambda: not alive(one.pid))
 
 
-def test_a_callback_that_raises_ends_the_generator(generator: Make, request_for: Ask) -> None:
+def test_exception_in_on_block_kills_the_generator(generator: Make, request_for: Ask) -> None:
     one = generator(GOOD)
     one.start_users(1)
 
@@ -303,10 +305,10 @@ def test_a_callback_that_raises_ends_the_generator(generator: Make, request_for:
 
     with pytest.raises(RuntimeError, match="boom"):
         one.run(request_for(duration_s=30.0), boom)
-    wait_until(lambda: not alive(one.pid))
+    eventually(lambda: not alive(one.pid))
 
 
-def test_the_measuring_process_loads_neither_gevent_nor_locust() -> None:
+def test_measuring_process_loads_neither_gevent_nor_locust() -> None:
     code = """
     import sys
     import tenfold.measure.load.generator

@@ -154,7 +154,7 @@ def requests(trial: Trial, name: str) -> int:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_runs_unmodified(case: str, generator: Make, request_for: Ask) -> None:
+def test_locustfile_runs_unmodified(case: str, generator: Make, request_for: Ask) -> None:
     text, endpoints = CASES[case]
     one = generator(text, slow_ms=2000.0, max_users=8)
     one.start_users(5)
@@ -167,7 +167,7 @@ def test_it_runs_unmodified(case: str, generator: Make, request_for: Ask) -> Non
     assert not trial.interrupted
 
 
-def test_weights_of_tasks_and_of_user_classes_hold(generator: Make, request_for: Ask) -> None:
+def test_weights_of_user_classes_are_kept(generator: Make, request_for: Ask) -> None:
     one = generator(
         """
         class Many(FastHttpUser):
@@ -195,7 +195,7 @@ def test_weights_of_tasks_and_of_user_classes_hold(generator: Make, request_for:
     assert share["admin"] < 0.1
 
 
-def test_a_sequence_keeps_its_order_for_each_user(generator: Make, request_for: Ask, service: Any) -> None:
+def test_sequential_tasks_keep_their_order(generator: Make, request_for: Ask, service: Any) -> None:
     one = generator(SEQUENTIAL, slow_ms=2000.0, max_users=1)
     one.start_users(1)
     trial = one.run(request_for(rate=30.0))
@@ -204,7 +204,7 @@ def test_a_sequence_keeps_its_order_for_each_user(generator: Make, request_for: 
     assert max(counts) - min(counts) <= 1
 
 
-def test_tags_and_custom_options_come_from_locusts_own_variables(
+def test_tags_and_custom_options_come_from_locust_variables(
     generator: Make, request_for: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCUST_TAGS", "fast")
@@ -229,7 +229,7 @@ def test_tags_and_custom_options_come_from_locusts_own_variables(
     assert names(one.run(request_for())) == {"GET /hello"}
 
 
-def test_listeners_of_the_locustfile_still_fire(
+def test_event_listeners_of_the_locustfile_fire(
     generator: Make, request_for: Ask, tmp_path: Any, service: Any
 ) -> None:
     heard = tmp_path / "heard.txt"
@@ -282,7 +282,7 @@ def test_logins_are_in_no_histogram(generator: Make, request_for: Ask, service: 
     assert trial.requests == service.seen["/products"] + service.seen["/orders"]
 
 
-def test_a_locustfile_that_prints_does_not_disturb(generator: Make, request_for: Ask) -> None:
+def test_printing_locustfile_does_not_disturb_the_protocol(generator: Make, request_for: Ask) -> None:
     one = generator(
         """
         class Visitor(FastHttpUser):
@@ -297,7 +297,7 @@ def test_a_locustfile_that_prints_does_not_disturb(generator: Make, request_for:
     assert one.run(request_for()).good > 0
 
 
-def test_thinking_inside_a_task_is_not_the_services_latency(generator: Make, request_for: Ask) -> None:
+def test_sleep_inside_a_task_is_not_in_the_latency(generator: Make, request_for: Ask) -> None:
     one = generator(
         """
         import time
@@ -318,7 +318,7 @@ def test_thinking_inside_a_task_is_not_the_services_latency(generator: Make, req
     assert max(endpoint.failed for endpoint in trial.endpoints) == 0
 
 
-def test_a_locustfile_may_import_its_neighbours(generator: Make, request_for: Ask, tmp_path: Any) -> None:
+def test_locustfile_imports_its_neighbour_modules(generator: Make, request_for: Ask, tmp_path: Any) -> None:
     (tmp_path / "paths.py").write_text("PATH = '/neighbour'\n")
     one = generator(
         """

@@ -1,4 +1,4 @@
-"""What an open-loop trial promises, and the closed loop that does not."""
+"""Guarantees of an open-loop trial, with the closed loop as negative control."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def visiting(path: str, *, wait: str = "constant(30)") -> str:
         """
 
 
-def total(trial: Trial, verdict: str) -> int:
-    return sum(getattr(block, verdict) for block in trial.blocks)
+def total(trial: Trial, result: str) -> int:
+    return sum(getattr(block, result) for block in trial.blocks)
 
 
 def assert_adds_up(trial: Trial) -> None:
@@ -40,7 +40,7 @@ def assert_adds_up(trial: Trial) -> None:
     assert trial.seconds == pytest.approx(sum(block.seconds for block in trial.blocks))
 
 
-def test_every_due_arrival_has_a_verdict_and_blocks_come_in_order(generator: Make, request_for: Ask) -> None:
+def test_every_due_arrival_has_a_result_and_blocks_come_in_order(generator: Make, request_for: Ask) -> None:
     one = generator(visiting("/fast"))
     one.start_users(5)
     seen: list[Block] = []
@@ -67,7 +67,7 @@ ANSWERS = [
 ]
 
 
-def test_the_verdict_follows_the_answer(generator: Make, request_for: Ask, tmp_path: Path) -> None:
+def test_result_follows_the_answer(generator: Make, request_for: Ask, tmp_path: Path) -> None:
     switch = tmp_path / "path"
     one = generator(
         f"""
@@ -78,17 +78,17 @@ def test_the_verdict_follows_the_answer(generator: Make, request_for: Ask, tmp_p
         """,
         slow_ms=500.0,
     )
-    for path, verdict, status in ANSWERS:
+    for path, result, status in ANSWERS:
         switch.write_text(path)
         one.start_users(10)
         trial = one.run(request_for(rate=30.0))
         assert_adds_up(trial)
-        assert total(trial, verdict) == trial.offered, (path, trial)
+        assert total(trial, result) == trial.offered, (path, trial)
         (endpoint,) = trial.endpoints
         assert endpoint.statuses == {status: trial.offered}
-        assert endpoint.failed == (trial.offered if verdict == "failed" else 0)
-        assert endpoint.refused == (trial.offered if verdict == "refused" else 0)
-        bad = {} if verdict in ("good", "slow") else {f"GET /it answered {status}": trial.offered}
+        assert endpoint.failed == (trial.offered if result == "failed" else 0)
+        assert endpoint.refused == (trial.offered if result == "refused" else 0)
+        bad = {} if result in ("good", "slow") else {f"GET /it answered {status}": trial.offered}
         assert trial.errors == bad
 
 
@@ -103,7 +103,7 @@ TASKS = [
 ]
 
 
-def test_the_verdict_follows_the_task(generator: Make, request_for: Ask, tmp_path: Path) -> None:
+def test_result_follows_the_task(generator: Make, request_for: Ask, tmp_path: Path) -> None:
     switch = tmp_path / "task"
     one = generator(
         f"""
@@ -132,21 +132,21 @@ def test_the_verdict_follows_the_task(generator: Make, request_for: Ask, tmp_pat
         """,
         slow_ms=500.0,
     )
-    for task, verdict, error in TASKS:
+    for task, result, error in TASKS:
         switch.write_text(task)
         one.start_users(10)
         trial = one.run(request_for(rate=30.0))
         assert_adds_up(trial)
-        assert total(trial, verdict) == trial.offered, (task, trial)
+        assert total(trial, result) == trial.offered, (task, trial)
         assert bool(trial.errors) == bool(error)
         assert all(message.startswith(error) for message in trial.errors)
         assert trial.notes.get("arrivals without a request", 0) == (trial.offered if task == "nothing" else 0)
 
 
-def test_a_stall_shows_in_the_corrected_latencies_and_not_in_the_raw_ones(
+def test_stall_shows_in_corrected_latencies_and_not_in_raw_ones(
     generator: Make, request_for: Ask, service: Any
 ) -> None:
-    """Two users can only wait for the service; those who came meanwhile waited too."""
+    """Two users wait for the service, and so do the arrivals that became due meanwhile."""
     one = generator(visiting("/fast"), slow_ms=3000.0, max_users=2)
     one.start_users(2)
     trial = one.run(request_for(rate=100.0, duration_s=2.6), stall_once(service))
@@ -156,10 +156,10 @@ def test_a_stall_shows_in_the_corrected_latencies_and_not_in_the_raw_ones(
     assert histogram.percentile(endpoint.raw, 99) < 400
 
 
-def test_a_closed_loop_hides_the_same_stall(generator: Make, service: Any) -> None:
-    """The negative control: with the correction off, this is what is left of a second without answers."""
+def test_the_control_closed_loop_hides_the_same_stall(generator: Make, service: Any) -> None:
+    """Without the correction, little is left of a second without answers."""
     one = generator(visiting("/fast", wait="constant(0.02)"), slow_ms=3000.0, max_users=2)
-    trial = one.run_closed(users=2, spawn_rate=10, duration_s=2.6, on_block=stall_once(service))
+    trial = one.run_closed_loop(users=2, spawn_rate=10, duration_s=2.6, on_block=stall_once(service))
     assert trial.offered > 70
     (endpoint,) = trial.endpoints
     assert endpoint.corrected == endpoint.raw
@@ -175,7 +175,7 @@ def stall_once(service: Any) -> Callable[[Block], None]:
     return on_block
 
 
-def test_without_a_free_user_an_arrival_is_unsent(generator: Make, request_for: Ask) -> None:
+def test_arrival_without_idle_user_is_unsent(generator: Make, request_for: Ask) -> None:
     one = generator(visiting("/sleep/0.3"), slow_ms=400.0, max_users=2)
     one.start_users(2)
     trial = one.run(request_for(rate=50.0, duration_s=1.5))
@@ -188,7 +188,7 @@ def test_without_a_free_user_an_arrival_is_unsent(generator: Make, request_for: 
     assert total(trial, "late") == 0
 
 
-def test_users_are_added_while_the_trial_runs(generator: Make, request_for: Ask) -> None:
+def test_users_are_added_during_a_trial(generator: Make, request_for: Ask) -> None:
     one = generator(visiting("/sleep/0.5"), slow_ms=100.0, max_users=40)
     one.start_users(2)
     trial = one.run(request_for(rate=30.0, duration_s=2.0))
@@ -196,11 +196,11 @@ def test_users_are_added_while_the_trial_runs(generator: Make, request_for: Ask)
     assert trial.notes["logins"] > 0
 
 
-def test_a_rule_ends_the_trial_early(generator: Make, request_for: Ask) -> None:
+def test_stop_rule_ends_the_trial_early(generator: Make, request_for: Ask) -> None:
     asked: list[int] = []
 
     class AfterTwo:
-        def enough(self, blocks: Sequence[Block]) -> bool:
+        def should_stop(self, blocks: Sequence[Block]) -> bool:
             asked.append(len(blocks))
             return len(blocks) >= 2
 
@@ -215,7 +215,7 @@ def test_a_rule_ends_the_trial_early(generator: Make, request_for: Ask) -> None:
     assert one.run(request_for(duration_s=0.5)).good > 0
 
 
-def test_answers_that_never_come_are_latencies_of_at_least_so_long(generator: Make, request_for: Ask) -> None:
+def test_unanswered_requests_count_with_their_time_so_far(generator: Make, request_for: Ask) -> None:
     one = generator(visiting("/sleep/20"), slow_ms=200.0, max_users=10)
     one.start_users(10)
     trial = one.run(request_for(rate=20.0, duration_s=1.0, settle_s=0.5))
@@ -228,13 +228,13 @@ def test_answers_that_never_come_are_latencies_of_at_least_so_long(generator: Ma
     assert histogram.percentile(endpoint.corrected, 100) > 500
 
 
-def test_a_generator_that_is_held_up_says_so(generator: Make, request_for: Ask) -> None:
-    """Arrivals that leave late because of the generator are its own fault, and are not hidden."""
+def test_delayed_generator_is_reported_as_limited(generator: Make, request_for: Ask) -> None:
+    """Arrivals that leave late because of the generator count as late."""
     one = generator(visiting("/fast"))
     one.start_users(20)
-    # The control; a machine that stood still itself for a moment gets another try.
+    # The control; retried, since the machine itself may have stalled.
     calm = (one.run(request_for(rate=50.0, duration_s=1.0)) for _ in range(5))
-    assert any(not trial.generator.limited(late=0.2) for trial in calm)
+    assert any(not trial.generator.is_limited(late=0.2) for trial in calm)
 
     def hold_up(block: Block) -> None:
         if block.start_s == 0.0:
@@ -243,14 +243,14 @@ def test_a_generator_that_is_held_up_says_so(generator: Make, request_for: Ask) 
 
     trial = one.run(request_for(rate=50.0, duration_s=2.0), hold_up)
     assert_adds_up(trial)
-    assert trial.generator.limited(late=0.1)
+    assert trial.generator.is_limited(late=0.1)
     assert trial.generator.lag_p99_ms > 200
     assert total(trial, "late") > 0
 
 
-def test_the_closed_loop_keeps_locusts_own_pace(generator: Make) -> None:
+def test_closed_loop_keeps_locusts_own_pace(generator: Make) -> None:
     one = generator(visiting("/fast", wait="constant(0.2)"))
-    trial = one.run_closed(users=4, spawn_rate=100, duration_s=2.0)
+    trial = one.run_closed_loop(users=4, spawn_rate=100, duration_s=2.0)
     assert_adds_up(trial)
     assert trial.request.purpose == "closed"
     assert 20 <= trial.offered <= 42
@@ -262,11 +262,11 @@ def test_open_and_closed_trials_can_follow_each_other(generator: Make, request_f
     one = generator(visiting("/fast", wait="constant(0.1)"))
     one.start_users(3)
     assert one.run(request_for(duration_s=0.5)).good > 0
-    assert one.run_closed(users=3, spawn_rate=100, duration_s=1.0).good > 0
+    assert one.run_closed_loop(users=3, spawn_rate=100, duration_s=1.0).good > 0
     assert one.run(request_for(duration_s=0.5)).good > 0
 
 
-def test_the_ceiling_is_a_number_and_names_the_faster_client(generator: Make) -> None:
+def test_calibration_returns_a_rate_and_advises_the_faster_client(generator: Make) -> None:
     one = generator(visiting("/fast").replace("FastHttpUser", "HttpUser"))
     assert one.advice(1e9) == ""
     ceiling = one.calibrate()

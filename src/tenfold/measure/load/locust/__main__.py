@@ -8,8 +8,8 @@ import os
 import select
 
 
-def _end_with(fd: int) -> None:
-    """Exit when the other end of ``fd`` is gone, whatever the locustfile is doing.
+def _exit_with_parent(fd: int) -> None:
+    """Exit when the other end of ``fd`` is closed, whatever the locustfile is doing.
 
     A native thread, started before gevent patches anything: a greenlet would not get its turn in a
     locustfile that never waits.
@@ -24,9 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tenfold.measure.load.locust")
     parser.add_argument("--fd", type=int, required=True, help="the inherited end of a socket pair")
     fd = parser.parse_args().fd
-    _thread.start_new_thread(_end_with, (fd,))
+    _thread.start_new_thread(_exit_with_parent, (fd,))
 
-    from tenfold.measure.load.locust.session import serve
+    from tenfold.measure.load.locust.command_server import serve
 
     serve(fd)
 

@@ -1,4 +1,4 @@
-"""Load a locustfile the way ``locust -f`` does, and say in one sentence why it cannot be loaded."""
+"""Loading a locustfile the way ``locust -f`` does, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_LOG_RECORDS = 200
 
 
 def load(path: Path, *, target: str) -> Any:
-    """An environment with the locustfile's user classes, its host replaced by ``target``, ``init`` fired.
+    """Load a locustfile into an environment, its host replaced by ``target``, and fire ``init``.
 
     Locust's own options come from ``locust.conf`` and ``LOCUST_`` variables as usual, so that tags and a
     locustfile's custom options work.
 
     Raises:
-        ScenarioError: it cannot be read, compiled or imported, or has no user class in it.
+        ScenarioError: the file cannot be read, compiled or imported, or has no user class in it.
     """
     _compile(path)
     environment = _environment(path, classes=_import(path), target=target)
@@ -85,8 +85,8 @@ def _environment(path: Path, *, classes: list[type[User]], target: str) -> Any:
         raise ScenarioError(f"{path}: {error}") from error
 
 
-class FewRecords(logging.Filter):
-    """Lets the first records through: a service that fails a thousand times a second must not fill a disk."""
+class RecordLimit(logging.Filter):
+    """Passes the first records only: a service that fails a thousand times a second must not fill a disk."""
 
     def __init__(self, most: int = MAX_LOG_RECORDS) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class FewRecords(logging.Filter):
 
 
 def quiet_logging() -> None:
-    """Warnings and worse to stderr, bounded in number."""
+    """Log warnings and errors only, to stderr, bounded in number."""
     handler = logging.StreamHandler()
-    handler.addFilter(FewRecords())
+    handler.addFilter(RecordLimit())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(name)s: %(message)s")

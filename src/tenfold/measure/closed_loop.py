@@ -1,4 +1,4 @@
-"""A closed-loop run: Locust's own semantics, for comparing with what one has. It claims no capacity."""
+"""Closed-loop run: a fixed number of users at Locust's own pace, for comparisons. It gives no capacity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenfold.measure.report.report import ObjectiveReport, Report
 from tenfold.measure.settings import MeasureSettings
 
 
-def closed_report(
+def measure_closed_loop(
     generator: Generator,
     settings: MeasureSettings,
     *,
@@ -23,13 +23,13 @@ def closed_report(
     duration_s: float,
     progress: Callable[[Progress], None],
 ) -> Report:
-    """Run ``settings.users`` users in a loop for ``duration_s`` seconds.
+    """Run ``settings.users`` users in a loop for ``duration_s`` seconds, and report.
 
-    A looping user waits for its answer before it asks again, so that a slow service is asked less: the
+    A looping user waits for its answer before it sends again, so that a slow service gets fewer requests: the
     latencies are those of a load that adapts to the service (coordinated omission), and the report says so.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
-    trial = generator.run_closed(
+    trial = generator.run_closed_loop(
         users=settings.users,
         spawn_rate=settings.spawn_rate,
         duration_s=duration_s,

@@ -1,4 +1,4 @@
-"""Plain metrics against thresholds: strict at the boundary, clear about what is wrong or missing."""
+"""Plain metrics against thresholds: strict at the boundary; invalid and missing values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = [row[0] for row in TABLE]
 
 
 @pytest.mark.parametrize(("name", "limit", "kind", "severity"), TABLE)
-def test_only_what_is_strictly_above_is_a_bottleneck(
+def test_only_values_strictly_above_the_limit_are_bottlenecks(
     name: str, limit: float, kind: str, severity: str
 ) -> None:
     detector = BottleneckDetector()
@@ -34,14 +34,14 @@ def test_only_what_is_strictly_above_is_a_bottleneck(
     assert found.solution
 
 
-def test_what_is_absent_is_not_measured_and_never_healthy() -> None:
+def test_absent_metrics_are_listed_as_not_measured() -> None:
     report = BottleneckDetector().analyze_performance_metrics({"cpu_usage": 10})
     assert report.not_measured == tuple(NAMES[1:])
     assert "Not measured: memory_usage" in str(report)
     assert BottleneckDetector().analyze_performance_metrics({}).not_measured == tuple(NAMES)
 
 
-def test_the_worst_comes_first() -> None:
+def test_bottlenecks_are_sorted_by_severity() -> None:
     report = BottleneckDetector().analyze_performance_metrics({name: limit + 1 for name, limit, *_ in TABLE})
     severities = [one.severity for one in report.bottlenecks]
     assert severities == ["critical", "high", "high", "high", "medium", "medium"]
@@ -49,7 +49,7 @@ def test_the_worst_comes_first() -> None:
     assert str(report).startswith("1  Database")
 
 
-def test_thresholds_can_be_set() -> None:
+def test_thresholds_replace_the_defaults() -> None:
     detector = BottleneckDetector(thresholds={"cpu_usage": 50})
     assert [one.type for one in detector.analyze_performance_metrics({"cpu_usage": 51})] == ["CPU"]
     assert not detector.analyze_performance_metrics({"cpu_usage": 50, "memory_usage": 85})
@@ -58,19 +58,19 @@ def test_thresholds_can_be_set() -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 10**400, True, "81", None, Decimal(81), [81]]
 )
-def test_a_metric_that_is_no_finite_number_is_named(value: object) -> None:
+def test_value_that_is_not_a_finite_number_is_refused(value: object) -> None:
     with pytest.raises(MeasurementError, match="metric cpu_usage is"):
         BottleneckDetector().analyze_performance_metrics({"cpu_usage": value})  # type: ignore[dict-item]
     with pytest.raises(MeasurementError, match="threshold cpu_usage is"):
         BottleneckDetector(thresholds={"cpu_usage": value})  # type: ignore[dict-item]
 
 
-def test_a_negative_metric_is_named() -> None:
+def test_negative_value_is_refused() -> None:
     with pytest.raises(MeasurementError, match="metric cpu_usage is -1; it cannot be negative"):
         BottleneckDetector().analyze_performance_metrics({"cpu_usage": -1})
 
 
-def test_an_unknown_metric_is_named_with_the_nearest() -> None:
+def test_unknown_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(MeasurementError, match="no metric cpu_usge; did you mean cpu_usage"):
         BottleneckDetector().analyze_performance_metrics({"cpu_usge": 1})
     with pytest.raises(MeasurementError, match=r"no threshold zzz; the names are cpu_usage, "):
@@ -78,7 +78,7 @@ def test_an_unknown_metric_is_named_with_the_nearest() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.floats(0, 1e9)))
-def test_every_metric_is_either_above_or_not_or_not_measured(metrics: dict[str, float]) -> None:
+def test_each_metric_is_a_bottleneck_or_healthy_or_not_measured(metrics: dict[str, float]) -> None:
     report = BottleneckDetector().analyze_performance_metrics(metrics)
     limits = {name: limit for name, limit, *_ in TABLE}
     assert len(report) == sum(value > limits[name] for name, value in metrics.items())

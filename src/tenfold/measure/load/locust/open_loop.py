@@ -1,0 +1,120 @@
+"""An open-loop trial: arrivals leave when they are due, not when the service has answered the last ones."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+
+import gevent
+
+from tenfold.measure.load.arrivals import ArrivalLog
+from tenfold.measure.load.generator_protocol import BlockDone, Message, RunOpenLoop, TrialDone
+from tenfold.measure.load.locust.trial_run import TICK_S, TrialRun
+from tenfold.measure.load.locust.user_pool import UserPool
+from tenfold.measure.load.schedule import arrival_shares, draw_classes, poisson
+
+# Little's law: with more users than this busy, the mean is beyond the objective anyway.
+SPARE_USERS = 1.25
+OVERLOAD_USERS = 5.0
+FILL_TIMEOUT_S = 5.0
+
+
+class OpenLoop:
+    """One open-loop trial.
+
+    Args:
+        users: logged-in users; more are logged in when the rate asks for them.
+        command: rate, length and seed of the trial.
+        slow_s: the objective's limit.
+        emit: called with each block as soon as it is final.
+    """
+
+    def __init__(
+        self, users: UserPool, command: RunOpenLoop, *, slow_s: float, emit: Callable[[Message], None]
+    ) -> None:
+        self._users = users
+        self._command = command
+        self._slow_s = slow_s
+        self._emit = emit
+        self._settle_s = command.settle_s
+        self._load_going = True
+        self._trial_going = True
+
+    def stop(self, *, settle: bool) -> None:
+        """End the load now; without ``settle`` do not wait for unanswered requests either."""
+        self._load_going = False
+        if not settle:
+            self._settle_s = 0.0
+
+    def run(self) -> TrialDone:
+        """Carry the trial out. Blocks the calling greenlet until it is over."""
+        command, users = self._command, self._users
+        users.fill(self._users_needed(), timeout_s=FILL_TIMEOUT_S, going=lambda: self._load_going)
+        logins = users.logins
+        due = poisson(rate=command.rate, duration_s=command.duration_s, seed=command.seed)
+        trial = TrialRun(ArrivalLog(due, duration_s=command.duration_s, slow_s=self._slow_s))
+        classes = draw_classes(len(due), shares=self._shares(), seed=command.seed)
+        gc.collect()
+        gc.freeze()
+        users.replacing = True
+        trial.start_clock()
+        background = [
+            gevent.spawn(self._emit_blocks, trial),
+            gevent.spawn(users.reinforce, rate=command.rate, going=lambda: self._load_going),
+        ]
+        try:
+            self._release(trial, classes)
+            trial.end_load()
+            self._settle(trial)
+        finally:
+            self._load_going = self._trial_going = users.replacing = False
+            gevent.killall(background)
+            gc.unfreeze()
+        return trial.close(users=users.users, logins=users.logins - logins)
+
+    def _users_needed(self) -> int:
+        spare = OVERLOAD_USERS if self._command.overload else SPARE_USERS
+        return max(len(self._users.classes), math.ceil(self._command.rate * self._slow_s * spare) + 1)
+
+    def _shares(self) -> list[float]:
+        return arrival_shares(
+            self._users.users,
+            weights=[of_class.weight for of_class in self._users.classes],
+            fixed=[of_class.fixed for of_class in self._users.classes],
+        )
+
+    def _release(self, trial: TrialRun, classes: bytes) -> None:
+        """Hand each arrival to a user of its class when it is due."""
+        due, arrivals, pools, now = trial.arrivals.due, trial.arrivals, self._users.classes, trial.now
+        arrival, last = 0, len(due)
+        while self._load_going and arrival < last:
+            ahead = due[arrival] - now()
+            if ahead > 0:
+                gevent.sleep(min(ahead, TICK_S))
+                continue
+            if arrivals.release(arrival):
+                pools[classes[arrival]].offer(trial, arrival)
+            arrival += 1
+        while self._load_going and (ahead := arrivals.horizon_s - now()) > 0:
+            gevent.sleep(min(ahead, TICK_S))
+        if not self._load_going:
+            arrivals.cut(now(), released=arrival)
+        self._load_going = False
+
+    def _settle(self, trial: TrialRun) -> None:
+        """Wait for the last results, then for the last answers."""
+        while not trial.arrivals.is_complete:
+            gevent.sleep(TICK_S / 10)
+        deadline = trial.now() + self._settle_s
+        while trial.arrivals.in_flight and trial.now() < deadline:
+            gevent.sleep(TICK_S / 10)
+            deadline = min(deadline, trial.now() + self._settle_s)
+
+    def _emit_blocks(self, trial: TrialRun) -> None:
+        """Drop arrivals that waited too long, and send off the blocks that became final."""
+        while self._trial_going:
+            self._users.drop_expired()
+            for block in trial.final_blocks():
+                self._emit(BlockDone(block))
+            gevent.sleep(TICK_S)

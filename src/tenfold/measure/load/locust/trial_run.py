@@ -1,0 +1,191 @@
+"""A running trial: its clock, its arrival log, its answers and the arrivals that users are sending."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from pathlib import Path
+from time import perf_counter, process_time
+
+from tenfold.measure.load import histogram
+from tenfold.measure.load.answers import UNANSWERED, AnswerCounts
+from tenfold.measure.load.arrivals import ArrivalLog, ArrivalResult, request_result
+from tenfold.measure.load.generator_protocol import TrialDone
+from tenfold.measure.trial import Block, GeneratorHealth
+
+LEAD_S = 0.02  # between starting the clock and the first possible due time
+TICK_S = 0.05  # between two looks at the arrivals
+_STAT = Path("/proc/stat")
+
+
+class ActiveArrival:
+    """An arrival that a user is sending: its requests so far and the one under way."""
+
+    __slots__ = ("_number", "_requests", "_trial", "_waited_ms", "request", "sent_s")
+
+    def __init__(self, trial: TrialRun, number: int, waited_ms: float) -> None:
+        self._trial = trial
+        self._number = number
+        self._waited_ms = waited_ms  # from the due time until the user started it
+        self._requests = 0
+        self.request: tuple[str, str] | None = None  # method and name of the request that is under way
+        self.sent_s = 0.0
+
+    def send(self, method: str, name: str) -> None:
+        """Note that a request is sent now."""
+        self.request, self.sent_s = (method, name), self._trial.now()
+
+    def record(
+        self, method: str, name: str, *, status: int, raw_ms: float, size: int, failure: str | None
+    ) -> None:
+        """Record an answer.
+
+        Args:
+            method: the request's method.
+            name: the endpoint, as Locust groups it.
+            status: 0 when there was no answer at all.
+            raw_ms: latency from the sending, as the client measured it.
+            size: bytes of the answer.
+            failure: the error message, None for a success.
+        """
+        trial = self._trial
+        corrected_ms = self._corrected(raw_ms)
+        result = request_result(
+            status, failed=failure is not None, corrected_ms=corrected_ms, slow_ms=trial.arrivals.slow_ms
+        )
+        self._requests += 1
+        trial.arrivals.record_answer(self._number, result)
+        if result >= ArrivalResult.REFUSED:
+            trial.answers.add_error(failure or f"{method} {name} answered {status}")
+        trial.answers.endpoint(method, name).add(status, result, corrected_ms, raw_ms, size)
+
+    def record_exception(self, message: str) -> None:
+        """Fail the arrival: its task raised."""
+        self._requests += 1  # it did try: not an arrival without a request
+        self._trial.arrivals.worsen(self._number, ArrivalResult.FAILED)
+        self._trial.answers.add_error(message)
+
+    def mark_if_slow(self, now: float) -> None:
+        """Mark the arrival slow when a later request has taken too long already, before it is answered."""
+        if self.request and self._requests and now - self.sent_s > self._trial.arrivals.slow_s:
+            self._trial.arrivals.worsen(self._number, ArrivalResult.SLOW)
+
+    def record_unanswered(self) -> None:
+        """Record the request under way at the end of the trial: its latency is at least what it is now."""
+        assert self.request is not None
+        raw_ms = (self._trial.now() - self.sent_s) * 1000
+        counts = self._trial.answers.endpoint(*self.request)
+        counts.add(UNANSWERED, ArrivalResult.SLOW, self._corrected(raw_ms), raw_ms, 0)
+
+    def finish(self) -> None:
+        """End the arrival: the user's task is over."""
+        trial = self._trial
+        if not self._requests:
+            trial.without_request += 1
+        trial.active.discard(self)
+        trial.arrivals.finish(self._number, trial.now())
+
+    def _corrected(self, raw_ms: float) -> float:
+        return raw_ms if self._requests else raw_ms + self._waited_ms
+
+
+class TrialRun:
+    """One trial under way. Its clock starts with :meth:`start_clock`."""
+
+    def __init__(self, arrivals: ArrivalLog) -> None:
+        self.arrivals = arrivals
+        self.answers = AnswerCounts()
+        self.active: set[ActiveArrival] = set()
+        self.without_request = 0
+        self._zero = perf_counter()
+        self._cpu_s = self._wall_s = self._steal = 0.0
+        self._ticks = (0, 0)
+
+    def now(self) -> float:
+        """Seconds on the trial's clock; negative before the load begins."""
+        return perf_counter() - self._zero
+
+    def start_clock(self) -> None:
+        """Let the load begin in ``LEAD_S``."""
+        self._zero = perf_counter() + LEAD_S
+        self._cpu_s, self._wall_s, self._ticks = process_time(), time.monotonic(), _cpu_ticks()
+
+    def begin(self, arrival: int, now: float, *, free: bool) -> ActiveArrival:
+        """Start an arrival that a user has taken over; ``free``: a user was idle when it was due."""
+        self.arrivals.start(arrival, now, free=free)
+        active = ActiveArrival(self, arrival, (now - self.arrivals.due[arrival]) * 1000)
+        self.active.add(active)
+        return active
+
+    def drop_expired(self, arrival: int) -> bool:
+        """Drop an arrival that waited too long for a user: it took at least as long as it waited."""
+        now = self.now()
+        if not self.arrivals.is_expired(arrival, now):
+            return False
+        self.arrivals.drop(arrival, now)
+        self.answers.unsent_ms.append((now - self.arrivals.due[arrival]) * 1000)
+        return True
+
+    def final_blocks(self) -> list[Block]:
+        """Mark what is too slow already, and return the blocks that became final since the last call."""
+        now = self.now()
+        for active in list(self.active):
+            active.mark_if_slow(now)
+        return self.arrivals.final_blocks(now)
+
+    def end_load(self) -> None:
+        """Stop counting the generator's own CPU time: the load is over."""
+        self._cpu_s = process_time() - self._cpu_s
+        self._wall_s = time.monotonic() - self._wall_s
+        total, stolen = _cpu_ticks()
+        passed = total - self._ticks[0]
+        self._steal = (stolen - self._ticks[1]) / passed if passed > 0 else 0.0
+
+    def close(self, *, users: int, logins: int) -> TrialDone:
+        """Record unanswered requests, and sum up. Later answers are in no trial."""
+        arrivals, answers = self.arrivals, self.answers
+        settled_s = self.now() if arrivals.in_flight else arrivals.last_over_s
+        unanswered = [active for active in self.active if active.request]
+        for active in unanswered:
+            active.record_unanswered()
+        self.active.clear()
+        notes = {
+            "arrivals without a request": self.without_request,
+            "logins": logins,
+            "requests unanswered at the end": len(unanswered),
+        }
+        return TrialDone(
+            seconds=arrivals.horizon_s,
+            settled_s=max(0.0, settled_s - arrivals.horizon_s),
+            generator=self._health(),
+            endpoints=answers.summaries(),
+            corrected=histogram.encode(answers.corrected_ms()),
+            raw=histogram.encode(answers.raw_ms()),
+            users=users,
+            requests=answers.requests,
+            errors=dict(answers.errors.most_common()),
+            notes={what: count for what, count in notes.items() if count},
+        )
+
+    def _health(self) -> GeneratorHealth:
+        offered = len(self.arrivals.due)
+        return GeneratorHealth(
+            cpu_share=self._cpu_s / self._wall_s if self._wall_s else 0.0,
+            late_share=self.arrivals.late.total() / offered if offered else 0.0,
+            lag_p99_ms=_p99(self.arrivals.lags_s) * 1000,
+            steal_share=self._steal,
+        )
+
+
+def _p99(values: array[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)] if values else 0.0
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """Ticks of all CPUs together, and those taken by other machines on the same host; zeros without Linux."""
+    try:
+        with _STAT.open() as stat:
+            ticks = [int(field) for field in stat.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return 0, 0
+    return sum(ticks), ticks[7] if len(ticks) > 7 else 0
