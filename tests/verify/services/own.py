@@ -23,7 +23,7 @@ _numbers = count(1000)
 class Shop:
     """``POST /login``, ``POST /logout``, ``GET /me``, ``PUT /cart/{key}``, ``GET /cart``.
 
-    ``GET /work`` takes 20 ms, one at a time, and queues whoever comes; ``POST /orders`` takes 5 ms.
+    ``GET /work`` takes 20 ms, one at a time, and queues the others; ``POST /orders`` takes 5 ms.
     ``anonymous``: strangers may write too. Mistakes: adopts, keeps-id, keeps-old, sequential, no-logout,
     writes-whole, resurrects, unlimited, breaks-when-large, ends-when-large, bare-cookie, logs-ids,
     redirects-with-id, chokes-on-cookies, names-itself.

@@ -55,7 +55,7 @@ _waiting = 0
 
 
 async def work(request: Request) -> JSONResponse:
-    """Fifty requests a second, and no more; whoever would wait too long is told so at once."""
+    """At most fifty requests a second; a request that would wait too long gets 503 at once."""
     global _waiting
     if _waiting >= MOST_WAITING:
         return JSONResponse({}, 503, headers={"retry-after": "1"})

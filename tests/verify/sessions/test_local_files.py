@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tenfold.verify.sessions.local_files import changed_files, files_with, open_files, snapshot
+from tenfold.verify.sessions.local_files import changed_files, changed_open_files, files_with
+from tests.support.waiting import eventually
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows open modes")
+
+
+def later(file: Path) -> int:
+    """A time after the last change of ``file`` and before any other one."""
+    probe = file.with_name(".clock")
+
+    def moves() -> int:
+        probe.write_text("")
+        now = probe.stat().st_ctime_ns
+        return now if now > file.stat().st_ctime_ns else 0
+
+    return eventually(moves)
 
 
 def test_new_and_changed_files_are_found(tmp_path: Path) -> None:
@@ -19,12 +33,13 @@ def test_new_and_changed_files_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text("1")
     os.mkfifo(tmp_path / "pipe")
     private = tmp_path / "private"
-    before = snapshot([tmp_path], without=private)
-    assert set(before) == {tmp_path / "same", tmp_path / "other"}
+    everything = changed_files([tmp_path], since_ns=0, without=private)
+    assert everything == {tmp_path / "same", tmp_path / "other"}
+    since_ns = later(tmp_path / "private" / "c")
     (tmp_path / "other").write_text("22")
     (tmp_path / "new").write_text("session 4711")
-    found = changed_files(before, snapshot([tmp_path], without=private))
-    assert found == [tmp_path / "new", tmp_path / "other"]
+    found = changed_files([tmp_path], since_ns=since_ns, without=private) - {tmp_path / ".clock"}
+    assert found == {tmp_path / "new", tmp_path / "other"}
     assert files_with(["4711"], found) == [tmp_path / "new"]
     assert files_with(["", "other"], found) == [tmp_path / "other"]
     assert files_with(["", "absent"], found) == []
@@ -37,30 +52,28 @@ def test_logs_are_ignored(tmp_path: Path, name: str) -> None:
     with file.open("w") as opened:
         opened.write("x")
         opened.flush()
-        assert file not in open_files([os.getpid()])
-    assert snapshot([tmp_path]) == {}
+        assert file not in changed_open_files([os.getpid()], since_ns=0)
+    assert changed_files([tmp_path], since_ns=0) == set()
 
 
 def test_file_that_is_deleted_again_is_ignored(tmp_path: Path) -> None:
-    before = snapshot([tmp_path])
     (tmp_path / "upload").write_text("x")
     (tmp_path / "upload").unlink()
-    assert changed_files(before, snapshot([tmp_path])) == []
+    assert changed_files([tmp_path], since_ns=0) == set()
 
 
 @linux
 def test_file_that_stays_open_for_writing_is_found_anywhere(tmp_path: Path) -> None:
     file = tmp_path / "kept"
     with file.open("w") as opened:
-        before = open_files([os.getpid()])
-        assert file in before
-        assert changed_files(before, open_files([os.getpid()])) == []
+        since_ns = later(file)
+        assert file not in changed_open_files([os.getpid()], since_ns=since_ns)  # the control: not written
         opened.write("x")
         opened.flush()
-        assert file in changed_files(before, open_files([os.getpid()]))
+        assert file in changed_open_files([os.getpid()], since_ns=since_ns)
     with file.open():
-        assert file not in open_files([os.getpid()])  # the control: open for reading
+        assert file not in changed_open_files([os.getpid()], since_ns=0)  # the control: open for reading
 
 
-def test_process_that_has_ended_has_no_open_files() -> None:
-    assert open_files([2**22 + 1]) == {}
+def test_ended_process_has_no_open_files() -> None:
+    assert changed_open_files([2**22 + 1], since_ns=time.time_ns()) == set()

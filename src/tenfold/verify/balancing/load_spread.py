@@ -55,7 +55,7 @@ class InstanceLoad:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is uneven at one instance; the claim continues its name."""
+    """Uneven load at one instance; the claim continues the name of the instance."""
 
     reason: Reason
     address: str

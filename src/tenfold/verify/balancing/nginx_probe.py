@@ -61,7 +61,7 @@ class NginxProbe:
         return AccessLog(self.stack.access_log)
 
     def count_reads(self, entries: Iterable[LogEntry]) -> Counter[str]:
-        """How many of the reads each instance answered."""
+        """The number of reads that each instance answered."""
         return Counter(entry.upstreams[-1] for entry in entries_of(self.read, entries) if entry.upstreams)
 
     def wait_until_used(self, server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +18,8 @@ from tenfold.verify.kit.user_agent import Answer
 from tenfold.verify.runner import skip_undeclared
 from tenfold.verify.sessions.local_files import (
     changed_files,
+    changed_open_files,
     files_with,
-    open_files,
-    snapshot,
     temporary_folder,
 )
 from tenfold.verify.sessions.target import SessionTarget, find_target
@@ -62,7 +62,7 @@ def _listed(faults: Sequence[str]) -> str:
 
 
 def _difference(target: SessionTarget, user: SessionUser, home: str, other: str) -> str:
-    """How ``other`` treats a user of ``home`` differently from ``home``; empty when it does not."""
+    """The difference between the answers of two instances to a user of ``home``; empty without one."""
     known = target.settings
     there = user.copy(url=target.instances[other])
     first, second = user.copy().whoami(), there.copy().whoami()
@@ -156,19 +156,18 @@ def check_local_files(stack: Stack, settings: Settings) -> Finding:
     if undeclared and not has_scenario(settings):
         claim = f"{undeclared.claim}, and there is no scenario"
         return Finding(LOCAL_FILES, claim, Verdict.SKIP, remedy=undeclared.remedy)
+    since_ns = time.time_ns()
     target = None if undeclared else find_target(stack, settings.verify)
-    private = stack.probe_address.parent
-    pids = [pid for server in app_servers(stack) for pid in server.pids()]
-    folders = {stack.app_folder, *_named_folders(settings)}
-    before = snapshot(folders) | open_files(pids)
-    temporary_before = snapshot([temporary_folder()], without=private)
     marks = _use_sessions(target) if target else []
     if has_scenario(settings):
         send_light_load(stack, settings)
-    changed = changed_files(before, snapshot(folders) | open_files(pids))
-    temporary = changed_files(temporary_before, snapshot([temporary_folder()], without=private))
-    files = sorted({*changed, *files_with(marks, temporary)})
-    return _judge_files([file for file in files if not file.is_relative_to(private)], stack)
+    private = stack.probe_address.parent
+    pids = [pid for server in app_servers(stack) for pid in server.pids()]
+    files = changed_files([stack.app_folder, *_named_folders(settings)], since_ns=since_ns)
+    files |= changed_open_files(pids, since_ns=since_ns)
+    temporary = changed_files([temporary_folder()], since_ns=since_ns, without=private)
+    files |= set(files_with(marks, temporary))
+    return _judge_files(sorted(file for file in files if not file.is_relative_to(private)), stack)
 
 
 def _named_folders(settings: Settings) -> set[Path]:

@@ -1,6 +1,7 @@
 """Files that requests leave behind: changes in folders, and files that processes have open for writing.
 
-A file counts when it is still there afterwards. Logs, pipes and compiled modules do not count.
+A file counts when it is still there afterwards. Logs, pipes and compiled modules do not count. Changes are
+found by ``st_ctime``: new, renamed and rewritten files have a new one, and no program can set it back.
 """
 
 from __future__ import annotations
@@ -8,54 +9,46 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_MOST_FILES = 50_000
 _MOST_READ = 500
 _IGNORED_FOLDERS = {"__pycache__", "node_modules", "logs", "log"}
 _IGNORED_ENDINGS = (".log", ".pyc", ".pid", ".sock")
 
-State = tuple[int, int]  # modification time in nanoseconds, and size
+
+def changed_files(folders: Iterable[Path], *, since_ns: int, without: Path | None = None) -> set[Path]:
+    """The files below ``folders``, but not below ``without``, that changed since a ``time.time_ns()``."""
+    return {file for folder in folders for file in _walk(folder, without) if _is_changed(file, since_ns)}
 
 
-def snapshot(folders: Iterable[Path], *, without: Path | None = None) -> dict[Path, State]:
-    """The state of every file below ``folders``, but not below ``without``; at most 50,000."""
-    found: dict[Path, State] = {}
-    for folder in folders:
-        for file in _walk(folder, without):
-            found |= _state(file)
-            if len(found) >= _MOST_FILES:
-                return found
-    return found
+def changed_open_files(pids: Iterable[int], *, since_ns: int) -> set[Path]:
+    """The files that these processes have open for writing and that changed since then.
 
-
-def open_files(pids: Iterable[int]) -> dict[Path, State]:
-    """The state of every file that these processes have open for writing, as far as the system tells.
-
-    Only Linux tells what a file was opened for.
+    Only Linux tells whether a file was opened for writing; elsewhere there are none.
     """
     import psutil
 
-    found: dict[Path, State] = {}
+    found: set[Path] = set()
     for pid in pids:
         with suppress(psutil.Error, OSError):
-            for opened in psutil.Process(pid).open_files():
-                if getattr(opened, "mode", "r") != "r":
-                    found |= _state(Path(opened.path))
+            found |= {
+                Path(opened.path)
+                for opened in psutil.Process(pid).open_files()
+                if getattr(opened, "mode", "r") != "r" and _is_changed(Path(opened.path), since_ns)
+            }
     return found
 
 
-def _state(file: Path) -> dict[Path, State]:
+def _is_changed(file: Path, since_ns: int) -> bool:
     # app.log.2026-01-01 is a log too
     if file.name.endswith(_IGNORED_ENDINGS) or ".log." in file.name or file.parent.name in _IGNORED_FOLDERS:
-        return {}
+        return False
     with suppress(OSError):
         about = file.lstat()
-        if stat.S_ISREG(about.st_mode):
-            return {file: (about.st_mtime_ns, about.st_size)}
-    return {}
+        return stat.S_ISREG(about.st_mode) and about.st_ctime_ns >= since_ns
+    return False
 
 
 def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
@@ -75,15 +68,10 @@ def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
         yield from (here / name for name in names)
 
 
-def changed_files(before: Mapping[Path, State], after: Mapping[Path, State]) -> list[Path]:
-    """The files that are new or different."""
-    return sorted(file for file, state in after.items() if before.get(file) != state)
-
-
-def files_with(marks: Sequence[str], files: Sequence[Path]) -> list[Path]:
-    """Those of ``files`` that have one of ``marks`` in their name or their first 64 KiB."""
+def files_with(marks: Sequence[str], files: Iterable[Path]) -> list[Path]:
+    """Those of ``files``, 500 at most, that have one of ``marks`` in their name or their first 64 KiB."""
     known = [mark for mark in marks if mark]
-    return [file for file in files[:_MOST_READ] if _has_mark(file, known)]
+    return [file for file in sorted(files)[:_MOST_READ] if _has_mark(file, known)]
 
 
 def _has_mark(file: Path, marks: Sequence[str]) -> bool:
