@@ -71,7 +71,7 @@ MODULES: dict[str, list[str]] = {
     "tenfold.overload.limits": ["AIMDLimit", "FixedLimit", "GradientLimit", "Limit"],
     "tenfold.overload.ratelimiter": ["RateLimiter"],
     "tenfold.overload.redis": ["RedisRates"],
-    "tenfold.database.pools.deadlines": ["enforce_deadlines"],
+    "tenfold.database.pools.statement_timeout": ["enforce_deadlines"],
     "tenfold.deadlines": [
         "DeadlineMiddleware",
         "RetryBudget",

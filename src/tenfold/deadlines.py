@@ -3,7 +3,7 @@
 A deadline is a moment of the monotonic clock in a context variable: coroutines, tasks and threads started by
 anyio, Starlette or ``asyncio.to_thread`` inherit it; a bare ``threading.Thread`` or executor does not. It
 interrupts nothing but what an async handler awaits: everybody else looks at it, by :func:`check`, or by the
-hooks for SQLAlchemy (:mod:`tenfold.database.pools.deadlines`) and httpx (:mod:`tenfold.overload.httpx`).
+hooks for SQLAlchemy (:mod:`tenfold.database.pools.statement_timeout`) and httpx (:mod:`tenfold.overload.httpx`).
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.database.pools import deadlines
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools import statement_timeout
+from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tests.measure.conftest import postgres_url, until
@@ -75,7 +75,7 @@ def test_each_user_finds_a_step_of_their_own(engine_of: Callable[..., Engine]) -
 
 def test_the_right_step_costs_nothing(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
-    with mock.patch.object(deadlines, "_outside", wraps=deadlines._outside) as asked:
+    with mock.patch.object(statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction) as asked:
         assert shown(engine) == "0"
         assert asked.call_count == 0  # nobody has a deadline
         for _ in range(5):
@@ -199,8 +199,8 @@ def test_a_connection_that_was_cancelled_half_way_is_thrown_away(url: str, taken
         def hanging(connection: Any, statement: str) -> Any:
             return real(connection, "select pg_sleep(20)" if statement.startswith("SET") else statement)
 
-        real = deadlines._outside
-        with mock.patch.object(deadlines, "_outside", hanging):
+        real = statement_timeout._run_outside_transaction
+        with mock.patch.object(statement_timeout, "_run_outside_transaction", hanging):
             task = asyncio.create_task(use_at_once() if taken else use())
             await asyncio.to_thread(until, lambda: hangs(url))
             task.cancel()
@@ -229,4 +229,4 @@ def test_a_connection_that_was_cancelled_half_way_is_thrown_away(url: str, taken
     ],
 )
 def test_when_a_timeout_is_left_as_it_is(carried_ms: int | None, left_s: float | None, fits: bool) -> None:
-    assert deadlines.fits(carried_ms, left_s) is fits
+    assert statement_timeout.fits(carried_ms, left_s) is fits

@@ -17,8 +17,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools import deadlines
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools import statement_timeout
+from tenfold.database.pools.statement_timeout import StatementTimeouts, enforce_deadlines
 from tenfold.database.pools.pool import PoolDeadlineError, WatchedPool
 from tenfold.database.psycopg import Line
 from tenfold.deadlines import deadline
@@ -49,11 +49,9 @@ def engine_of(url: str) -> Iterator[Callable[..., Engine]]:
         engine.dispose()
 
 
-@given(st.floats(0, 100_000), st.integers(0, 10_000_000))
-def test_a_step_is_enough_and_not_much_more(left_s: float, own_ms: int) -> None:
-    step = deadlines.timeout_ms(left_s, own_ms=0)
-    assert left_s * 1000 <= step <= max(left_s * 1000, 1) * 1.34 + 1
-    assert deadlines.timeout_ms(left_s, own_ms=own_ms) == (min(step, own_ms) if own_ms else step)
+@given(st.floats(0, 100_000))
+def test_a_step_is_enough_and_not_much_more(left_s: float) -> None:
+    assert left_s * 1000 <= statement_timeout.step_ms(left_s) <= max(left_s * 1000, 1) * 1.34 + 1
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def test_a_step_is_enough_and_not_much_more(left_s: float, own_ms: int) -> None:
     [(0, 1), (0.1, 100), (1, 1000), (4.99, 5624), (5, 5624), (10, 10_000), (10.001, 13_336)],
 )
 def test_the_steps(left_s: float, step: int) -> None:
-    assert deadlines.timeout_ms(left_s, own_ms=0) == step
+    assert statement_timeout.step_ms(left_s) == step
 
 
 def test_nobody_waits_longer_for_a_connection_than_the_deadline(engine_of: Callable[..., Engine]) -> None:
@@ -142,12 +140,14 @@ def test_a_long_transaction_gets_less_and_less(
 def test_a_watched_engine_is_left_to_its_pool(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     enforce_deadlines(engine)
-    assert not engine._has_events
+    assert len(engine.dialect.dispatch.do_execute) == 0  # the pool listens from its first connection on
+    with engine.connect():
+        assert len(engine.dialect.dispatch.do_execute) == 1
 
 
 def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
-    with mock.patch.object(deadlines, "_outside", wraps=deadlines._outside) as asked:
+    with mock.patch.object(statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction) as asked:
         for _ in range(5):
             with deadline(5), engine.connect() as connection:
                 connection.rollback()  # which would take a timeout back that was set within a transaction
@@ -181,10 +181,35 @@ def test_one_that_breaks_as_soon_as_it_is_opened_is_an_error(engine_of: Callable
     engine.connect().close()
     engine.dispose()
 
-    def settle(connection: Any, info: Any) -> None:
+    def set_session(_: Any, connection: Any, *__: Any) -> None:
         connection.close()
         raise lost
 
-    with deadline(5), mock.patch.object(deadlines, "settle", settle), pytest.raises(OperationalError):
+    with deadline(5), mock.patch.object(StatementTimeouts, "_set_session", set_session), pytest.raises(OperationalError):
         engine.connect()
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_autocommit_timeout_follows_each_statements_deadline(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of().execution_options(isolation_level="AUTOCOMMIT")
+    with deadline(60), engine.connect() as connection:
+        assert connection.scalar(SHOWN) == "74990ms"
+        with deadline(5):
+            assert connection.scalar(SHOWN) == "5624ms"
+    with deadline(5):
+        connection = engine.connect()
+    with connection:
+        assert connection.scalar(SHOWN) == "0"
+
+
+def test_transaction_outside_of_the_deadline_of_its_checkout_has_no_timeout(
+    engine_of: Callable[..., Engine],
+) -> None:
+    engine = engine_of(connect_args={"options": "-c statement_timeout=7000"})
+    with deadline(5):
+        connection = engine.connect()
+    with connection:
+        assert connection.scalar(SHOWN) == "7s"
+        connection.rollback()
+        with deadline(3):
+            assert connection.scalar(SHOWN) in {"3s", *(f"{ms}ms" for ms in range(2000, 3000))}

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter, HealthLimits, pool_options
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.database.pools.pool import PoolDeadlineError
 from tenfold.database.replicas.checkout import Lease
 from tenfold.deadlines import deadline

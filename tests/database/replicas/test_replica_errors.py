@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import (
     CommitUnknownError,

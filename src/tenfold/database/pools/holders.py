@@ -33,8 +33,6 @@ class Holder:
     sql = ""  # the last statement, as the driver got it
     idle_since = 0.0  # when that ended, while a transaction is open; 0 otherwise
     reported = False  # as held too long
-    carried_s = 0.0  # statement_timeout that the session carries on behalf of a deadline
-    timeout_s = 0.0  # and the one in force, which a transaction may have shortened
 
     def __init__(self, visit: Visit | None, since: float, waited_s: float) -> None:
         self.visit = visit
@@ -47,10 +45,6 @@ class Holder:
             self.task = weakref.ref(task)
         # Whoever has two connections when two holders have the same owner.
         self.owner: Owner = visit or self.task or self.thread
-
-    def carry(self, left_s: float | None) -> None:
-        """The session's statement_timeout is from a deadline that is so far away; None is none."""
-        self.carried_s = self.timeout_s = left_s or 0.0
 
     @property
     def title(self) -> str:

@@ -18,8 +18,9 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.database import psycopg
-from tenfold.database.pools import budget, deadlines, monitor_thread, statements
+from tenfold.database.pools import budget, monitor_thread, statements
 from tenfold.database.pools.pool_monitor import TimeoutMode, Watch, Watching
+from tenfold.database.pools.statement_timeout import LIBPQ_DRIVERS, StatementTimeouts, shorter_s
 from tenfold.database.urls import server_name
 from tenfold.deadlines import check, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
@@ -73,15 +74,12 @@ class _Patience:
         except queue.Empty:
             if not block:
                 raise
-        left_s = remaining_s()
-        if left_s is not None:
-            timeout = left_s if timeout is None else min(timeout, left_s)
         with self.lock:
             if self.max_waiting is not None and self.waiting >= self.max_waiting:
                 raise _RefusedError
             self.waiting += 1
         try:
-            return super().get(block, timeout)  # type: ignore[misc]
+            return super().get(block, shorter_s(timeout))  # type: ignore[misc]
         finally:
             with self.lock:
                 self.waiting -= 1
@@ -104,7 +102,6 @@ class WatchedPool(QueuePool):
     _queue_class: type[queue.QueueCommon[Any]] = _Queue
     watch: Watch
     _begun = False
-    _sets_timeouts = False
 
     def __new__(cls, *_: Any, dialect: Any = None, **__: Any) -> WatchedPool:
         """The kind that the engine needs: options need not say whether it is an async one."""
@@ -139,20 +136,14 @@ class WatchedPool(QueuePool):
             DeadlineExceededError: the request's time was over before one came back.
         """
         check()
+        if not self._begun:
+            self._begin()
         started = perf_counter()
         try:
             connection: Any = super().connect()
         except exc.TimeoutError as error:
             raise self._exhausted(perf_counter() - started, isinstance(error, _RefusedError)) from None
-        if not self._begun:
-            self._begin()
-        record = connection._connection_record
-        if self._sets_timeouts and (deadlines.CARRIED in record.info or remaining_s() is not None):
-            if not self._settle(connection, perf_counter() - started):
-                return self.connect()  # whose record connects anew, or says why it cannot
-            self.watch.taken(record, started).carry(remaining_s())
-        else:
-            self.watch.taken(record, started)
+        self.watch.taken(connection._connection_record, started)
         return connection  # type: ignore[no-any-return]
 
     def _do_get(self) -> Any:
@@ -196,20 +187,6 @@ class WatchedPool(QueuePool):
         if time() - record.starttime > budget.lifetime_s(self._recycle, born=record.starttime):
             record.invalidate(soft=True)
 
-    def _settle(self, connection: Any, since_s: float) -> bool:
-        """Give it the timeout of whoever takes it; False when the server has hung up while it lay idle."""
-        bare, record = connection.dbapi_connection, connection._connection_record
-        was_idle = time() - record.starttime > since_s  # one that was opened just now has no excuse
-        try:
-            deadlines.settle(bare, record.info)
-        except BaseException as error:
-            lost = deadlines.hung_up(self._dialect, error, bare)
-            connection.invalidate(error)
-            if not (lost and was_idle):
-                raise
-            return False
-        return True
-
     @property
     def waiting(self) -> int:
         """How many wait for a connection now."""
@@ -227,11 +204,11 @@ class WatchedPool(QueuePool):
     def _begin(self) -> None:
         """The first connection: SQLAlchemy has given the pool its dialect by now."""
         self._begun = True
-        wanted = self.watch.watching.statement_timeout == "session"
-        self._sets_timeouts = wanted and getattr(self._dialect, "name", "") == "postgresql"
         if self.watch.dialect is not self._dialect:
             self.watch.dialect = self._dialect
             statements.follow(self._dialect, self.watch)
+            mode = self.watch.watching.statement_timeout
+            StatementTimeouts(self._dialect, None if mode == "off" else mode).attach(self)
         monitor_thread.add(self)
 
     def _exhausted(self, waited_s: float, refused: bool) -> PoolTimeoutError | PoolDeadlineError:
@@ -339,12 +316,12 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
 
 def _timeout_mode(url: URL, wanted: TimeoutMode) -> TimeoutMode:
     """What the session carries is set outside of a transaction, which needs libpq's drivers."""
-    return "transaction" if wanted == "session" and url.get_driver_name() not in deadlines.LIBPQ else wanted
+    return "transaction" if wanted == "session" and url.get_driver_name() not in LIBPQ_DRIVERS else wanted
 
 
 def _driver_options(url: URL, connect_timeout_s: int, application_name: str) -> dict[str, Any]:
     name = application_name.encode()[:_NAME].decode(errors="ignore")
-    if url.get_driver_name() in deadlines.LIBPQ:
+    if url.get_driver_name() in LIBPQ_DRIVERS:
         return {"connect_timeout": connect_timeout_s, "application_name": name}
     if url.get_driver_name() == "asyncpg":
         return {"timeout": connect_timeout_s, "server_settings": {"application_name": name}}

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tenfold.database.pools.deadlines import ended_by_deadline
+from tenfold.database.pools.statement_timeout import was_ended_by_deadline
 from tenfold.database.psycopg import Line, lacks_positions, refused, server_version, sqlstate
 from tenfold.database.replicas.freshness import (
     POSITION,
@@ -131,7 +131,7 @@ class Lease:
 
     def _failed(self, error: BaseException) -> NoReturn:
         """A question got no answer."""
-        if ended_by_deadline(error):  # by a server that is fine, on a connection that is
+        if was_ended_by_deadline(error):  # by a server that is fine, on a connection that is
             raise DeadlineExceededError(
                 "the request's time was over before a server said where it is"
             ) from error
