@@ -106,20 +106,20 @@ class Bench:
             session.execute(LOOK).scalar()
 
     def _covered(self, router: DatabaseRouter, count: int) -> float:
-        with router.seen():
+        with router.consistency_context():
             self._write(router)
             self._read(router)
             return timed(count, lambda: self._read(router))
 
     def _probing(self) -> float:
         """A read by somebody who has just written, on a replica that has caught up with them."""
-        with self.router.seen():
+        with self.router.consistency_context():
             self._write(self.router)
             token = self.router.token()
         # Awaited on other connections: that which is measured shall not know.
-        with self.monotonic.seen(token):
+        with self.monotonic.consistency_context(token):
             self._read(self.monotonic)
-        with self.router.seen(token):
+        with self.router.consistency_context(token):
             return timed(1, lambda: self._read(self.router))
 
     def _bare_write(self) -> None:

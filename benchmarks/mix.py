@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenfold.database.replicas.read_counters import HOW
+from tenfold.database.replicas.read_counters import READ_OUTCOMES
 from tenfold.measure.load.generator import Generator
 from tenfold.measure.trial import TrialRequest
 from tenfold.metrics import READS
@@ -62,7 +62,7 @@ def main() -> None:
     total = found.total()
     rate = trial.requests / trial.seconds
     print(f"{rate:.0f} requests/s for {trial.seconds:.0f} s, two instances, two replicas: {total} reads")
-    for how, meaning in HOW.items():
+    for how, meaning in READ_OUTCOMES.items():
         print(f"{how:<10}{found[how]:>8}{found[how] / max(total, 1):>8.1%}   {meaning}")
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.request_context import job_context
 from tenfold.deadlines import deadline
 from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack
@@ -64,7 +64,7 @@ def engines(url: str, *, is_async: bool) -> dict[str, Any]:
 
 async def microseconds(variant: str, engine: Any, run: Run, count: int) -> float:
     """Microseconds a query."""
-    with visiting("benchmark"), deadline(5) if "deadline" in variant else nullcontext():
+    with job_context("benchmark"), deadline(5) if "deadline" in variant else nullcontext():
         started = time.perf_counter()
         await run(engine, count)
         return (time.perf_counter() - started) / count * 1e6

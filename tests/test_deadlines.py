@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from tenfold.deadlines import DeadlineMiddleware, budget_s, check, deadline, remaining_s
+from tenfold.deadlines import DeadlineMiddleware, budget_s, check_deadline, deadline, remaining_s
 from tenfold.errors import DeadlineExceededError
 
 
@@ -37,13 +37,13 @@ def test_a_deadline_is_only_ever_shortened() -> None:
         with deadline(5):
             assert 4 < (remaining_s() or 0) <= 5
         assert 9 < (remaining_s() or 0) <= 10
-        check()
+        check_deadline()
     assert remaining_s() is None
     with deadline(-1):
         assert remaining_s() == 0
-        with pytest.raises(DeadlineExceededError, match="nobody waits"):
-            check()
-    check()
+        with pytest.raises(DeadlineExceededError, match="no client waits"):
+            check_deadline()
+    check_deadline()
 
 
 def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
@@ -101,9 +101,7 @@ def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
     ],
 )
 def test_budgets(started: str | None, allowed: str | None, expected: float) -> None:
-    left = budget_s(
-        started=started, allowed=allowed, timeout_s=10, now_s=1000.0, skew_s=0.5, most_waited_s=20
-    )
+    left = budget_s(started=started, allowed=allowed, timeout_s=10, now_s=1000.0, skew_s=0.5, max_queued_s=20)
     assert left == pytest.approx(expected)
 
 
@@ -115,7 +113,7 @@ def test_clocks_within_the_skew_never_take_time_away(
 ) -> None:
     started = f"t={now - waited + skew:.3f}"
     left = budget_s(
-        started=started, allowed=None, timeout_s=timeout, now_s=now, skew_s=0.5, most_waited_s=2 * timeout
+        started=started, allowed=None, timeout_s=timeout, now_s=now, skew_s=0.5, max_queued_s=2 * timeout
     )
     assert max(timeout - waited, 0) - 0.002 <= left <= timeout
 
@@ -147,7 +145,7 @@ class Handlers:
 
     def looking(self, request: Request) -> PlainTextResponse:
         while True:
-            check()
+            check_deadline()
             time.sleep(0.005)
 
     async def streaming(self, request: Request) -> StreamingResponse:
@@ -313,7 +311,7 @@ def test_a_body_that_arrives_as_the_app_asks_for_it_does_not_stop_the_loop() -> 
 @pytest.mark.parametrize(("believe", "expected"), [(True, 504), (False, 200)])
 def test_callers_are_believed_only_when_told_so(believe: bool, expected: int) -> None:
     async def test() -> None:
-        app = Handlers().app(timeout_s=20, believe_callers=believe)
+        app = Handlers().app(timeout_s=20, trust_callers=believe)
         answer = await get(app, "/echo", headers={"x-request-timeout": "0.01"})
         assert answer.status_code == expected
 

@@ -81,10 +81,10 @@ def test_retries_never_exceed_their_share(
     for pause, first in events:
         now += pause
         if first:
-            budget.request()
+            budget.record_call()
             calls += 1
         else:
-            retries += budget.retry()
+            retries += budget.acquire_retry()
         assert retries <= ratio * calls + min_per_s * now + saved + 1e-6
 
 
@@ -94,14 +94,14 @@ def test_where_all_fails_a_tenth_is_tried_again() -> None:
     retries = 0
     for _ in range(10_000):
         now += 0.001
-        budget.request()
-        retries += sum(budget.retry() for _ in range(3))
+        budget.record_call()
+        retries += sum(budget.acquire_retry() for _ in range(3))
     assert 1000 <= retries <= 1000 + 10 + 10
 
 
 def test_nothing_is_tried_again_when_time_is_over() -> None:
     budget = RetryBudget(min_per_s=10)
-    budget.request()
+    budget.record_call()
     with deadline(0):
-        assert not budget.retry()
-    assert budget.retry()
+        assert not budget.acquire_retry()
+    assert budget.acquire_retry()

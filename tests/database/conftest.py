@@ -7,7 +7,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from tenfold.database import DatabaseRouter
 from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack, programs
+from tests.support.waiting import eventually
 
 KEY = "0123456789abcdef-0123456789abcdef"
 
@@ -33,14 +33,6 @@ def own_folder() -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
-
-
-def eventually(look: Callable[[], object], *, within_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (answer := look()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return answer
 
 
 class Servers:

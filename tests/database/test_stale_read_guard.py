@@ -35,7 +35,7 @@ def visitor(servers: Servers, route: Route) -> Iterator[tuple[Callable[[], Any],
         with router.read() as session:
             return session.execute(LOOK).scalar()
 
-    with router.seen():
+    with router.consistency_context():
         yield write, read
 
 

@@ -1,10 +1,10 @@
-"""The ``[database]`` table: who connects to the database, with how many connections, and how to see it."""
+"""The ``[database]`` table: the fleet that shares a server's connections, and the requests of its checks."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tenfold.database.pools.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, Room
+from tenfold.database.pools.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, ServerLimits
 from tenfold.requestline import RequestLine
 
 
@@ -32,7 +32,7 @@ class DatabaseSettings(BaseModel):
         10, ge=0, le=10_000, description="connections for migrations, cron jobs and people with psql"
     )
     max_connections: int = Field(
-        100, ge=1, le=262_143, description="the server's max_connections, where no url says whom to ask"
+        100, ge=1, le=262_143, description="the server's max_connections, unless url names a server to ask"
     )
 
     write: RequestLine = Field(
@@ -42,12 +42,12 @@ class DatabaseSettings(BaseModel):
     )
     write_body: str = Field(
         '{"value": "{value}"}',
-        description="what is sent with it: JSON, or a form; without a {value} in it, every write has to "
+        description="the body of write: JSON, or a form; without a {value} in it, every write has to "
         "change what read answers",
     )
     read: RequestLine = Field(
         "",
-        description="a request that shows what write wrote, to whoever wrote it",
+        description="a request that shows what write wrote, to the user who wrote it",
         examples=["GET /api/orders"],
     )
     replica_share: float = Field(
@@ -56,7 +56,7 @@ class DatabaseSettings(BaseModel):
 
     @property
     def fleet(self) -> Fleet:
-        """The account that is to be balanced."""
+        """The fleet whose connections are added up."""
         return Fleet(
             hosts=self.hosts,
             workers=self.workers,
@@ -67,6 +67,6 @@ class DatabaseSettings(BaseModel):
         )
 
     @property
-    def room(self) -> Room:
-        """What the server allows as far as the settings know."""
-        return Room(max_connections=self.max_connections)
+    def limits(self) -> ServerLimits:
+        """The server's limits as far as the settings know."""
+        return ServerLimits(max_connections=self.max_connections)

@@ -17,7 +17,8 @@ from tenfold.database.pools import statement_timeout
 from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
-from tests.measure.conftest import postgres_url, until
+from tests.measure.conftest import postgres_url
+from tests.support.waiting import eventually
 
 __all__ = ["postgres_url"]  # the fixture
 SHOWN = text("show statement_timeout")
@@ -75,7 +76,9 @@ def test_each_user_finds_a_step_of_their_own(engine_of: Callable[..., Engine]) -
 
 def test_the_right_step_costs_nothing(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
-    with mock.patch.object(statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction) as asked:
+    with mock.patch.object(
+        statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction
+    ) as asked:
         assert shown(engine) == "0"
         assert asked.call_count == 0  # nobody has a deadline
         for _ in range(5):
@@ -202,7 +205,7 @@ def test_a_connection_that_was_cancelled_half_way_is_thrown_away(url: str, taken
         real = statement_timeout._run_outside_transaction
         with mock.patch.object(statement_timeout, "_run_outside_transaction", hanging):
             task = asyncio.create_task(use_at_once() if taken else use())
-            await asyncio.to_thread(until, lambda: hangs(url))
+            await asyncio.to_thread(eventually, lambda: hangs(url))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
-from tests.measure.conftest import postgres_url, until
+from tests.measure.conftest import postgres_url
+from tests.support.waiting import eventually
 
 __all__ = ["postgres_url"]  # the fixture
 SLEEP = text("SELECT pg_sleep(:seconds) /* deadline test */")
@@ -136,7 +137,7 @@ def test_asynchronous_engines(url: str, postgres_url: str) -> None:
         await engine.dispose()
 
     asyncio.run(test(create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=20)))
-    until(lambda: sleeping(postgres_url) == 0)
+    eventually(lambda: sleeping(postgres_url) == 0)
 
 
 def test_another_database_is_checked_and_told_nothing() -> None:

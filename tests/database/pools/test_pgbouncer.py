@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.database.pools import pgbouncer
-from tenfold.database.pools.budget import Fleet, Room
-from tenfold.database.pools.pgbouncer import PgBouncer, driver_options, render, sized
+from tenfold.database.pools.budget import Fleet, ServerLimits
+from tenfold.database.pools.pgbouncer import PgBouncer, connection_limits, driver_options, render
 from tenfold.errors import SettingsError
 from tests.database.support.pgbouncer_files import UnreadableError, read_databases, read_ini, read_users
 
@@ -31,7 +31,7 @@ def rendered(**changed: Any) -> dict[str, str]:
 
 
 def test_what_is_rendered() -> None:
-    files = rendered(most=90, clients=2000)
+    files = rendered(max_db_connections=90, max_clients=2000)
     lines = files["pgbouncer.ini"].splitlines()
     assert lines[1] == "shop = host=db.internal port=5432 dbname='shop'"
     assert {"pool_mode = transaction", "max_db_connections = 90", "max_client_conn = 2000"} <= set(lines)
@@ -67,9 +67,9 @@ def test_the_options_that_match(
 
 def test_how_large() -> None:
     fleet = Fleet(hosts=4, workers=8)
-    assert sized(fleet, Room()) == (87, 970)
+    assert connection_limits(fleet, ServerLimits()) == (87, 970)
     with pytest.raises(SettingsError, match="leaves none for PgBouncer"):
-        sized(fleet, Room(max_connections=13))
+        connection_limits(fleet, ServerLimits(max_connections=13))
 
 
 HOSTILE = [
@@ -131,7 +131,7 @@ def test_the_control_what_is_refused_would_be_misread(
 ) -> None:
     for guard in ("_alias", "_address", "_path"):
         monkeypatch.setattr(pgbouncer, guard, str)
-    monkeypatch.setattr(pgbouncer, "_controls", lambda _: False)
+    monkeypatch.setattr(pgbouncer, "_has_controls", lambda _: False)
     monkeypatch.setattr(pgbouncer, "_quoted", lambda text, **_: '"' + text.replace('"', '""') + '"')
     meant = pooler(**changed)
     files = {"pgbouncer.ini": pgbouncer._ini(meant), "userlist.txt": pgbouncer._userlist(meant.users)}
@@ -162,7 +162,7 @@ def test_no_text_opens_a_line_or_a_value_of_its_own(texts: tuple[str, str, str])
     [
         ("_literal", lambda text: f"'{text}'"),
         ("_quoted", lambda text, **_: f'"{text}"'),
-        ("_controls", lambda _: False),
+        ("_has_controls", lambda _: False),
     ],
 )
 def test_the_control_without_escapes_some_text_does(

@@ -25,6 +25,7 @@ from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tenfold.stack.run_as import unprivileged
 from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url = conftest.postgres_url
 PREPARES = (1, 22)  # from there on psycopg's prepared statements work behind it
@@ -80,7 +81,7 @@ def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
         port=behind,
         databases={"shop": "it's"},
         users={"pooled": "p\"w' d"},
-        most=2,
+        max_db_connections=2,
         listen_port=port,
         version=program.version,
     )
@@ -100,7 +101,7 @@ def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
     )
     url = f"postgresql+psycopg://pooled:p%22w%27%20d@127.0.0.1:{port}/shop"
     try:
-        conftest.until(lambda: process.poll() is not None or _accepts(url))
+        eventually(lambda: process.poll() is not None or _accepts(url))
         yield Running(url, program.version)
     finally:
         process.terminate()

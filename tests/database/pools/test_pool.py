@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, create_engine, text
 
 from tenfold.database import pool_options
-from tenfold.database.pools.pool import PoolTimeoutError, WatchedPool
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.pool import MonitoredPool, PoolTimeoutError
+from tenfold.database.pools.request_context import job_context
 from tests.database.support import pools
 from tests.database.support.pools import kinds, pool
-from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
@@ -30,11 +30,11 @@ postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
 def test_the_options_of_a_pool(url: str) -> None:
     made = create_engine(url, **pool_options(url, metrics=False))
-    assert isinstance(made.pool, WatchedPool)
+    assert isinstance(made.pool, MonitoredPool)
     assert (made.pool.size(), made.pool._max_overflow, made.pool.timeout()) == (20, 10, 5.0)
     assert (made.pool._recycle, made.pool._pool.use_lifo) == (3600, True)
-    assert made.pool.watch.watching.max_waiting == 300
-    assert made.pool.watch.watching.name == url.rpartition("@")[2]
+    assert made.pool.monitor.options.max_waiting == 300
+    assert made.pool.monitor.options.name == url.rpartition("@")[2]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_server_sees_who_connects(engine_of: Callable[..., Engine]) -> None:
 def test_what_prometheus_reads(engine_of: Callable[..., Engine]) -> None:
     registry = CollectorRegistry()
     engine = engine_of(name="shop", metrics=True, registry=registry, max_waiting=0)
-    with visiting("orders"), engine.connect():
+    with job_context("orders"), engine.connect():
         pass
 
     def value(name: str, **labels: str) -> float | None:
@@ -71,10 +71,10 @@ def test_what_prometheus_reads(engine_of: Callable[..., Engine]) -> None:
     with engine.connect(), engine.connect():
         with pytest.raises(PoolTimeoutError):
             engine.connect()
-        pool(engine).look()
+        pool(engine).update()
         assert value("db_client_connection_count", db_client_connection_state="used") == 2
         assert value("tenfold_pool_overflow") == 1
-    pool(engine).look()
+    pool(engine).update()
     assert value("db_client_connection_count", db_client_connection_state="used") == 0
     assert value("db_client_connection_count", db_client_connection_state="idle") == 1
     assert (value("db_client_connection_idle_max"), value("db_client_connection_max")) == (1, 2)
@@ -89,7 +89,7 @@ def test_the_watcher_looks_by_itself(
 ) -> None:
     engine = engine_of(leak_after_s=0.0)
     with engine.connect():
-        conftest.until(lambda: "held too long" in kinds(engine))
+        eventually(lambda: "held too long" in kinds(engine))
 
 
 # ------------------------------------------------------------------ a pool's life
@@ -150,9 +150,9 @@ def test_disposing_leaves_connections_known_that_are_out(engine_of: Callable[...
     connection = engine.connect()
     engine.dispose()
     connection.execute(text("SELECT 1"))
-    assert [holder.sql for holder in pool(engine).watch.held.values()] == ["SELECT 1"]
+    assert [holder.sql for holder in pool(engine).monitor.holders.values()] == ["SELECT 1"]
     connection.close()
-    assert pool(engine).watch.held == {}
+    assert pool(engine).monitor.holders == {}
     engine.connect().close()
 
 
@@ -160,7 +160,7 @@ PROBED_LATER = """
 from pathlib import Path
 from sqlalchemy import create_engine, text
 from tenfold.database import pool_options
-from tenfold.measure import sqlalchemy
+from tenfold.measure.probe import sqlalchemy
 from tenfold.measure.probe.recorder import Recorder
 engine = create_engine("sqlite://", **pool_options("sqlite://", metrics=False))
 engine.connect().close()

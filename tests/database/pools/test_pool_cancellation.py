@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools.pool import AsyncWatchedPool
+from tenfold.database.pools.pool import AsyncMonitoredPool
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError, PoolExhaustedError
 from tests.measure import conftest
@@ -85,10 +85,10 @@ async def storm(engine: AsyncEngine, lot: random.Random, tasks: int) -> None:
 async def settled(engine: AsyncEngine, *, seconds: float = 10.0) -> bool:
     """Whether everything comes back; SQLAlchemy closes in tasks of its own."""
     pool = engine.pool
-    assert isinstance(pool, AsyncWatchedPool)
+    assert isinstance(pool, AsyncMonitoredPool)
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
-    while pool.checkedout() or pool.waiting or pool.watch.held or pool.watch._owners:
+    while pool.checkedout() or pool.waiting or pool.monitor.holders or pool.monitor._owners:
         if loop.time() > ends:
             return False
         await asyncio.sleep(0.01)
@@ -136,7 +136,7 @@ def test_the_control_a_pool_without_the_guard_loses_connections(
         ):
             record.invalidate()
 
-    monkeypatch.setattr(AsyncWatchedPool, "_ping", unguarded)
+    monkeypatch.setattr(AsyncMonitoredPool, "_ping", unguarded)
 
     async def run() -> bool:
         engine = engine_for(url, "control")

@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tenfold.database.pools import holders
 from tenfold.database.pools.pool import PoolTimeoutError
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.request_context import job_context
 from tenfold.errors import PoolExhaustedError
 from tests.database.support import pools
 from tests.database.support.pools import line, options, pool
-from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
@@ -33,7 +33,7 @@ NAME, NUMBER = "hunter2", 471_147_114_711  # values: one written into a statemen
 
 def said_of_a_thread(engine: Engine) -> str:
     """What somebody is told who waits in vain, while a job has both connections."""
-    with visiting("nightly report"), engine.connect() as first, engine.connect():
+    with job_context("nightly report"), engine.connect() as first, engine.connect():
         first.execute(text(f"SELECT '{NAME}', :value"), {"value": NUMBER})
         with pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
             engine.connect()  # mark: third
@@ -155,7 +155,7 @@ def test_too_many_who_wait_are_refused_at_once(engine_of: Callable[..., Engine],
         threads = [threading.Thread(target=lambda: engine.connect().close()) for _ in range(max_waiting)]
         for thread in threads:
             thread.start()
-        conftest.until(lambda: pool(engine).waiting == max_waiting)
+        eventually(lambda: pool(engine).waiting == max_waiting)
         started = time.monotonic()
         with pytest.raises(PoolTimeoutError, match=f"{max_waiting} already wait for the 1 of pool"):
             engine.connect()
@@ -201,10 +201,10 @@ def waited_s(engine: Engine, failing: Failing) -> float:
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    conftest.until(lambda: failing.attempts == 1)
+    eventually(lambda: failing.attempts == 1)
     threads[1].start()
     waits: Any = engine.pool
-    conftest.until(lambda: waits._pool.not_empty._waiters)
+    eventually(lambda: waits._pool.not_empty._waiters)
     failed = time.monotonic()
     failing.fail.set()
     for thread in threads:

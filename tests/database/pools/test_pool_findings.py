@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.request_context import job_context
 from tests.database.support import pools
 from tests.database.support.pools import found, kinds, line, options, pool
 
@@ -26,8 +26,8 @@ def test_a_connection_held_for_too_long_is_reported_once(
     engine = engine_of(leak_after_s=0.0)
     connection = engine.connect()  # mark: leak
     with caplog.at_level(logging.WARNING, "tenfold.database"):
-        pool(engine).look()
-        pool(engine).look()
+        pool(engine).update()
+        pool(engine).update()
     finding = found(engine, "held too long")
     assert f"taken at {line(__file__, 'leak')}" in finding.claim
     assert finding.numbers["count"] == 1
@@ -38,7 +38,7 @@ def test_a_connection_held_for_too_long_is_reported_once(
 def test_a_connection_given_back_in_time_is_not_reported(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(leak_after_s=30.0)
     with engine.connect():
-        pool(engine).look()
+        pool(engine).update()
     assert kinds(engine) == set()
 
 
@@ -47,7 +47,7 @@ def test_a_forgotten_connection_comes_back_by_garbage_collection(engine_of: Call
     engine = engine_of(max_overflow=0)
     engine.connect()
     gc.collect()
-    assert pool(engine).watch.held == {}
+    assert pool(engine).monitor.holders == {}
     engine.connect().close()
 
 
@@ -60,7 +60,7 @@ def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
         kept: list[Any] = []
         await asyncio.create_task(forget(engine, kept))
         gc.collect()
-        pool(engine).look()
+        pool(engine).update()
         await kept[0].close()
         await engine.dispose()
         return found(engine, "held too long").claim
@@ -127,7 +127,7 @@ def test_two_connections_in_one_request_are_found_whatever_its_threads(
     engine = engine_of(max_overflow=9)
 
     async def run() -> None:
-        with visiting("GET /both"), engine.connect():
+        with job_context("GET /both"), engine.connect():
             await asyncio.to_thread(lambda: engine.connect().close())
 
     asyncio.run(run())

@@ -14,8 +14,8 @@ from sqlalchemy import Engine, create_engine, text
 from starlette.responses import StreamingResponse
 
 from tenfold.database import PoolMiddleware, pool_options
-from tenfold.database.pools.pool import WatchedPool
-from tenfold.database.pools.request_context import Visit, current, visiting
+from tenfold.database.pools.pool import MonitoredPool
+from tenfold.database.pools.request_context import RequestContext, current_context, job_context
 from tenfold.errors import PoolExhaustedError
 
 
@@ -39,8 +39,8 @@ def app_of(engine: Engine, *, guarded: bool = True) -> FastAPI:
     def orders(number: int) -> str:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
-            visit = current()
-            return visit.title if visit is not None else ""
+            context = current_context()
+            return context.title if context is not None else ""
 
     @app.get("/stream")
     async def stream() -> StreamingResponse:
@@ -83,26 +83,26 @@ def test_an_answer_that_has_begun_breaks_off(engine: Engine) -> None:
 
 def test_the_figures_are_by_route(engine: Engine) -> None:
     get(app_of(engine), "/orders/7")
-    assert isinstance(engine.pool, WatchedPool)
-    engine.pool.look()
+    assert isinstance(engine.pool, MonitoredPool)
+    engine.pool.update()
     registry: Any = engine.info  # type: ignore[attr-defined]
     labels = {"db_client_connection_pool_name": "shop", "route": "/orders/{number}"}
     assert registry.get_sample_value("db_client_connection_use_time_seconds_count", labels) == 1
 
 
 def test_a_visit_keeps_nothing_of_a_request_that_is_over() -> None:
-    visit = Visit(scope={"type": "http", "method": "GET", "headers": [(b"cookie", b"x")]})
-    visit.end()
-    assert (visit.title, visit._scope) == ("GET other", None)
+    context = RequestContext(scope={"type": "http", "method": "GET", "headers": [(b"cookie", b"x")]})
+    context.end()
+    assert (context.title, context._scope) == ("GET other", None)
 
 
 def test_visits_nest() -> None:
     def name() -> str:
-        visit = current()
-        return visit.title if visit is not None else ""
+        context = current_context()
+        return context.title if context is not None else ""
 
-    with visiting("outer"):
-        with visiting("inner"):
+    with job_context("outer"):
+        with job_context("inner"):
             assert name() == "inner"
         assert name() == "outer"
     assert name() == ""
@@ -112,8 +112,8 @@ def test_websockets_and_the_lifespan_are_passed_on() -> None:
     seen: list[tuple[str, str]] = []
 
     async def app(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-        visit = current()
-        seen.append((scope["type"], visit.title if visit is not None else ""))
+        context = current_context()
+        seen.append((scope["type"], context.title if context is not None else ""))
 
     async def nothing(*_: object) -> Any:
         return None

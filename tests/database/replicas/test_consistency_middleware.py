@@ -154,7 +154,7 @@ def test_clients_without_cookies_may_use_a_header(local: DatabaseRouter) -> None
     app = service(local, cookie=None, header="X-Seen")
     (answer,) = visit(app, "POST /")
     assert "set-cookie" not in answer.headers
-    with local.seen(answer.headers["x-seen"]) as seen:
+    with local.consistency_context(answer.headers["x-seen"]) as seen:
         assert seen.token is not None
 
 
@@ -195,17 +195,17 @@ def test_a_cookie_that_is_none_of_ours_counts_for_nothing(local: DatabaseRouter,
 def test_a_token_of_other_keys_counts_for_nothing(local: DatabaseRouter, route: Route) -> None:
     other = route(("sqlite://", []), keys="another key another key another key")
     (answer,) = visit(service(local, header="X-Seen"), "POST /")
-    with other.seen(answer.headers["x-seen"]) as seen:
+    with other.consistency_context(answer.headers["x-seen"]) as seen:
         assert seen.token is None
 
 
 def test_without_keys_a_foreign_token_means_the_primary(servers: Servers, route: Route, caplog: Any) -> None:
     one, two = (route(servers.urls, keys=None) for _ in range(2))
-    with one.seen():
+    with one.consistency_context():
         with one.write() as session:
             session.execute(text(BUMP))
         token = one.token()
-    with two.seen(token):
+    with two.consistency_context(token):
         with two.read() as session:
             assert not session.execute(text("select pg_is_in_recovery()")).scalar()
         servers.caught_up()
@@ -235,19 +235,19 @@ def test_a_task_reads_what_its_request_wrote(servers: Servers, route: Route) -> 
     web, worker = route(servers.urls), route(servers.urls)
     with servers.held_back(servers.replicas[0], 300):
         for _ in range(10):
-            with web.seen():
+            with web.consistency_context():
                 with web.write() as session:
                     written = session.execute(text(BUMP)).scalar()
                 payload = {"id": 90, "seen": web.token()}
-            with worker.seen(payload["seen"]), worker.read() as session:
+            with worker.consistency_context(payload["seen"]), worker.read() as session:
                 assert session.execute(text(LOOK)).scalar() == written
 
 
 def test_keys_rotate(route: Route) -> None:
     old, both = route(("sqlite://", [])), route(("sqlite://", []), keys=["n" * 20 + KEY, KEY])
-    with old.seen():
+    with old.consistency_context():
         with old.write() as session:
             session.execute(text("create table t (n integer)"))
         token = old.token()
-    with both.seen(token) as seen:
+    with both.consistency_context(token) as seen:
         assert seen.token is not None

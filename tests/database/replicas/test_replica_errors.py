@@ -27,8 +27,9 @@ from tenfold.errors import (
     ReadOnlyError,
     SettingsError,
 )
-from tests.database.conftest import Servers, eventually, in_threads
+from tests.database.conftest import Servers, in_threads
 from tests.database.support.proxy import Proxy
+from tests.support.waiting import eventually
 
 Route = Callable[..., DatabaseRouter]
 
@@ -186,7 +187,7 @@ def test_a_commit_whose_answer_is_lost_is_said_to_be_unknown_and_not_repeated(
             await session.execute(BUMP, {"id": 10})
             proxy.cut_at = b"COMMIT"
 
-    with router.seen() as seen:
+    with router.consistency_context() as seen:
         with pytest.raises(CommitUnknownError, match="nobody knows"):
             asyncio.run(async_scenario()) if asynchronous else scenario()
         proxy.cut_at = None
@@ -215,7 +216,7 @@ def test_the_control_a_connection_lost_earlier_is_not_called_unknown(
 def test_a_position_that_could_not_be_asked_for_is_owed(servers: Servers, route: Route, proxy: Proxy) -> None:
     """The commit was acknowledged, then the line went: the next read is the primary's, and knows better."""
     router = route(through(proxy, servers), health=HealthLimits(sample_s=0))
-    with servers.held_back(servers.replicas[0], 300), router.seen():
+    with servers.held_back(servers.replicas[0], 300), router.consistency_context():
         with router.write() as session:
             written = session.execute(BUMP, {"id": 12}).scalar()
             proxy.cut_at = b"pg_current_wal_insert_lsn"
@@ -310,7 +311,7 @@ def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Rou
 def test_the_control_without_a_look_at_the_process_it_has_its_parents(
     servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DatabaseRouter, "_begin", lambda router: None)
+    monkeypatch.setattr(DatabaseRouter, "_start", lambda router: None)
     primary, replicas = servers.urls
     mine, others = after_a_fork(route((primary, replicas[:1])))
     assert others == mine
@@ -319,7 +320,7 @@ def test_the_control_without_a_look_at_the_process_it_has_its_parents(
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_deadlines_hold_on_every_engine(servers: Servers, route: Route, asynchronous: bool) -> None:
     router = route(servers.urls)
-    router.each_engine(enforce_deadlines)
+    router.configure_engines(enforce_deadlines)
 
     async def scenario() -> None:
         async with router.read() as session:

@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tenfold.database import DatabaseRouter
 from tenfold.errors import NoReplicaError
-from tests.database.conftest import Servers, eventually
+from tests.database.conftest import Servers
 from tests.database.support.readers import LOOK, Readers
+from tests.support.waiting import eventually
 
 Route = Callable[..., DatabaseRouter]
 
@@ -39,7 +40,7 @@ def test_no_read_in_asyncio_fails_either(servers: Servers, route: Route) -> None
 
     async def read(stop: asyncio.Event) -> int:
         answered = 0
-        with router.seen():
+        with router.consistency_context():
             while not stop.is_set():
                 async with router.read() as session:
                     (await session.execute(LOOK, {"id": 0})).one()
@@ -94,14 +95,14 @@ def test_a_read_that_only_the_dead_primary_could_answer_is_refused(servers: Serv
     for replica in servers.replicas:
         servers.tell(replica, "select pg_wal_replay_pause()")
     try:
-        with router.seen():
+        with router.consistency_context():
             with router.write() as session:
                 written = session.execute(BUMP, {"id": 1}).scalar()
             token = router.token()
         with servers.killed(servers.primary):
-            with router.seen(token), pytest.raises(NoReplicaError), router.read() as session:
+            with router.consistency_context(token), pytest.raises(NoReplicaError), router.read() as session:
                 session.execute(LOOK, {"id": 1})
-            with router.seen(), router.read() as session:  # a visitor who wrote nothing
+            with router.consistency_context(), router.read() as session:  # a visitor who wrote nothing
                 assert session.execute(LOOK, {"id": 1}).scalar() == written - 1
             resume()
     finally:
@@ -174,7 +175,7 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
         "select pg_reload_conf()",
     )
     eventually(lambda: doomed.primary.ask("show synchronous_standby_names")[0][0])
-    with router.seen():
+    with router.consistency_context():
         for _ in range(20):
             with router.write() as session:
                 session.execute(BUMP, {"id": 0})
@@ -205,7 +206,7 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
 
     def renewed() -> bool:
         """The old timeline's token: a server that is still there may answer, then the new primary does."""
-        with router.seen(old) as seen:
+        with router.consistency_context(old) as seen:
             with router.read() as session:
                 assert session.execute(LOOK, {"id": 0}).scalar() >= 20
             return seen.token.timeline == 2
@@ -213,7 +214,7 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
     eventually(renewed)
 
     def served_by_the_follower() -> bool:
-        with router.seen():
+        with router.consistency_context():
             with router.write() as session:
                 written = session.execute(BUMP, {"id": 0}).scalar()
             with router.read() as session:
@@ -238,7 +239,7 @@ def test_a_replica_left_on_the_old_timeline_serves_nobody_who_wrote_on_the_new(
     doomed.kill(doomed.primary)
     doomed.tell(one, "select pg_promote()")
     eventually(lambda: not one.ask("select pg_is_in_recovery()")[0][0])
-    with router.seen():
+    with router.consistency_context():
         with router.write() as session:
             session.execute(BUMP, {"id": 0})
         further = two.ask("select pg_last_wal_replay_lsn()")[0][0]

@@ -12,10 +12,11 @@ from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
 from tenfold.database import DatabaseRouter, FreshnessLimits
-from tenfold.database.pools.pool import WatchedPool, pool_options
-from tenfold.database.replicas.read_counters import HOW, Tally
+from tenfold.database.pools.pool import MonitoredPool, pool_options
+from tenfold.database.replicas.read_counters import READ_OUTCOMES, ReadCounters
 from tenfold.metrics import exposition
-from tests.database.conftest import Servers, eventually
+from tests.database.conftest import Servers
+from tests.support.waiting import eventually
 
 Route = Callable[..., DatabaseRouter]
 BUMP = text("update counters set value = value + 1 where id = 70")
@@ -37,22 +38,22 @@ def test_how_each_read_found_its_server_is_counted(servers: Servers, route: Rout
     limits = FreshnessLimits(wait_s=2.0, monotonic=False)
     router = route((primary, replicas[:1]), freshness=limits)
     look(router)
-    assert router.reads() == {"anywhere": 1}
-    with router.seen():
+    assert router.read_counts() == {"no_token": 1}
+    with router.consistency_context():
         write(router)
         servers.caught_up()
         look(router)
         look(router)
-    assert router.reads() == {"anywhere": 1, "asked": 1, "known": 1}
-    with router.seen(), servers.held_back(servers.replicas[0], 200):
+    assert router.read_counts() == {"no_token": 1, "asked_replica": 1, "known_fresh": 1}
+    with router.consistency_context(), servers.held_back(servers.replicas[0], 200):
         write(router)
         look(router)
-    assert router.reads()["waited"] == 1
-    with router.seen(), servers.killed(servers.replicas[0]):
+    assert router.read_counts()["waited_for_replica"] == 1
+    with router.consistency_context(), servers.killed(servers.replicas[0]):
         look(router)
-    found = router.reads()
+    found = router.read_counts()
     assert found["primary"] == 1
-    assert found.keys() == HOW.keys()
+    assert found.keys() == READ_OUTCOMES.keys()
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
@@ -66,16 +67,16 @@ def test_figures_are_exported(servers: Servers, route: Route) -> None:
     (name,) = router.servers()
     for _ in range(3):
         look(router)
-    eventually(lambda: value(registry, "tenfold_reads_total", server=name, how="anywhere") == 3)
+    eventually(lambda: value(registry, "tenfold_reads_total", server=name, outcome="no_token") == 3)
     eventually(lambda: value(registry, "tenfold_replica_serving", server=name) == 1)
-    with router.seen(), servers.held_back(servers.replicas[0], 5000):
+    with router.consistency_context(), servers.held_back(servers.replicas[0], 5000):
         write(router)
         look(router)
         eventually(lambda: value(registry, "tenfold_replica_lag_seconds", server=name) > 0)
         assert value(registry, "tenfold_replica_lag_bytes", server=name) > 0
     eventually(lambda: value(registry, "tenfold_replica_lag_bytes", server=name) == 0)
     written = exposition(registry=registry).decode()
-    assert 'how="primary"' in written
+    assert 'outcome="primary"' in written
     for use in ("read", "write"):
         assert f' {use}"' in written, "each use of a server is a pool of its own name"
     assert servers.primary.password not in written
@@ -86,7 +87,7 @@ def test_without_metrics_nothing_is_exported(servers: Servers, route: Route) -> 
     router = route(servers.urls, registry=registry, metrics=False)
     look(router)
     assert exposition(registry=registry) == b""
-    assert router.reads() == {"anywhere": 1}
+    assert router.read_counts() == {"no_token": 1}
 
 
 def pools(router: DatabaseRouter) -> list[Any]:
@@ -104,32 +105,32 @@ def test_engines_have_watched_pools_unless_somebody_chose_another(servers: Serve
         return pools(router)
 
     writes, reads = made({"pool_size": 3, "pool_timeout": 2})
-    assert isinstance(writes, WatchedPool) and isinstance(reads, WatchedPool)
+    assert isinstance(writes, MonitoredPool) and isinstance(reads, MonitoredPool)
     assert (reads.size(), reads._max_overflow, reads._timeout) == (3, 10, 2)
-    assert reads.watch.watching.max_waiting == 130
-    assert writes.watch.watching.name.endswith(" write")
-    assert reads.watch.watching.name.endswith(" read")
+    assert reads.monitor.options.max_waiting == 130
+    assert writes.monitor.options.name.endswith(" write")
+    assert reads.monitor.options.name.endswith(" read")
     named = made(lambda url: pool_options(url, metrics=False))
-    assert [pool.watch.watching.name[-5:] for pool in named] == ["write", " read"]
+    assert [pool.monitor.options.name[-5:] for pool in named] == ["write", " read"]
     named = made(lambda url: pool_options(url, name="mine", metrics=False))
-    assert [pool.watch.watching.name for pool in named] == ["mine", "mine"]
-    assert not any(isinstance(pool, WatchedPool) for pool in made(lambda _: {}))
+    assert [pool.monitor.options.name for pool in named] == ["mine", "mine"]
+    assert not any(isinstance(pool, MonitoredPool) for pool in made(lambda _: {}))
     assert [type(pool) for pool in made({"poolclass": NullPool})] == [NullPool, NullPool]
 
 
 def test_nothing_is_lost_between_threads() -> None:
-    tally = Tally()
+    counters = ReadCounters()
 
     def add() -> None:
         for _ in range(5000):
-            tally.add("known", "db")
+            counters.increment("known_fresh", "db")
 
     threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert tally.counts() == {("known", "db"): 20_000}
+    assert counters.counts() == {("known_fresh", "db"): 20_000}
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,11 @@ from sqlalchemy.exc import DBAPIError
 from tenfold.database import DatabaseRouter, HealthLimits
 from tenfold.database.psycopg import sqlstate
 from tenfold.database.replicas import read_routing
-from tenfold.database.replicas.checkout import Lease
-from tests.database.conftest import Servers, eventually
+from tenfold.database.replicas.checkout import Checkout
+from tests.database.conftest import Servers
 from tests.database.support.proxy import Proxy
 from tests.database.support.readers import LOOK, Readers
+from tests.support.waiting import eventually
 
 Route = Callable[..., DatabaseRouter]
 
@@ -191,7 +192,7 @@ async def left_behind(router: DatabaseRouter) -> set[tuple[int, int]]:
 
 
 async def visit(router: DatabaseRouter, row: int) -> None:
-    with router.seen():
+    with router.consistency_context():
         async with router.write() as session:
             await session.execute(BUMP, {"id": row})
         async with router.read() as session:
@@ -218,7 +219,7 @@ def test_who_gives_up_leaves_no_connection_behind(servers: Servers, route: Route
 def test_the_control_a_finder_that_overlooks_cancellations_leaves_some(
     servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_routing, "_verdict", Lease.fresh_for)
+    monkeypatch.setattr(read_routing, "_freshness", Checkout.freshness_for)
     router = narrow(servers, route)
 
     async def scenario() -> set[tuple[int, int]]:

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.database.replicas.servers import HealthLimits, Lag, PrimaryTrack, may_serve
+from tenfold.database.replicas.servers import HealthLimits, Lag, PrimaryHistory, may_serve
 
 LIMITS = HealthLimits(max_lag_bytes=1000, max_lag_s=10)
 
 
-def track(*samples: tuple[float, int], timeline: int = 1) -> PrimaryTrack:
-    found = PrimaryTrack()
+def history(*samples: tuple[float, int], timeline: int = 1) -> PrimaryHistory:
+    found = PrimaryHistory()
     for at, position in samples:
         found.add(at, timeline, position)
     return found
@@ -30,20 +30,20 @@ def track(*samples: tuple[float, int], timeline: int = 1) -> PrimaryTrack:
     ],
 )
 def test_lag_counts_from_when_the_primary_had_what_is_lacking(replayed: int, lag: Lag) -> None:
-    assert track((10, 100), (11, 200), (12, 300)).lag(1, replayed, now=13) == lag
+    assert history((10, 100), (11, 200), (12, 300)).lag(1, replayed, now=13) == lag
 
 
 def test_an_idle_primary_makes_nobody_late() -> None:
-    idle = track(*((at, 500) for at in range(1000)))
+    idle = history(*((at, 500) for at in range(1000)))
     assert idle.lag(1, 500, now=2000) == Lag()
 
 
 def test_nothing_is_known_before_the_first_sample() -> None:
-    assert PrimaryTrack().lag(1, 0, now=5) == Lag()
+    assert PrimaryHistory().lag(1, 0, now=5) == Lag()
 
 
 def test_a_replica_that_did_not_follow_a_promotion_grows_late() -> None:
-    found = track((10, 100))
+    found = history((10, 100))
     found.add(20, 2, 120)
     found.add(25, 2, 500)
     # It replayed beyond the fork on the old timeline: its position looks fine, its data are not.
@@ -74,7 +74,7 @@ def test_who_has_more_is_never_later(writes: list[int], one: int, other: int) ->
     for at, written in enumerate(writes):
         position += written
         samples.append((float(at), position))
-    found = track(*samples)
+    found = history(*samples)
     more, less = (found.lag(1, replayed, now=50) for replayed in (max(one, other), min(one, other)))
     assert more.bytes <= less.bytes
     assert more.seconds <= less.seconds

@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
-from tenfold.database.replicas.checkout import Lease
+from tenfold.database.replicas.checkout import Checkout
 from tenfold.database.replicas.sessions import ReadSession
 from tenfold.positions import format_position
-from tests.database.conftest import Servers, eventually, in_threads
+from tests.database.conftest import Servers, in_threads
+from tests.support.waiting import eventually
 
 Route = Callable[..., DatabaseRouter]
 
@@ -30,11 +31,11 @@ def pairs(writer: DatabaseRouter, reader: DatabaseRouter, *, row: int, count: in
     """
     found: Counter = Counter()
     for _ in range(count):
-        with writer.seen():
+        with writer.consistency_context():
             with writer.write() as session:
                 written = session.execute(BUMP, {"id": row}).scalar()
             token = writer.token()
-        with reader.seen(token if carry else None), reader.read() as session:
+        with reader.consistency_context(token if carry else None), reader.read() as session:
             value, port = session.execute(LOOK, {"id": row}).one()
         found[port] += 1
         found["stale"] += value < written
@@ -92,7 +93,7 @@ def went_back(servers: Servers, route: Route, *, monotonic: bool, reads: int) ->
     try:
         backwards, before, token = 0, 0, None
         for router in itertools.islice(routers, reads):
-            with router.seen(token):
+            with router.consistency_context(token):
                 with router.read() as session:
                     value = session.execute(LOOK, {"id": 50}).scalar()
                 token = router.token()
@@ -121,7 +122,7 @@ def snapshots(
     found: Counter = Counter()
     with servers.held_back(servers.replicas[0], 500):
         for _ in range(count):
-            with router.seen():
+            with router.consistency_context():
                 with router.write() as session:
                     written = session.execute(BUMP, {"id": 60}).scalar()
                 with router.read(isolation=isolation) as session:
@@ -148,17 +149,17 @@ def test_the_control_a_snapshot_that_is_taken_before_the_check_lacks_the_write(
     primary, replicas = servers.urls
     router = route((primary, replicas[:1]))
 
-    def taken(session: ReadSession) -> Lease:
+    def taken(session: ReadSession) -> Checkout:
         """As the router's, the other way round: the transaction begins, then the replica is checked."""
-        lease = router._report(False, frozenset(), False)
-        lease.connection.execution_options(isolation_level=session._errand.isolation or "READ COMMITTED")
-        token = router._memory.token()
+        checkout = router._acquire_for_report(False, frozenset(), False)
+        checkout.connection.execution_options(isolation_level=session._source.isolation or "READ COMMITTED")
+        token = router._tracker.token()
         assert token is not None
         reached = f"select pg_last_wal_replay_lsn() >= '{format_position(token.position)}'"
-        eventually(lambda: lease.connection.exec_driver_sql(reached).scalar())
-        return lease
+        eventually(lambda: checkout.connection.exec_driver_sql(reached).scalar())
+        return checkout
 
-    monkeypatch.setattr(ReadSession, "_taken", taken)
+    monkeypatch.setattr(ReadSession, "_acquire", taken)
     assert snapshots(servers, router, count=2) == {"stale": 2, "moved": 0}
 
 
@@ -210,6 +211,6 @@ def test_a_replica_that_is_too_late_gets_no_reads_until_it_is_not(servers: Serve
     with servers.held_back(servers.replicas[0], 3000):
         eventually(lags)
         for _ in range(20):
-            with router.seen(), router.read() as session:
+            with router.consistency_context(), router.read() as session:
                 assert session.execute(LOOK, {"id": 80}).one()[1] != servers.replicas[0].port
     eventually(lambda: router.servers()[late]["serving"])

@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
-from tenfold.database.replicas.checkout import Lease
-from tests.database.conftest import Servers, eventually
+from tenfold.database.replicas.checkout import Checkout
+from tests.database.conftest import Servers
+from tests.support.waiting import eventually
 
 Route = Callable[..., DatabaseRouter]
 BUMP = text("update counters set value = value + 1 where id = 95 returning value")
@@ -24,23 +25,23 @@ VERSION = "tenfold.database.replicas.checkout.server_version"
 
 
 @contextmanager
-def told(answer: Callable[[Lease, str], Any] | None = None) -> Iterator[list[str]]:
+def told(answer: Callable[[Checkout, str], Any] | None = None) -> Iterator[list[str]]:
     """What servers are asked, as "wait" and "ask", while they say that they are a 19."""
     asked: list[str] = []
-    real = Lease._row
+    real = Checkout._fetch_row
 
-    def row(lease: Lease, statement: str) -> Any:
+    def row(checkout: Checkout, statement: str) -> Any:
         asked.append("wait" if statement.startswith("WAIT FOR") else "ask")
-        return answer(lease, statement) if answer and asked[-1] == "wait" else real(lease, statement)
+        return answer(checkout, statement) if answer and asked[-1] == "wait" else real(checkout, statement)
 
-    with mock.patch.object(Lease, "_row", row), mock.patch(VERSION, lambda _: 190004):
+    with mock.patch.object(Checkout, "_fetch_row", row), mock.patch(VERSION, lambda _: 190004):
         yield asked
 
 
-def made_up(status: str, servers: Servers) -> Callable[[Lease, str], Any]:
+def made_up(status: str, servers: Servers) -> Callable[[Checkout, str], Any]:
     """FAKE: a 19's answer, once the replica (an 18) has replayed that far, or at once."""
 
-    def answer(_: Lease, statement: str) -> tuple[str]:
+    def answer(_: Checkout, statement: str) -> tuple[str]:
         position = re.findall(r"'([0-9A-F/]+)'", statement)[0]
         query = f"select pg_last_wal_replay_lsn() >= '{position}'"
         if status == "success":
@@ -65,7 +66,7 @@ def own_write(router: DatabaseRouter, asynchronous: bool = False) -> tuple[int, 
 
     with router.read() as session:  # a connection that knows its place is known to be on this timeline
         session.execute(LOOK)
-    with router.seen():
+    with router.consistency_context():
         written = write()
         if asynchronous:
             return written, *asyncio.run(scenario())

@@ -39,11 +39,11 @@ def test_where_there_are_no_positions_a_write_pins_to_the_primary_and_says_so(
         (router, 1),
         (brief, 0),
     ):  # the second one is the control: the replica never follows
-        with made.seen():
+        with made.consistency_context():
             with made.write() as session:
                 session.execute(text("update counters set value = 1"))
             token = made.token()
-        with made.seen(token), made.read() as session:
+        with made.consistency_context(token), made.read() as session:
             assert session.execute(text("select value from counters")).scalar() == expected
         with made.read() as session:
             assert session.execute(text("select value from counters")).scalar() == 0
@@ -59,7 +59,7 @@ def test_where_the_functions_may_not_be_called_a_time_stands_in(
     try:
         router = route(servers.urls, freshness=FreshnessLimits(pin_s=60), health=HealthLimits(sample_s=0.05))
         in_recovery = text("select pg_is_in_recovery()")
-        with router.seen():
+        with router.consistency_context():
             with router.write() as session:
                 session.execute(BUMP, {"id": 13})
             with router.read() as session:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter
-from tests.database.conftest import eventually
+from tests.support.waiting import eventually
 
 LOOK = text("select value, inet_server_port() from counters where id = :id")
 
@@ -30,7 +30,7 @@ class Readers:
         token = None
         while not self._done.is_set():
             try:
-                with self.router.seen(token):
+                with self.router.consistency_context(token):
                     with self.router.read() as session:
                         self.ports.add(session.execute(LOOK, {"id": row}).one()[1])
                     token = self.router.token()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.deadlines import check, remaining_s
+from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def enforce_deadlines(
     except ImportError:
         raise DependencyError("deadlines of statements need SQLAlchemy: pip install sqlalchemy") from None
     plain: Any = getattr(engine, "sync_engine", None) or engine
-    if hasattr(plain.pool, "watch"):
+    if hasattr(plain.pool, "monitor"):
         return
     mixed = autocommit and plain.driver in LIBPQ_DRIVERS
     StatementTimeouts(plain.dialect, "mixed" if mixed else "transaction", most_s=most_s).attach(plain.pool)
@@ -155,7 +155,7 @@ class StatementTimeouts:
         timeout = _timeout_of(connection)
         if timeout is None or connection.autocommit:
             return
-        check()
+        check_deadline()
         left_s = remaining_s()
         timeout.transaction_ms = self._capped_ms(timeout, timeout.session_ms or 0)
         may_rely_on_session = left_s is None or self._scope == "session"
@@ -167,7 +167,7 @@ class StatementTimeouts:
         timeout = _timeout_of(connection)
         if timeout is None:  # a statement of SQLAlchemy's own, on a connection that is not handed out
             return
-        check()
+        check_deadline()
         left_s = remaining_s()
         if self._scope is None or (left_s is None and timeout.session_ms is None):
             return

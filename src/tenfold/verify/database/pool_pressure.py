@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from tenfold.database.psycopg import ask
+from tenfold.database.psycopg import query_value
 from tenfold.errors import TargetError
 from tenfold.types import Finding, Server, Stack, Verdict
 from tenfold.verify.database.write_probe import Enter, asked, primary, replicas, undeclared
@@ -132,7 +132,7 @@ class Connections:
 
     def _count(self) -> None:
         for server in self._servers:
-            self.most[server.name] = max(self.most[server.name], int(ask(server.admin_url, _OPEN)))
+            self.most[server.name] = max(self.most[server.name], int(query_value(server.admin_url, _OPEN)))
 
 
 # ------------------------------------------------------------------ those who leave
@@ -200,4 +200,4 @@ def _still_busy(servers: Sequence[Server]) -> dict[str, int]:
 
 
 def _busy(server: Server) -> int:
-    return int(ask(server.admin_url, _BUSY))
+    return int(query_value(server.admin_url, _BUSY))

@@ -9,8 +9,8 @@ import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tenfold.database.psycopg import ask
-from tenfold.database.replay_pause import caught_up, held_back
+from tenfold.database.psycopg import query_value
+from tenfold.database.replay_pause import hold_back, wait_for_replicas
 from tenfold.types import Finding, Server, Stack, Verdict
 from tenfold.verify.database.write_probe import Enter, asked, primary, replicas, undeclared, witness
 from tenfold.verify.kit.load_clients import Crowd, statuses
@@ -56,7 +56,7 @@ def reach(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Finding:
 
 def _transactions(server: Server) -> int:
     counted = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
-    return int(ask(server.admin_url, counted))
+    return int(query_value(server.admin_url, counted))
 
 
 def _counted(servers: list[Server], before: list[int], *, wanted: int) -> list[int]:
@@ -109,7 +109,7 @@ def own_writes(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Fin
         return missing
     visitor = witness(stack, settings, enter)
     missed, gone_s = 0, 0.0
-    with held_back([server.admin_url for server in replicas(stack)]):
+    with hold_back([server.admin_url for server in replicas(stack)]):
         for _ in range(_PAIRS):
             visitor.write()
             missed += not visitor.sees()
@@ -143,9 +143,9 @@ def never_back(stack: Stack, settings: DatabaseSettings, *, enter: Enter) -> Fin
     servers = replicas(stack)
     for late in servers * _ROUNDS:
         reader = enter()
-        with held_back([late.admin_url]):
+        with hold_back([late.admin_url]):
             writer.write()
-            caught_up(primary(stack).admin_url, [one.admin_url for one in servers if one is not late])
+            wait_for_replicas(primary(stack).admin_url, [one.admin_url for one in servers if one is not late])
             shown = [writer.sees(reader) for _ in range(_READS)]
         reads += len(shown)
         seen += any(shown)

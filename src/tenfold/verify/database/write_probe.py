@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from tenfold.database.replay_pause import caught_up
+from tenfold.database.replay_pause import wait_for_replicas
 from tenfold.errors import TargetError
 from tenfold.types import Finding, Server, Stack, Verdict
 from tenfold.verify.kit.useragent import Answer, UserAgent
@@ -141,7 +141,7 @@ def settled(stack: Stack) -> None:
     Raises:
         TargetError: one does not within 30 s.
     """
-    caught_up(primary(stack).admin_url, [server.admin_url for server in replicas(stack)])
+    wait_for_replicas(primary(stack).admin_url, [server.admin_url for server in replicas(stack)])
 
 
 def primary(stack: Stack) -> Server:
