@@ -7,7 +7,7 @@ that turns as well, so that whatever else the machine does hits all of them; the
 rounds' ratios, with its quartiles. Bare SQLAlchemy is measured as everybody uses it (BEGIN and ROLLBACK
 around the read) and in AUTOCOMMIT, which is what the router's reads are in.
 
-    no token            nobody remembers what was seen: a script, a job
+    no token            a reader without a token: a script, a job
     the same, unwatched with SQLAlchemy's own pool in the place of the router's watched one
     covered             the connection is known to have what the token asks for
     covered, monotonic  the same, and what was read is remembered for the next read (visitors, by default)
@@ -112,7 +112,7 @@ class Bench:
             return timed(count, lambda: self._read(router))
 
     def _probing(self) -> float:
-        """A read by somebody who has just written, on a replica that has caught up with them."""
+        """A read by a visitor who has just written, on a replica that has caught up."""
         with self.router.consistency_context():
             self._write(self.router)
             token = self.router.token()

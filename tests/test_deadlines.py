@@ -1,4 +1,4 @@
-"""Deadlines: they only ever get shorter, reach tasks and threads, and end what nobody waits for any more."""
+"""Deadlines and their middleware: contexts, budgets, cancellation."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
         ("t=997.5", None, 8.0),  # 2.5 s ago, of which 0.5 may be the clocks' difference
         ("997.500", None, 8.0),
         ("t=999.7", None, 10.0),
-        ("t=985.0", None, 0.0),  # 15 s ago: nobody waits
+        ("t=985.0", None, 0.0),  # 15 s ago: no client waits
         ("t=1003", None, 10.0),  # a clock that is ahead
         ("t=100.0", None, 10.0),  # a clock that was set: not believed
         ("t=abc", None, 10.0),
@@ -175,7 +175,7 @@ async def get(app: Any, path: str, **options: Any) -> httpx.Response:
         return await client.request(options.pop("method", "GET"), path, **options)
 
 
-def test_who_comes_too_late_is_answered_before_the_app_is_asked() -> None:
+def test_late_request_is_refused_before_the_app_runs() -> None:
     async def test() -> None:
         handlers = Handlers()
         app = handlers.app(timeout_s=5)
@@ -186,7 +186,7 @@ def test_who_comes_too_late_is_answered_before_the_app_is_asked() -> None:
     run(test)
 
 
-def test_an_async_handler_is_cancelled_when_time_is_over() -> None:
+def test_async_handler_is_cancelled_at_the_deadline() -> None:
     async def test() -> None:
         handlers = Handlers()
         answer = await get(handlers.app(timeout_s=0.1), "/patient")
@@ -235,7 +235,7 @@ def test_an_answer_that_has_begun_is_left_to_end() -> None:
     run(test)
 
 
-def test_what_is_not_late_is_as_without() -> None:
+def test_request_in_time_is_unchanged() -> None:
     async def test() -> None:
         app = Handlers().app(timeout_s=20)
         answer = await get(app, "/echo", method="POST", content=b"hello" * 1000)
@@ -309,7 +309,7 @@ def test_a_body_that_arrives_as_the_app_asks_for_it_does_not_stop_the_loop() -> 
 
 
 @pytest.mark.parametrize(("believe", "expected"), [(True, 504), (False, 200)])
-def test_callers_are_believed_only_when_told_so(believe: bool, expected: int) -> None:
+def test_request_timeout_header_counts_only_with_trust_callers(believe: bool, expected: int) -> None:
     async def test() -> None:
         app = Handlers().app(timeout_s=20, trust_callers=believe)
         answer = await get(app, "/echo", headers={"x-request-timeout": "0.01"})
@@ -318,7 +318,7 @@ def test_callers_are_believed_only_when_told_so(believe: bool, expected: int) ->
     run(test)
 
 
-def test_a_server_that_cancels_is_obeyed() -> None:
+def test_cancellation_by_the_server_is_passed_on() -> None:
     async def test() -> None:
         handlers = Handlers()
         asked = asyncio.create_task(get(handlers.app(timeout_s=20), "/patient"))

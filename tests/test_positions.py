@@ -37,20 +37,20 @@ def tokens(systems: st.SearchStrategy[int] = st.just(7)) -> st.SearchStrategy[To
         ("0/ab", 0xAB),
     ],
 )
-def test_a_position_is_read(text: str, number: int) -> None:
+def test_parse_position(text: str, number: int) -> None:
     assert parse_position(text) == number
 
 
 @pytest.mark.parametrize(
     "text", ["", "0", "/", "0/", "1/2/3", "x/1", "1/-1", " 0/1", "0/1\n", "123456789/0", "0/1_0"]
 )
-def test_what_is_no_position_is_refused(text: str) -> None:
+def test_invalid_positions_are_refused(text: str) -> None:
     with pytest.raises(PositionError, match="16/B374D848"):
         parse_position(text)
 
 
 @given(POSITIONS)
-def test_positions_come_back_as_they_were_written(position: int) -> None:
+def test_positions_round_trip(position: int) -> None:
     assert parse_position(format_position(position)) == position
 
 
@@ -78,7 +78,7 @@ def test_the_size_of_a_segment_matters() -> None:
 
 
 @given(POSITIONS, SEGMENTS)
-def test_normalising_loses_a_header_and_nothing_else(position: int, segment_bytes: int) -> None:
+def test_normalizing_removes_a_header_and_nothing_else(position: int, segment_bytes: int) -> None:
     start = normalize_position(position, segment_bytes=segment_bytes)
     assert position - start in {0, 24, 40}
     assert normalize_position(start, segment_bytes=segment_bytes) == start
@@ -86,26 +86,26 @@ def test_normalising_loses_a_header_and_nothing_else(position: int, segment_byte
 
 
 @given(tokens(POSITIONS))
-def test_a_token_comes_back_as_it_was_packed(token: Token) -> None:
+def test_tokens_round_trip(token: Token) -> None:
     assert Token.unpack(token.pack()) == token
     assert len(token.pack()) == 25
 
 
 @given(st.binary(max_size=60))
-def test_other_bytes_are_no_token(data: bytes) -> None:
+def test_other_bytes_are_refused(data: bytes) -> None:
     with contextlib.suppress(PositionError):
         assert Token.unpack(data).pack() == data
 
 
 @given(tokens(), tokens(), tokens())
-def test_merging_knows_no_order(a: Token, b: Token, c: Token) -> None:
+def test_merging_is_commutative(a: Token, b: Token, c: Token) -> None:
     assert merge_tokens(a, b) == merge_tokens(b, a)
     assert merge_tokens(merge_tokens(a, b), c) == merge_tokens(a, merge_tokens(b, c))
     assert merge_tokens(a, a) == a == merge_tokens(a, None) == merge_tokens(None, a)
 
 
 @given(tokens(), tokens())
-def test_merging_forgets_nothing_of_the_latest_timeline(a: Token, b: Token) -> None:
+def test_merging_keeps_the_furthest_position_of_the_latest_timeline(a: Token, b: Token) -> None:
     found = merge_tokens(a, b)
     assert found is not None
     latest = max(a.timeline, b.timeline)
@@ -115,12 +115,12 @@ def test_merging_forgets_nothing_of_the_latest_timeline(a: Token, b: Token) -> N
 
 
 @given(tokens(st.just(11)), tokens(st.just(12)))
-def test_of_two_systems_the_one_seen_last_stays(a: Token, b: Token) -> None:
+def test_merging_two_systems_keeps_the_latest(a: Token, b: Token) -> None:
     assert merge_tokens(a, b) == merge_tokens(b, a) == (a if a.expires_at > b.expires_at else b)
 
 
 @given(tokens())
-def test_an_owed_position_lasts_until_the_primary_was_asked(token: Token) -> None:
+def test_unsure_token_lasts_until_the_primary_was_used(token: Token) -> None:
     unsure = Token.unsure(expires_at=0)
     assert merge_tokens(unsure, token) == merge_tokens(token, unsure) == unsure
     assert renew_token(unsure, token) == token
@@ -136,5 +136,5 @@ def test_an_owed_position_lasts_until_the_primary_was_asked(token: Token) -> Non
         (Token(5, 3, 90, 9), Token(7, 2, 50, 9), Token(7, 2, 50, 9)),  # another cluster altogether
     ],
 )
-def test_the_primary_has_the_last_word(held: Token | None, primary: Token, found: Token) -> None:
+def test_renewed_token_is_of_the_primarys_timeline(held: Token | None, primary: Token, found: Token) -> None:
     assert renew_token(held, primary) == found

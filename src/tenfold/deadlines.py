@@ -107,7 +107,7 @@ class DeadlineMiddleware:
     """Gives every request a deadline, and stops working for it when that passes or the client leaves.
 
     A request that arrives too late is answered with 504 before the app is asked. An async handler is
-    cancelled when time is over (504) and when its client disconnects (499, which nobody reads); not once its
+    cancelled when time is over (504) and when its client disconnects (499, for the log only); not once its
     answer has begun: that is left to end. A sync handler in a thread cannot be cancelled, and neither can
     code that never awaits: it runs to its end, the 504 waits for it, and only what looks at the deadline
     stops earlier: its statements, outgoing calls and :func:`check_deadline`, whose

@@ -1,4 +1,4 @@
-"""The account of connections: what the fleet may open, what the server allows, and what is said about it."""
+"""The connection budget: the arithmetic and its messages."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tenfold.types import Verdict
         (Fleet(), ServerLimits(max_connections=20, limit=500), 40, Verdict.FAIL),
     ],
 )
-def test_the_sum(fleet: Fleet, limits: ServerLimits, needed: int, verdict: Verdict) -> None:
+def test_budget_of_a_fleet(fleet: Fleet, limits: ServerLimits, needed: int, verdict: Verdict) -> None:
     finding = check_budget(fleet, limits)
     assert (finding.numbers["needed"], finding.verdict) == (needed, verdict)
     assert bool(finding.remedy) == (verdict is Verdict.FAIL)
 
 
-def test_the_message_has_the_numbers_and_the_way_out() -> None:
+def test_finding_has_the_numbers_and_the_remedy() -> None:
     finding = check_budget(Fleet(hosts=2, workers=4, engines=1), ServerLimits())
     assert f"{finding.claim}: {finding.remedy}" == (
         "hosts 2 × workers 4 × engines 1 × (20 + 10) + reserve 10 = 250 connections, and the server allows "
@@ -64,7 +64,7 @@ def test_the_numbers_of_the_remedy_fit(fleet: Fleet, limits: ServerLimits) -> No
 
 
 @given(st.floats(1.6e9, 2.4e9), st.floats(60, 86_400))
-def test_a_connection_lives_for_most_of_the_time_and_never_longer(born: float, recycle_s: float) -> None:
+def test_lifetime_is_80_to_100_percent_of_recycle_s(born: float, recycle_s: float) -> None:
     assert 0.8 * recycle_s <= lifetime_s(recycle_s, born=born) <= recycle_s
 
 

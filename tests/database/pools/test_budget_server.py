@@ -1,4 +1,4 @@
-"""The account of connections, with what a real server says about itself."""
+"""The connection budget, with the limits of a real server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.measure import conftest
 postgres_url = conftest.postgres_url
 
 
-def test_the_server_is_asked(postgres_url: str) -> None:
+def test_query_limits_of_a_server(postgres_url: str) -> None:
     assert query_limits_at(postgres_url) == ServerLimits(max_connections=100, reserved=3, limit=None)
 
 
@@ -42,7 +42,7 @@ def test_a_service_does_not_start_when_its_fleet_does_not_fit(postgres_url: str)
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "postgresql://shop:hunter2@127.0.0.1:1/shop"])
-def test_who_cannot_be_asked_is_said_without_the_password(url: str) -> None:
+def test_error_of_an_unreachable_server_hides_the_password(url: str) -> None:
     with pytest.raises(SettingsError, match=r"^database\.url is no URL|cannot be asked: ") as caught:
         query_limits_at(url)
     assert "hunter2" not in str(caught.value)

@@ -33,14 +33,14 @@ ANYWHERE = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian has i
 
 
 class Program(NamedTuple):
-    """A PgBouncer that is here."""
+    """An installed PgBouncer."""
 
     path: str
     version: tuple[int, int]
 
 
 class Running(NamedTuple):
-    """One with two connections to the server; its users are let in by password."""
+    """A running PgBouncer with two connections to the server."""
 
     url: str
     version: tuple[int, int]
@@ -58,7 +58,7 @@ def found(name: str) -> Program | None:
 
 @pytest.fixture(scope="module", params=["pgbouncer", "pgbouncer-debian-13"])
 def program(request: pytest.FixtureRequest, requires_server: Callable[[Any, str], Program]) -> Program:
-    """The one of this system, and a newer one that .ci/run unpacks."""
+    """The PgBouncer of this system, and a newer one that .ci/run unpacks."""
     return requires_server(found(request.param), request.param)
 
 
@@ -74,7 +74,7 @@ def behind(postgres_url: str) -> int:
 
 @contextmanager
 def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
-    """With lines of its pgbouncer.ini ``changed``."""
+    """Run a PgBouncer, with lines of its pgbouncer.ini ``changed``."""
     port = conftest.free_port()
     pooler = PgBouncer(
         host="127.0.0.1",
@@ -157,7 +157,7 @@ def test_many_clients_share_few_connections(pooled: Running, behind: int, postgr
 
 
 def prepared(pooled: Running) -> int:
-    """How many prepared statements the servers' connections hold after many clients."""
+    """The number of prepared statements on the server's connections after many clients."""
     asyncio.run(many(pooled))
     engine = create_engine(pooled.url, **options(pooled))
     with engine.connect() as connection:
@@ -172,7 +172,7 @@ def test_statements_are_prepared_where_it_keeps_them_apart(pooled: Running) -> N
     assert (prepared(pooled) > 0) == (pooled.version >= PREPARES and closes)
 
 
-def test_the_control_without_its_part_prepared_statements_break(program: Program, behind: int) -> None:
+def test_the_control_without_max_prepared_statements_they_break(program: Program, behind: int) -> None:
     apart = program.version >= (1, 21)
     broken = pytest.raises(DBAPIError, match="prepared statement")
     with running(program, behind, *["max_prepared_statements = 0"] * apart) as pooler, broken:
@@ -180,7 +180,7 @@ def test_the_control_without_its_part_prepared_statements_break(program: Program
 
 
 def shown_to_the_next(pooled: Running, **changed: Any) -> str:
-    """Which statement_timeout another client finds after one with a deadline of five seconds."""
+    """The statement_timeout that a client finds after another with a deadline of five seconds."""
     first = create_engine(pooled.url, **options(pooled, **changed))
     other = create_engine(pooled.url, **options(pooled, statement_timeout="off"))
     with deadline(5), first.connect() as connection:
@@ -192,7 +192,7 @@ def shown_to_the_next(pooled: Running, **changed: Any) -> str:
     return max(shown)
 
 
-def test_a_deadline_ends_with_its_transaction(pooled: Running) -> None:
+def test_transaction_timeout_ends_with_its_transaction(pooled: Running) -> None:
     assert shown_to_the_next(pooled) == "0"
     engine = create_engine(pooled.url, **options(pooled))
     late = pytest.raises(DeadlineExceededError)
@@ -201,6 +201,6 @@ def test_a_deadline_ends_with_its_transaction(pooled: Running) -> None:
     engine.dispose()
 
 
-def test_the_control_a_sessions_timeout_is_handed_to_the_next(program: Program, behind: int) -> None:
+def test_the_control_session_timeout_leaks_to_the_next_client(program: Program, behind: int) -> None:
     with running(program, behind) as pooler:
         assert shown_to_the_next(pooler, statement_timeout="session") == "5624ms"

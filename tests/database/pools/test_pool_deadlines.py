@@ -52,7 +52,7 @@ def engine_of(url: str) -> Iterator[Callable[..., Engine]]:
 
 
 @given(st.floats(0, 100_000))
-def test_a_step_is_enough_and_not_much_more(left_s: float) -> None:
+def test_step_is_at_most_a_third_longer(left_s: float) -> None:
     assert left_s * 1000 <= statement_timeout.step_ms(left_s) <= max(left_s * 1000, 1) * 1.34 + 1
 
 
@@ -64,7 +64,7 @@ def test_the_steps(left_s: float, step: int) -> None:
     assert statement_timeout.step_ms(left_s) == step
 
 
-def test_nobody_waits_longer_for_a_connection_than_the_deadline(engine_of: Callable[..., Engine]) -> None:
+def test_wait_for_a_connection_ends_with_the_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     started = time.monotonic()
     with engine.connect(), deadline(0.1), pytest.raises(PoolDeadlineError, match=r"in 0\.\d s.* held by 1"):
@@ -72,7 +72,7 @@ def test_nobody_waits_longer_for_a_connection_than_the_deadline(engine_of: Calla
     assert time.monotonic() - started < 20
 
 
-def test_whose_time_is_over_gets_no_connection_and_sends_no_statement(
+def test_expired_deadline_refuses_checkout_and_statement(
     engine_of: Callable[..., Engine],
 ) -> None:
     engine = engine_of()
@@ -87,24 +87,24 @@ def test_whose_time_is_over_gets_no_connection_and_sends_no_statement(
 
 
 @pytest.mark.parametrize("statement_timeout", ["session", "transaction"])
-def test_the_server_ends_a_statement_that_nobody_waits_for(
+def test_deadline_ends_a_statement_on_the_server(
     engine_of: Callable[..., Engine], statement_timeout: str
 ) -> None:
     engine = engine_of(statement_timeout=statement_timeout)
     late = pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement")
     with deadline(0.2), engine.connect() as connection, late:
         connection.execute(SLEEP)
-    with engine.connect() as connection:  # and whoever comes next has time again
+    with engine.connect() as connection:  # the next checkout has time again
         assert connection.scalar(SHOWN) == "0"
 
 
-def test_the_control_without_it_the_server_works_on(engine_of: Callable[..., Engine]) -> None:
+def test_the_control_without_statement_timeout_the_server_works_on(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(statement_timeout="off")
     with deadline(0.2), engine.connect() as connection:
         assert connection.scalar(SHOWN) == "0"
 
 
-def test_an_async_engine_does_the_same(url: str) -> None:
+def test_deadline_ends_a_statement_of_an_async_engine(url: str) -> None:
     async def run() -> None:
         engine = create_async_engine(url, **pool_options(url, metrics=False))
         with deadline(0.2):
@@ -118,7 +118,7 @@ def test_an_async_engine_does_the_same(url: str) -> None:
     asyncio.run(run())
 
 
-def test_a_limit_of_ones_own_is_never_raised(engine_of: Callable[..., Engine]) -> None:
+def test_own_statement_timeout_is_never_raised(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(connect_args={"options": "-c statement_timeout=700"})
     for seconds, shown in ((60, "700ms"), (0.5, "563ms"), (60, "700ms")):
         with deadline(seconds), engine.connect() as connection:
@@ -126,7 +126,7 @@ def test_a_limit_of_ones_own_is_never_raised(engine_of: Callable[..., Engine]) -
 
 
 @pytest.mark.parametrize("statement_timeout", ["session", "transaction"])
-def test_a_long_transaction_gets_less_and_less(
+def test_timeout_of_a_long_transaction_shrinks(
     engine_of: Callable[..., Engine], statement_timeout: str
 ) -> None:
     engine = engine_of(statement_timeout=statement_timeout)
@@ -138,7 +138,7 @@ def test_a_long_transaction_gets_less_and_less(
         assert connection.scalar(SETTING) > 5000  # the next has what is left of the minute
 
 
-def test_a_watched_engine_is_left_to_its_pool(engine_of: Callable[..., Engine]) -> None:
+def test_enforce_deadlines_leaves_monitored_pools_alone(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     enforce_deadlines(engine)
     assert len(engine.dialect.dispatch.do_execute) == 0  # the pool listens from its first connection on
@@ -158,7 +158,7 @@ def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., E
     assert asked.call_count == 2  # the connection's own limit, and the timeout
 
 
-def test_a_connection_that_breaks_meanwhile_is_replaced(engine_of: Callable[..., Engine]) -> None:
+def test_idle_connection_that_broke_is_replaced_under_a_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     with engine.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
@@ -172,13 +172,13 @@ def test_a_connection_that_breaks_meanwhile_is_replaced(engine_of: Callable[...,
 
 
 def dead(engine: Engine) -> bool:
-    """Whether the farewell of an ended backend has arrived on the one idle connection."""
+    """Return whether the end of the backend has arrived on the one idle connection."""
     (record,) = engine.pool._pool.queue  # type: ignore[attr-defined]
     line = SocketPoll(record.dbapi_connection)
     return line.is_dead()
 
 
-def test_one_that_breaks_as_soon_as_it_is_opened_is_an_error(engine_of: Callable[..., Engine]) -> None:
+def test_new_connection_that_breaks_at_once_is_an_error(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     lost = psycopg.OperationalError("server closed the connection unexpectedly")
     engine.connect().close()

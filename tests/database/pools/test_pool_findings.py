@@ -1,4 +1,4 @@
-"""What a pool finds: leaks, pauses in transactions, second connections."""
+"""Findings of a pool: leaks, idle transactions, second connections."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_connection_given_back_in_time_is_not_reported(engine_of: Callable[...
 
 
 def test_a_forgotten_connection_comes_back_by_garbage_collection(engine_of: Callable[..., Engine]) -> None:
-    """Watching must not keep alive what SQLAlchemy would find."""
+    """The monitor must not keep alive a connection that SQLAlchemy would reclaim."""
     engine = engine_of(max_overflow=0)
     engine.connect()
     gc.collect()
@@ -51,7 +51,7 @@ def test_a_forgotten_connection_comes_back_by_garbage_collection(engine_of: Call
     engine.connect().close()
 
 
-def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
+def test_holder_whose_task_ended_is_reported_as_ended(url: str) -> None:
     async def forget(engine: AsyncEngine, kept: list[Any]) -> None:
         kept.append(await engine.connect())
 
@@ -68,7 +68,7 @@ def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
     assert "its task has ended" in asyncio.run(run())
 
 
-def test_waiting_in_a_transaction_is_found(url: str) -> None:
+def test_idle_transaction_is_found(url: str) -> None:
     async def run() -> AsyncEngine:
         engine = create_async_engine(url, **options(url, idle_in_transaction_s=0.05))
         async with engine.connect() as connection:
@@ -84,7 +84,9 @@ def test_waiting_in_a_transaction_is_found(url: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["commit first", "autocommit", "quick"])
-def test_waiting_outside_of_a_transaction_is_fine(engine_of: Callable[..., Engine], how: str) -> None:
+def test_idle_connection_without_a_transaction_is_no_finding(
+    engine_of: Callable[..., Engine], how: str
+) -> None:
     engine = engine_of(idle_in_transaction_s=5.0 if how == "quick" else 0.05)
     with engine.connect() as connection:
         if how == "autocommit":

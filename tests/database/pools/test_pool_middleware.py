@@ -1,4 +1,4 @@
-"""What a visitor sees of an exhausted pool: 503 and Retry-After, at once, and the route in the log."""
+"""PoolMiddleware: 503 and Retry-After for an exhausted pool, and routes as names of holders."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def get(app: Any, path: str) -> httpx.Response:
     return asyncio.run(run())
 
 
-def test_an_exhausted_pool_is_503_and_come_back(engine: Engine) -> None:
+def test_exhausted_pool_is_503_with_retry_after(engine: Engine) -> None:
     app = app_of(engine)
     with engine.connect():
         answer = get(app, "/orders/7")
@@ -81,7 +81,7 @@ def test_an_answer_that_has_begun_breaks_off(engine: Engine) -> None:
         get(app_of(engine), "/stream")
 
 
-def test_the_figures_are_by_route(engine: Engine) -> None:
+def test_pool_metrics_have_the_route(engine: Engine) -> None:
     get(app_of(engine), "/orders/7")
     assert isinstance(engine.pool, MonitoredPool)
     engine.pool.update()
@@ -90,13 +90,13 @@ def test_the_figures_are_by_route(engine: Engine) -> None:
     assert registry.get_sample_value("db_client_connection_use_time_seconds_count", labels) == 1
 
 
-def test_a_visit_keeps_nothing_of_a_request_that_is_over() -> None:
+def test_ended_context_keeps_nothing_of_its_request() -> None:
     context = RequestContext(scope={"type": "http", "method": "GET", "headers": [(b"cookie", b"x")]})
     context.end()
     assert (context.title, context._scope) == ("GET other", None)
 
 
-def test_visits_nest() -> None:
+def test_job_contexts_nest() -> None:
     def name() -> str:
         context = current_context()
         return context.title if context is not None else ""

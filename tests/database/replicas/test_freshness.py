@@ -1,4 +1,4 @@
-"""Whether a backend has seen what a visitor has seen."""
+"""Freshness of a replay position for a token."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def token(position: int = 50, *, timeline: int = 2, system: int = 7) -> Token:
         (token(), ReplayPosition(8, 1, 99), FOREIGN, FOREIGN),
     ],
 )
-def test_the_verdict(
+def test_freshness_of_a_replay_position(
     held: Token | None, replayed: ReplayPosition | None, before: Freshness, after: Freshness
 ) -> None:
     assert freshness(held, replayed) is before
@@ -58,7 +58,7 @@ def test_the_verdict(
 
 
 @given(NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, st.booleans())
-def test_fresh_means_the_same_log_up_to_the_token(
+def test_fresh_means_the_same_timeline_replayed_up_to_the_token(
     s: int, t: int, p: int, u: int, v: int, q: int, asked: bool
 ):
     found = freshness(Token(s, t, p, 0), ReplayPosition(u, v, q), asked=asked)
@@ -68,12 +68,12 @@ def test_fresh_means_the_same_log_up_to_the_token(
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**20))
-def test_what_is_under_way_counts_as_shown(replayed: int, more: int) -> None:
+def test_received_log_beyond_the_replayed_one_may_be_visible(replayed: int, more: int) -> None:
     found = visible_position(replayed, replayed + more, segment_bytes=SEGMENT_BYTES)
     assert found == (replayed + 1 if more else normalize_position(replayed))
 
 
-def test_a_replica_that_receives_nothing_shows_what_it_replayed() -> None:
+def test_without_received_log_the_replayed_position_is_visible() -> None:
     assert visible_position(100, None, segment_bytes=SEGMENT_BYTES) == 100
     assert visible_position(100, 50, segment_bytes=SEGMENT_BYTES) == 100
 
@@ -89,7 +89,7 @@ def test_a_replica_that_receives_nothing_shows_what_it_replayed() -> None:
         (190000, ReplayPosition(8, 2, 10), False),
     ],
 )
-def test_who_can_be_told_to_wait(version: int, replayed: ReplayPosition | None, can: bool) -> None:
+def test_servers_that_can_wait(version: int, replayed: ReplayPosition | None, can: bool) -> None:
     assert can_wait(token(), replayed, version=version) is can
 
 
@@ -101,6 +101,6 @@ def test_a_pin_holds_for_a_while(age_s: float, pin: bool) -> None:
 
 
 @given(st.floats(0, 5))
-def test_pauses_add_up_to_the_bound(wait_s: float) -> None:
+def test_poll_intervals_add_up_to_the_longest_wait(wait_s: float) -> None:
     assert sum(poll_intervals(wait_s)) == pytest.approx(wait_s, abs=1e-6)
     assert all(0 < pause <= 0.008 for pause in poll_intervals(wait_s))

@@ -1,4 +1,4 @@
-"""What a backend's answer about where it is means."""
+"""Parsing of position answers, and the statement that waits for one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KNOWN = ReplayPosition(7, 1, 0x10)
         ),  # a primary, at a segment of its size
     ],
 )
-def test_the_answer(row: tuple, replayed: ReplayPosition, visible: int) -> None:
+def test_parse_answer(row: tuple, replayed: ReplayPosition, visible: int) -> None:
     segment_bytes = MIB if len(row) > 3 else 16 * MIB
     assert parse_answer(row, known=KNOWN, segment_bytes=16 * MIB) == PositionAnswer(
         replayed, visible, segment_bytes
@@ -44,6 +44,6 @@ def test_the_answer(row: tuple, replayed: ReplayPosition, visible: int) -> None:
 @pytest.mark.parametrize(
     ("wait_s", "timeout"), [(0.05, "50ms"), (0.0001, "1ms"), (0.0, "1ms"), (2, "2000ms")]
 )
-def test_the_statement_that_waits_always_ends(wait_s: float, timeout: str) -> None:
+def test_wait_statement_always_has_a_timeout(wait_s: float, timeout: str) -> None:
     expected = f"WAIT FOR LSN '16/B374D848' WITH (TIMEOUT '{timeout}', NO_THROW)"
     assert wait_statement(0x16_B374D848, wait_s) == expected

@@ -1,4 +1,4 @@
-"""Watched pools for the tests, and what they found."""
+"""Monitored pools for the tests, and their findings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def kinds(engine: Engine | AsyncEngine) -> set[str]:
 
 
 def line(file: str, mark: str) -> str:
-    """Where a comment says ``# mark: …``: "test_pool.py:40"."""
+    """The line with the comment ``# mark: …``, as "test_pool.py:40"."""
     lines = Path(file).read_text().splitlines()
     number = next(n for n, text in enumerate(lines, 1) if text.endswith(f"# mark: {mark}"))
     return f"{Path(file).name}:{number}"

@@ -1,4 +1,4 @@
-"""What a router says of itself: how reads found their server, how late replicas are, what its pools do."""
+"""Metrics of a router: reads by outcome, lag of replicas, pools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tenfold.metrics import exposition
 from tests.database.conftest import Servers
 from tests.support.waiting import eventually
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 BUMP = text("update counters set value = value + 1 where id = 70")
 LOOK = text("select value from counters where id = 70")
 
@@ -33,23 +33,23 @@ def write(router: DatabaseRouter) -> None:
         session.execute(BUMP)
 
 
-def test_how_each_read_found_its_server_is_counted(servers: Servers, route: Route) -> None:
+def test_reads_are_counted_by_outcome(servers: Servers, make_router: MakeRouter) -> None:
     primary, replicas = servers.urls
     limits = FreshnessLimits(wait_s=2.0, monotonic=False)
-    router = route((primary, replicas[:1]), freshness=limits)
+    router = make_router((primary, replicas[:1]), freshness=limits)
     look(router)
     assert router.read_counts() == {"no_token": 1}
     with router.consistency_context():
         write(router)
-        servers.caught_up()
+        servers.wait_for_replicas()
         look(router)
         look(router)
     assert router.read_counts() == {"no_token": 1, "asked_replica": 1, "known_fresh": 1}
-    with router.consistency_context(), servers.held_back(servers.replicas[0], 200):
+    with router.consistency_context(), servers.hold_back(servers.replicas[0], 200):
         write(router)
         look(router)
     assert router.read_counts()["waited_for_replica"] == 1
-    with router.consistency_context(), servers.killed(servers.replicas[0]):
+    with router.consistency_context(), servers.outage(servers.replicas[0]):
         look(router)
     found = router.read_counts()
     assert found["primary"] == 1
@@ -60,16 +60,16 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return registry.get_sample_value(name, labels) or 0.0
 
 
-def test_figures_are_exported(servers: Servers, route: Route) -> None:
+def test_read_and_lag_metrics_are_exported(servers: Servers, make_router: MakeRouter) -> None:
     registry = CollectorRegistry()
     primary, replicas = servers.urls
-    router = route((primary, replicas[:1]), registry=registry, freshness=FreshnessLimits(wait_s=0))
+    router = make_router((primary, replicas[:1]), registry=registry, freshness=FreshnessLimits(wait_s=0))
     (name,) = router.servers()
     for _ in range(3):
         look(router)
     eventually(lambda: value(registry, "tenfold_reads_total", server=name, outcome="no_token") == 3)
     eventually(lambda: value(registry, "tenfold_replica_serving", server=name) == 1)
-    with router.consistency_context(), servers.held_back(servers.replicas[0], 5000):
+    with router.consistency_context(), servers.hold_back(servers.replicas[0], 5000):
         write(router)
         look(router)
         eventually(lambda: value(registry, "tenfold_replica_lag_seconds", server=name) > 0)
@@ -82,26 +82,28 @@ def test_figures_are_exported(servers: Servers, route: Route) -> None:
     assert servers.primary.password not in written
 
 
-def test_without_metrics_nothing_is_exported(servers: Servers, route: Route) -> None:
+def test_without_metrics_nothing_is_exported(servers: Servers, make_router: MakeRouter) -> None:
     registry = CollectorRegistry()
-    router = route(servers.urls, registry=registry, metrics=False)
+    router = make_router(servers.urls, registry=registry, metrics=False)
     look(router)
     assert exposition(registry=registry) == b""
     assert router.read_counts() == {"no_token": 1}
 
 
 def pools(router: DatabaseRouter) -> list[Any]:
-    """Those of the primary's engine for writes and of a replica's for reads, once they have been used."""
+    """The pools of the engines for writes and for reads, after their first use."""
     write(router)
     look(router)
     return [engine.pool for server in (router._primary, *router._replicas) for engine in server.engines()]
 
 
-def test_engines_have_watched_pools_unless_somebody_chose_another(servers: Servers, route: Route) -> None:
+def test_engines_have_monitored_pools_unless_another_was_chosen(
+    servers: Servers, make_router: MakeRouter
+) -> None:
     primary, replicas = servers.urls
 
     def made(engine: Any) -> list[Any]:
-        router = route((primary, replicas[:1]), options={"engine": engine})
+        router = make_router((primary, replicas[:1]), options={"engine": engine})
         return pools(router)
 
     writes, reads = made({"pool_size": 3, "pool_timeout": 2})
@@ -118,7 +120,7 @@ def test_engines_have_watched_pools_unless_somebody_chose_another(servers: Serve
     assert [type(pool) for pool in made({"poolclass": NullPool})] == [NullPool, NullPool]
 
 
-def test_nothing_is_lost_between_threads() -> None:
+def test_counters_are_exact_across_threads() -> None:
     counters = ReadCounters()
 
     def add() -> None:
@@ -135,5 +137,5 @@ def test_nothing_is_lost_between_threads() -> None:
 
 @pytest.fixture(autouse=True)
 def row(servers: Servers) -> None:
-    servers.tell(servers.primary, "insert into counters values (70, 0) on conflict do nothing")
-    servers.caught_up()
+    servers.execute(servers.primary, "insert into counters values (70, 0) on conflict do nothing")
+    servers.wait_for_replicas()

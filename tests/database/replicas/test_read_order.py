@@ -1,4 +1,4 @@
-"""Which replica gets a read."""
+"""The order in which replicas are asked for a read."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_round_robin_takes_turns() -> None:
     ]
 
 
-def test_random_knows_no_load() -> None:
+def test_random_ignores_load() -> None:
     loads = [ServerLoad(in_flight=100), ServerLoad()]
     assert {first(loads, "random", seed=seed) for seed in range(20)} == {0, 1}
 
 
 @pytest.mark.parametrize("busy", [ServerLoad(in_flight=5), ServerLoad(average_s=0.1, _at=1.0)])
-def test_of_two_the_less_busy_one(busy: ServerLoad) -> None:
+def test_least_takes_the_less_busy_of_two(busy: ServerLoad) -> None:
     for loads, least in (([busy, ServerLoad()], 1), ([ServerLoad(), busy], 0)):
         assert {first(loads, "least", seed=seed) for seed in range(20)} == {least}
 
@@ -51,7 +51,7 @@ def test_the_busiest_of_many_is_never_first_and_no_other_gets_all() -> None:
     assert firsts.count(0) < 300
 
 
-def test_who_is_slower_by_chance_gets_as_much() -> None:
+def test_small_differences_do_not_move_reads() -> None:
     loads = [ServerLoad(average_s=0.00030, _at=1.0), ServerLoad(average_s=0.00035, _at=1.0)]
     firsts = [first(loads, "least", seed=seed) for seed in range(200)]
     assert 60 < firsts.count(0) < 140
@@ -67,7 +67,7 @@ def test_a_slow_server_that_gets_no_reads_is_tried_again() -> None:
     assert load.cost(25.0) < other.cost(25.0)
 
 
-def test_one_statement_out_of_the_ordinary_moves_nothing_much() -> None:
+def test_one_slow_statement_hardly_moves_the_average() -> None:
     load = ServerLoad()
     load.record_duration(0.001, now=1.0)
     load.record_duration(0.010, now=1.001)
@@ -77,7 +77,7 @@ def test_one_statement_out_of_the_ordinary_moves_nothing_much() -> None:
 
 
 @given(st.lists(st.floats(0.0001, 10), min_size=1, max_size=50))
-def test_the_average_stays_among_what_was_seen(times: list[float]) -> None:
+def test_average_stays_within_the_samples(times: list[float]) -> None:
     load = ServerLoad()
     for number, seconds in enumerate(times):
         load.record_duration(seconds, now=0.01 * number)
