@@ -70,7 +70,7 @@ class Reader:
             self._loop.close()
 
 
-ENFORCED = pytest.mark.parametrize("watched", [False, True])
+ENFORCED = pytest.mark.parametrize("monitored", [False, True])
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 
 
@@ -78,12 +78,12 @@ BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 def reader(servers: Servers, make_router: MakeRouter) -> Iterator[Callable[..., Reader]]:
     made: list[Reader] = []
 
-    def make(*, asynchronous: bool = False, watched: bool | None = False) -> Reader:
+    def make(*, asynchronous: bool = False, monitored: bool | None = False) -> Reader:
         """One server, one connection; deadlines by the pool, by enforce_deadlines (False), or none (None)."""
         options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0}
-        engine = options if watched else (lambda _: options)
+        engine = options if monitored else (lambda _: options)
         router = make_router((servers.primary.url, []), options={"engine": engine})
-        if watched is False:
+        if monitored is False:
             router.configure_engines(enforce_deadlines)
         made.append(Reader(router, asynchronous))
         return made[-1]
@@ -96,9 +96,9 @@ def reader(servers: Servers, make_router: MakeRouter) -> Iterator[Callable[..., 
 @BOTH
 @ENFORCED
 def test_deadline_ends_a_read_on_the_server(
-    servers: Servers, reader: Callable[..., Reader], asynchronous: bool, watched: bool
+    servers: Servers, reader: Callable[..., Reader], asynchronous: bool, monitored: bool
 ) -> None:
-    read = reader(asynchronous=asynchronous, watched=watched)
+    read = reader(asynchronous=asynchronous, monitored=monitored)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement"):
         read(SLEEP, 0.2)
@@ -113,7 +113,7 @@ def test_deadline_ends_a_read_on_the_server(
 def test_the_control_without_enforced_deadlines_the_read_goes_on(
     servers: Servers, reader: Callable[..., Reader], asynchronous: bool
 ) -> None:
-    read = reader(asynchronous=asynchronous, watched=None)
+    read = reader(asynchronous=asynchronous, monitored=None)
     assert read(SHOWN, 0.2) == "0"
     assert read(text("select 1 from pg_sleep(0.3)"), 0.05) == 1  # far beyond the deadline
 
@@ -121,10 +121,10 @@ def test_the_control_without_enforced_deadlines_the_read_goes_on(
 @BOTH
 @ENFORCED
 def test_expired_read_is_not_repeated_and_counts_as_no_failure(
-    servers: Servers, make_router: MakeRouter, asynchronous: bool, watched: bool
+    servers: Servers, make_router: MakeRouter, asynchronous: bool, monitored: bool
 ) -> None:
-    router = make_router(servers.urls, options={} if watched else {"engine": lambda _: {}})
-    if not watched:
+    router = make_router(servers.urls, options={} if monitored else {"engine": lambda _: {}})
+    if not monitored:
         router.configure_engines(enforce_deadlines)
     read = Reader(router, asynchronous)
     before = {server: executed(server) for server in (servers.primary, *servers.replicas)}

@@ -73,7 +73,7 @@ def state(servers: Servers) -> list[tuple[int, int]]:
     return servers.primary.ask("select id, value from counters where id in (1, 1000) order by id")
 
 
-POOLS = {"watched": {}, "SQLAlchemy's own": {"engine": lambda _: {}}}
+POOLS = {"monitored": {}, "SQLAlchemy's own": {"engine": lambda _: {}}}
 
 
 @pytest.fixture(params=POOLS.values(), ids=POOLS)

@@ -25,7 +25,7 @@ from tenfold.database.pools.pool_monitor import (
     TimeoutMode,
     track_statements,
 )
-from tenfold.database.pools.statement_timeout import LIBPQ_DRIVERS, StatementTimeouts, shorter_s
+from tenfold.database.pools.statement_timeout import LIBPQ_DRIVERS, StatementTimeouts
 from tenfold.database.urls import server_name
 from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
@@ -171,12 +171,15 @@ class _BoundedWait:
         except queue.Empty:
             if not block:
                 raise
+        left_s = remaining_s()
+        if left_s is not None:
+            timeout = left_s if timeout is None else min(timeout, left_s)
         with self.lock:
             if self.max_waiting is not None and self.waiting >= self.max_waiting:
                 raise _TooManyWaitersError
             self.waiting += 1
         try:
-            return super().get(block, shorter_s(timeout))  # type: ignore[misc]
+            return super().get(block, timeout)  # type: ignore[misc]
         finally:
             with self.lock:
                 self.waiting -= 1

@@ -157,7 +157,8 @@ class StatementTimeouts:
             return
         check_deadline()
         left_s = remaining_s()
-        timeout.transaction_ms = self._capped_ms(timeout, timeout.session_ms or 0)
+        step = timeout.session_ms
+        timeout.transaction_ms = 0 if step is None else self._session_value(timeout, step)
         may_rely_on_session = left_s is None or self._scope == "session"
         if not (may_rely_on_session and fits(timeout.session_ms, left_s)):
             self._set_local(connection, timeout, left_s)
@@ -188,18 +189,20 @@ class StatementTimeouts:
         timeout.session_ms = wanted
 
     def _session_value(self, timeout: _ConnectionTimeout, step: int | None) -> int:
-        return (timeout.own_ms or 0) if step is None else self._capped_ms(timeout, step)
+        own_ms = timeout.own_ms or 0
+        return own_ms if step is None else self._capped_ms(step, own_ms)
 
     def _set_local(self, connection: Any, timeout: _ConnectionTimeout, left_s: float | None) -> None:
         if left_s is None:
             timeout.transaction_ms, value = 0, timeout.own_ms or 0
-        else:
-            value = timeout.transaction_ms = self._capped_ms(timeout, max(math.ceil(left_s * 1000), 1))
+        else:  # a transaction's own limit is not known without a round trip
+            own_ms = timeout.own_ms or 0 if self._scope == "session" else 0
+            value = timeout.transaction_ms = self._capped_ms(max(math.ceil(left_s * 1000), 1), own_ms)
         _run(connection, f"SET LOCAL statement_timeout = {value:d}")
 
-    def _capped_ms(self, timeout: _ConnectionTimeout, wanted_ms: int) -> int:
-        """Shorten a timeout to ``most_s`` and, where the session carries timeouts, to its own limit."""
-        return min(wanted_ms, timeout.own_ms or wanted_ms, self._most_ms or wanted_ms)
+    def _capped_ms(self, wanted_ms: int, own_ms: int) -> int:
+        """The shortest of a timeout, ``own_ms`` and ``most_s``; the latter two may be none."""
+        return min(wanted_ms, own_ms or wanted_ms, self._most_ms or wanted_ms)
 
 
 def _timeout_of(connection: Any) -> _ConnectionTimeout | None:
@@ -262,19 +265,14 @@ def _bound_waits(engine: Engine) -> None:
         return
 
     def get_in_time(block: bool = True, timeout: float | None = None) -> Any:
+        left_s = remaining_s() if block else None
+        if left_s is None or (timeout is not None and timeout <= left_s):
+            return get(block, timeout)
         try:
-            return get(block, shorter_s(timeout) if block else timeout)
+            return get(block, left_s)
         except Empty:
-            if block and remaining_s() == 0:
-                raise DeadlineExceededError(
-                    "no database connection came free before the request's time was over"
-                ) from None
-            raise
+            raise DeadlineExceededError(
+                "no database connection came free before the request's time was over"
+            ) from None
 
     queue.get = get_in_time
-
-
-def shorter_s(timeout_s: float | None) -> float | None:
-    """The shorter of a wait and what is left of the request's time; each may be None, without an end."""
-    left_s = remaining_s()
-    return left_s if timeout_s is None else timeout_s if left_s is None else min(timeout_s, left_s)
