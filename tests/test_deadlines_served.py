@@ -95,7 +95,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def leave(port: int, notes: Path, body: bytes) -> str:
-    """How a handler ended whose client left."""
+    """The end of a handler whose client left."""
     head = f"POST /patient HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(head.encode() + body)

@@ -173,7 +173,7 @@ async def left_behind(router: DatabaseRouter) -> set[tuple[int, int]]:
     every = [router._primary, router._primary_reads, *router._replicas]
 
     def counted() -> set[tuple[int, int]]:
-        engines = [(server, engine) for server in every for engine in server.engines()]
+        engines = [(server, engine) for server in every for engine in list(server._engines.values())]
         return {(server.load.in_flight, engine.pool.checkedout()) for server, engine in engines}
 
     async def one(row: int, at: int) -> bool:

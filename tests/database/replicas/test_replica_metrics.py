@@ -94,7 +94,11 @@ def pools(router: DatabaseRouter) -> list[Any]:
     """The pools of the engines for writes and for reads, after their first use."""
     write(router)
     look(router)
-    return [engine.pool for server in (router._primary, *router._replicas) for engine in server.engines()]
+    return [
+        engine.pool
+        for server in (router._primary, *router._replicas)
+        for engine in list(server._engines.values())
+    ]
 
 
 def test_engines_have_monitored_pools_unless_another_was_chosen(

@@ -54,7 +54,7 @@ class Holder:
         return self.context.title if self.context is not None else OTHER
 
     def location(self, sites: CallSites) -> str:
-        """Where in the user's code the holder is now, or that its task has ended."""
+        """The present lines of user code of the holder, or that its task has ended."""
         if self.task is None:
             at = thread_location(sites, self.thread)
         elif (task := self.task()) is None or task.done():

@@ -60,11 +60,6 @@ class PositionSampler:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    @property
-    def pid(self) -> int:
-        """The process in which it runs; 0 when it does not."""
-        return self._pid
-
     def start(self) -> None:
         """Start sampling; nothing happens when it runs already."""
         with self._lock:

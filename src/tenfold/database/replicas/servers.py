@@ -101,7 +101,7 @@ def may_serve(lag: Lag, limits: HealthLimits, *, serving: bool) -> bool:
 
 
 class ServerHealth:
-    """Whether a server answers, and its lag. Fed by reads that fail and by the sampler."""
+    """The health of a server: whether it answers, and its lag. Fed by failed reads and by the sampler."""
 
     def __init__(self) -> None:
         self.breaker = Breaker(failures=2, ratio=2.0, cool_down_s=0.5)
@@ -112,7 +112,7 @@ class ServerHealth:
 
     @property
     def is_serving(self) -> bool:
-        """Whether reads should be sent there."""
+        """True if reads should be sent there."""
         return self.within_limits and self.answers and self.breaker.closed
 
     def record_failure(self) -> None:
@@ -206,11 +206,6 @@ class DatabaseServer:
         for setup in self.cluster.engine_setups:
             setup(engine)
         return engine
-
-    def engines(self) -> list[Any]:
-        """The engines that were used."""
-        with self._lock:
-            return list(self._engines.values())
 
     def discard_engines(self) -> list[Any]:
         """Return the engines so far and forget them; the next use makes new ones."""
