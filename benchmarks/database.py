@@ -1,17 +1,17 @@
-"""What the router costs: one read of one row through a Session, beside bare SQLAlchemy on the same replica.
+"""The cost of the router: one read of one row through a Session, beside bare SQLAlchemy on the same replica.
 
     python -m benchmarks.database [--rounds 60] [--reads 50]
 
 Real PostgreSQL, a primary and a replica, loopback. The variants take turns of a few reads each, in an order
-that turns as well, so that whatever else the machine does hits all of them; the ratio is the median of the
+that turns as well, so that other load on the machine hits all of them; the ratio is the median of the
 rounds' ratios, with its quartiles. Bare SQLAlchemy is measured as everybody uses it (BEGIN and ROLLBACK
 around the read) and in AUTOCOMMIT, which is what the router's reads are in.
 
-    no token            nobody remembers what was seen: a script, a job
-    the same, unwatched with SQLAlchemy's own pool in the place of the router's watched one
-    covered             the connection is known to have what the token asks for
-    covered, monotonic  the same, and what was read is remembered for the next read (visitors, by default)
-    probing             the token is newer than what the connection is known to have: it is asked
+    no token            a reader without a token: a script, a job
+    the same, own pool  with SQLAlchemy's own pool in place of the router's monitored one
+    covered             the connection is known to have replayed the token
+    covered, monotonic  the same, and the read moves the token (visitors, by default)
+    asking              the token is newer than the known position: the replica is asked
     write               a transaction with one UPDATE, whose position is asked for after COMMIT
 """
 
@@ -36,10 +36,10 @@ READS = (
     "bare",
     "bare, AUTOCOMMIT",
     "no token",
-    "the same, unwatched",
+    "the same, own pool",
     "covered",
     "covered, monotonic",
-    "probing",
+    "asking",
 )
 WRITES = ("bare write", "write")
 
@@ -73,27 +73,27 @@ class Bench:
         brief = FreshnessLimits(wait_s=1, monotonic=False)
         self.router = DatabaseRouter(primary, [replica], keys=KEY, freshness=brief)
         own: dict[str, Any] = {"engine": lambda _: {}}
-        self.unwatched = DatabaseRouter(primary, [replica], keys=KEY, freshness=brief, options=own)
+        self.own_pool = DatabaseRouter(primary, [replica], keys=KEY, freshness=brief, options=own)
         self.monotonic = DatabaseRouter(primary, [replica], keys=KEY, freshness=FreshnessLimits(wait_s=1))
         self.variants: dict[str, Callable[[int], float]] = {
             "bare": lambda count: timed(count, lambda: self._bare(self.plain)),
             "bare, AUTOCOMMIT": lambda count: timed(count, lambda: self._bare(self.autocommit)),
             "no token": lambda count: timed(count, lambda: self._read(self.router)),
-            "the same, unwatched": lambda count: timed(count, lambda: self._read(self.unwatched)),
+            "the same, own pool": lambda count: timed(count, lambda: self._read(self.own_pool)),
             "covered": lambda count: self._covered(self.router, count),
             "covered, monotonic": lambda count: self._covered(self.monotonic, count),
-            "probing": lambda count: sum(self._probing() for _ in range(count)),
+            "asking": lambda count: sum(self._asking() for _ in range(count)),
             "bare write": lambda count: timed(count, self._bare_write),
             "write": lambda count: timed(count, self._write),
         }
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close engines and routers."""
         for engine in (self.plain, self.autocommit, self.primary):
             engine.dispose()
         self.router.close()
         self.monotonic.close()
-        self.unwatched.close()
+        self.own_pool.close()
 
     @staticmethod
     def _bare(engine: Any) -> None:
@@ -106,20 +106,20 @@ class Bench:
             session.execute(LOOK).scalar()
 
     def _covered(self, router: DatabaseRouter, count: int) -> float:
-        with router.seen():
+        with router.consistency_context():
             self._write(router)
             self._read(router)
             return timed(count, lambda: self._read(router))
 
-    def _probing(self) -> float:
-        """A read by somebody who has just written, on a replica that has caught up with them."""
-        with self.router.seen():
+    def _asking(self) -> float:
+        """A read by a visitor who has just written, on a replica that has caught up."""
+        with self.router.consistency_context():
             self._write(self.router)
             token = self.router.token()
-        # Awaited on other connections: that which is measured shall not know.
-        with self.monotonic.seen(token):
+        # Awaited on other connections: the measured ones must not know the position yet.
+        with self.monotonic.consistency_context(token):
             self._read(self.monotonic)
-        with self.router.seen(token):
+        with self.router.consistency_context(token):
             return timed(1, lambda: self._read(self.router))
 
     def _bare_write(self) -> None:

@@ -1,9 +1,9 @@
-"""How often a read has to ask a replica where it is: the example shop's users, on its own stack.
+"""The share of reads that ask a replica for its position: the example shop's users, on its own stack.
 
     python -m benchmarks.mix [--rate 40] [--seconds 30]
 
-What a probe costs is in ``benchmarks.database``; here is how many there are, counted by the router of each of
-the shop's two instances (``tenfold_reads_total``), while its scenario sends what its users send, open loop.
+``benchmarks.database`` measures the cost of such a question; this counts them, by the router of each of the
+shop's two instances (``tenfold_reads_total``), while its scenario sends its users' requests, open loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenfold.database.replicas.read_counters import HOW
+from tenfold.database.replicas.read_counters import READ_OUTCOMES
 from tenfold.measure.load.generator import Generator
 from tenfold.measure.trial import TrialRequest
 from tenfold.metrics import READS
@@ -29,15 +29,15 @@ SHOP = Path(__file__).parent.parent / "examples" / "scaled.toml"
 WARM_S, FLUSH_S = 5.0, 2.0
 
 
-def counted(servers: Iterable[Server]) -> Counter[str]:
-    """Reads so far, by how they found their server, of all instances."""
+def count_reads(servers: Iterable[Server]) -> Counter[str]:
+    """Reads so far by outcome, of all instances."""
     found: Counter[str] = Counter()
     for server in servers:
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
             for family in text_string_to_metric_families(answer.read().decode()):
                 for sample in family.samples:
                     if sample.name == READS.name:
-                        found[sample.labels["how"]] += int(sample.value)
+                        found[sample.labels["outcome"]] += int(sample.value)
     return found
 
 
@@ -54,16 +54,16 @@ def main() -> None:
         with Generator(scenario, stack.url, settings=measure, cwd=settings.root) as generator:
             generator.start_users(measure.users)
             generator.run(TrialRequest(options.rate, WARM_S, "warm-up", measure.seed))
-            generator.run(TrialRequest(0.1, FLUSH_S, "warm-up", measure.seed))  # figures are a second old
-            before = counted(app_servers(stack))
+            generator.run(TrialRequest(0.1, FLUSH_S, "warm-up", measure.seed))  # metrics are a second old
+            before = count_reads(app_servers(stack))
             trial = generator.run(TrialRequest(options.rate, options.seconds, "confirm", measure.seed + 1))
             generator.run(TrialRequest(0.1, FLUSH_S, "warm-up", measure.seed))
-            found = counted(app_servers(stack)) - before
+            found = count_reads(app_servers(stack)) - before
     total = found.total()
     rate = trial.requests / trial.seconds
     print(f"{rate:.0f} requests/s for {trial.seconds:.0f} s, two instances, two replicas: {total} reads")
-    for how, meaning in HOW.items():
-        print(f"{how:<10}{found[how]:>8}{found[how] / max(total, 1):>8.1%}   {meaning}")
+    for outcome, meaning in READ_OUTCOMES.items():
+        print(f"{outcome:<20}{found[outcome]:>8}{found[outcome] / max(total, 1):>8.1%}   {meaning}")
 
 
 if __name__ == "__main__":

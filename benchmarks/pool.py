@@ -1,9 +1,9 @@
-"""What watching costs: a checkout with one query, over SQLAlchemy's own pool and over tenfold's.
+"""The cost of a monitored pool: a checkout with one query, beside SQLAlchemy's own pool.
 
     python -m benchmarks.pool [--rounds 60] [--queries 100]
 
 One real PostgreSQL on loopback, sync and async engines of psycopg. The pools take turns of a few queries
-each, so that whatever else the machine does hits all alike. "as is" is ``create_engine(url)`` and nothing
+each, so that other load on the machine hits all alike. "as is" is ``create_engine(url)`` and nothing
 else; "pre-ping" is what many services set to survive a restart of their database. The ratio is the median of
 the rounds' ratios to "as is"; its quartiles are printed beside it.
 """
@@ -23,19 +23,19 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.request_context import job_context
 from tenfold.deadlines import deadline
 from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack
 
 QUERY = text("SELECT abalance FROM accounts WHERE aid = :aid")
-VARIANTS = ("as is", "pre-ping", "watched", "watched, deadline")
+VARIANTS = ("as is", "pre-ping", "monitored", "monitored, deadline")
 
 Run = Callable[[Any, int], Awaitable[None]]
 
 
 async def sync_queries(engine: Any, count: int) -> None:
-    """As a request does it: a connection, a transaction, one query, back."""
+    """Run queries as requests do: a connection, a transaction, one query each."""
     for aid in range(count):
         with engine.connect() as connection:
             connection.execute(QUERY, {"aid": aid}).all()
@@ -52,19 +52,19 @@ def engines(url: str, *, is_async: bool) -> dict[str, Any]:
     """One engine for each variant, all with room for one connection."""
     make: Any = create_async_engine if is_async else create_engine
     plain = {"pool_size": 1, "max_overflow": 0}
-    watched = pool_options(url, registry=CollectorRegistry(), **plain)
+    monitored = pool_options(url, registry=CollectorRegistry(), **plain)
     bound = pool_options(url, registry=CollectorRegistry(), **plain)
     return {
         "as is": make(url, **plain),
         "pre-ping": make(url, pool_pre_ping=True, **plain),
-        "watched": make(url, **watched),
-        "watched, deadline": make(url, **bound),
+        "monitored": make(url, **monitored),
+        "monitored, deadline": make(url, **bound),
     }
 
 
 async def microseconds(variant: str, engine: Any, run: Run, count: int) -> float:
     """Microseconds a query."""
-    with visiting("benchmark"), deadline(5) if "deadline" in variant else nullcontext():
+    with job_context("benchmark"), deadline(5) if "deadline" in variant else nullcontext():
         started = time.perf_counter()
         await run(engine, count)
         return (time.perf_counter() - started) / count * 1e6
@@ -78,7 +78,7 @@ async def measure(url: str, *, is_async: bool, rounds: int, queries: int) -> dic
     for engine in made.values():
         await run(engine, 100)
     for number in range(rounds):
-        # The order turns as well: what comes first in a round has no advantage.
+        # The order turns as well: no variant is always the first of a round.
         turn = number % len(VARIANTS)
         for variant in VARIANTS[turn:] + VARIANTS[:turn]:
             found[variant].append(await microseconds(variant, made[variant], run, queries))

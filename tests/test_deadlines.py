@@ -1,4 +1,4 @@
-"""Deadlines: they only ever get shorter, reach tasks and threads, and end what nobody waits for any more."""
+"""Deadlines and their middleware: contexts, budgets, cancellation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from tenfold.deadlines import DeadlineMiddleware, budget_s, check, deadline, remaining_s
+from tenfold.deadlines import DeadlineMiddleware, budget_s, check_deadline, deadline, remaining_s
 from tenfold.errors import DeadlineExceededError
 
 
@@ -37,13 +37,13 @@ def test_a_deadline_is_only_ever_shortened() -> None:
         with deadline(5):
             assert 4 < (remaining_s() or 0) <= 5
         assert 9 < (remaining_s() or 0) <= 10
-        check()
+        check_deadline()
     assert remaining_s() is None
     with deadline(-1):
         assert remaining_s() == 0
-        with pytest.raises(DeadlineExceededError, match="nobody waits"):
-            check()
-    check()
+        with pytest.raises(DeadlineExceededError, match="no client waits"):
+            check_deadline()
+    check_deadline()
 
 
 def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
@@ -83,7 +83,7 @@ def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
         ("t=997.5", None, 8.0),  # 2.5 s ago, of which 0.5 may be the clocks' difference
         ("997.500", None, 8.0),
         ("t=999.7", None, 10.0),
-        ("t=985.0", None, 0.0),  # 15 s ago: nobody waits
+        ("t=985.0", None, 0.0),  # 15 s ago: no client waits
         ("t=1003", None, 10.0),  # a clock that is ahead
         ("t=100.0", None, 10.0),  # a clock that was set: not believed
         ("t=abc", None, 10.0),
@@ -101,9 +101,7 @@ def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
     ],
 )
 def test_budgets(started: str | None, allowed: str | None, expected: float) -> None:
-    left = budget_s(
-        started=started, allowed=allowed, timeout_s=10, now_s=1000.0, skew_s=0.5, most_waited_s=20
-    )
+    left = budget_s(started=started, allowed=allowed, timeout_s=10, now_s=1000.0, skew_s=0.5, max_queued_s=20)
     assert left == pytest.approx(expected)
 
 
@@ -115,7 +113,7 @@ def test_clocks_within_the_skew_never_take_time_away(
 ) -> None:
     started = f"t={now - waited + skew:.3f}"
     left = budget_s(
-        started=started, allowed=None, timeout_s=timeout, now_s=now, skew_s=0.5, most_waited_s=2 * timeout
+        started=started, allowed=None, timeout_s=timeout, now_s=now, skew_s=0.5, max_queued_s=2 * timeout
     )
     assert max(timeout - waited, 0) - 0.002 <= left <= timeout
 
@@ -147,7 +145,7 @@ class Handlers:
 
     def looking(self, request: Request) -> PlainTextResponse:
         while True:
-            check()
+            check_deadline()
             time.sleep(0.005)
 
     async def streaming(self, request: Request) -> StreamingResponse:
@@ -177,7 +175,7 @@ async def get(app: Any, path: str, **options: Any) -> httpx.Response:
         return await client.request(options.pop("method", "GET"), path, **options)
 
 
-def test_who_comes_too_late_is_answered_before_the_app_is_asked() -> None:
+def test_late_request_is_refused_before_the_app_runs() -> None:
     async def test() -> None:
         handlers = Handlers()
         app = handlers.app(timeout_s=5)
@@ -188,7 +186,7 @@ def test_who_comes_too_late_is_answered_before_the_app_is_asked() -> None:
     run(test)
 
 
-def test_an_async_handler_is_cancelled_when_time_is_over() -> None:
+def test_async_handler_is_cancelled_at_the_deadline() -> None:
     async def test() -> None:
         handlers = Handlers()
         answer = await get(handlers.app(timeout_s=0.1), "/patient")
@@ -237,7 +235,7 @@ def test_an_answer_that_has_begun_is_left_to_end() -> None:
     run(test)
 
 
-def test_what_is_not_late_is_as_without() -> None:
+def test_request_in_time_is_unchanged() -> None:
     async def test() -> None:
         app = Handlers().app(timeout_s=20)
         answer = await get(app, "/echo", method="POST", content=b"hello" * 1000)
@@ -311,16 +309,16 @@ def test_a_body_that_arrives_as_the_app_asks_for_it_does_not_stop_the_loop() -> 
 
 
 @pytest.mark.parametrize(("believe", "expected"), [(True, 504), (False, 200)])
-def test_callers_are_believed_only_when_told_so(believe: bool, expected: int) -> None:
+def test_request_timeout_header_counts_only_with_trust_callers(believe: bool, expected: int) -> None:
     async def test() -> None:
-        app = Handlers().app(timeout_s=20, believe_callers=believe)
+        app = Handlers().app(timeout_s=20, trust_callers=believe)
         answer = await get(app, "/echo", headers={"x-request-timeout": "0.01"})
         assert answer.status_code == expected
 
     run(test)
 
 
-def test_a_server_that_cancels_is_obeyed() -> None:
+def test_cancellation_by_the_server_is_passed_on() -> None:
     async def test() -> None:
         handlers = Handlers()
         asked = asyncio.create_task(get(handlers.app(timeout_s=20), "/patient"))

@@ -1,4 +1,4 @@
-"""Deadlines of what is sent to others: calls end with their request, and retries stay within their share."""
+"""Deadlines of outgoing calls, and the retry budget."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_outgoing_calls_end_with_the_request_and_say_so() -> None:
     assert 1 < float(seen[1].headers["x-request-timeout"]) <= 2
 
 
-def test_a_slow_server_is_not_waited_for_beyond_the_deadline() -> None:
+def test_outgoing_call_does_not_outlive_the_deadline() -> None:
     async def test() -> None:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read()
@@ -83,27 +83,27 @@ def test_retries_never_exceed_their_share(
     for pause, first in events:
         now += pause
         if first:
-            budget.request()
+            budget.record_call()
             calls += 1
         else:
-            retries += budget.retry()
+            retries += budget.acquire_retry()
         assert retries <= ratio * calls + min_per_s * now + saved + 1e-6
 
 
-def test_where_all_fails_a_tenth_is_tried_again() -> None:
+def test_a_tenth_of_failing_calls_is_retried() -> None:
     now = 0.0
     budget = RetryBudget(clock=lambda: now)
     retries = 0
     for _ in range(10_000):
         now += 0.001
-        budget.request()
-        retries += sum(budget.retry() for _ in range(3))
+        budget.record_call()
+        retries += sum(budget.acquire_retry() for _ in range(3))
     assert 1000 <= retries <= 1000 + 10 + 10
 
 
-def test_nothing_is_tried_again_when_time_is_over() -> None:
+def test_no_retry_after_the_deadline() -> None:
     budget = RetryBudget(min_per_s=10)
-    budget.request()
+    budget.record_call()
     with deadline(0):
-        assert not budget.retry()
-    assert budget.retry()
+        assert not budget.acquire_retry()
+    assert budget.acquire_retry()

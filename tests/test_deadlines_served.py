@@ -95,7 +95,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def leave(port: int, notes: Path, body: bytes) -> str:
-    """How a handler ended whose client left."""
+    """The end of a handler whose client left."""
     head = f"POST /patient HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(head.encode() + body)
@@ -104,13 +104,13 @@ def leave(port: int, notes: Path, body: bytes) -> str:
     return notes.read_text().split()[1]
 
 
-@pytest.mark.parametrize("body", [b"", b"x" * 100], ids=["no body", "a body nobody reads"])
+@pytest.mark.parametrize("body", [b"", b"x" * 100], ids=["no body", "an unread body"])
 def test_a_handler_whose_client_left_is_cancelled(tmp_path: Path, body: bytes) -> None:
     with granian(tmp_path, "guarded") as port:
         assert leave(port, tmp_path / "notes", body) == "cancelled"
 
 
-def test_a_body_arrives_whoever_of_client_and_app_is_the_slow_one(tmp_path: Path) -> None:
+def test_body_arrives_with_a_slow_client_or_a_slow_app(tmp_path: Path) -> None:
     """granian's ``receive`` answers with a future of its own kind, which calls back one listener."""
     moments = [(sent, read) for sent in (0.0, 0.02, 0.15) for read in (0.0, 0.03, 0.1, 0.2)]
     with granian(tmp_path, "guarded") as port:
@@ -127,6 +127,6 @@ def test_a_body_arrives_whoever_of_client_and_app_is_the_slow_one(tmp_path: Path
                     answer += received
 
 
-def test_the_control_without_the_middleware_it_works_for_nobody(tmp_path: Path) -> None:
+def test_the_control_without_the_middleware_the_handler_works_on(tmp_path: Path) -> None:
     with granian(tmp_path, "app") as port:
         assert leave(port, tmp_path / "notes", b"") == "done"

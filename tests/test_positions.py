@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.errors import PositionError
-from tenfold.positions import Token, format_position, merged, normalised, parse_position, renewed
+from tenfold.positions import (
+    Token,
+    format_position,
+    merge_tokens,
+    normalize_position,
+    parse_position,
+    renew_token,
+)
 
 MIB = 1024 * 1024
 POSITIONS = st.integers(0, 2**64 - 1)
@@ -30,20 +37,20 @@ def tokens(systems: st.SearchStrategy[int] = st.just(7)) -> st.SearchStrategy[To
         ("0/ab", 0xAB),
     ],
 )
-def test_a_position_is_read(text: str, number: int) -> None:
+def test_parse_position(text: str, number: int) -> None:
     assert parse_position(text) == number
 
 
 @pytest.mark.parametrize(
     "text", ["", "0", "/", "0/", "1/2/3", "x/1", "1/-1", " 0/1", "0/1\n", "123456789/0", "0/1_0"]
 )
-def test_what_is_no_position_is_refused(text: str) -> None:
+def test_invalid_positions_are_refused(text: str) -> None:
     with pytest.raises(PositionError, match="16/B374D848"):
         parse_position(text)
 
 
 @given(POSITIONS)
-def test_positions_come_back_as_they_were_written(position: int) -> None:
+def test_positions_round_trip(position: int) -> None:
     assert parse_position(format_position(position)) == position
 
 
@@ -61,45 +68,45 @@ def test_positions_come_back_as_they_were_written(position: int) -> None:
     ],
 )
 def test_a_position_behind_a_header_is_the_start_before_it(position: int, start: int) -> None:
-    assert normalised(position) == start
+    assert normalize_position(position) == start
 
 
 def test_the_size_of_a_segment_matters() -> None:
     position = 17 * MIB + 40
-    assert normalised(position) == position
-    assert normalised(position, segment_bytes=MIB) == 17 * MIB
+    assert normalize_position(position) == position
+    assert normalize_position(position, segment_bytes=MIB) == 17 * MIB
 
 
 @given(POSITIONS, SEGMENTS)
-def test_normalising_loses_a_header_and_nothing_else(position: int, segment_bytes: int) -> None:
-    start = normalised(position, segment_bytes=segment_bytes)
+def test_normalizing_removes_a_header_and_nothing_else(position: int, segment_bytes: int) -> None:
+    start = normalize_position(position, segment_bytes=segment_bytes)
     assert position - start in {0, 24, 40}
-    assert normalised(start, segment_bytes=segment_bytes) == start
+    assert normalize_position(start, segment_bytes=segment_bytes) == start
     assert start == position or start % 8192 == 0
 
 
 @given(tokens(POSITIONS))
-def test_a_token_comes_back_as_it_was_packed(token: Token) -> None:
+def test_tokens_round_trip(token: Token) -> None:
     assert Token.unpack(token.pack()) == token
     assert len(token.pack()) == 25
 
 
 @given(st.binary(max_size=60))
-def test_other_bytes_are_no_token(data: bytes) -> None:
+def test_other_bytes_are_refused(data: bytes) -> None:
     with contextlib.suppress(PositionError):
         assert Token.unpack(data).pack() == data
 
 
 @given(tokens(), tokens(), tokens())
-def test_merging_knows_no_order(a: Token, b: Token, c: Token) -> None:
-    assert merged(a, b) == merged(b, a)
-    assert merged(merged(a, b), c) == merged(a, merged(b, c))
-    assert merged(a, a) == a == merged(a, None) == merged(None, a)
+def test_merging_is_commutative(a: Token, b: Token, c: Token) -> None:
+    assert merge_tokens(a, b) == merge_tokens(b, a)
+    assert merge_tokens(merge_tokens(a, b), c) == merge_tokens(a, merge_tokens(b, c))
+    assert merge_tokens(a, a) == a == merge_tokens(a, None) == merge_tokens(None, a)
 
 
 @given(tokens(), tokens())
-def test_merging_forgets_nothing_of_the_latest_timeline(a: Token, b: Token) -> None:
-    found = merged(a, b)
+def test_merging_keeps_the_furthest_position_of_the_latest_timeline(a: Token, b: Token) -> None:
+    found = merge_tokens(a, b)
     assert found is not None
     latest = max(a.timeline, b.timeline)
     assert found.timeline == latest
@@ -108,15 +115,15 @@ def test_merging_forgets_nothing_of_the_latest_timeline(a: Token, b: Token) -> N
 
 
 @given(tokens(st.just(11)), tokens(st.just(12)))
-def test_of_two_systems_the_one_seen_last_stays(a: Token, b: Token) -> None:
-    assert merged(a, b) == merged(b, a) == (a if a.expires_at > b.expires_at else b)
+def test_merging_two_systems_keeps_the_latest(a: Token, b: Token) -> None:
+    assert merge_tokens(a, b) == merge_tokens(b, a) == (a if a.expires_at > b.expires_at else b)
 
 
 @given(tokens())
-def test_an_owed_position_lasts_until_the_primary_was_asked(token: Token) -> None:
+def test_unsure_token_lasts_until_the_primary_was_used(token: Token) -> None:
     unsure = Token.unsure(expires_at=0)
-    assert merged(unsure, token) == merged(token, unsure) == unsure
-    assert renewed(unsure, token) == token
+    assert merge_tokens(unsure, token) == merge_tokens(token, unsure) == unsure
+    assert renew_token(unsure, token) == token
 
 
 @pytest.mark.parametrize(
@@ -129,5 +136,5 @@ def test_an_owed_position_lasts_until_the_primary_was_asked(token: Token) -> Non
         (Token(5, 3, 90, 9), Token(7, 2, 50, 9), Token(7, 2, 50, 9)),  # another cluster altogether
     ],
 )
-def test_the_primary_has_the_last_word(held: Token | None, primary: Token, found: Token) -> None:
-    assert renewed(held, primary) == found
+def test_renewed_token_is_of_the_primarys_timeline(held: Token | None, primary: Token, found: Token) -> None:
+    assert renew_token(held, primary) == found

@@ -1,9 +1,10 @@
-"""How much time a request has left, and how often its calls may be tried again.
+"""Deadlines of requests, and a budget for retries.
 
 A deadline is a moment of the monotonic clock in a context variable: coroutines, tasks and threads started by
 anyio, Starlette or ``asyncio.to_thread`` inherit it; a bare ``threading.Thread`` or executor does not. It
-interrupts nothing but what an async handler awaits: everybody else looks at it, by :func:`check`, or by the
-hooks for SQLAlchemy (:mod:`tenfold.database.pools.deadlines`) and httpx (:mod:`tenfold.overload.httpx`).
+interrupts nothing but what an async handler awaits: other code looks at it, by :func:`check_deadline`, or by
+the hooks for SQLAlchemy (:mod:`tenfold.database.pools.statement_timeout`) and httpx
+(:mod:`tenfold.overload.httpx`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from contextvars import ContextVar
 from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, send_answer
 from tenfold.errors import DeadlineExceededError
 
-__all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check", "deadline", "remaining_s"]
+__all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check_deadline", "deadline", "remaining_s"]
 
 
 REQUEST_START = b"x-request-start"
@@ -32,14 +33,14 @@ _ends_s: ContextVar[float] = ContextVar("tenfold_deadline", default=math.inf)
 
 
 def remaining_s() -> float | None:
-    """Seconds that are left, 0 when none are; None without a deadline."""
+    """Seconds until the deadline, 0 after it; None without one."""
     ends_s = _ends_s.get()
     return None if ends_s == math.inf else max(ends_s - time.monotonic(), 0.0)
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """What happens within has this many seconds, or fewer where a deadline around it ends earlier."""
+    """Give a block this many seconds, or fewer where a deadline around it ends earlier."""
     token = _ends_s.set(min(_ends_s.get(), time.monotonic() + seconds))
     try:
         yield
@@ -47,17 +48,17 @@ def deadline(seconds: float) -> Iterator[None]:
         _ends_s.reset(token)
 
 
-def check() -> None:
-    """Stop here if time is over: for loops that would go on for nobody.
+def check_deadline() -> None:
+    """Stop after the deadline: for loops whose result no client waits for any more.
 
     Raises:
-        DeadlineExceededError: time is over.
+        DeadlineExceededError: the request's time is over.
     """
     if time.monotonic() >= _ends_s.get():
-        raise DeadlineExceededError("the request's time is over; nobody waits for the result any more")
+        raise DeadlineExceededError("the request's time is over; no client waits for the result any more")
 
 
-# ------------------------------------------------------------------ how much a request gets
+# ------------------------------------------------------------------ the time of a request
 
 
 def budget_s(
@@ -67,30 +68,31 @@ def budget_s(
     timeout_s: float,
     now_s: float,
     skew_s: float,
-    most_waited_s: float,
+    max_queued_s: float,
 ) -> float:
     """Seconds that a request has left as it arrives; 0 when it comes too late. Pure.
 
-    What it waited before it came here is ``now - started - skew``: clocks of two machines that differ by
-    less than ``skew_s`` never take time away, so a request may get that much too much. A start in the future
-    counts as now, and one more than ``most_waited_s`` ago as no start at all: no proxy holds a request that
-    long, but a clock that was set does look like that, and refusing everybody would be the worse mistake.
+    The time that it was queued before it came here is ``now - started - skew``: clocks of two machines that
+    differ by less than ``skew_s`` never take time away, so a request may get that much too much. A start in
+    the future counts as now, and one more than ``max_queued_s`` ago as no start at all: no proxy holds a
+    request that long, but a clock that was set does look like that, and refusing every request would be the
+    worse mistake.
 
     Args:
         started: ``X-Request-Start`` as a proxy wrote it: ``t=1700000000.123``, seconds since 1970.
         allowed: ``X-Request-Timeout``: the caller's own limit in seconds; it only ever shortens.
-        timeout_s: what a request may take.
+        timeout_s: longest time for a request.
         now_s: seconds since 1970.
-        skew_s: by how much clocks may differ.
-        most_waited_s: waits beyond this are not believed.
+        skew_s: largest difference between the clocks.
+        max_queued_s: longest queueing that is believed.
     """
-    waited_s = 0.0
+    queued_s = 0.0
     if (start_s := _seconds(started, r"(?:t=)?")) is not None:
-        waited_s = now_s - start_s - skew_s
-        if not 0 <= waited_s <= most_waited_s:
-            waited_s = 0.0
+        queued_s = now_s - start_s - skew_s
+        if not 0 <= queued_s <= max_queued_s:
+            queued_s = 0.0
     limit_s = _seconds(allowed)
-    return max(min(timeout_s, timeout_s if limit_s is None else limit_s) - waited_s, 0.0)
+    return max(min(timeout_s, timeout_s if limit_s is None else limit_s) - queued_s, 0.0)
 
 
 def _seconds(text: str | None, prefix: str = "") -> float | None:
@@ -105,11 +107,11 @@ class DeadlineMiddleware:
     """Gives every request a deadline, and stops working for it when that passes or the client leaves.
 
     A request that arrives too late is answered with 504 before the app is asked. An async handler is
-    cancelled when time is over (504) and when its client disconnects (499, which nobody reads); not once its
+    cancelled when time is over (504) and when its client disconnects (499, for the log only); not once its
     answer has begun: that is left to end. A sync handler in a thread cannot be cancelled, and neither can
     code that never awaits: it runs to its end, the 504 waits for it, and only what looks at the deadline
-    stops earlier: its statements, outgoing calls and :func:`check`, whose
-    :class:`~tenfold.errors.DeadlineExceededError` becomes a 504 too. For that to arrive here, stand within
+    stops earlier: its statements, outgoing calls and :func:`check_deadline`, whose
+    :class:`~tenfold.errors.DeadlineExceededError` becomes a 504 too. For that to arrive here, add it inside
     the framework's handler of errors: ``app.add_middleware(DeadlineMiddleware)``. Frameworks that run threads
     without anyio (Starlette and FastAPI run them with it) have them go on by themselves after the 504.
 
@@ -118,9 +120,9 @@ class DeadlineMiddleware:
     WebSockets have no deadline.
 
     Args:
-        timeout_s: what a request may take, from its arrival at the proxy.
-        skew_s: by how much the proxy's clock may differ from this one.
-        believe_callers: whether ``X-Request-Timeout: <seconds>`` may shorten it; for services called by
+        timeout_s: longest time for a request, from its arrival at the proxy.
+        skew_s: largest difference between the proxy's clock and this one.
+        trust_callers: whether ``X-Request-Timeout: <seconds>`` may shorten it; for services called by
             services. From the internet it would be harmless but pointless.
         exempt: ASGI paths, and those below them, without a deadline: uploads, server-sent events.
         wall_clock: seconds since 1970.
@@ -132,27 +134,27 @@ class DeadlineMiddleware:
         *,
         timeout_s: float = 30.0,
         skew_s: float = 0.1,
-        believe_callers: bool = False,
+        trust_callers: bool = False,
         exempt: tuple[str, ...] = (),
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.app = app
         self.timeout_s, self.skew_s = timeout_s, skew_s
-        self.believe_callers = believe_callers
+        self.trust_callers = trust_callers
         self.exempt = exempt
         self.wall_clock = wall_clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request within its time."""
-        if scope["type"] != "http" or self._exempt(scope["path"]):
+        if scope["type"] != "http" or self._is_exempt(scope["path"]):
             return await self.app(scope, receive, send)
         left_s = self._budget_s(scope)
         if left_s <= 0:
             return await send_answer(send, 504, _TOO_LATE)
         with deadline(left_s):
-            await _Run(self.app, receive, send).within(scope, left_s)
+            await _CancellableRequest(self.app, receive, send).run(scope, left_s)
 
-    def _exempt(self, path: str) -> bool:
+    def _is_exempt(self, path: str) -> bool:
         return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in self.exempt)
 
     def _budget_s(self, scope: Scope) -> float:
@@ -162,67 +164,68 @@ class DeadlineMiddleware:
                 found[name] = value.decode("latin-1")
         return budget_s(
             started=found.get(REQUEST_START),
-            allowed=found.get(REQUEST_TIMEOUT) if self.believe_callers else None,
+            allowed=found.get(REQUEST_TIMEOUT) if self.trust_callers else None,
             timeout_s=self.timeout_s,
             now_s=self.wall_clock(),
             skew_s=self.skew_s,
-            most_waited_s=2 * self.timeout_s,
+            max_queued_s=2 * self.timeout_s,
         )
 
 
-class _Run:
+class _CancellableRequest:
     """One request. Its client is watched once it has taken ``WATCH_AFTER_S``: most are done by then.
 
-    ``receive`` tells that the client left, and also hands out the request's body: what the watch reads ahead
-    of the app is kept for it, up to ``AHEAD`` bytes. Of a longer body the app has to take its part first.
+    ``receive`` tells that the client left, and also hands out the request's body: messages that are read
+    ahead of the app are kept for it, up to ``MAX_AHEAD`` bytes. Of a longer body the app has to take its part
+    first.
     """
 
     WATCH_AFTER_S = 0.05
-    AHEAD = 65_536
+    MAX_AHEAD = 65_536
 
     def __init__(self, app: ASGIApp, receive: Receive, send: Send) -> None:
         self._app, self._receive, self._send = app, receive, send
-        self._begun = self._stopped = self._gone = False
-        self._app_reads = self._watched = False
+        self._has_begun = self._is_stopped = self._client_left = False
+        self._app_is_reading = self._is_watching = False
         self._ahead: deque[Message] = deque()
         self._reading: asyncio.Task[Message] | None = None
         self._cancel: Callable[[], None] = lambda: None
 
-    async def within(self, scope: Scope, left_s: float) -> None:
+    async def run(self, scope: Scope, left_s: float) -> None:
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(left_s, self._stop), loop.call_later(self.WATCH_AFTER_S, self._watch)]
         try:
             async with _cancellable() as self._cancel:
-                await self._app(scope, self._hand_over, self._pass_on)
+                await self._app(scope, self._receive_for_app, self._send_for_app)
         except DeadlineExceededError:
-            if self._begun:
+            if self._has_begun:
                 raise
-            self._stopped = True
+            self._is_stopped = True
         finally:
             for timer in timers:
                 timer.cancel()
             if self._reading is not None:
                 self._reading.cancel()
-        if self._gone and self._stopped:
-            with suppress(Exception):  # there is nobody, which some servers call an error
+        if self._client_left and self._is_stopped:
+            with suppress(Exception):  # the client is gone, which some servers call an error
                 await send_answer(self._send, 499, b"")
-        elif self._stopped:
+        elif self._is_stopped:
             await send_answer(self._send, 504, _TOO_LATE)
 
     def _stop(self) -> None:
-        if not self._begun and not self._stopped:
-            self._stopped = True
+        if not self._has_begun and not self._is_stopped:
+            self._is_stopped = True
             self._cancel()
 
-    async def _pass_on(self, message: Message) -> None:
-        """The app's ``send``; an answer that comes after its time would be cut off in its middle."""
-        if not self._stopped:
-            self._begun = True
+    async def _send_for_app(self, message: Message) -> None:
+        """The app's ``send``; an answer that comes after the 504 is dropped."""
+        if not self._is_stopped:
+            self._has_begun = True
             await self._send(message)
 
     # ------------------------------------------------------------------ the client
 
-    async def _hand_over(self) -> Message:
+    async def _receive_for_app(self) -> Message:
         """The app's ``receive``."""
         while not self._ahead and self._reading is not None:
             # Unlike awaiting it, this lets the loop go on when it is done and only its callback is not.
@@ -231,47 +234,47 @@ class _Run:
             left = self._ahead[0]["type"] == "http.disconnect"
             message = self._ahead[0] if left else self._ahead.popleft()
         else:
-            self._app_reads = True
+            self._app_is_reading = True
             try:
                 message = await self._receive()
             finally:
-                self._app_reads = False
-        if self._watched and message["type"] != "http.disconnect":
+                self._app_is_reading = False
+        if self._is_watching and message["type"] != "http.disconnect":
             self._watch()
         return message
 
     def _watch(self) -> None:
-        self._watched = True
-        if not self._app_reads and self._reading is None and not self._ahead:
+        self._is_watching = True
+        if not self._app_is_reading and self._reading is None and not self._ahead:
             self._read()
 
     def _read(self) -> None:
-        self._reading = asyncio.create_task(self._message())
-        self._reading.add_done_callback(self._seen)
+        self._reading = asyncio.create_task(self._next_message())
+        self._reading.add_done_callback(self._keep)
 
-    async def _message(self) -> Message:
-        """What a server's ``receive`` returns may be a future of its own, which knows one callback only."""
+    async def _next_message(self) -> Message:
+        """Await ``receive`` in a coroutine: some servers return a future that takes one callback only."""
         return await self._receive()
 
-    def _seen(self, reading: asyncio.Task[Message]) -> None:
+    def _keep(self, reading: asyncio.Task[Message]) -> None:
         self._reading = None
         if reading.cancelled() or reading.exception():
             return
         message = reading.result()
         self._ahead.append(message)
         if message["type"] == "http.disconnect":
-            self._gone = True
+            self._client_left = True
             self._stop()
-        elif sum(len(kept.get("body", b"")) for kept in self._ahead) < self.AHEAD:
+        elif sum(len(kept.get("body", b"")) for kept in self._ahead) < self.MAX_AHEAD:
             self._read()
 
 
 @asynccontextmanager
 async def _cancellable() -> AsyncIterator[Callable[[], None]]:
-    """A block of code and what cancels it; leaves silently when it was cancelled so.
+    """A block of code, and the function that cancels it; the block is left silently then.
 
-    anyio's way of cancelling waits for a thread that the code waits for; asyncio's would leave it alone with
-    what the request has closed by then.
+    anyio's cancellation waits for a thread that the code waits for; with asyncio's the thread would go on
+    with resources that the request has closed by then.
     """
     if anyio := sys.modules.get("anyio"):
         with anyio.CancelScope() as scope:
@@ -283,11 +286,11 @@ async def _cancellable() -> AsyncIterator[Callable[[], None]]:
             yield lambda: None if limit.expired() else limit.reschedule(now_s())
 
 
-# ------------------------------------------------------------------ trying again
+# ------------------------------------------------------------------ retries
 
 
 class RetryBudget:
-    """How often a call may be tried again: ``ratio`` of the calls, and ``min_per_s`` where there are few.
+    """A bound for retries: ``ratio`` of the calls, and ``min_per_s`` where there are few.
 
     Without one, three tries make a service that fails bear three times its load. A token bucket after
     Finagle's RetryBudget and gRFC A6: each call brings ``ratio`` of a token, time brings ``min_per_s``, a
@@ -313,12 +316,12 @@ class RetryBudget:
         self._clock = clock
         self._tokens, self._counted_s = min(min_per_s, saved), clock()
 
-    def request(self) -> None:
-        """A call is made for the first time."""
+    def record_call(self) -> None:
+        """Count a call that is made for the first time."""
         self._refill(self._ratio)
 
-    def retry(self) -> bool:
-        """Whether it may be tried again; takes the token if so, and never when time is over."""
+    def acquire_retry(self) -> bool:
+        """Take a token for a retry; False when there is none, or after the deadline."""
         self._refill(0.0)
         if self._tokens < 1 or remaining_s() == 0:
             return False

@@ -132,8 +132,8 @@ POOL_USE_SECONDS = Metric(
 READS = Metric(
     "tenfold_reads_total",
     "counter",
-    ("server", "how"),
-    "Reads by how their server was chosen: anywhere, known, asked, waited, primary.",
+    ("server", "outcome"),
+    "Reads by how their server was found: no_token, known_fresh, asked_replica, waited_for_replica, primary.",
 )
 REPLICA_LAG_SECONDS = Metric(
     "tenfold_replica_lag_seconds",

@@ -1,6 +1,6 @@
-"""Where in a database's log a visitor has been: positions, and the token that carries one.
+"""Positions in PostgreSQL's log (LSN), and the token that carries the furthest one that a visitor has seen.
 
-PostgreSQL writes a position as ``16/B374D848``: the two halves of a 64-bit count of bytes. Those of one
+A position is written as ``16/B374D848``: the two halves of a 64-bit count of bytes. Those of one
 system and timeline are ordered; those of different timelines are not, because a promotion starts a new one
 and may leave out the end of the former.
 """
@@ -14,7 +14,15 @@ from typing import Self
 
 from tenfold.errors import PositionError
 
-__all__ = ["SEGMENT_BYTES", "Token", "format_position", "merged", "normalised", "parse_position", "renewed"]
+__all__ = [
+    "SEGMENT_BYTES",
+    "Token",
+    "format_position",
+    "merge_tokens",
+    "normalize_position",
+    "parse_position",
+    "renew_token",
+]
 
 PAGE_BYTES = 8192
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -28,10 +36,10 @@ _UNSURE = 1
 
 
 def parse_position(text: str) -> int:
-    """``16/B374D848`` as a number of bytes.
+    """Parse ``16/B374D848`` to a number of bytes.
 
     Raises:
-        PositionError: it is none.
+        PositionError: it is not a position.
     """
     if not _TEXT.fullmatch(text):
         raise PositionError(f"{text[:40]!r} is no log position: one looks like 16/B374D848")
@@ -40,15 +48,15 @@ def parse_position(text: str) -> int:
 
 
 def format_position(position: int) -> str:
-    """The way in which PostgreSQL writes it (before version 19, which pads the lower half)."""
+    """Write a position as PostgreSQL does (before version 19, which pads the lower half)."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
-def normalised(position: int, *, segment_bytes: int = SEGMENT_BYTES) -> int:
+def normalize_position(position: int, *, segment_bytes: int = SEGMENT_BYTES) -> int:
     """``position``, or the start of its page or segment where nothing but the header lies in between.
 
     ``pg_current_wal_insert_lsn()`` says where the next record would begin: behind the header of a page that
-    is yet to be written. A replica that has replayed everything stands before that header, and stays there.
+    is yet to be written. The position of a replica that has replayed everything is before that header.
     """
     if position % segment_bytes == _SEGMENT_HEADER:
         return position - _SEGMENT_HEADER
@@ -59,14 +67,14 @@ def normalised(position: int, *, segment_bytes: int = SEGMENT_BYTES) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The furthest that somebody has seen of one database.
+    """The furthest position of one database that a visitor has seen.
 
     Attributes:
         system: the cluster's system identifier, a large number; 0 where there are no positions and a time
             stands in, 1 where a position is owed.
         timeline: grows with every promotion.
         position: bytes of log; with ``system`` 0 milliseconds since 1970.
-        expires_at: seconds since 1970; whoever has seen nothing since is behind no replica any more.
+        expires_at: seconds since 1970; by then every replica that may serve has replayed the position.
     """
 
     system: int
@@ -76,28 +84,28 @@ class Token:
 
     @classmethod
     def unsure(cls, *, expires_at: int) -> Self:
-        """Something was seen, and its position could not be asked for: only the primary will do."""
+        """A token of a position that could not be asked for: only the primary will do."""
         return cls(_UNSURE, 0, 0, expires_at)
 
     def pack(self) -> bytes:
-        """25 bytes, to be signed."""
+        """Encode to 25 bytes, to be signed."""
         expires_at = min(max(self.expires_at, 0), _LATEST)
         return _PACKED.pack(_FORMAT, self.system, self.timeline, self.position, expires_at)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """The inverse of :meth:`pack`.
+        """Decode the bytes of :meth:`pack`.
 
         Raises:
-            PositionError: these bytes are none, or of a format that is not known here.
+            PositionError: they are not a token, or of a format that is not known here.
         """
         if len(data) != _PACKED.size or data[0] != _FORMAT:
             raise PositionError("this is no token of a log position: write or read once more to get one")
         return cls(*_PACKED.unpack(data)[1:])
 
 
-def merged(one: Token | None, other: Token | None) -> Token | None:
-    """What somebody has seen who has seen both.
+def merge_tokens(one: Token | None, other: Token | None) -> Token | None:
+    """Merge the tokens of a visitor who has seen both.
 
     The greater position of one timeline. Of two timelines the later: what only the former had is gone with
     it, the rest is below where the later began. Of two systems the one that was seen last, and
@@ -111,8 +119,8 @@ def merged(one: Token | None, other: Token | None) -> Token | None:
     return replace(furthest, expires_at=max(one.expires_at, other.expires_at))
 
 
-def renewed(held: Token | None, primary: Token) -> Token:
-    """What to hold after the primary was read or written: it is the truth, also about which timeline is."""
+def renew_token(held: Token | None, primary: Token) -> Token:
+    """The token after a read or write on the primary, whose system and timeline are the current ones."""
     if held is None or (held.system, held.timeline) != (primary.system, primary.timeline):
         return primary
     return replace(

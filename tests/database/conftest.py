@@ -1,4 +1,4 @@
-"""A real primary with two streaming replicas, and the ways in which they are held back and ended."""
+"""A real primary with two streaming replicas, and the failures that tests cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,13 +18,14 @@ import pytest
 from tenfold.database import DatabaseRouter
 from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack, programs
+from tests.support.waiting import eventually
 
 KEY = "0123456789abcdef-0123456789abcdef"
 
 
 @contextmanager
 def own_folder() -> Iterator[None]:
-    """Stacks that start here live in a temporary folder of their own, so that nobody else's is in sight."""
+    """Give stacks a temporary folder of their own, so that they do not see others."""
     made = Path(tempfile.mkdtemp(prefix="tenfold-t-", dir="/tmp"))
     made.chmod(0o755)  # the tests may run as root, PostgreSQL does not
     before, tempfile.tempdir = tempfile.tempdir, str(made)
@@ -35,16 +35,8 @@ def own_folder() -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def eventually(look: Callable[[], object], *, within_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (answer := look()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return answer
-
-
 class Servers:
-    """The database servers of a stack, by role, and what can be done to them."""
+    """The database servers of a stack, and the failures that can be caused."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -57,19 +49,19 @@ class Servers:
     def urls(self) -> tuple[str, list[str]]:
         return self.primary.url, [replica.url for replica in self.replicas]
 
-    def tell(self, server: Any, *statements: str) -> None:
-        """Let the superuser say something."""
+    def execute(self, server: Any, *statements: str) -> None:
+        """Run statements as the superuser."""
         with psycopg.connect(server.admin_url, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement)
 
     @contextmanager
-    def told(self, server: Any, setting: str, value: str) -> Iterator[None]:
-        """With a setting of its own until the end of the block."""
+    def with_setting(self, server: Any, setting: str, value: str) -> Iterator[None]:
+        """Change a setting until the end of the block."""
 
         def reload(statement: str) -> None:
             former = server.ask(f"show {setting}")
-            self.tell(server, statement, "select pg_reload_conf()")
+            self.execute(server, statement, "select pg_reload_conf()")
             eventually(lambda: server.ask(f"show {setting}") != former)
 
         reload(f"alter system set {setting} = '{value}'")
@@ -87,8 +79,8 @@ class Servers:
         eventually(lambda: not server.pids())
 
     @contextmanager
-    def killed(self, *servers: Any) -> Iterator[None]:
-        """With kill -9; restarted at the end."""
+    def outage(self, *servers: Any) -> Iterator[None]:
+        """Kill servers with kill -9; restart them at the end of the block."""
         for server in servers:
             self.kill(server)
         try:
@@ -96,10 +88,10 @@ class Servers:
         finally:
             for server in servers:
                 self.stack.restart(server)
-            self.caught_up()
+            self.wait_for_replicas()
 
     @contextmanager
-    def paused(self, server: Any) -> Iterator[None]:
+    def pause(self, server: Any) -> Iterator[None]:
         self.signal(server, signal.SIGSTOP)
         try:
             yield
@@ -107,23 +99,23 @@ class Servers:
             self.signal(server, signal.SIGCONT)
 
     @contextmanager
-    def held_back(self, server: Any, delay_ms: int) -> Iterator[None]:
-        """The replica applies each commit so much later."""
+    def hold_back(self, server: Any, delay_ms: int) -> Iterator[None]:
+        """Delay each commit on the replica until the end of the block."""
         self._delay(server, delay_ms)
         try:
             yield
         finally:
             self._delay(server, 0)
-            self.caught_up()
+            self.wait_for_replicas()
 
     def _delay(self, server: Any, delay_ms: int) -> None:
-        self.tell(
+        self.execute(
             server, f"alter system set recovery_min_apply_delay = {delay_ms}", "select pg_reload_conf()"
         )
         wanted = {"0": "0"}.get(str(delay_ms), f"{delay_ms}ms" if delay_ms % 1000 else f"{delay_ms // 1000}s")
         eventually(lambda: server.ask("show recovery_min_apply_delay")[0][0] == wanted)
 
-    def caught_up(self) -> None:
+    def wait_for_replicas(self) -> None:
         position = self.primary.ask("select pg_current_wal_flush_lsn()")[0][0]
         for replica in self.replicas:
             if replica.pids():
@@ -135,7 +127,7 @@ class Servers:
 
 
 @contextmanager
-def started() -> Iterator[Servers]:
+def start_servers() -> Iterator[Servers]:
     stack = Stack(Settings(stack=StackSettings(redis=False, nginx=False, replicas=2)))
     with own_folder():
         folder = Path(tempfile.gettempdir())
@@ -146,10 +138,10 @@ def started() -> Iterator[Servers]:
             connection.execute("create table counters (id int primary key, value int not null)")
             connection.execute("insert into counters select n, 0 from generate_series(0, 99) n")
         for replica in servers.replicas:  # to a primary that was restarted, in less than the usual 5 s
-            servers.tell(
+            servers.execute(
                 replica, "alter system set wal_retrieve_retry_interval = '100ms'", "select pg_reload_conf()"
             )
-        servers.caught_up()
+        servers.wait_for_replicas()
         yield servers
     finally:
         stack.stop()
@@ -157,30 +149,30 @@ def started() -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="package")
-def found() -> None:
-    """Skip without PostgreSQL, but not where it must be there."""
+def postgresql() -> None:
+    """Skip without PostgreSQL; fail in CI."""
     if not programs.find_postgresql(Settings()):
         missing = "PostgreSQL is missing: pip install 'tenfold[stack]'"
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
 
 
 @pytest.fixture(scope="package")
-def servers(found: None) -> Iterator[Servers]:
-    """For tests that leave the servers as they were."""
-    with started() as servers:
+def servers(postgresql: None) -> Iterator[Servers]:
+    """Servers for tests that leave them as they were."""
+    with start_servers() as servers:
         yield servers
 
 
 @pytest.fixture
-def doomed(found: None) -> Iterator[Servers]:
-    """For tests that end servers for good."""
-    with started() as servers:
+def disposable_servers(postgresql: None) -> Iterator[Servers]:
+    """Servers for tests that end some of them for good."""
+    with start_servers() as servers:
         yield servers
 
 
 @pytest.fixture
-def route() -> Iterator[Callable[..., DatabaseRouter]]:
-    """Makes routers over ``(primary_url, replica_urls)``, closed afterwards."""
+def make_router() -> Iterator[Callable[..., DatabaseRouter]]:
+    """A factory of routers over ``(primary_url, replica_urls)``, closed afterwards."""
     with ExitStack() as exits:
 
         def make(urls: tuple[str, list[str]], **options: Any) -> DatabaseRouter:
@@ -192,7 +184,7 @@ def route() -> Iterator[Callable[..., DatabaseRouter]]:
 
 
 def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """``work(n)`` in threads of their own; the first error is raised."""
+    """Run ``work(n)`` in a thread for each n; raise the first error."""
     results: list[Any] = [None] * count
     errors: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""The guard that other people's test suites use, over a service that is right and one that is not."""
+"""The stale read guard, over a service that reads through the router and one that reads any replica."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tenfold.database import DatabaseRouter
 from tenfold.database.pytest import StaleReadGuard, stale_read_guard  # noqa: F401 - the fixture under test
 from tests.database.conftest import Servers
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 
 BUMP = text("update counters set value = value + 1 where id = 95")
 LOOK = text("select value from counters where id = 95")
@@ -24,8 +24,10 @@ def replica_admin_urls(servers: Servers) -> Sequence[str]:
 
 
 @pytest.fixture
-def visitor(servers: Servers, route: Route) -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
-    router = route(servers.urls)
+def visitor(
+    servers: Servers, make_router: MakeRouter
+) -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    router = make_router(servers.urls)
 
     def write() -> None:
         with router.write() as session:
@@ -35,11 +37,11 @@ def visitor(servers: Servers, route: Route) -> Iterator[tuple[Callable[[], Any],
         with router.read() as session:
             return session.execute(LOOK).scalar()
 
-    with router.seen():
+    with router.consistency_context():
         yield write, read
 
 
-def test_what_reads_through_the_router_passes(
+def test_guard_passes_for_reads_through_the_router(
     stale_read_guard: StaleReadGuard,  # noqa: F811
     visitor: Any,
 ) -> None:
@@ -48,7 +50,7 @@ def test_what_reads_through_the_router_passes(
     assert stale_read_guard.check(write=write, read=read) == before + 1
 
 
-def test_the_control_what_reads_from_any_replica_fails(
+def test_the_control_guard_fails_for_reads_from_any_replica(
     stale_read_guard: StaleReadGuard,  # noqa: F811
     visitor: Any,
     servers: Servers,
@@ -65,7 +67,7 @@ def test_the_control_what_reads_from_any_replica_fails(
     engine.dispose()
 
 
-def test_replicas_are_let_go_of_whatever_happens(
+def test_replicas_are_released_after_an_exception(
     stale_read_guard: StaleReadGuard,  # noqa: F811
     servers: Servers,
 ) -> None:

@@ -60,10 +60,10 @@ def check_connections(settings: Settings) -> Finding:
 
     database = settings.database
     try:
-        room = budget.ask(database.url) if database.url else database.room
+        limits = budget.query_limits_at(database.url) if database.url else database.limits
     except TenfoldError as error:
         return Finding(budget.CHECK, str(error), Verdict.FAIL)
-    return budget.judge(database.fleet, room)
+    return budget.check_budget(database.fleet, limits)
 
 
 def inspect_tools(settings: Settings) -> list[ToolStatus]:

@@ -1,4 +1,4 @@
-"""Databases: replicas, pools that name who holds them, and statements that end when nobody waits."""
+"""Databases: read replicas, connection pools, and statements that end with their request."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tenfold.database.pools.pool import pool_options
     from tenfold.database.pools.request_context import PoolMiddleware
+    from tenfold.database.replicas.consistency import ConsistencyMiddleware
     from tenfold.database.replicas.freshness import FreshnessLimits
-    from tenfold.database.replicas.middleware import ConsistencyMiddleware
     from tenfold.database.replicas.router import DatabaseRouter
     from tenfold.database.replicas.servers import HealthLimits
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ConsistencyMiddleware": "replicas.middleware",
+    "ConsistencyMiddleware": "replicas.consistency",
     "DatabaseRouter": "replicas.router",
     "FreshnessLimits": "replicas.freshness",
     "HealthLimits": "replicas.servers",
@@ -33,7 +33,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Who takes one piece loads that piece.
+    # Lazy: each piece loads only the library it is about.
     if name in _HOMES:
         return getattr(import_module(f"tenfold.database.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What is asked of psycopg itself: whether an idle connection is still one, and to let go of a hung one."""
+"""psycopg itself: dead and hung connections, the errors of a server, single questions, cancelled connects."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 
-__all__ = ["Line", "ask", "connect_async", "cut", "lacks_positions", "refused", "server_version", "sqlstate"]
+__all__ = [
+    "SocketPoll",
+    "close_cancelled_connects",
+    "connect_async",
+    "is_unsupported",
+    "lacks_positions",
+    "query_value",
+    "server_version",
+    "shut_down_socket",
+    "sqlstate",
+]
 
 
-_REFUSED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
+_UNSUPPORTED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
 _NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
 
 
-class Line:
-    """What ties a driver's connection to its server, to be looked at before each use.
+class SocketPoll:
+    """A poll of the socket below a driver's connection, for a look before each use.
 
     Kept as long as the connection: to make the object that polls costs more than to poll.
     """
@@ -31,7 +41,7 @@ class Line:
         self._socket, self._poll = -1, select.poll()
 
     def is_dead(self) -> bool:
-        """Whether the server has hung up on an idle connection. Costs no round trip.
+        """Return whether the server has hung up on an idle connection. Costs no round trip.
 
         Something to read on a connection that asked nothing is its end, or a farewell (57P01). A server that
         was cut off without a word, say by a firewall, is not noticed.
@@ -48,8 +58,8 @@ class Line:
         return bool(self._poll.poll(0))
 
 
-def cut(connection: Any) -> None:
-    """Shut the socket below ``connection`` down, so that whoever waits on it gets an error at once.
+def shut_down_socket(connection: Any) -> None:
+    """Shut the socket below ``connection`` down, so that the thread or task waiting on it gets an error.
 
     For a server that does not answer: neither a cancel request nor the driver's own timeout reaches it. May
     be called from any thread; nothing happens to what is closed or None.
@@ -62,14 +72,22 @@ def cut(connection: Any) -> None:
         duplicate.shutdown(socket.SHUT_RDWR)
 
 
+# ------------------------------------------------------------------ answers of a server
+
+
+def sqlstate(error: BaseException | None) -> str:
+    """The five characters of a driver's error; "" when it has none."""
+    return str(getattr(error, "sqlstate", None) or "")
+
+
 def lacks_positions(error: BaseException) -> bool:
-    """Whether a server said that it has no log positions, or none for us."""
+    """Return whether a server said that it has no log positions, or none for this role."""
     return sqlstate(error) in _NO_POSITIONS
 
 
-def refused(error: BaseException) -> bool:
-    """Whether a server said that it does not know this statement, or does not do it here."""
-    return sqlstate(error) in _REFUSED
+def is_unsupported(error: BaseException) -> bool:
+    """Return whether a server said that it does not know this statement, or does not do it here."""
+    return sqlstate(error) in _UNSUPPORTED
 
 
 def server_version(connection: Any) -> int:
@@ -77,13 +95,11 @@ def server_version(connection: Any) -> int:
     return int(getattr(getattr(connection, "info", None), "server_version", 0))
 
 
-def sqlstate(error: BaseException | None) -> str:
-    """The five letters of a driver's error; "" when it has none."""
-    return str(getattr(error, "sqlstate", None) or "")
+# ------------------------------------------------------------------ connections of its own
 
 
 async def connect_async(url: str) -> Any:
-    """A connection to ask a server where it is, in AUTOCOMMIT.
+    """Open a connection in AUTOCOMMIT, for the sampler.
 
     Raises:
         DependencyError: psycopg is not installed.
@@ -94,8 +110,8 @@ async def connect_async(url: str) -> Any:
     )
 
 
-def ask(url: str, statement: str) -> Any:
-    """The first value that ``statement`` answers on a connection of its own, in AUTOCOMMIT; None without one.
+def query_value(url: str, statement: str) -> Any:
+    """Run a statement on a connection of its own, in AUTOCOMMIT; return its first value, None without one.
 
     Raises:
         DependencyError: psycopg is not installed.
@@ -115,12 +131,22 @@ def _library() -> Any:
     return psycopg
 
 
-# Opening a connection that may be cancelled half way, without leaving half a connection behind.
-#
+# ------------------------------------------------------------------ cancelled connects
+
 # What SQLAlchemy's greenlets and tracebacks keep of a cancelled ``connect()`` lives until the garbage
 # collector looks at the oldest generation: minutes in which the server counts an unused connection. So the
 # connection is opened in a task of its own; when its caller was cancelled, it is closed once it is there.
 _opening: set[asyncio.Task[Any]] = set()  # the event loop itself keeps weak references only
+
+
+def close_cancelled_connects(dialect: Any) -> None:
+    """Make a dialect of psycopg open its connections by :func:`open_or_close`, unless told otherwise."""
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        options.setdefault("async_creator_fn", open_or_close)
+        return type(dialect).connect(dialect, *arguments, **options)
+
+    dialect.connect = connect
 
 
 async def open_or_close(*arguments: Any, **options: Any) -> Any:
@@ -134,16 +160,6 @@ async def open_or_close(*arguments: Any, **options: Any) -> Any:
         _opening.add(task)
         task.add_done_callback(_discard)
         raise
-
-
-def shield(dialect: Any) -> None:
-    """Make a dialect of psycopg open its connections by :func:`open_or_close`, unless told otherwise."""
-
-    def connect(*arguments: Any, **options: Any) -> Any:
-        options.setdefault("async_creator_fn", open_or_close)
-        return type(dialect).connect(dialect, *arguments, **options)
-
-    dialect.connect = connect
 
 
 def _discard(task: asyncio.Task[Any]) -> None:

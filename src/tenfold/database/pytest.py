@@ -1,4 +1,4 @@
-"""``stale_read_guard``: a pytest fixture that finds endpoints which do not show what was just written.
+"""``stale_read_guard``: a pytest fixture that finds endpoints whose reads miss the write before them.
 
     pytest_plugins = ["tenfold.database.pytest"]          # in conftest.py
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tenfold.database.replay_pause import held_back
+from tenfold.database.replay_pause import hold_back
 from tenfold.errors import DependencyError
 
 try:
@@ -34,7 +34,7 @@ __all__ = ["StaleReadGuard", "replica_admin_urls", "stale_read_guard"]
 
 
 class StaleReadGuard:
-    """Holds replicas back, and compares what is read then with what is read once they have caught up.
+    """Compares a read while replicas are held back with one after they have caught up.
 
     Args:
         urls: the replicas, as superusers (libpq's URLs).
@@ -44,14 +44,14 @@ class StaleReadGuard:
         self._urls = list(urls)
 
     def check(self, *, write: Callable[[], Any], read: Callable[[], Any]) -> Any:
-        """Write, read at once, read again when every replica has everything. Returns what was read.
+        """Write, read at once, read again when every replica has caught up; return what was read.
 
         ``write`` and ``read`` act for one visitor: share the client, so that cookies travel.
 
         Raises:
             AssertionError: the answers differ, although nothing was written in between.
         """
-        with self.held_back():
+        with self.hold_back():
             write()
             at_once = read()
         later = read()
@@ -62,14 +62,14 @@ class StaleReadGuard:
             )
         return later
 
-    def held_back(self) -> AbstractContextManager[None]:
-        """For a block, what is committed does not arrive on any replica; afterwards all catch up."""
-        return held_back(self._urls)
+    def hold_back(self) -> AbstractContextManager[None]:
+        """Keep commits from arriving on any replica during a block; wait for all of them afterwards."""
+        return hold_back(self._urls)
 
 
 @pytest.fixture(scope="session")
 def replica_admin_urls() -> Sequence[str]:
-    """Override it: the replicas that the service under test reads from, as superusers."""
+    """The replicas that the service under test reads from, as superusers; override it."""
     pytest.skip(
         "stale_read_guard needs replicas: define a fixture replica_admin_urls that returns their URLs"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tenfold.database.pools.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, Room
+from tenfold.database.pools.budget import MAX_OVERFLOW, POOL_SIZE, Fleet, ServerLimits
 
 
 class DatabaseSettings(BaseModel):
@@ -28,12 +28,12 @@ class DatabaseSettings(BaseModel):
         10, ge=0, le=10_000, description="connections for migrations, cron jobs and people with psql"
     )
     max_connections: int = Field(
-        100, ge=1, le=262_143, description="the server's max_connections, where no url says whom to ask"
+        100, ge=1, le=262_143, description="the server's max_connections, unless url names a server to ask"
     )
 
     @property
     def fleet(self) -> Fleet:
-        """The account that is to be balanced."""
+        """The fleet whose connections are added up."""
         return Fleet(
             hosts=self.hosts,
             workers=self.workers,
@@ -44,6 +44,6 @@ class DatabaseSettings(BaseModel):
         )
 
     @property
-    def room(self) -> Room:
-        """What the server allows as far as the settings know."""
-        return Room(max_connections=self.max_connections)
+    def limits(self) -> ServerLimits:
+        """The server's limits as far as the settings know."""
+        return ServerLimits(max_connections=self.max_connections)

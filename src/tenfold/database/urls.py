@@ -1,4 +1,4 @@
-"""A database's URL: as SQLAlchemy has it, as libpq wants it, and as people may see it."""
+"""Database URLs: for SQLAlchemy, for libpq, and without a password for messages."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _SEVERAL_HOSTS = re.compile(
 
 
 def database_url(text: str | URL) -> URL:
-    """``text`` as SQLAlchemy's URL, with the driver that is used here: psycopg for PostgreSQL.
+    """Parse ``text`` to SQLAlchemy's URL, with psycopg as the driver for PostgreSQL.
 
-    ``postgresql://user@one:5432,two:5432/shop``, as libpq writes several hosts, is taken too.
+    ``postgresql://user@one:5432,two:5432/shop``, as libpq writes several hosts, is accepted too.
 
     Raises:
-        SettingsError: it is no URL; its text is not shown, since it may hold a password.
+        SettingsError: it is not a URL; its text is not shown, since it may hold a password.
     """
     try:
-        url = make_url(_several_hosts(text) if isinstance(text, str) else text)
+        url = make_url(_expand_hosts(text) if isinstance(text, str) else text)
     except (ArgumentError, ValueError):
         raise SettingsError(
             "a database's URL cannot be read: one looks like postgresql://user:password@host:5432/name"
@@ -38,7 +38,7 @@ def database_url(text: str | URL) -> URL:
     return url
 
 
-def _several_hosts(text: str) -> str:
+def _expand_hosts(text: str) -> str:
     found = _SEVERAL_HOSTS.fullmatch(text)
     if not found:
         return text
@@ -48,7 +48,7 @@ def _several_hosts(text: str) -> str:
 
 
 def server_name(url: URL) -> str:
-    """Host, port and database, which is how OpenTelemetry names a pool that has no name."""
+    """Host, port and database: OpenTelemetry's name of a pool that has none of its own."""
     host = url.query.get("host", "")
     hosts = host if isinstance(host, str) else ",".join(host)
     port = f":{url.port}" if url.port else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tenfold.deadlines import check, remaining_s
+from tenfold.deadlines import check_deadline, remaining_s
 
 if TYPE_CHECKING:
     import httpx
@@ -29,7 +29,7 @@ def propagate_deadline(request: httpx.Request) -> None:
     left_s = remaining_s()
     if left_s is None:
         return
-    check()
+    check_deadline()
     asked = request.extensions.get("timeout", {})
     limits = {step: asked.get(step) for step in ("connect", "read", "write", "pool")}
     request.extensions["timeout"] = {

@@ -1,4 +1,4 @@
-"""The account of connections, with what a real server says about itself."""
+"""The connection budget, with the limits of a real server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.database.pools.budget import Fleet, Room, ask, require_room
+from tenfold.database.pools.budget import Fleet, ServerLimits, query_limits_at, require_budget
 from tenfold.errors import SettingsError
 from tests.measure import conftest
 
 postgres_url = conftest.postgres_url
 
 
-def test_the_server_is_asked(postgres_url: str) -> None:
-    assert ask(postgres_url) == Room(max_connections=100, reserved=3, limit=None)
+def test_query_limits_of_a_server(postgres_url: str) -> None:
+    assert query_limits_at(postgres_url) == ServerLimits(max_connections=100, reserved=3, limit=None)
 
 
 def test_a_limit_of_the_role_counts(postgres_url: str) -> None:
@@ -24,7 +24,7 @@ def test_a_limit_of_the_role_counts(postgres_url: str) -> None:
     with engine.connect() as connection:
         connection.execute(text("CREATE ROLE few LOGIN CONNECTION LIMIT 7"))
         connection.commit()
-    assert ask(postgres_url.replace("owner@", "few@")).connections == 7
+    assert query_limits_at(postgres_url.replace("owner@", "few@")).connections == 7
     engine.dispose()
 
 
@@ -33,7 +33,7 @@ def test_a_service_does_not_start_when_its_fleet_does_not_fit(postgres_url: str)
 
     async def start(fleet: Fleet) -> None:
         async with engine.connect() as connection:
-            await connection.run_sync(require_room, fleet)
+            await connection.run_sync(require_budget, fleet)
         await engine.dispose()
 
     asyncio.run(start(Fleet(hosts=2)))
@@ -42,7 +42,7 @@ def test_a_service_does_not_start_when_its_fleet_does_not_fit(postgres_url: str)
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "postgresql://shop:hunter2@127.0.0.1:1/shop"])
-def test_who_cannot_be_asked_is_said_without_the_password(url: str) -> None:
+def test_error_of_an_unreachable_server_hides_the_password(url: str) -> None:
     with pytest.raises(SettingsError, match=r"^database\.url is no URL|cannot be asked: ") as caught:
-        ask(url)
+        query_limits_at(url)
     assert "hunter2" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""In AUTOCOMMIT the session carries the timeout: whose it is, when it is changed, and when it is put back."""
+"""Timeouts that a session carries in AUTOCOMMIT: when they are set, changed and put back."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tenfold.database.pools import deadlines
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools import statement_timeout
+from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
-from tests.measure.conftest import postgres_url, until
+from tests.measure.conftest import postgres_url
+from tests.support.waiting import eventually
 
 __all__ = ["postgres_url"]  # the fixture
 SHOWN = text("show statement_timeout")
@@ -56,7 +57,7 @@ def shown(engine: Engine, within_s: float | None = None, **options: Any) -> str:
         return show()
 
 
-def test_a_statement_ends_and_the_connection_serves_on(engine_of: Callable[..., Engine]) -> None:
+def test_connection_serves_on_after_a_deadline_ended_its_statement(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     with engine.connect() as connection:
         pid = connection.scalar(PID)
@@ -67,17 +68,19 @@ def test_a_statement_ends_and_the_connection_serves_on(engine_of: Callable[..., 
         assert connection.scalar(SHOWN) == "0"
 
 
-def test_each_user_finds_a_step_of_their_own(engine_of: Callable[..., Engine]) -> None:
+def test_each_checkout_gets_the_step_of_its_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     found = [shown(engine, within_s) for within_s in (None, 5, 0.5, None, 60, 5)]
     assert found == ["0", "5624ms", "563ms", "0", "74990ms", "5624ms"]
 
 
-def test_the_right_step_costs_nothing(engine_of: Callable[..., Engine]) -> None:
+def test_matching_step_costs_no_round_trip(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
-    with mock.patch.object(deadlines, "_outside", wraps=deadlines._outside) as asked:
+    with mock.patch.object(
+        statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction
+    ) as asked:
         assert shown(engine) == "0"
-        assert asked.call_count == 0  # nobody has a deadline
+        assert asked.call_count == 0  # without a deadline
         for _ in range(5):
             assert shown(engine, 5) == "5624ms"
         assert asked.call_count == 2  # the connection's own limit, and the timeout
@@ -91,7 +94,7 @@ def test_the_right_step_costs_nothing(engine_of: Callable[..., Engine]) -> None:
     [("700ms", None, 60, "700ms"), ("700ms", None, 0.5, "563ms"), ("0", 1.5, 60, "1500ms"),
      ("0", 1.5, 0.5, "563ms"), ("700ms", 1.5, 60, "700ms"), ("2s", 1.5, 60, "1500ms")],
 )  # fmt: skip
-def test_limits_of_ones_own_are_never_raised(
+def test_own_and_engine_limits_are_never_raised(
     engine_of: Callable[..., Engine], own: str, most_s: float | None, within_s: float, expected: str
 ) -> None:
     engine = engine_of(options=f"-c statement_timeout={own}", **({"most_s": most_s} if most_s else {}))
@@ -99,7 +102,7 @@ def test_limits_of_ones_own_are_never_raised(
     assert shown(engine) == own
 
 
-def test_a_limit_of_ones_own_that_ends_a_statement_is_no_deadline(engine_of: Callable[..., Engine]) -> None:
+def test_statement_ended_by_most_s_is_no_deadline_error(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(most_s=0.1)
     with (
         deadline(60),
@@ -109,7 +112,7 @@ def test_a_limit_of_ones_own_that_ends_a_statement_is_no_deadline(engine_of: Cal
         connection.execute(SLEEP)
 
 
-def test_the_statements_of_one_connection_have_deadlines_of_their_own(
+def test_statements_of_one_connection_have_their_own_deadlines(
     engine_of: Callable[..., Engine],
 ) -> None:
     with engine_of().connect() as connection:
@@ -124,7 +127,7 @@ def test_the_statements_of_one_connection_have_deadlines_of_their_own(
             connection.scalar(SHOWN)
 
 
-def test_between_autocommit_and_transactions_nothing_is_left_behind(engine_of: Callable[..., Engine]) -> None:
+def test_timeouts_do_not_leak_between_autocommit_and_transactions(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(level=None)
     autocommit = {"isolation_level": "AUTOCOMMIT"}
     assert shown(engine, 5, **autocommit) == "5624ms"
@@ -146,7 +149,7 @@ def test_between_autocommit_and_transactions_nothing_is_left_behind(engine_of: C
     assert shown(of_autocommit) == "0"
 
 
-def test_behind_pgbouncer_the_session_can_be_left_alone(engine_of: Callable[..., Engine]) -> None:
+def test_autocommit_false_leaves_the_session_alone(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(autocommit=False)
     assert shown(engine, 5) == "0"
     with deadline(0), pytest.raises(DeadlineExceededError):
@@ -161,7 +164,7 @@ def test_a_connection_that_the_server_closed_is_replaced(
         pid = connection.scalar(PID)
     with psycopg.connect(postgres_url) as other:
         other.execute("select pg_terminate_backend(%s, 5000)", [pid])
-    with deadline(5), engine.connect() as connection:  # found out by the SET, before anybody notices
+    with deadline(5), engine.connect() as connection:  # found out by the SET, before any statement
         assert connection.scalar(SHOWN) == "5624ms"
         pid = connection.scalar(PID)
         with psycopg.connect(postgres_url) as other:
@@ -178,7 +181,7 @@ def hangs(url: str) -> bool:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_a_connection_that_was_cancelled_half_way_is_thrown_away(url: str, taken: bool) -> None:
+def test_connection_cancelled_during_set_is_discarded(url: str, taken: bool) -> None:
     async def run() -> None:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
         enforce_deadlines(engine)
@@ -199,10 +202,10 @@ def test_a_connection_that_was_cancelled_half_way_is_thrown_away(url: str, taken
         def hanging(connection: Any, statement: str) -> Any:
             return real(connection, "select pg_sleep(20)" if statement.startswith("SET") else statement)
 
-        real = deadlines._outside
-        with mock.patch.object(deadlines, "_outside", hanging):
+        real = statement_timeout._run_outside_transaction
+        with mock.patch.object(statement_timeout, "_run_outside_transaction", hanging):
             task = asyncio.create_task(use_at_once() if taken else use())
-            await asyncio.to_thread(until, lambda: hangs(url))
+            await asyncio.to_thread(eventually, lambda: hangs(url))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -228,5 +231,5 @@ def test_a_connection_that_was_cancelled_half_way_is_thrown_away(url: str, taken
         (1, 0.0, True),
     ],
 )
-def test_when_a_timeout_is_left_as_it_is(carried_ms: int | None, left_s: float | None, fits: bool) -> None:
-    assert deadlines.fits(carried_ms, left_s) is fits
+def test_session_step_that_fits_a_deadline(carried_ms: int | None, left_s: float | None, fits: bool) -> None:
+    assert statement_timeout.fits(carried_ms, left_s) is fits

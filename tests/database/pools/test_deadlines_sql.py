@@ -1,4 +1,4 @@
-"""On a real PostgreSQL: statements and waits for a connection end with the request."""
+"""enforce_deadlines on a real PostgreSQL: statements and waits for a connection end in time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
-from tests.measure.conftest import postgres_url, until
+from tests.measure.conftest import postgres_url
+from tests.support.waiting import eventually
 
 __all__ = ["postgres_url"]  # the fixture
 SLEEP = text("SELECT pg_sleep(:seconds) /* deadline test */")
@@ -36,7 +37,7 @@ def engine(url: str) -> Iterator[Engine]:
 
 
 def sleeping(postgres_url: str) -> int:
-    """How many backends sleep for us."""
+    """The number of backends that run the test's sleep."""
     with psycopg.connect(postgres_url) as connection:
         query = (
             "SELECT count(*) FROM pg_stat_activity"
@@ -53,7 +54,7 @@ def timeout_now(connection: Any) -> float:
     return int(connection.execute(query).scalar_one()) / 1000
 
 
-def test_a_statement_ends_by_itself_on_the_server(engine: Engine, postgres_url: str) -> None:
+def test_deadline_ends_a_statement_on_the_server_in_a_transaction(engine: Engine, postgres_url: str) -> None:
     started = time.monotonic()
     with deadline(0.2), pytest.raises(DeadlineExceededError), engine.connect() as connection:
         connection.execute(SLEEP, {"seconds": 30})
@@ -61,28 +62,28 @@ def test_a_statement_ends_by_itself_on_the_server(engine: Engine, postgres_url: 
     assert sleeping(postgres_url) == 0
 
 
-def test_the_control_without_the_hook_it_goes_on(url: str, postgres_url: str) -> None:
+def test_the_control_without_enforced_deadlines_it_goes_on(url: str, postgres_url: str) -> None:
     bare = create_engine(url)
     with deadline(0.01), bare.connect() as connection:
-        connection.execute(SLEEP, {"seconds": 0.3})  # far beyond the deadline, and nobody minds
+        connection.execute(SLEEP, {"seconds": 0.3})  # far beyond the deadline
     bare.dispose()
 
 
-def test_nothing_is_left_of_it_on_the_connection(engine: Engine) -> None:
+def test_timeout_ends_with_its_transaction(engine: Engine) -> None:
     with deadline(5), engine.connect() as connection:
         assert 0 < timeout_now(connection) <= 5
     with engine.connect() as connection:
         assert timeout_now(connection) == 0
 
 
-def test_after_an_end_the_connection_serves_on(engine: Engine) -> None:
+def test_connection_serves_on_after_its_statement_was_ended(engine: Engine) -> None:
     with deadline(0.05), contextlib.suppress(DeadlineExceededError), engine.connect() as connection:
         connection.execute(SLEEP, {"seconds": 30})
     with engine.connect() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
 
 
-def test_a_long_transaction_gets_less_and_less(engine: Engine) -> None:
+def test_timeout_of_a_long_transaction_shrinks(engine: Engine) -> None:
     with engine.connect() as connection, deadline(60):
         assert 30 < timeout_now(connection) <= 60
         with deadline(10):
@@ -136,10 +137,10 @@ def test_asynchronous_engines(url: str, postgres_url: str) -> None:
         await engine.dispose()
 
     asyncio.run(test(create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=20)))
-    until(lambda: sleeping(postgres_url) == 0)
+    eventually(lambda: sleeping(postgres_url) == 0)
 
 
-def test_another_database_is_checked_and_told_nothing() -> None:
+def test_other_databases_refuse_statements_after_the_deadline() -> None:
     engine = create_engine("sqlite://")
     enforce_deadlines(engine)
     with engine.connect() as connection, deadline(60):

@@ -1,4 +1,4 @@
-"""PgBouncer: what is rendered, what is refused; the real one is in ``test_pgbouncer_served``."""
+"""PgBouncer's files: rendering and refusals; the real one is in ``test_pgbouncer_served``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.database.pools import pgbouncer
-from tenfold.database.pools.budget import Fleet, Room
-from tenfold.database.pools.pgbouncer import PgBouncer, driver_options, render, sized
+from tenfold.database.pools.budget import Fleet, ServerLimits
+from tenfold.database.pools.pgbouncer import PgBouncer, connection_limits, driver_options, render
 from tenfold.errors import SettingsError
 from tests.database.support.pgbouncer_files import UnreadableError, read_databases, read_ini, read_users
 
@@ -30,8 +30,8 @@ def rendered(**changed: Any) -> dict[str, str]:
 # ------------------------------------------------------------------ rendering
 
 
-def test_what_is_rendered() -> None:
-    files = rendered(most=90, clients=2000)
+def test_rendered_files() -> None:
+    files = rendered(max_db_connections=90, max_clients=2000)
     lines = files["pgbouncer.ini"].splitlines()
     assert lines[1] == "shop = host=db.internal port=5432 dbname='shop'"
     assert {"pool_mode = transaction", "max_db_connections = 90", "max_client_conn = 2000"} <= set(lines)
@@ -57,7 +57,7 @@ def test_an_old_version_is_not_told_of_prepared_statements(version: tuple[int, i
         ("asyncpg", (1, 21), False, None),
     ],
 )
-def test_the_options_that_match(
+def test_driver_options(
     driver: str, version: tuple[int, int], closes: bool, expected: dict[str, Any] | None
 ) -> None:
     options = driver_options(driver, version=version, closes_prepared=closes)
@@ -65,11 +65,11 @@ def test_the_options_that_match(
     assert options.get("connect_args") == expected
 
 
-def test_how_large() -> None:
+def test_connection_limits() -> None:
     fleet = Fleet(hosts=4, workers=8)
-    assert sized(fleet, Room()) == (87, 970)
+    assert connection_limits(fleet, ServerLimits()) == (87, 970)
     with pytest.raises(SettingsError, match="leaves none for PgBouncer"):
-        sized(fleet, Room(max_connections=13))
+        connection_limits(fleet, ServerLimits(max_connections=13))
 
 
 HOSTILE = [
@@ -95,7 +95,7 @@ HOSTILE = [
 
 
 def misread(meant: PgBouncer, files: dict[str, str]) -> list[str]:
-    """What PgBouncer would read in these files that was not meant."""
+    """The settings that PgBouncer would read in these files and that were not meant."""
     try:
         "".join(files.values()).encode()
         settings = read_ini(files["pgbouncer.ini"])["pgbouncer"]
@@ -115,23 +115,23 @@ def misread(meant: PgBouncer, files: dict[str, str]) -> list[str]:
     return [what for what, as_meant in found.items() if not as_meant]
 
 
-def test_what_is_plain_is_read_as_it_was_meant() -> None:
+def test_plain_names_are_read_back() -> None:
     assert misread(pooler(), rendered()) == []
 
 
 @pytest.mark.parametrize("changed", HOSTILE, ids=str)
-def test_what_cannot_be_written_safely_is_refused(changed: dict[str, Any]) -> None:
+def test_unsafe_values_are_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         rendered(**changed)
 
 
 @pytest.mark.parametrize("changed", HOSTILE, ids=str)
-def test_the_control_what_is_refused_would_be_misread(
+def test_the_control_refused_values_would_be_misread(
     changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for guard in ("_alias", "_address", "_path"):
         monkeypatch.setattr(pgbouncer, guard, str)
-    monkeypatch.setattr(pgbouncer, "_controls", lambda _: False)
+    monkeypatch.setattr(pgbouncer, "_has_controls", lambda _: False)
     monkeypatch.setattr(pgbouncer, "_quoted", lambda text, **_: '"' + text.replace('"', '""') + '"')
     meant = pooler(**changed)
     files = {"pgbouncer.ini": pgbouncer._ini(meant), "userlist.txt": pgbouncer._userlist(meant.users)}
@@ -143,7 +143,7 @@ TEXTS = st.tuples(*[st.text(TELLING, min_size=1, max_size=20)] * 3)
 
 
 def injects(name: str, user: str, password: str) -> list[str]:
-    """What of a database's name, a user and a password is written and then misread."""
+    """The names and passwords that are written and then misread."""
     changed = {"databases": {"shop": name}, "users": {user: password}}
     try:
         files = rendered(**changed)
@@ -153,7 +153,7 @@ def injects(name: str, user: str, password: str) -> list[str]:
 
 
 @given(TEXTS)
-def test_no_text_opens_a_line_or_a_value_of_its_own(texts: tuple[str, str, str]) -> None:
+def test_no_text_injects_a_line_or_a_value(texts: tuple[str, str, str]) -> None:
     assert injects(*texts) == []
 
 
@@ -162,10 +162,10 @@ def test_no_text_opens_a_line_or_a_value_of_its_own(texts: tuple[str, str, str])
     [
         ("_literal", lambda text: f"'{text}'"),
         ("_quoted", lambda text, **_: f'"{text}"'),
-        ("_controls", lambda _: False),
+        ("_has_controls", lambda _: False),
     ],
 )
-def test_the_control_without_escapes_some_text_does(
+def test_the_control_without_escapes_some_text_injects(
     guard: str, without: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pgbouncer, guard, without)

@@ -25,6 +25,7 @@ from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tenfold.stack.run_as import unprivileged_account
 from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url = conftest.postgres_url
 PREPARES = (1, 22)  # from there on psycopg's prepared statements work behind it
@@ -32,14 +33,14 @@ ANYWHERE = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian has i
 
 
 class Program(NamedTuple):
-    """A PgBouncer that is here."""
+    """An installed PgBouncer."""
 
     path: str
     version: tuple[int, int]
 
 
 class Running(NamedTuple):
-    """One with two connections to the server; its users are let in by password."""
+    """A running PgBouncer with two connections to the server."""
 
     url: str
     version: tuple[int, int]
@@ -57,7 +58,7 @@ def found(name: str) -> Program | None:
 
 @pytest.fixture(scope="module", params=["pgbouncer", "pgbouncer-debian-13"])
 def program(request: pytest.FixtureRequest, requires_server: Callable[[Any, str], Program]) -> Program:
-    """The one of this system, and a newer one that .ci/run unpacks."""
+    """The PgBouncer of this system, and a newer one that .ci/run unpacks."""
     return requires_server(found(request.param), request.param)
 
 
@@ -73,14 +74,14 @@ def behind(postgres_url: str) -> int:
 
 @contextmanager
 def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
-    """With lines of its pgbouncer.ini ``changed``."""
+    """Run a PgBouncer, with lines of its pgbouncer.ini ``changed``."""
     port = conftest.free_port()
     pooler = PgBouncer(
         host="127.0.0.1",
         port=behind,
         databases={"shop": "it's"},
         users={"pooled": "p\"w' d"},
-        most=2,
+        max_db_connections=2,
         listen_port=port,
         version=program.version,
     )
@@ -100,7 +101,7 @@ def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
     )
     url = f"postgresql+psycopg://pooled:p%22w%27%20d@127.0.0.1:{port}/shop"
     try:
-        conftest.until(lambda: process.poll() is not None or _accepts(url))
+        eventually(lambda: process.poll() is not None or _accepts(url))
         yield Running(url, program.version)
     finally:
         process.terminate()
@@ -156,7 +157,7 @@ def test_many_clients_share_few_connections(pooled: Running, behind: int, postgr
 
 
 def prepared(pooled: Running) -> int:
-    """How many prepared statements the servers' connections hold after many clients."""
+    """The number of prepared statements on the server's connections after many clients."""
     asyncio.run(many(pooled))
     engine = create_engine(pooled.url, **options(pooled))
     with engine.connect() as connection:
@@ -171,7 +172,7 @@ def test_statements_are_prepared_where_it_keeps_them_apart(pooled: Running) -> N
     assert (prepared(pooled) > 0) == (pooled.version >= PREPARES and closes)
 
 
-def test_the_control_without_its_part_prepared_statements_break(program: Program, behind: int) -> None:
+def test_the_control_without_max_prepared_statements_they_break(program: Program, behind: int) -> None:
     apart = program.version >= (1, 21)
     broken = pytest.raises(DBAPIError, match="prepared statement")
     with running(program, behind, *["max_prepared_statements = 0"] * apart) as pooler, broken:
@@ -179,7 +180,7 @@ def test_the_control_without_its_part_prepared_statements_break(program: Program
 
 
 def shown_to_the_next(pooled: Running, **changed: Any) -> str:
-    """Which statement_timeout another client finds after one with a deadline of five seconds."""
+    """The statement_timeout that a client finds after another with a deadline of five seconds."""
     first = create_engine(pooled.url, **options(pooled, **changed))
     other = create_engine(pooled.url, **options(pooled, statement_timeout="off"))
     with deadline(5), first.connect() as connection:
@@ -191,7 +192,7 @@ def shown_to_the_next(pooled: Running, **changed: Any) -> str:
     return max(shown)
 
 
-def test_a_deadline_ends_with_its_transaction(pooled: Running) -> None:
+def test_transaction_timeout_ends_with_its_transaction(pooled: Running) -> None:
     assert shown_to_the_next(pooled) == "0"
     engine = create_engine(pooled.url, **options(pooled))
     late = pytest.raises(DeadlineExceededError)
@@ -200,6 +201,6 @@ def test_a_deadline_ends_with_its_transaction(pooled: Running) -> None:
     engine.dispose()
 
 
-def test_the_control_a_sessions_timeout_is_handed_to_the_next(program: Program, behind: int) -> None:
+def test_the_control_session_timeout_leaks_to_the_next_client(program: Program, behind: int) -> None:
     with running(program, behind) as pooler:
         assert shown_to_the_next(pooler, statement_timeout="session") == "5624ms"

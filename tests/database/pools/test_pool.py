@@ -1,4 +1,4 @@
-"""The watched pool over a real PostgreSQL: its options, what Prometheus reads, the life of a connection."""
+"""The monitored pool over a real PostgreSQL: options, metrics, lifetimes of connections."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, create_engine, text
 
 from tenfold.database import pool_options
-from tenfold.database.pools.pool import PoolTimeoutError, WatchedPool
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.pool import MonitoredPool, PoolTimeoutError
+from tenfold.database.pools.request_context import job_context
 from tests.database.support import pools
 from tests.database.support.pools import kinds, pool
-from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
@@ -30,11 +30,11 @@ postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
 def test_the_options_of_a_pool(url: str) -> None:
     made = create_engine(url, **pool_options(url, metrics=False))
-    assert isinstance(made.pool, WatchedPool)
+    assert isinstance(made.pool, MonitoredPool)
     assert (made.pool.size(), made.pool._max_overflow, made.pool.timeout()) == (20, 10, 5.0)
     assert (made.pool._recycle, made.pool._pool.use_lifo) == (3600, True)
-    assert made.pool.watch.watching.max_waiting == 300
-    assert made.pool.watch.watching.name == url.rpartition("@")[2]
+    assert made.pool.monitor.options.max_waiting == 300
+    assert made.pool.monitor.options.name == url.rpartition("@")[2]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_the_options_of_a_pool(url: str) -> None:
         ("sqlite:///x.db", {}),
     ],
 )
-def test_how_a_driver_is_told(url: str, expected: dict[str, Any]) -> None:
+def test_options_of_each_driver(url: str, expected: dict[str, Any]) -> None:
     assert pool_options(url, metrics=False)["connect_args"] == expected
 
 
-def test_the_server_sees_who_connects(engine_of: Callable[..., Engine]) -> None:
+def test_server_sees_the_application_name(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(application_name="shop " + "é" * 40, connect_args={"options": "-c search_path=x"})
     with engine.connect() as connection:
         assert connection.scalar(text("SHOW application_name")).startswith("shop ")
@@ -59,10 +59,10 @@ def test_the_server_sees_who_connects(engine_of: Callable[..., Engine]) -> None:
 # ------------------------------------------------------------------ figures
 
 
-def test_what_prometheus_reads(engine_of: Callable[..., Engine]) -> None:
+def test_pool_metrics(engine_of: Callable[..., Engine]) -> None:
     registry = CollectorRegistry()
     engine = engine_of(name="shop", metrics=True, registry=registry, max_waiting=0)
-    with visiting("orders"), engine.connect():
+    with job_context("orders"), engine.connect():
         pass
 
     def value(name: str, **labels: str) -> float | None:
@@ -71,10 +71,10 @@ def test_what_prometheus_reads(engine_of: Callable[..., Engine]) -> None:
     with engine.connect(), engine.connect():
         with pytest.raises(PoolTimeoutError):
             engine.connect()
-        pool(engine).look()
+        pool(engine).update()
         assert value("db_client_connection_count", db_client_connection_state="used") == 2
         assert value("tenfold_pool_overflow") == 1
-    pool(engine).look()
+    pool(engine).update()
     assert value("db_client_connection_count", db_client_connection_state="used") == 0
     assert value("db_client_connection_count", db_client_connection_state="idle") == 1
     assert (value("db_client_connection_idle_max"), value("db_client_connection_max")) == (1, 2)
@@ -84,18 +84,18 @@ def test_what_prometheus_reads(engine_of: Callable[..., Engine]) -> None:
     assert value("db_client_connection_wait_time_seconds_count", route="other") == 2
 
 
-def test_the_watcher_looks_by_itself(
+def test_monitor_thread_updates_pools(
     engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(leak_after_s=0.0)
     with engine.connect():
-        conftest.until(lambda: "held too long" in kinds(engine))
+        eventually(lambda: "held too long" in kinds(engine))
 
 
 # ------------------------------------------------------------------ a pool's life
 
 
-def test_a_connection_is_tried_only_after_idleness(engine_of: Callable[..., Engine]) -> None:
+def test_connection_is_pinged_only_after_idleness(engine_of: Callable[..., Engine]) -> None:
     def pings(ping_after_s: float) -> int:
         engine = engine_of(ping_after_s=ping_after_s)
         with mock.patch.object(engine.dialect, "do_ping", wraps=engine.dialect.do_ping) as ping:
@@ -107,7 +107,7 @@ def test_a_connection_is_tried_only_after_idleness(engine_of: Callable[..., Engi
 
 
 def pids_around_an_end(engine: Engine, other: Engine) -> tuple[int, int]:
-    """The backend of an idle connection that the server then ends, and that of the next checkout."""
+    """The pid of an idle connection that the server then ends, and that of the next checkout."""
     pid = text("SELECT pg_backend_pid()")
     with engine.connect() as connection:
         before = connection.scalar(pid)
@@ -123,14 +123,14 @@ def test_a_connection_that_the_server_ended_is_replaced(engine_of: Callable[...,
     assert before != after
 
 
-def test_the_control_without_the_trial_a_connection_that_was_ended_is_handed_out(
+def test_the_control_without_the_ping_a_dead_connection_is_handed_out(
     engine_of: Callable[..., Engine],
 ) -> None:
     with pytest.raises(sqlalchemy.exc.OperationalError, match="terminating connection"):
         pids_around_an_end(engine_of(ping_after_s=3600.0), engine_of())
 
 
-def test_a_connection_beyond_its_life_is_replaced(engine_of: Callable[..., Engine]) -> None:
+def test_connection_beyond_its_lifetime_is_replaced(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(recycle_s=1000.0)
 
     def pid(age_s: float) -> int:
@@ -145,14 +145,14 @@ def test_a_connection_beyond_its_life_is_replaced(engine_of: Callable[..., Engin
     assert pid(0) != second
 
 
-def test_disposing_leaves_connections_known_that_are_out(engine_of: Callable[..., Engine]) -> None:
+def test_dispose_keeps_track_of_connections_that_are_out(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     connection = engine.connect()
     engine.dispose()
     connection.execute(text("SELECT 1"))
-    assert [holder.sql for holder in pool(engine).watch.held.values()] == ["SELECT 1"]
+    assert [holder.sql for holder in pool(engine).monitor.holders.values()] == ["SELECT 1"]
     connection.close()
-    assert pool(engine).watch.held == {}
+    assert pool(engine).monitor.holders == {}
     engine.connect().close()
 
 
@@ -178,7 +178,7 @@ def test_a_probe_that_comes_later_sees_its_statements() -> None:
     assert done.stdout.strip() == "['ROLLBACK', 'SELECT ?'] 1", done.stderr
 
 
-def test_threads_of_sync_endpoints_are_not_taken_for_requests(engine_of: Callable[..., Engine]) -> None:
+def test_two_connections_in_a_worker_thread_are_no_finding(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(max_overflow=9)
 
     def in_thread(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is cancelled, and whenever: no connection is lost, and each is handed out clean."""
+"""Cancellations at random moments: no connection is lost, and each is handed out clean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools.pool import AsyncWatchedPool
+from tenfold.database.pools.pool import AsyncMonitoredPool
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError, PoolExhaustedError
 from tests.measure import conftest
@@ -83,12 +83,12 @@ async def storm(engine: AsyncEngine, lot: random.Random, tasks: int) -> None:
 
 
 async def settled(engine: AsyncEngine, *, seconds: float = 10.0) -> bool:
-    """Whether everything comes back; SQLAlchemy closes in tasks of its own."""
+    """Return whether all connections come back; SQLAlchemy closes in tasks of its own."""
     pool = engine.pool
-    assert isinstance(pool, AsyncWatchedPool)
+    assert isinstance(pool, AsyncMonitoredPool)
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
-    while pool.checkedout() or pool.waiting or pool.watch.held or pool.watch._owners:
+    while pool.checkedout() or pool.waiting or pool.monitor.holders or pool.monitor._owners:
         if loop.time() > ends:
             return False
         await asyncio.sleep(0.01)
@@ -96,7 +96,7 @@ async def settled(engine: AsyncEngine, *, seconds: float = 10.0) -> bool:
 
 
 async def all_usable(engine: AsyncEngine, name: str, *, seconds: float = 10.0) -> None:
-    """As many as the pool may have can be had, in a clean state, and the server knows of no more."""
+    """Check that all of the pool's connections can be had, clean, and that the server has no more."""
     held = [await engine.connect() for _ in range(SIZE + OVERFLOW)]
     count = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
     try:
@@ -128,7 +128,7 @@ def test_cancellation_never_leaks_a_connection(url: str, seed: int) -> None:
 def test_the_control_a_pool_without_the_guard_loses_connections(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same storm, over a pool that forgets a connection whose trial was cancelled."""
+    """The same cancellations, over a pool that loses a connection whose ping was cancelled."""
 
     def unguarded(pool: Any, record: Any) -> None:
         if record.dbapi_connection is not None and not pool._dialect._do_ping_w_event(
@@ -136,7 +136,7 @@ def test_the_control_a_pool_without_the_guard_loses_connections(
         ):
             record.invalidate()
 
-    monkeypatch.setattr(AsyncWatchedPool, "_ping", unguarded)
+    monkeypatch.setattr(AsyncMonitoredPool, "_ping", unguarded)
 
     async def run() -> bool:
         engine = engine_for(url, "control")
@@ -154,7 +154,7 @@ def test_the_control_a_pool_without_the_guard_loses_connections(
 
 
 def test_the_control_a_cancelled_connect_leaves_a_connection_until_garbage_is_collected(url: str) -> None:
-    """What SQLAlchemy and psycopg do by themselves; found in most of such storms, so a few are tried."""
+    """SQLAlchemy and psycopg by themselves; most of such runs leak, so a few are tried."""
 
     async def leaves(seed: int) -> bool:
         name = f"unshielded {seed}"

@@ -17,17 +17,19 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools import deadlines
-from tenfold.database.pools.deadlines import enforce_deadlines
-from tenfold.database.pools.pool import PoolDeadlineError, WatchedPool
-from tenfold.database.psycopg import Line
+from tenfold.database.pools import statement_timeout
+from tenfold.database.pools.pool import MonitoredPool, PoolDeadlineError
+from tenfold.database.pools.statement_timeout import StatementTimeouts, enforce_deadlines
+from tenfold.database.psycopg import SocketPoll
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url = conftest.postgres_url
 SLEEP = text("SELECT pg_sleep(5)")
 SHOWN = text("SHOW statement_timeout")
+SETTING = text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
 
 
 @pytest.fixture
@@ -49,11 +51,9 @@ def engine_of(url: str) -> Iterator[Callable[..., Engine]]:
         engine.dispose()
 
 
-@given(st.floats(0, 100_000), st.integers(0, 10_000_000))
-def test_a_step_is_enough_and_not_much_more(left_s: float, own_ms: int) -> None:
-    step = deadlines.timeout_ms(left_s, own_ms=0)
-    assert left_s * 1000 <= step <= max(left_s * 1000, 1) * 1.34 + 1
-    assert deadlines.timeout_ms(left_s, own_ms=own_ms) == (min(step, own_ms) if own_ms else step)
+@given(st.floats(0, 100_000))
+def test_step_is_at_most_a_third_longer(left_s: float) -> None:
+    assert left_s * 1000 <= statement_timeout.step_ms(left_s) <= max(left_s * 1000, 1) * 1.34 + 1
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_a_step_is_enough_and_not_much_more(left_s: float, own_ms: int) -> None:
     [(0, 1), (0.1, 100), (1, 1000), (4.99, 5624), (5, 5624), (10, 10_000), (10.001, 13_336)],
 )
 def test_the_steps(left_s: float, step: int) -> None:
-    assert deadlines.timeout_ms(left_s, own_ms=0) == step
+    assert statement_timeout.step_ms(left_s) == step
 
 
-def test_nobody_waits_longer_for_a_connection_than_the_deadline(engine_of: Callable[..., Engine]) -> None:
+def test_wait_for_a_connection_ends_with_the_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     started = time.monotonic()
     with engine.connect(), deadline(0.1), pytest.raises(PoolDeadlineError, match=r"in 0\.\d s.* held by 1"):
@@ -72,7 +72,7 @@ def test_nobody_waits_longer_for_a_connection_than_the_deadline(engine_of: Calla
     assert time.monotonic() - started < 20
 
 
-def test_whose_time_is_over_gets_no_connection_and_sends_no_statement(
+def test_expired_deadline_refuses_checkout_and_statement(
     engine_of: Callable[..., Engine],
 ) -> None:
     engine = engine_of()
@@ -82,29 +82,29 @@ def test_whose_time_is_over_gets_no_connection_and_sends_no_statement(
         with deadline(0), pytest.raises(DeadlineExceededError):
             connection.execute(text("SELECT 1"))
         assert connection.scalar(text("SELECT 1")) == 1
-    assert isinstance(engine.pool, WatchedPool)
+    assert isinstance(engine.pool, MonitoredPool)
     assert engine.pool.checkedout() == 0
 
 
 @pytest.mark.parametrize("statement_timeout", ["session", "transaction"])
-def test_the_server_ends_a_statement_that_nobody_waits_for(
+def test_deadline_ends_a_statement_on_the_server(
     engine_of: Callable[..., Engine], statement_timeout: str
 ) -> None:
     engine = engine_of(statement_timeout=statement_timeout)
     late = pytest.raises(DeadlineExceededError, match="PostgreSQL ended a statement")
     with deadline(0.2), engine.connect() as connection, late:
         connection.execute(SLEEP)
-    with engine.connect() as connection:  # and whoever comes next has time again
+    with engine.connect() as connection:  # the next checkout has time again
         assert connection.scalar(SHOWN) == "0"
 
 
-def test_the_control_without_it_the_server_works_on(engine_of: Callable[..., Engine]) -> None:
+def test_the_control_without_statement_timeout_the_server_works_on(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(statement_timeout="off")
     with deadline(0.2), engine.connect() as connection:
         assert connection.scalar(SHOWN) == "0"
 
 
-def test_an_async_engine_does_the_same(url: str) -> None:
+def test_deadline_ends_a_statement_of_an_async_engine(url: str) -> None:
     async def run() -> None:
         engine = create_async_engine(url, **pool_options(url, metrics=False))
         with deadline(0.2):
@@ -118,7 +118,7 @@ def test_an_async_engine_does_the_same(url: str) -> None:
     asyncio.run(run())
 
 
-def test_a_limit_of_ones_own_is_never_raised(engine_of: Callable[..., Engine]) -> None:
+def test_own_statement_timeout_is_never_raised(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(connect_args={"options": "-c statement_timeout=700"})
     for seconds, shown in ((60, "700ms"), (0.5, "563ms"), (60, "700ms")):
         with deadline(seconds), engine.connect() as connection:
@@ -126,28 +126,31 @@ def test_a_limit_of_ones_own_is_never_raised(engine_of: Callable[..., Engine]) -
 
 
 @pytest.mark.parametrize("statement_timeout", ["session", "transaction"])
-def test_a_long_transaction_gets_less_and_less(
+def test_timeout_of_a_long_transaction_shrinks(
     engine_of: Callable[..., Engine], statement_timeout: str
 ) -> None:
     engine = engine_of(statement_timeout=statement_timeout)
-    setting = text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
     with deadline(60), engine.connect() as connection:
         connection.execute(text("SELECT 1"))
         with deadline(5):
-            assert 0 < connection.scalar(setting) <= 5000
+            assert 0 < connection.scalar(SETTING) <= 5000
         connection.rollback()
-        assert connection.scalar(setting) > 5000  # the next has what is left of the minute
+        assert connection.scalar(SETTING) > 5000  # the next has what is left of the minute
 
 
-def test_a_watched_engine_is_left_to_its_pool(engine_of: Callable[..., Engine]) -> None:
+def test_enforce_deadlines_leaves_monitored_pools_alone(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     enforce_deadlines(engine)
-    assert not engine._has_events
+    assert len(engine.dialect.dispatch.do_execute) == 0  # the pool listens from its first connection on
+    with engine.connect():
+        assert len(engine.dialect.dispatch.do_execute) == 1
 
 
 def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
-    with mock.patch.object(deadlines, "_outside", wraps=deadlines._outside) as asked:
+    with mock.patch.object(
+        statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction
+    ) as asked:
         for _ in range(5):
             with deadline(5), engine.connect() as connection:
                 connection.rollback()  # which would take a timeout back that was set within a transaction
@@ -155,36 +158,65 @@ def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., E
     assert asked.call_count == 2  # the connection's own limit, and the timeout
 
 
-def test_a_connection_that_breaks_meanwhile_is_replaced(engine_of: Callable[..., Engine]) -> None:
+def test_idle_connection_that_broke_is_replaced_under_a_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     with engine.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
     with engine_of().connect() as other:
         other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-    conftest.until(lambda: dead(engine))
+    eventually(lambda: dead(engine))
     with deadline(5), engine.connect() as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
-    assert isinstance(engine.pool, WatchedPool)
-    assert (engine.pool.checkedout(), engine.pool.watch.held) == (0, {})
+    assert isinstance(engine.pool, MonitoredPool)
+    assert (engine.pool.checkedout(), engine.pool.monitor.holders) == (0, {})
 
 
 def dead(engine: Engine) -> bool:
-    """Whether the farewell of an ended backend has arrived on the one idle connection."""
+    """Return whether the end of the backend has arrived on the one idle connection."""
     (record,) = engine.pool._pool.queue  # type: ignore[attr-defined]
-    line = Line(record.dbapi_connection)
+    line = SocketPoll(record.dbapi_connection)
     return line.is_dead()
 
 
-def test_one_that_breaks_as_soon_as_it_is_opened_is_an_error(engine_of: Callable[..., Engine]) -> None:
+def test_new_connection_that_breaks_at_once_is_an_error(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     lost = psycopg.OperationalError("server closed the connection unexpectedly")
     engine.connect().close()
     engine.dispose()
 
-    def settle(connection: Any, info: Any) -> None:
+    def set_session(_: Any, connection: Any, *__: Any) -> None:
         connection.close()
         raise lost
 
-    with deadline(5), mock.patch.object(deadlines, "settle", settle), pytest.raises(OperationalError):
+    with (
+        deadline(5),
+        mock.patch.object(StatementTimeouts, "_set_session", set_session),
+        pytest.raises(OperationalError),
+    ):
         engine.connect()
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_autocommit_timeout_follows_each_statements_deadline(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of().execution_options(isolation_level="AUTOCOMMIT")
+    with deadline(60), engine.connect() as connection:
+        assert connection.scalar(SHOWN) == "74990ms"
+        with deadline(5):
+            assert connection.scalar(SHOWN) == "5624ms"
+    with deadline(5):
+        connection = engine.connect()
+    with connection:
+        assert connection.scalar(SHOWN) == "0"
+
+
+def test_transaction_outside_of_the_deadline_of_its_checkout_has_no_timeout(
+    engine_of: Callable[..., Engine],
+) -> None:
+    engine = engine_of(connect_args={"options": "-c statement_timeout=7000"})
+    with deadline(5):
+        connection = engine.connect()
+    with connection:
+        assert connection.scalar(SHOWN) == "7s"
+        connection.rollback()
+        with deadline(2):  # less than half of what the session carries
+            assert 0 < connection.scalar(SETTING) <= 2000

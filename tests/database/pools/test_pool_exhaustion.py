@@ -1,4 +1,4 @@
-"""Who gets a connection of a watched pool that has none to spare, who waits, and what is said of it."""
+"""An exhausted pool: waiting, refusals, and the message that names the holders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tenfold.database.pools import holders
 from tenfold.database.pools.pool import PoolTimeoutError
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.request_context import job_context
 from tenfold.errors import PoolExhaustedError
 from tests.database.support import pools
 from tests.database.support.pools import line, options, pool
-from tests.measure import conftest
+from tests.support.waiting import eventually
 
 postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
@@ -32,8 +32,8 @@ NAME, NUMBER = "hunter2", 471_147_114_711  # values: one written into a statemen
 
 
 def said_of_a_thread(engine: Engine) -> str:
-    """What somebody is told who waits in vain, while a job has both connections."""
-    with visiting("nightly report"), engine.connect() as first, engine.connect():
+    """The message of a timeout while a job has both connections."""
+    with job_context("nightly report"), engine.connect() as first, engine.connect():
         first.execute(text(f"SELECT '{NAME}', :value"), {"value": NUMBER})
         with pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
             engine.connect()  # mark: third
@@ -41,7 +41,7 @@ def said_of_a_thread(engine: Engine) -> str:
 
 
 def said_of_a_task(engine: AsyncEngine) -> str:
-    """What somebody is told who waits in vain, while another task has the only connection."""
+    """The message of a timeout while another task has the only connection."""
 
     async def inner(taken: asyncio.Event) -> None:
         taken.set()
@@ -67,12 +67,12 @@ def said_of_a_task(engine: AsyncEngine) -> str:
 
 
 def told(said: str, *facts: str) -> list[str]:
-    """Which of the facts about the holders a message has."""
+    """The facts about the holders in a message."""
     return [fact for fact in facts if fact in said]
 
 
 def shown(said: str) -> list[str]:
-    """Which of the statement's values a message has."""
+    """The values of the statement in a message."""
     return [value for value in (NAME, str(NUMBER)) if value in said]
 
 
@@ -85,7 +85,7 @@ OF_THE_THREAD = (
 OF_THE_TASK = (f"now at {line(__file__, 'awaiting')}", f"taken at {line(__file__, 'taking')}")
 
 
-def test_a_timeout_says_who_holds_the_connections(engine_of: Callable[..., Engine]) -> None:
+def test_timeout_names_the_holders(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     said = said_of_a_thread(engine)
     assert "none of the 2 of pool 127.0.0.1:" in said
@@ -95,12 +95,12 @@ def test_a_timeout_says_who_holds_the_connections(engine_of: Callable[..., Engin
     assert pool(engine).checkedout() == 0
 
 
-def test_the_holding_task_is_found_where_it_awaits(url: str) -> None:
+def test_holding_task_is_located_at_its_await(url: str) -> None:
     said = said_of_a_task(create_async_engine(url, **options(url, max_overflow=0)))
     assert told(said, *OF_THE_TASK) == list(OF_THE_TASK)
 
 
-def test_the_control_sqlalchemys_own_pool_names_nobody(url: str) -> None:
+def test_the_control_sqlalchemys_own_pool_names_no_holder(url: str) -> None:
     engine = create_engine(url, pool_size=1, max_overflow=1, pool_timeout=0.2)
     said = said_of_a_thread(engine)
     engine.dispose()
@@ -110,14 +110,14 @@ def test_the_control_sqlalchemys_own_pool_names_nobody(url: str) -> None:
     assert told(said, *OF_THE_TASK) == []
 
 
-def test_the_control_without_fingerprints_what_is_written_into_a_statement_is_shown(
+def test_the_control_without_fingerprints_values_in_statements_are_shown(
     engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holders, "fingerprint", lambda sql, limit: sql[:limit])
     assert shown(said_of_a_thread(engine_of())) == [NAME]
 
 
-def test_the_control_sqlalchemys_own_errors_show_what_is_sent_beside_it_too(
+def test_the_control_sqlalchemys_own_errors_show_parameters(
     engine_of: Callable[..., Engine],
 ) -> None:
     with engine_of().connect() as connection, pytest.raises(sqlalchemy.exc.DBAPIError) as caught:
@@ -125,13 +125,13 @@ def test_the_control_sqlalchemys_own_errors_show_what_is_sent_beside_it_too(
     assert shown(str(caught.value)) == [NAME, str(NUMBER)]
 
 
-def test_what_catches_sqlalchemys_timeout_goes_on_catching_it(engine_of: Callable[..., Engine]) -> None:
+def test_pool_timeout_is_an_sqlalchemy_timeout_error(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(max_overflow=0, timeout_s=0.01)
     with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError):
         engine.connect()
 
 
-def test_the_holder_of_another_thread_is_found_where_it_is_now(engine_of: Callable[..., Engine]) -> None:
+def test_holding_thread_is_located(engine_of: Callable[..., Engine]) -> None:
     engine, taken, done = engine_of(max_overflow=0), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -149,13 +149,15 @@ def test_the_holder_of_another_thread_is_found_where_it_is_now(engine_of: Callab
 
 
 @pytest.mark.parametrize("max_waiting", [0, 2])
-def test_too_many_who_wait_are_refused_at_once(engine_of: Callable[..., Engine], max_waiting: int) -> None:
+def test_waiters_beyond_the_limit_are_refused_at_once(
+    engine_of: Callable[..., Engine], max_waiting: int
+) -> None:
     engine = engine_of(max_overflow=0, timeout_s=30, max_waiting=max_waiting)
     with engine.connect():
         threads = [threading.Thread(target=lambda: engine.connect().close()) for _ in range(max_waiting)]
         for thread in threads:
             thread.start()
-        conftest.until(lambda: pool(engine).waiting == max_waiting)
+        eventually(lambda: pool(engine).waiting == max_waiting)
         started = time.monotonic()
         with pytest.raises(PoolTimeoutError, match=f"{max_waiting} already wait for the 1 of pool"):
             engine.connect()
@@ -166,7 +168,7 @@ def test_too_many_who_wait_are_refused_at_once(engine_of: Callable[..., Engine],
     engine.connect().close()  # and there is one again
 
 
-def test_the_control_without_a_limit_everyone_waits(engine_of: Callable[..., Engine]) -> None:
+def test_the_control_without_a_limit_all_wait(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(max_overflow=0, timeout_s=0.2, max_waiting=10)
     with engine.connect(), pytest.raises(PoolTimeoutError, match="came back in"):
         engine.connect()
@@ -187,7 +189,7 @@ class Failing:
 
 
 def waited_s(engine: Engine, failing: Failing) -> float:
-    """How long somebody waits on after the connection before could not be opened."""
+    """The seconds that a waiter waits after another connection could not be opened."""
 
     def first() -> None:
         with suppress(sqlalchemy.exc.OperationalError):
@@ -201,10 +203,10 @@ def waited_s(engine: Engine, failing: Failing) -> float:
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    conftest.until(lambda: failing.attempts == 1)
+    eventually(lambda: failing.attempts == 1)
     threads[1].start()
     waits: Any = engine.pool
-    conftest.until(lambda: waits._pool.not_empty._waiters)
+    eventually(lambda: waits._pool.not_empty._waiters)
     failed = time.monotonic()
     failing.fail.set()
     for thread in threads:
@@ -213,20 +215,20 @@ def waited_s(engine: Engine, failing: Failing) -> float:
     return got[0] - failed
 
 
-def test_whoever_waits_is_woken_when_a_connection_could_not_be_opened(url: str, postgres_url: str) -> None:
+def test_waiter_is_woken_when_a_connection_could_not_be_opened(url: str, postgres_url: str) -> None:
     failing = Failing(postgres_url)
     engine = create_engine(url, **options(url, max_overflow=0, timeout_s=60), creator=failing)
     assert waited_s(engine, failing) < 40
 
 
-def test_the_control_sqlalchemys_own_pool_lets_them_wait(url: str, postgres_url: str) -> None:
+def test_the_control_sqlalchemys_own_pool_lets_waiters_sleep(url: str, postgres_url: str) -> None:
     failing = Failing(postgres_url)
     engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.5, creator=failing)
     assert waited_s(engine, failing) > 0.3  # all of its time, less what had passed before
 
 
 def crowd(url: str, *, held_s: float, **changed: Any) -> int:
-    """How many of 10 × pool size clients, all at once, twice each, are left without a connection."""
+    """The number of 10 × pool size clients at once, twice each, that got no connection."""
 
     async def run() -> int:
         size = 4

@@ -1,4 +1,4 @@
-"""What a pool finds: leaks, pauses in transactions, second connections."""
+"""Findings of a pool: leaks, idle transactions, second connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tenfold.database.pools.request_context import visiting
+from tenfold.database.pools.request_context import job_context
 from tests.database.support import pools
 from tests.database.support.pools import found, kinds, line, options, pool
 
@@ -26,8 +26,8 @@ def test_a_connection_held_for_too_long_is_reported_once(
     engine = engine_of(leak_after_s=0.0)
     connection = engine.connect()  # mark: leak
     with caplog.at_level(logging.WARNING, "tenfold.database"):
-        pool(engine).look()
-        pool(engine).look()
+        pool(engine).update()
+        pool(engine).update()
     finding = found(engine, "held too long")
     assert f"taken at {line(__file__, 'leak')}" in finding.claim
     assert finding.numbers["count"] == 1
@@ -38,20 +38,20 @@ def test_a_connection_held_for_too_long_is_reported_once(
 def test_a_connection_given_back_in_time_is_not_reported(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(leak_after_s=30.0)
     with engine.connect():
-        pool(engine).look()
+        pool(engine).update()
     assert kinds(engine) == set()
 
 
 def test_a_forgotten_connection_comes_back_by_garbage_collection(engine_of: Callable[..., Engine]) -> None:
-    """Watching must not keep alive what SQLAlchemy would find."""
+    """The monitor must not keep alive a connection that SQLAlchemy would reclaim."""
     engine = engine_of(max_overflow=0)
     engine.connect()
     gc.collect()
-    assert pool(engine).watch.held == {}
+    assert pool(engine).monitor.holders == {}
     engine.connect().close()
 
 
-def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
+def test_holder_whose_task_ended_is_reported_as_ended(url: str) -> None:
     async def forget(engine: AsyncEngine, kept: list[Any]) -> None:
         kept.append(await engine.connect())
 
@@ -60,7 +60,7 @@ def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
         kept: list[Any] = []
         await asyncio.create_task(forget(engine, kept))
         gc.collect()
-        pool(engine).look()
+        pool(engine).update()
         await kept[0].close()
         await engine.dispose()
         return found(engine, "held too long").claim
@@ -68,7 +68,7 @@ def test_a_task_that_ended_is_named_as_ended(url: str) -> None:
     assert "its task has ended" in asyncio.run(run())
 
 
-def test_waiting_in_a_transaction_is_found(url: str) -> None:
+def test_idle_transaction_is_found(url: str) -> None:
     async def run() -> AsyncEngine:
         engine = create_async_engine(url, **options(url, idle_in_transaction_s=0.05))
         async with engine.connect() as connection:
@@ -84,7 +84,9 @@ def test_waiting_in_a_transaction_is_found(url: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["commit first", "autocommit", "quick"])
-def test_waiting_outside_of_a_transaction_is_fine(engine_of: Callable[..., Engine], how: str) -> None:
+def test_idle_connection_without_a_transaction_is_no_finding(
+    engine_of: Callable[..., Engine], how: str
+) -> None:
     engine = engine_of(idle_in_transaction_s=5.0 if how == "quick" else 0.05)
     with engine.connect() as connection:
         if how == "autocommit":
@@ -127,7 +129,7 @@ def test_two_connections_in_one_request_are_found_whatever_its_threads(
     engine = engine_of(max_overflow=9)
 
     async def run() -> None:
-        with visiting("GET /both"), engine.connect():
+        with job_context("GET /both"), engine.connect():
             await asyncio.to_thread(lambda: engine.connect().close())
 
     asyncio.run(run())

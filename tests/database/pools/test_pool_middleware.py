@@ -1,4 +1,4 @@
-"""What a visitor sees of an exhausted pool: 503 and Retry-After, at once, and the route in the log."""
+"""PoolMiddleware: 503 and Retry-After for an exhausted pool, and routes as names of holders."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sqlalchemy import Engine, create_engine, text
 from starlette.responses import StreamingResponse
 
 from tenfold.database import PoolMiddleware, pool_options
-from tenfold.database.pools.pool import WatchedPool
-from tenfold.database.pools.request_context import Visit, current, visiting
+from tenfold.database.pools.pool import MonitoredPool
+from tenfold.database.pools.request_context import RequestContext, current_context, job_context
 from tenfold.errors import PoolExhaustedError
 
 
@@ -39,8 +39,8 @@ def app_of(engine: Engine, *, guarded: bool = True) -> FastAPI:
     def orders(number: int) -> str:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
-            visit = current()
-            return visit.title if visit is not None else ""
+            context = current_context()
+            return context.title if context is not None else ""
 
     @app.get("/stream")
     async def stream() -> StreamingResponse:
@@ -62,7 +62,7 @@ def get(app: Any, path: str) -> httpx.Response:
     return asyncio.run(run())
 
 
-def test_an_exhausted_pool_is_503_and_come_back(engine: Engine) -> None:
+def test_exhausted_pool_is_503_with_retry_after(engine: Engine) -> None:
     app = app_of(engine)
     with engine.connect():
         answer = get(app, "/orders/7")
@@ -81,28 +81,28 @@ def test_an_answer_that_has_begun_breaks_off(engine: Engine) -> None:
         get(app_of(engine), "/stream")
 
 
-def test_the_figures_are_by_route(engine: Engine) -> None:
+def test_pool_metrics_have_the_route(engine: Engine) -> None:
     get(app_of(engine), "/orders/7")
-    assert isinstance(engine.pool, WatchedPool)
-    engine.pool.look()
+    assert isinstance(engine.pool, MonitoredPool)
+    engine.pool.update()
     registry: Any = engine.info  # type: ignore[attr-defined]
     labels = {"db_client_connection_pool_name": "shop", "route": "/orders/{number}"}
     assert registry.get_sample_value("db_client_connection_use_time_seconds_count", labels) == 1
 
 
-def test_a_visit_keeps_nothing_of_a_request_that_is_over() -> None:
-    visit = Visit(scope={"type": "http", "method": "GET", "headers": [(b"cookie", b"x")]})
-    visit.end()
-    assert (visit.title, visit._scope) == ("GET other", None)
+def test_ended_context_keeps_nothing_of_its_request() -> None:
+    context = RequestContext(scope={"type": "http", "method": "GET", "headers": [(b"cookie", b"x")]})
+    context.end()
+    assert (context.title, context._scope) == ("GET other", None)
 
 
-def test_visits_nest() -> None:
+def test_job_contexts_nest() -> None:
     def name() -> str:
-        visit = current()
-        return visit.title if visit is not None else ""
+        context = current_context()
+        return context.title if context is not None else ""
 
-    with visiting("outer"):
-        with visiting("inner"):
+    with job_context("outer"):
+        with job_context("inner"):
             assert name() == "inner"
         assert name() == "outer"
     assert name() == ""
@@ -112,8 +112,8 @@ def test_websockets_and_the_lifespan_are_passed_on() -> None:
     seen: list[tuple[str, str]] = []
 
     async def app(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-        visit = current()
-        seen.append((scope["type"], visit.title if visit is not None else ""))
+        context = current_context()
+        seen.append((scope["type"], context.title if context is not None else ""))
 
     async def nothing(*_: object) -> Any:
         return None

@@ -21,7 +21,7 @@ from starlette.routing import Route as Endpoint
 from tenfold.database import ConsistencyMiddleware, DatabaseRouter, FreshnessLimits
 from tests.database.conftest import KEY, Servers
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 
 BUMP = "update counters set value = value + 1 where id = 90 returning value"
 LOOK = "select value from counters where id = 90"
@@ -79,11 +79,11 @@ class Visitor:
         return answer
 
 
-def missed(servers: Servers, route: Route, *, consistent: bool) -> int:
-    """How many of a visitor's reads did not show what they had just written through another instance."""
+def missed(servers: Servers, make_router: MakeRouter, *, consistent: bool) -> int:
+    """The number of a visitor's reads that missed the write just made through another instance."""
 
     async def scenario() -> int:
-        routers = [route(servers.urls, choice="random") for _ in range(3)]
+        routers = [make_router(servers.urls, choice="random") for _ in range(3)]
         visitor = Visitor(*(service(router, consistent=consistent) for router in routers))
         found = 0
         for _ in range(15):
@@ -94,25 +94,27 @@ def missed(servers: Servers, route: Route, *, consistent: bool) -> int:
             await router.aclose()
         return found
 
-    with servers.held_back(servers.replicas[0], 400):
+    with servers.hold_back(servers.replicas[0], 400):
         return asyncio.run(scenario())
 
 
-def test_a_visitor_sees_what_they_wrote_whichever_instance_answers(servers: Servers, route: Route) -> None:
-    assert missed(servers, route, consistent=True) == 0
+def test_visitor_reads_own_write_on_every_instance(servers: Servers, make_router: MakeRouter) -> None:
+    assert missed(servers, make_router, consistent=True) == 0
 
 
-def test_the_control_without_the_middleware_they_do_not(servers: Servers, route: Route) -> None:
-    assert missed(servers, route, consistent=False) > 0
+def test_the_control_without_the_middleware_reads_are_stale(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    assert missed(servers, make_router, consistent=False) > 0
 
 
 # ------------------------------------------------------------------ the cookie
 
 
 @pytest.fixture
-def local(tmp_path: Path, route: Route) -> DatabaseRouter:
-    """A router without a server: what matters here is what travels."""
-    router = route((f"sqlite:///{tmp_path / 'shop.db'}", []))
+def local(tmp_path: Path, make_router: MakeRouter) -> DatabaseRouter:
+    """A router without a server, for tests of tokens."""
+    router = make_router((f"sqlite:///{tmp_path / 'shop.db'}", []))
     with router.write() as session:
         session.execute(text("create table counters (id integer primary key, value integer)"))
         session.execute(text("insert into counters values (90, 0)"))
@@ -129,7 +131,7 @@ def visit(app: Starlette, *requests: str, scheme: str = "http", **headers: str) 
     return asyncio.run(scenario())
 
 
-def test_who_has_seen_nothing_gets_no_cookie(local: DatabaseRouter) -> None:
+def test_visitor_without_a_token_gets_no_cookie(local: DatabaseRouter) -> None:
     (answer,) = visit(service(local), "GET /")
     assert "set-cookie" not in answer.headers
 
@@ -144,7 +146,7 @@ def test_the_cookie_is_for_this_site_and_no_script(local: DatabaseRouter) -> Non
     assert secure.headers["set-cookie"].endswith("; Secure")
 
 
-def test_a_cookie_is_set_when_something_changed_and_not_again(local: DatabaseRouter) -> None:
+def test_cookie_is_set_only_when_the_token_changed(local: DatabaseRouter) -> None:
     wrote, read = visit(service(local), "POST /", "GET /")
     assert "set-cookie" in wrote.headers
     assert "set-cookie" not in read.headers
@@ -154,7 +156,7 @@ def test_clients_without_cookies_may_use_a_header(local: DatabaseRouter) -> None
     app = service(local, cookie=None, header="X-Seen")
     (answer,) = visit(app, "POST /")
     assert "set-cookie" not in answer.headers
-    with local.seen(answer.headers["x-seen"]) as seen:
+    with local.consistency_context(answer.headers["x-seen"]) as seen:
         assert seen.token is not None
 
 
@@ -180,7 +182,7 @@ def test_of_cookie_and_header_the_greater_counts(local: DatabaseRouter) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "x", "A" * 62, "%00", "é", "=" * 5000])
-def test_a_cookie_that_is_none_of_ours_counts_for_nothing(local: DatabaseRouter, value: str) -> None:
+def test_forged_cookie_is_ignored(local: DatabaseRouter, value: str) -> None:
     cookie = f"tenfold_seen={value}".encode("latin-1")
     seen = []
 
@@ -192,62 +194,64 @@ def test_a_cookie_that_is_none_of_ours_counts_for_nothing(local: DatabaseRouter,
     assert seen == [None]
 
 
-def test_a_token_of_other_keys_counts_for_nothing(local: DatabaseRouter, route: Route) -> None:
-    other = route(("sqlite://", []), keys="another key another key another key")
+def test_token_of_other_keys_is_ignored(local: DatabaseRouter, make_router: MakeRouter) -> None:
+    other = make_router(("sqlite://", []), keys="another key another key another key")
     (answer,) = visit(service(local, header="X-Seen"), "POST /")
-    with other.seen(answer.headers["x-seen"]) as seen:
+    with other.consistency_context(answer.headers["x-seen"]) as seen:
         assert seen.token is None
 
 
-def test_without_keys_a_foreign_token_means_the_primary(servers: Servers, route: Route, caplog: Any) -> None:
-    one, two = (route(servers.urls, keys=None) for _ in range(2))
-    with one.seen():
+def test_router_without_keys_sends_foreign_tokens_to_the_primary(
+    servers: Servers, make_router: MakeRouter, caplog: Any
+) -> None:
+    one, two = (make_router(servers.urls, keys=None) for _ in range(2))
+    with one.consistency_context():
         with one.write() as session:
             session.execute(text(BUMP))
         token = one.token()
-    with two.seen(token):
+    with two.consistency_context(token):
         with two.read() as session:
             assert not session.execute(text("select pg_is_in_recovery()")).scalar()
-        servers.caught_up()
+        servers.wait_for_replicas()
         with two.read() as session:  # the primary has told where it is: replicas will do again
             assert session.execute(text("select pg_is_in_recovery()")).scalar()
     assert "same keys" in caplog.text
 
 
-def test_an_answer_that_caches_share_carries_nobodys_cookie(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_publicly_cached_answer_carries_no_cookie(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
     shared, own = visit(service(router), "GET /?cache=public,max-age=60", "GET /")
     assert "set-cookie" not in shared.headers
     assert "set-cookie" in own.headers  # what was read counts: reads are monotonic
-    router = route(servers.urls, freshness=FreshnessLimits(monotonic=False))
+    router = make_router(servers.urls, freshness=FreshnessLimits(monotonic=False))
     (own,) = visit(service(router), "GET /")
     assert "set-cookie" not in own.headers
 
 
-def test_a_commit_that_comes_too_late_for_the_cookie_is_told_of(local: DatabaseRouter, caplog: Any) -> None:
+def test_commit_after_the_answer_began_is_logged(local: DatabaseRouter, caplog: Any) -> None:
     late, in_time = (visit(service(local), f"POST {path}")[0] for path in ("/late", "/"))
     assert "set-cookie" not in late.headers
     assert "set-cookie" in in_time.headers
     assert caplog.text.count("after the answer had begun") == 1
 
 
-def test_a_task_reads_what_its_request_wrote(servers: Servers, route: Route) -> None:
-    web, worker = route(servers.urls), route(servers.urls)
-    with servers.held_back(servers.replicas[0], 300):
+def test_a_task_reads_what_its_request_wrote(servers: Servers, make_router: MakeRouter) -> None:
+    web, worker = make_router(servers.urls), make_router(servers.urls)
+    with servers.hold_back(servers.replicas[0], 300):
         for _ in range(10):
-            with web.seen():
+            with web.consistency_context():
                 with web.write() as session:
                     written = session.execute(text(BUMP)).scalar()
                 payload = {"id": 90, "seen": web.token()}
-            with worker.seen(payload["seen"]), worker.read() as session:
+            with worker.consistency_context(payload["seen"]), worker.read() as session:
                 assert session.execute(text(LOOK)).scalar() == written
 
 
-def test_keys_rotate(route: Route) -> None:
-    old, both = route(("sqlite://", [])), route(("sqlite://", []), keys=["n" * 20 + KEY, KEY])
-    with old.seen():
+def test_keys_rotate(make_router: MakeRouter) -> None:
+    old, both = make_router(("sqlite://", [])), make_router(("sqlite://", []), keys=["n" * 20 + KEY, KEY])
+    with old.consistency_context():
         with old.write() as session:
             session.execute(text("create table t (n integer)"))
         token = old.token()
-    with both.seen(token) as seen:
+    with both.consistency_context(token) as seen:
         assert seen.token is not None

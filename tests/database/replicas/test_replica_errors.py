@@ -1,4 +1,4 @@
-"""What goes wrong is said: writes through readers, commits whose outcome nobody knows, arguments."""
+"""Errors of the router: writes in read sessions, commits of unknown outcome, invalid arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
-from tenfold.database.pools.deadlines import enforce_deadlines
+from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import (
     CommitUnknownError,
@@ -27,10 +27,11 @@ from tenfold.errors import (
     ReadOnlyError,
     SettingsError,
 )
-from tests.database.conftest import Servers, eventually, in_threads
+from tests.database.conftest import Servers, in_threads
 from tests.database.support.proxy import Proxy
+from tests.support.waiting import eventually
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
 
@@ -68,11 +69,11 @@ async def async_bump(scope: AbstractAsyncContextManager[AsyncSession]) -> None:
 
 
 def state(servers: Servers) -> list[tuple[int, int]]:
-    """What those who write here may change."""
+    """The rows that these tests may change."""
     return servers.primary.ask("select id, value from counters where id in (1, 1000) order by id")
 
 
-POOLS = {"watched": {}, "SQLAlchemy's own": {"engine": lambda _: {}}}
+POOLS = {"monitored": {}, "SQLAlchemy's own": {"engine": lambda _: {}}}
 
 
 @pytest.fixture(params=POOLS.values(), ids=POOLS)
@@ -83,20 +84,24 @@ def pool(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.mark.parametrize("replicas", [True, False])
 @pytest.mark.parametrize("write", [bump, add])
-def test_a_write_through_a_reader_is_refused_in_one_sentence(
-    servers: Servers, route: Route, replicas: bool, write: Callable[..., None], pool: dict[str, Any]
+def test_read_session_refuses_writes_in_one_sentence(
+    servers: Servers,
+    make_router: MakeRouter,
+    replicas: bool,
+    write: Callable[..., None],
+    pool: dict[str, Any],
 ) -> None:
     primary, some = servers.urls
-    router, before = route((primary, some if replicas else []), options=pool), state(servers)
+    router, before = make_router((primary, some if replicas else []), options=pool), state(servers)
     with pytest.raises(ReadOnlyError, match=r"router\.write"):
         write(router.read())
     assert state(servers) == before
 
 
-def test_options_for_the_driver_do_not_open_readers_for_writes(servers: Servers, route: Route) -> None:
+def test_driver_options_keep_read_sessions_read_only(servers: Servers, make_router: MakeRouter) -> None:
     options = {"connect_args": {"options": "-c work_mem=7MB"}}
     for engine in (options, lambda url: options):
-        router = route(servers.urls, options={"engine": engine})
+        router = make_router(servers.urls, options={"engine": engine})
         with pytest.raises(ReadOnlyError), router.read() as session:
             session.execute(BUMP, {"id": 1})
         for scope in (router.read(), router.write(), router.analytics()):
@@ -105,11 +110,9 @@ def test_options_for_the_driver_do_not_open_readers_for_writes(servers: Servers,
 
 
 @pytest.mark.parametrize("replicas", [True, False])
-def test_a_write_through_an_async_reader_is_refused_too(
-    servers: Servers, route: Route, replicas: bool
-) -> None:
+def test_async_read_session_refuses_writes(servers: Servers, make_router: MakeRouter, replicas: bool) -> None:
     primary, some = servers.urls
-    router, before = route((primary, some if replicas else [])), state(servers)
+    router, before = make_router((primary, some if replicas else [])), state(servers)
 
     async def scenario() -> None:
         with pytest.raises(ReadOnlyError):
@@ -120,7 +123,7 @@ def test_a_write_through_an_async_reader_is_refused_too(
     assert state(servers) == before
 
 
-def test_the_control_through_a_plain_session_all_of_these_write(servers: Servers) -> None:
+def test_the_control_plain_sessions_write(servers: Servers) -> None:
     url = servers.primary.url.replace("postgresql:", "postgresql+psycopg:")
     before = value(servers, 1)
     engine = create_engine(url)
@@ -142,8 +145,8 @@ def test_the_control_through_a_plain_session_all_of_these_write(servers: Servers
     assert state(servers) == [(1, before + 2)]
 
 
-def test_what_a_block_writes_is_committed_at_its_end_or_not_at_all(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_write_block_commits_at_its_end_or_rolls_back(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
     with pytest.raises(ZeroDivisionError), router.write() as session:
         session.add(Counter(id=2000, value=1))
         session.flush()
@@ -169,10 +172,10 @@ def through(proxy: Proxy, servers: Servers) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_commit_whose_answer_is_lost_is_said_to_be_unknown_and_not_repeated(
-    servers: Servers, route: Route, proxy: Proxy, asynchronous: bool, pool: dict[str, Any]
+def test_commit_whose_answer_is_lost_is_unknown_and_not_repeated(
+    servers: Servers, make_router: MakeRouter, proxy: Proxy, asynchronous: bool, pool: dict[str, Any]
 ) -> None:
-    router = route(through(proxy, servers), health=HealthLimits(sample_s=0), options=pool)
+    router = make_router(through(proxy, servers), health=HealthLimits(sample_s=0), options=pool)
     before = value(servers, 10)
 
     def scenario() -> None:
@@ -186,12 +189,12 @@ def test_a_commit_whose_answer_is_lost_is_said_to_be_unknown_and_not_repeated(
             await session.execute(BUMP, {"id": 10})
             proxy.cut_at = b"COMMIT"
 
-    with router.seen() as seen:
-        with pytest.raises(CommitUnknownError, match="nobody knows"):
+    with router.consistency_context() as seen:
+        with pytest.raises(CommitUnknownError, match="unknown whether it was committed"):
             asyncio.run(async_scenario()) if asynchronous else scenario()
         proxy.cut_at = None
         assert proxy.cuts == 1
-        # It was committed, as it happens; and whoever sent it reads that, on the primary.
+        # It was committed in this case, and its writer reads that on the primary.
         eventually(lambda: value(servers, 10) == before + 1)
         assert seen.token.position == 0
         with router.read() as session:
@@ -201,10 +204,10 @@ def test_a_commit_whose_answer_is_lost_is_said_to_be_unknown_and_not_repeated(
     assert value(servers, 10) == before + 1
 
 
-def test_the_control_a_connection_lost_earlier_is_not_called_unknown(
-    servers: Servers, route: Route, proxy: Proxy
+def test_the_control_connection_lost_before_commit_is_not_unknown(
+    servers: Servers, make_router: MakeRouter, proxy: Proxy
 ) -> None:
-    router = route(through(proxy, servers), health=HealthLimits(sample_s=0))
+    router = make_router(through(proxy, servers), health=HealthLimits(sample_s=0))
     with pytest.raises(DBAPIError) as caught, router.write() as session:
         session.execute(text("select 1"))
         proxy.cut_at = b"update"
@@ -212,10 +215,12 @@ def test_the_control_a_connection_lost_earlier_is_not_called_unknown(
     assert not isinstance(caught.value, CommitUnknownError)
 
 
-def test_a_position_that_could_not_be_asked_for_is_owed(servers: Servers, route: Route, proxy: Proxy) -> None:
-    """The commit was acknowledged, then the line went: the next read is the primary's, and knows better."""
-    router = route(through(proxy, servers), health=HealthLimits(sample_s=0))
-    with servers.held_back(servers.replicas[0], 300), router.seen():
+def test_unknown_position_after_a_write_sends_reads_to_the_primary(
+    servers: Servers, make_router: MakeRouter, proxy: Proxy
+) -> None:
+    """The commit was acknowledged, then the connection was lost: the primary serves the next read."""
+    router = make_router(through(proxy, servers), health=HealthLimits(sample_s=0))
+    with servers.hold_back(servers.replicas[0], 300), router.consistency_context():
         with router.write() as session:
             written = session.execute(BUMP, {"id": 12}).scalar()
             proxy.cut_at = b"pg_current_wal_insert_lsn"
@@ -225,21 +230,21 @@ def test_a_position_that_could_not_be_asked_for_is_owed(servers: Servers, route:
                 assert session.get(Counter, 12).value == written
 
 
-def test_reports_stay_off_the_primary(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_reports_stay_off_the_primary(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
     for _ in range(10):
         with router.analytics() as session:
             assert session.execute(text("select pg_is_in_recovery()")).scalar()
             assert session.execute(text("show statement_timeout")).scalar() == "0"
-    with pytest.raises(NoReplicaError), route((servers.primary.url, [])).analytics() as session:
+    with pytest.raises(NoReplicaError), make_router((servers.primary.url, [])).analytics() as session:
         session.execute(text("select 1"))
 
 
-def stranded(servers: Servers, route: Route, *, reads: int, primary_reads: int) -> int:
-    """So many reads at once, and no replica answers: how many of them the primary has at the same time."""
+def stranded(servers: Servers, make_router: MakeRouter, *, reads: int, primary_reads: int) -> int:
+    """The number of reads that the primary serves at once when no replica answers."""
     nowhere = "postgresql://app@127.0.0.1:1/app"
     limits = HealthLimits(sample_s=0)
-    router = route((servers.primary.url, [nowhere]), primary_reads=primary_reads, health=limits)
+    router = make_router((servers.primary.url, [nowhere]), primary_reads=primary_reads, health=limits)
     all_known = threading.Barrier(reads)
 
     def read(_: int) -> int:
@@ -262,17 +267,19 @@ def read_alone(router: DatabaseRouter) -> bool:
         return session.execute(text("select true")).scalar()
 
 
-def test_the_primary_takes_so_many_stranded_reads_and_no_more(servers: Servers, route: Route) -> None:
+def test_primary_reads_bounds_the_reads_without_a_replica(servers: Servers, make_router: MakeRouter) -> None:
     """The reads that the primary is spared are refused within a second."""
-    assert stranded(servers, route, reads=8, primary_reads=2) == 2
+    assert stranded(servers, make_router, reads=8, primary_reads=2) == 2
 
 
-def test_the_control_without_the_bound_it_has_them_all(servers: Servers, route: Route) -> None:
-    assert stranded(servers, route, reads=8, primary_reads=8) == 8
+def test_the_control_with_a_large_bound_the_primary_gets_all_reads(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    assert stranded(servers, make_router, reads=8, primary_reads=8) == 8
 
 
 def backends(router: DatabaseRouter) -> set[int]:
-    """The server's processes that a writer and a reader are connected to."""
+    """The backends of a write and a read session."""
     pid = text("select pg_backend_pid()")
     with router.write() as writer, router.read() as reader:
         return {writer.execute(pid).scalar(), reader.execute(pid).scalar()}
@@ -299,27 +306,29 @@ def after_a_fork(router: DatabaseRouter) -> tuple[set[int], set[int]]:
     return mine, others
 
 
-def test_a_forked_worker_has_connections_of_its_own(servers: Servers, route: Route) -> None:
+def test_a_forked_worker_has_connections_of_its_own(servers: Servers, make_router: MakeRouter) -> None:
     primary, replicas = servers.urls
-    router = route((primary, replicas[:1]), health=HealthLimits(sample_s=0.05))
+    router = make_router((primary, replicas[:1]), health=HealthLimits(sample_s=0.05))
     mine, others = after_a_fork(router)
     assert not others & mine
     assert backends(router) <= mine  # and the parent's still work
 
 
-def test_the_control_without_a_look_at_the_process_it_has_its_parents(
-    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+def test_the_control_without_a_check_of_the_pid_it_uses_its_parents(
+    servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DatabaseRouter, "_begin", lambda router: None)
+    monkeypatch.setattr(DatabaseRouter, "_start", lambda router: None)
     primary, replicas = servers.urls
-    mine, others = after_a_fork(route((primary, replicas[:1])))
+    mine, others = after_a_fork(make_router((primary, replicas[:1])))
     assert others == mine
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_deadlines_hold_on_every_engine(servers: Servers, route: Route, asynchronous: bool) -> None:
-    router = route(servers.urls)
-    router.each_engine(enforce_deadlines)
+def test_deadlines_hold_on_every_engine(
+    servers: Servers, make_router: MakeRouter, asynchronous: bool
+) -> None:
+    router = make_router(servers.urls)
+    router.configure_engines(enforce_deadlines)
 
     async def scenario() -> None:
         async with router.read() as session:
@@ -341,8 +350,8 @@ def test_deadlines_hold_on_every_engine(servers: Servers, route: Route, asynchro
     read()
 
 
-def test_without_replicas_the_primary_serves_reads(servers: Servers, route: Route) -> None:
-    router = route((servers.primary.url, []))
+def test_without_replicas_the_primary_serves_reads(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router((servers.primary.url, []))
     with router.read() as session:
         assert not session.execute(text("select pg_is_in_recovery()")).scalar()
 
@@ -357,12 +366,12 @@ def test_without_replicas_the_primary_serves_reads(servers: Servers, route: Rout
         (["sqlite://", []], {"keys": "short"}, "32"),
     ],
 )
-def test_arguments_that_cannot_be(arguments: list, options: dict, said: str) -> None:
+def test_invalid_arguments_are_refused(arguments: list, options: dict, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         DatabaseRouter(*arguments, **options)
 
 
-def test_a_url_that_cannot_be_read_is_not_shown() -> None:
+def test_invalid_url_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         DatabaseRouter("postgresql:/app:secret@x")
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Replicas and primaries that are killed, paused and promoted while somebody reads and writes."""
+"""Replicas and primaries that are killed, paused and promoted during reads and writes."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from sqlalchemy.exc import DBAPIError
 
 from tenfold.database import DatabaseRouter
 from tenfold.errors import NoReplicaError
-from tests.database.conftest import Servers, eventually
+from tests.database.conftest import Servers
 from tests.database.support.readers import LOOK, Readers
+from tests.support.waiting import eventually
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
 
 
-def test_no_read_fails_when_replicas_are_killed(servers: Servers, route: Route) -> None:
+def test_no_read_fails_when_replicas_are_killed(servers: Servers, make_router: MakeRouter) -> None:
     one, two = servers.replicas
-    with Readers(route(servers.urls)).reading() as readers:
-        with servers.killed(one):
+    with Readers(make_router(servers.urls)).reading() as readers:
+        with servers.outage(one):
             assert one.port not in readers.more()
-            with servers.killed(two):
+            with servers.outage(two):
                 assert readers.more() == {servers.primary.port}
         for replica in servers.replicas:  # they come back by themselves
             eventually(lambda replica=replica: replica.port in readers.more(20))
     assert readers.errors == []
 
 
-def test_no_read_in_asyncio_fails_either(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_no_async_read_fails_when_a_replica_is_killed(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
     one = servers.replicas[0]
 
     async def read(stop: asyncio.Event) -> int:
         answered = 0
-        with router.seen():
+        with router.consistency_context():
             while not stop.is_set():
                 async with router.read() as session:
                     (await session.execute(LOOK, {"id": 0})).one()
@@ -47,7 +48,7 @@ def test_no_read_in_asyncio_fails_either(servers: Servers, route: Route) -> None
         return answered
 
     def kill_and_restart() -> None:
-        with servers.killed(one):
+        with servers.outage(one):
             time.sleep(0.05)
 
     async def scenario() -> list[int]:
@@ -67,41 +68,43 @@ def test_the_control_a_plain_engine_fails_when_its_replica_is_killed(servers: Se
     engine = create_engine(one.url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect() as connection:
         connection.execute(LOOK, {"id": 0})
-        with servers.killed(one), pytest.raises(DBAPIError):
+        with servers.outage(one), pytest.raises(DBAPIError):
             connection.execute(LOOK, {"id": 0})
     engine.dispose()
 
 
-def test_no_read_fails_when_the_primary_is_killed(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_no_read_fails_when_the_primary_is_killed(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
     with router.write() as session:
         session.execute(BUMP, {"id": 0})
-    servers.caught_up()
-    with Readers(router).reading() as readers, servers.killed(servers.primary):
+    servers.wait_for_replicas()
+    with Readers(router).reading() as readers, servers.outage(servers.primary):
         assert readers.more() <= {replica.port for replica in servers.replicas}
         with pytest.raises(DBAPIError), router.write() as session:
             session.execute(BUMP, {"id": 0})
     assert readers.errors == []
 
 
-def test_a_read_that_only_the_dead_primary_could_answer_is_refused(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_read_that_only_the_dead_primary_could_serve_is_refused(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    router = make_router(servers.urls)
 
     def resume() -> None:
         for replica in servers.replicas:
-            servers.tell(replica, "select pg_wal_replay_resume()")
+            servers.execute(replica, "select pg_wal_replay_resume()")
 
     for replica in servers.replicas:
-        servers.tell(replica, "select pg_wal_replay_pause()")
+        servers.execute(replica, "select pg_wal_replay_pause()")
     try:
-        with router.seen():
+        with router.consistency_context():
             with router.write() as session:
                 written = session.execute(BUMP, {"id": 1}).scalar()
             token = router.token()
-        with servers.killed(servers.primary):
-            with router.seen(token), pytest.raises(NoReplicaError), router.read() as session:
+        with servers.outage(servers.primary):
+            with router.consistency_context(token), pytest.raises(NoReplicaError), router.read() as session:
                 session.execute(LOOK, {"id": 1})
-            with router.seen(), router.read() as session:  # a visitor who wrote nothing
+            with router.consistency_context(), router.read() as session:  # a visitor who wrote nothing
                 assert session.execute(LOOK, {"id": 1}).scalar() == written - 1
             resume()
     finally:
@@ -109,7 +112,7 @@ def test_a_read_that_only_the_dead_primary_could_answer_is_refused(servers: Serv
 
 
 def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int) -> tuple[int, int]:
-    """How many writes were acknowledged while the primary was killed and restarted, and how many remain."""
+    """The numbers of writes acknowledged while the primary was killed and restarted, and of those kept."""
     before_all = servers.primary.ask("select value from counters where id = 2")[0][0]
     acknowledged, done = 0, threading.Event()
 
@@ -132,7 +135,7 @@ def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int)
     try:
         for _ in range(kills):
             more()
-            with servers.killed(servers.primary):
+            with servers.outage(servers.primary):
                 pass
         more()
     finally:
@@ -141,40 +144,44 @@ def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int)
     return acknowledged, servers.primary.ask("select value from counters where id = 2")[0][0] - before_all
 
 
-def test_no_acknowledged_write_is_lost_when_the_primary_restarts(servers: Servers, route: Route) -> None:
-    acknowledged, there = writes_around_kills(servers, route(servers.urls), kills=2)
+def test_no_acknowledged_write_is_lost_when_the_primary_restarts(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    acknowledged, there = writes_around_kills(servers, make_router(servers.urls), kills=2)
     assert acknowledged <= there <= acknowledged + 2  # a commit whose answer was lost, at each kill
 
 
-def test_the_control_with_an_asynchronous_commit_what_was_acknowledged_is_lost(
-    servers: Servers, route: Route
+def test_the_control_asynchronous_commit_loses_acknowledged_writes(
+    servers: Servers, make_router: MakeRouter
 ) -> None:
     relaxed = {"engine": {"connect_args": {"options": "-c synchronous_commit=off"}}}
     # By default the log is written within 0.6 s of such a commit; so the kill comes before, for sure.
-    with servers.told(servers.primary, "wal_writer_delay", "10s"):
-        acknowledged, there = writes_around_kills(servers, route(servers.urls, options=relaxed), kills=1)
+    with servers.with_setting(servers.primary, "wal_writer_delay", "10s"):
+        acknowledged, there = writes_around_kills(
+            servers, make_router(servers.urls, options=relaxed), kills=1
+        )
     assert there < acknowledged
 
 
 def several_hosts(servers: Servers) -> str:
-    """A URL for whichever of the primary and the first replica takes writes."""
+    """A URL of two hosts, the primary and the first replica."""
     one = servers.primary
     return one.url.replace(one.address, f"{one.address},{servers.replicas[0].address}")
 
 
-def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_to_apply(
-    doomed: Servers, route: Route
+def test_promotion_keeps_writes_that_a_replica_had_to_apply(
+    disposable_servers: Servers, make_router: MakeRouter
 ) -> None:
-    one, two = doomed.replicas
-    router = route((several_hosts(doomed), [one.url, two.url]))
-    doomed.tell(
-        doomed.primary,
+    one, two = disposable_servers.replicas
+    router = make_router((several_hosts(disposable_servers), [one.url, two.url]))
+    disposable_servers.execute(
+        disposable_servers.primary,
         "alter system set synchronous_standby_names = 'replica_1'",
         "alter system set synchronous_commit = 'remote_apply'",
         "select pg_reload_conf()",
     )
-    eventually(lambda: doomed.primary.ask("show synchronous_standby_names")[0][0])
-    with router.seen():
+    eventually(lambda: disposable_servers.primary.ask("show synchronous_standby_names")[0][0])
+    with router.consistency_context():
         for _ in range(20):
             with router.write() as session:
                 session.execute(BUMP, {"id": 0})
@@ -182,10 +189,10 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
     with router.read() as session:
         session.execute(LOOK, {"id": 0})
 
-    doomed.kill(doomed.primary)
-    doomed.tell(one, "select pg_promote()")
+    disposable_servers.kill(disposable_servers.primary)
+    disposable_servers.execute(one, "select pg_promote()")
     follow = one.admin_url.replace("postgresql://", "").split("@")[0].split(":")
-    doomed.tell(
+    disposable_servers.execute(
         two,
         "alter system set primary_slot_name = ''",
         f"alter system set primary_conninfo = 'host=127.0.0.1 port={one.port} user={follow[0]} "
@@ -204,8 +211,8 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
     eventually(writes)
 
     def renewed() -> bool:
-        """The old timeline's token: a server that is still there may answer, then the new primary does."""
-        with router.seen(old) as seen:
+        """Read with the old timeline's token until it has been replaced."""
+        with router.consistency_context(old) as seen:
             with router.read() as session:
                 assert session.execute(LOOK, {"id": 0}).scalar() >= 20
             return seen.token.timeline == 2
@@ -213,7 +220,7 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
     eventually(renewed)
 
     def served_by_the_follower() -> bool:
-        with router.seen():
+        with router.consistency_context():
             with router.write() as session:
                 written = session.execute(BUMP, {"id": 0}).scalar()
             with router.read() as session:
@@ -224,21 +231,21 @@ def test_after_a_promotion_writes_go_on_and_nothing_is_lost_that_a_replica_had_t
     eventually(served_by_the_follower)
 
 
-def test_a_replica_left_on_the_old_timeline_serves_nobody_who_wrote_on_the_new(
-    doomed: Servers, route: Route
+def test_replica_on_the_old_timeline_serves_no_writer_of_the_new(
+    disposable_servers: Servers, make_router: MakeRouter
 ) -> None:
     """It replayed more of the old log than the promoted one had: its position is greater, its data older."""
-    one, two = doomed.replicas
-    router = route((several_hosts(doomed), [two.url]))
-    doomed.tell(one, "alter system set primary_conninfo = ''", "select pg_reload_conf()")
+    one, two = disposable_servers.replicas
+    router = make_router((several_hosts(disposable_servers), [two.url]))
+    disposable_servers.execute(one, "alter system set primary_conninfo = ''", "select pg_reload_conf()")
     eventually(lambda: one.ask("select count(*) from pg_stat_wal_receiver")[0][0] == 0)
     with router.write() as session:  # only the other one gets this
         session.execute(text("create table ballast as select n from generate_series(1, 100000) n"))
     eventually(lambda: two.ask("select to_regclass('ballast') is not null")[0][0])
-    doomed.kill(doomed.primary)
-    doomed.tell(one, "select pg_promote()")
+    disposable_servers.kill(disposable_servers.primary)
+    disposable_servers.execute(one, "select pg_promote()")
     eventually(lambda: not one.ask("select pg_is_in_recovery()")[0][0])
-    with router.seen():
+    with router.consistency_context():
         with router.write() as session:
             session.execute(BUMP, {"id": 0})
         further = two.ask("select pg_last_wal_replay_lsn()")[0][0]

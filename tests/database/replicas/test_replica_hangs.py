@@ -1,4 +1,4 @@
-"""No read fails while a replica hangs or has to cancel it, and readers who give up leave nothing behind."""
+"""Hung replicas, replay conflicts and cancelled reads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from sqlalchemy.exc import DBAPIError
 from tenfold.database import DatabaseRouter, HealthLimits
 from tenfold.database.psycopg import sqlstate
 from tenfold.database.replicas import read_routing
-from tenfold.database.replicas.checkout import Lease
-from tests.database.conftest import Servers, eventually
+from tenfold.database.replicas.checkout import Checkout
+from tests.database.conftest import Servers
 from tests.database.support.proxy import Proxy
 from tests.database.support.readers import LOOK, Readers
+from tests.support.waiting import eventually
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
 SAMPLED, UNSAMPLED = HealthLimits(sample_s=0.05, hang_s=0.6), HealthLimits(sample_s=0)
@@ -29,7 +30,7 @@ SAMPLED, UNSAMPLED = HealthLimits(sample_s=0.05, hang_s=0.6), HealthLimits(sampl
 
 @pytest.fixture
 def line(servers: Servers) -> Iterator[Proxy]:
-    """The line to the first replica."""
+    """A proxy in front of the first replica."""
     made = Proxy(servers.replicas[0].port)
     yield made
     made.close()
@@ -40,11 +41,11 @@ def over(line: Proxy, servers: Servers) -> tuple[str, list[str]]:
     return servers.primary.url, [one.url.replace(str(one.port), str(line.port)), two.url]
 
 
-def test_no_read_fails_when_a_replica_hangs(servers: Servers, route: Route) -> None:
-    router = route(servers.urls, health=SAMPLED)
+def test_no_read_fails_when_a_replica_hangs(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls, health=SAMPLED)
     hung = servers.replicas[0]
     with Readers(router).reading() as readers:
-        with servers.paused(hung):
+        with servers.pause(hung):
             assert readers.left_waiting(within_s=20) == 0
             eventually(lambda: not router.servers()[f"127.0.0.1:{hung.port}/app"]["serving"])
             readers.more(20)
@@ -53,9 +54,11 @@ def test_no_read_fails_when_a_replica_hangs(servers: Servers, route: Route) -> N
     assert readers.errors == []
 
 
-def test_no_read_fails_when_the_line_to_a_replica_stalls(servers: Servers, route: Route, line: Proxy) -> None:
+def test_no_read_fails_when_the_line_to_a_replica_stalls(
+    servers: Servers, make_router: MakeRouter, line: Proxy
+) -> None:
     one = servers.replicas[0]
-    router = route(over(line, servers), health=SAMPLED)
+    router = make_router(over(line, servers), health=SAMPLED)
     with Readers(router).reading() as readers:
         eventually(lambda: one.port in readers.more(20))
         with line.stalled():
@@ -67,16 +70,18 @@ def test_no_read_fails_when_the_line_to_a_replica_stalls(servers: Servers, route
     assert readers.errors == []
 
 
-def test_the_control_without_samples_readers_hang_with_their_replica(servers: Servers, route: Route) -> None:
-    router = route(servers.urls, health=UNSAMPLED, choice="round-robin")
-    with Readers(router).reading() as readers, servers.paused(servers.replicas[0]):
+def test_the_control_without_samples_readers_hang_with_their_replica(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    router = make_router(servers.urls, health=UNSAMPLED, choice="round-robin")
+    with Readers(router).reading() as readers, servers.pause(servers.replicas[0]):
         assert readers.left_waiting(within_s=2) > 0
 
 
 def test_the_control_without_samples_readers_hang_with_the_line(
-    servers: Servers, route: Route, line: Proxy
+    servers: Servers, make_router: MakeRouter, line: Proxy
 ) -> None:
-    router = route(over(line, servers), health=UNSAMPLED, choice="round-robin")
+    router = make_router(over(line, servers), health=UNSAMPLED, choice="round-robin")
     with Readers(router).reading() as readers, line.stalled():
         assert readers.left_waiting(within_s=2) > 0
 
@@ -85,14 +90,14 @@ def test_the_control_without_samples_readers_hang_with_the_line(
 
 
 def in_the_way(servers: Servers, read: Callable[[TextClause], Any]) -> Any:
-    """What a read answers, or fails with, that the first replica has to cancel.
+    """The result or the error of a read that the first replica has to cancel.
 
     A standby ends statements that stand in the way of replay: here a lock, after no grace at all.
     """
     one = servers.replicas[0]
-    servers.tell(servers.primary, "drop table if exists shown", "create table shown as select 1 as n")
-    servers.tell(servers.primary, "grant all on shown to public")
-    servers.caught_up()
+    servers.execute(servers.primary, "drop table if exists shown", "create table shown as select 1 as n")
+    servers.execute(servers.primary, "grant all on shown to public")
+    servers.wait_for_replicas()
     sleep = f"pg_sleep(case inet_server_port() when {one.port} then 30 else 0 end)"
     found: list[Any] = []
 
@@ -103,16 +108,18 @@ def in_the_way(servers: Servers, read: Callable[[TextClause], Any]) -> Any:
             found.append(error)
 
     reader = threading.Thread(target=reading)
-    with servers.told(one, "max_standby_streaming_delay", "0"):
+    with servers.with_setting(one, "max_standby_streaming_delay", "0"):
         reader.start()
         eventually(lambda: one.ask("select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
-        servers.tell(servers.primary, "alter table shown add column m int")
+        servers.execute(servers.primary, "alter table shown add column m int")
         reader.join(20)
     return found[0]
 
 
-def test_a_read_that_a_replica_had_to_cancel_runs_again_elsewhere(servers: Servers, route: Route) -> None:
-    router = route(servers.urls, choice="round-robin")
+def test_read_cancelled_by_a_replay_conflict_runs_again_elsewhere(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    router = make_router(servers.urls, choice="round-robin")
 
     def read(statement: TextClause) -> Any:
         with router.read() as session:
@@ -121,7 +128,7 @@ def test_a_read_that_a_replica_had_to_cancel_runs_again_elsewhere(servers: Serve
     assert in_the_way(servers, read) == servers.replicas[1].port
 
 
-def test_the_control_through_a_plain_engine_it_fails(servers: Servers) -> None:
+def test_the_control_plain_engine_fails_on_a_replay_conflict(servers: Servers) -> None:
     engine = create_engine(servers.replicas[0].url.replace("postgresql:", "postgresql+psycopg:"))
 
     def read(statement: TextClause) -> Any:
@@ -139,7 +146,7 @@ def test_the_control_through_a_plain_engine_it_fails(servers: Servers) -> None:
 
 @types.coroutine
 def given_up(work: Coroutine[Any, Any, None], at: int) -> Generator[Any, Any, bool]:
-    """Do some work; its task is cancelled when it waits for the ``at``-th time. Whether it got that far."""
+    """Cancel a task when it waits for the ``at``-th time; return whether it got that far."""
     waits = 0
     try:
         awaited = work.send(None)
@@ -158,7 +165,7 @@ def given_up(work: Coroutine[Any, Any, None], at: int) -> Generator[Any, Any, bo
 
 
 async def left_behind(router: DatabaseRouter) -> set[tuple[int, int]]:
-    """Uses and connections that the router counts after visitors gave up; (0, 0) is for each server.
+    """Reads in flight and checked-out connections after cancellations; {(0, 0)} when none leaked.
 
     First at each moment that there is: while connecting, asking, waiting for a replica, reading, committing.
     Then by chance, and more of them than a pool has connections for.
@@ -166,7 +173,7 @@ async def left_behind(router: DatabaseRouter) -> set[tuple[int, int]]:
     every = [router._primary, router._primary_reads, *router._replicas]
 
     def counted() -> set[tuple[int, int]]:
-        engines = [(server, engine) for server in every for engine in server.engines()]
+        engines = [(server, engine) for server in every for engine in list(server._engines.values())]
         return {(server.load.in_flight, engine.pool.checkedout()) for server, engine in engines}
 
     async def one(row: int, at: int) -> bool:
@@ -191,19 +198,19 @@ async def left_behind(router: DatabaseRouter) -> set[tuple[int, int]]:
 
 
 async def visit(router: DatabaseRouter, row: int) -> None:
-    with router.seen():
+    with router.consistency_context():
         async with router.write() as session:
             await session.execute(BUMP, {"id": row})
         async with router.read() as session:
             await session.execute(LOOK, {"id": row})
 
 
-def narrow(servers: Servers, route: Route) -> DatabaseRouter:
-    return route(servers.urls, primary_reads=3, options={"engine": {"pool_size": 3, "max_overflow": 0}})
+def narrow(servers: Servers, make_router: MakeRouter) -> DatabaseRouter:
+    return make_router(servers.urls, primary_reads=3, options={"engine": {"pool_size": 3, "max_overflow": 0}})
 
 
-def test_who_gives_up_leaves_no_connection_behind(servers: Servers, route: Route) -> None:
-    router = narrow(servers, route)
+def test_cancelled_reads_leak_no_connection(servers: Servers, make_router: MakeRouter) -> None:
+    router = narrow(servers, make_router)
 
     async def scenario() -> set[tuple[int, int]]:
         found = await left_behind(router)
@@ -211,20 +218,20 @@ def test_who_gives_up_leaves_no_connection_behind(servers: Servers, route: Route
         await router.aclose()
         return found
 
-    with servers.held_back(servers.replicas[0], 10):
+    with servers.hold_back(servers.replicas[0], 10):
         assert asyncio.run(scenario()) == {(0, 0)}
 
 
-def test_the_control_a_finder_that_overlooks_cancellations_leaves_some(
-    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+def test_the_control_routing_that_ignores_cancellation_leaks(
+    servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_routing, "_verdict", Lease.fresh_for)
-    router = narrow(servers, route)
+    monkeypatch.setattr(read_routing, "_freshness", Checkout.freshness_for)
+    router = narrow(servers, make_router)
 
     async def scenario() -> set[tuple[int, int]]:
         found = await left_behind(router)
         await router.aclose()
         return found
 
-    with servers.held_back(servers.replicas[0], 10):
+    with servers.hold_back(servers.replicas[0], 10):
         assert asyncio.run(scenario()) != {(0, 0)}

@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter, FreshnessLimits, HealthLimits
-from tenfold.database.replicas.checkout import Lease
+from tenfold.database.replicas.checkout import Checkout
 from tenfold.database.replicas.sessions import ReadSession
 from tenfold.positions import format_position
-from tests.database.conftest import Servers, eventually, in_threads
+from tests.database.conftest import Servers, in_threads
+from tests.support.waiting import eventually
 
-Route = Callable[..., DatabaseRouter]
+MakeRouter = Callable[..., DatabaseRouter]
 
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
 LOOK = text("select value, inet_server_port() from counters where id = :id")
@@ -30,19 +31,19 @@ def pairs(writer: DatabaseRouter, reader: DatabaseRouter, *, row: int, count: in
     """
     found: Counter = Counter()
     for _ in range(count):
-        with writer.seen():
+        with writer.consistency_context():
             with writer.write() as session:
                 written = session.execute(BUMP, {"id": row}).scalar()
             token = writer.token()
-        with reader.seen(token if carry else None), reader.read() as session:
+        with reader.consistency_context(token if carry else None), reader.read() as session:
             value, port = session.execute(LOOK, {"id": row}).one()
         found[port] += 1
         found["stale"] += value < written
     return found
 
 
-def soak(servers: Servers, route: Route, *, workers: int, count: int, carry: bool) -> Counter:
-    routers = [route(servers.urls), route(servers.urls)]
+def soak(servers: Servers, make_router: MakeRouter, *, workers: int, count: int, carry: bool) -> Counter:
+    routers = [make_router(servers.urls), make_router(servers.urls)]
 
     def work(number: int) -> Counter:
         writer, reader = routers[number % 2], routers[(number + 1) % 2]
@@ -51,38 +52,40 @@ def soak(servers: Servers, route: Route, *, workers: int, count: int, carry: boo
     return sum(in_threads(workers, work), Counter())
 
 
-def test_nobody_misses_their_own_write(servers: Servers, route: Route) -> None:
-    with servers.held_back(servers.replicas[0], 500):
-        found = soak(servers, route, workers=4, count=100, carry=True)
+def test_visitors_read_their_own_writes(servers: Servers, make_router: MakeRouter) -> None:
+    with servers.hold_back(servers.replicas[0], 500):
+        found = soak(servers, make_router, workers=4, count=100, carry=True)
     assert found["stale"] == 0
     assert found.total() == 400
     assert found[servers.replicas[1].port] > 200  # replicas serve, and not the primary for the fear of it
 
 
-def test_the_control_without_the_token_writes_are_missed(servers: Servers, route: Route) -> None:
-    with servers.held_back(servers.replicas[0], 500):
-        found = soak(servers, route, workers=4, count=40, carry=False)
+def test_the_control_without_the_token_reads_are_stale(servers: Servers, make_router: MakeRouter) -> None:
+    with servers.hold_back(servers.replicas[0], 500):
+        found = soak(servers, make_router, workers=4, count=40, carry=False)
     assert found["stale"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_nobody_of_a_hundred_thousand_misses_their_own_write(servers: Servers, route: Route) -> None:
-    with servers.held_back(servers.replicas[0], 2000):
-        found = soak(servers, route, workers=20, count=5000, carry=True)
-        control = soak(servers, route, workers=4, count=250, carry=False)
+def test_a_hundred_thousand_visitors_read_their_own_writes(servers: Servers, make_router: MakeRouter) -> None:
+    with servers.hold_back(servers.replicas[0], 2000):
+        found = soak(servers, make_router, workers=20, count=5000, carry=True)
+        control = soak(servers, make_router, workers=4, count=250, carry=False)
     assert found["stale"] == 0
     assert control["stale"] > 0
 
 
-def went_back(servers: Servers, route: Route, *, monotonic: bool, reads: int) -> int:
-    """How often a reader, moving between two instances, saw a value older than the one before."""
+def went_back(servers: Servers, make_router: MakeRouter, *, monotonic: bool, reads: int) -> int:
+    """The number of reads, alternating between two instances, that were older than the one before."""
     limits = FreshnessLimits(monotonic=monotonic, wait_s=0.2)
-    routers = itertools.cycle([route(servers.urls, freshness=limits, choice="random") for _ in range(2)])
+    routers = itertools.cycle(
+        [make_router(servers.urls, freshness=limits, choice="random") for _ in range(2)]
+    )
     done = threading.Event()
 
     def write() -> None:
-        writer = route(servers.urls, freshness=FreshnessLimits(monotonic=False))
+        writer = make_router(servers.urls, freshness=FreshnessLimits(monotonic=False))
         while not done.is_set():
             with writer.write() as session:
                 session.execute(BUMP, {"id": 50})
@@ -92,7 +95,7 @@ def went_back(servers: Servers, route: Route, *, monotonic: bool, reads: int) ->
     try:
         backwards, before, token = 0, 0, None
         for router in itertools.islice(routers, reads):
-            with router.seen(token):
+            with router.consistency_context(token):
                 with router.read() as session:
                     value = session.execute(LOOK, {"id": 50}).scalar()
                 token = router.token()
@@ -104,70 +107,72 @@ def went_back(servers: Servers, route: Route, *, monotonic: bool, reads: int) ->
         writing.join()
 
 
-def test_nobody_goes_back_in_time(servers: Servers, route: Route) -> None:
-    with servers.held_back(servers.replicas[0], 60):
-        assert went_back(servers, route, monotonic=True, reads=150) == 0
+def test_reads_are_monotonic(servers: Servers, make_router: MakeRouter) -> None:
+    with servers.hold_back(servers.replicas[0], 60):
+        assert went_back(servers, make_router, monotonic=True, reads=150) == 0
 
 
-def test_the_control_without_monotonic_reads_they_do(servers: Servers, route: Route) -> None:
-    with servers.held_back(servers.replicas[0], 60):
-        assert went_back(servers, route, monotonic=False, reads=150) > 0
+def test_the_control_without_monotonic_reads_they_go_back(servers: Servers, make_router: MakeRouter) -> None:
+    with servers.hold_back(servers.replicas[0], 60):
+        assert went_back(servers, make_router, monotonic=False, reads=150) > 0
 
 
 def snapshots(
     servers: Servers, router: DatabaseRouter, *, count: int, isolation: str | None = "REPEATABLE READ"
 ) -> Counter:
-    """Write, then read twice in one snapshot: how often it lacked the write, and how often it moved."""
+    """Write, then read twice in one snapshot; count missed writes and changed reads."""
     found: Counter = Counter()
-    with servers.held_back(servers.replicas[0], 500):
+    with servers.hold_back(servers.replicas[0], 500):
         for _ in range(count):
-            with router.seen():
+            with router.consistency_context():
                 with router.write() as session:
                     written = session.execute(BUMP, {"id": 60}).scalar()
                 with router.read(isolation=isolation) as session:
                     first = session.execute(LOOK, {"id": 60}).scalar()
                     with router.write() as other:
                         other.execute(BUMP, {"id": 60})
-                    servers.caught_up()
+                    servers.wait_for_replicas()
                     found["moved"] += session.execute(LOOK, {"id": 60}).scalar() != first
                 found["stale"] += first < written
     return found
 
 
-def test_one_snapshot_is_checked_before_it_is_taken(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_freshness_is_checked_before_the_snapshot(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
     assert snapshots(servers, router, count=3) == {"stale": 0, "moved": 0}
     for isolation, shown in (("REPEATABLE READ", "repeatable read"), (None, "read committed")):
         with router.read(isolation=isolation) as session:
             assert session.execute(text("show transaction_isolation")).scalar() == shown
 
 
-def test_the_control_a_snapshot_that_is_taken_before_the_check_lacks_the_write(
-    servers: Servers, route: Route, monkeypatch: pytest.MonkeyPatch
+def test_the_control_snapshot_before_the_check_lacks_the_write(
+    servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     primary, replicas = servers.urls
-    router = route((primary, replicas[:1]))
+    router = make_router((primary, replicas[:1]))
 
-    def taken(session: ReadSession) -> Lease:
+    def taken(session: ReadSession) -> Checkout:
         """As the router's, the other way round: the transaction begins, then the replica is checked."""
-        lease = router._report(False, frozenset(), False)
-        lease.connection.execution_options(isolation_level=session._errand.isolation or "READ COMMITTED")
-        token = router._memory.token()
+        checkout = router._acquire_for_report(False, frozenset(), False)
+        checkout.connection.execution_options(isolation_level=session._source.isolation or "READ COMMITTED")
+        token = router._tracker.token()
         assert token is not None
         reached = f"select pg_last_wal_replay_lsn() >= '{format_position(token.position)}'"
-        eventually(lambda: lease.connection.exec_driver_sql(reached).scalar())
-        return lease
+        eventually(lambda: checkout.connection.exec_driver_sql(reached).scalar())
+        return checkout
 
-    monkeypatch.setattr(ReadSession, "_taken", taken)
+    monkeypatch.setattr(ReadSession, "_acquire", taken)
     assert snapshots(servers, router, count=2) == {"stale": 2, "moved": 0}
 
 
-def test_the_control_without_one_snapshot_what_is_read_moves(servers: Servers, route: Route) -> None:
-    assert snapshots(servers, route(servers.urls), count=2, isolation=None) == {"stale": 0, "moved": 2}
+def test_the_control_without_a_snapshot_repeated_reads_differ(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    assert snapshots(servers, make_router(servers.urls), count=2, isolation=None) == {"stale": 0, "moved": 2}
 
 
-def test_reads_reach_every_replica_and_not_the_primary(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
+def test_reads_reach_every_replica_and_not_the_primary(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
 
     def work(number: int) -> Counter:
         found: Counter[Any] = Counter()
@@ -181,9 +186,9 @@ def test_reads_reach_every_replica_and_not_the_primary(servers: Servers, route: 
     assert min(found.values()) > 20
 
 
-def test_in_a_script_a_thread_remembers_what_it_wrote(servers: Servers, route: Route) -> None:
-    router = route(servers.urls)
-    with servers.held_back(servers.replicas[0], 300):
+def test_thread_without_a_context_reads_its_own_writes(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls)
+    with servers.hold_back(servers.replicas[0], 300):
 
         def work(_: int) -> None:
             for _ in range(20):
@@ -195,8 +200,8 @@ def test_in_a_script_a_thread_remembers_what_it_wrote(servers: Servers, route: R
         in_threads(1, work)
 
 
-def test_a_replica_that_is_too_late_gets_no_reads_until_it_is_not(servers: Servers, route: Route) -> None:
-    router = route(servers.urls, health=HealthLimits(max_lag_s=0.5, sample_s=0.05))
+def test_late_replica_gets_no_reads_until_it_has_caught_up(servers: Servers, make_router: MakeRouter) -> None:
+    router = make_router(servers.urls, health=HealthLimits(max_lag_s=0.5, sample_s=0.05))
     late = f"127.0.0.1:{servers.replicas[0].port}/app"
 
     def bump() -> None:
@@ -207,9 +212,9 @@ def test_a_replica_that_is_too_late_gets_no_reads_until_it_is_not(servers: Serve
         bump()
         return not router.servers()[late]["serving"]
 
-    with servers.held_back(servers.replicas[0], 3000):
+    with servers.hold_back(servers.replicas[0], 3000):
         eventually(lags)
         for _ in range(20):
-            with router.seen(), router.read() as session:
+            with router.consistency_context(), router.read() as session:
                 assert session.execute(LOOK, {"id": 80}).one()[1] != servers.replicas[0].port
     eventually(lambda: router.servers()[late]["serving"])

@@ -1,4 +1,4 @@
-"""Reads PgBouncer's files as PgBouncer does, from its grammar and without a look at how they are written."""
+"""A reader of PgBouncer's files, written from PgBouncer's grammar and independent of the renderer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESERVED = {"pgbouncer": "the console", "*": "any database"}
 
 
 class UnreadableError(Exception):
-    """PgBouncer would not start with this, or would do what nobody can have meant."""
+    """PgBouncer would not start with this file, or would misread it."""
 
 
 def read_ini(text: str) -> dict[str, list[tuple[str, str]]]:
@@ -48,7 +48,7 @@ def read_connection(text: str) -> list[tuple[str, str]]:
 
 
 def read_databases(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each database that clients may name, and where it is."""
+    """The databases that clients may name, with their parameters."""
     found = read_ini(text).get("databases", [])
     if not found:
         raise UnreadableError("no database")

@@ -1,4 +1,4 @@
-"""Watched pools for the tests, and what they found."""
+"""Monitored pools for the tests, and their findings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tenfold.database import pool_options
-from tenfold.database.pools.pool import WatchedPool
+from tenfold.database.pools.pool import MonitoredPool
 from tenfold.types import Finding
 from tests.measure import conftest
 
 postgres_url = conftest.postgres_url
-FOLDER = Path(__file__).parents[1]
+FOLDER = Path(__file__).parents[1] / "pools"
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def engine_of(url: str) -> Iterator[Callable[..., Engine]]:
         engine.dispose()
 
 
-def pool(engine: Engine | AsyncEngine) -> WatchedPool:
-    assert isinstance(engine.pool, WatchedPool)
+def pool(engine: Engine | AsyncEngine) -> MonitoredPool:
+    assert isinstance(engine.pool, MonitoredPool)
     return engine.pool
 
 
@@ -56,7 +56,7 @@ def kinds(engine: Engine | AsyncEngine) -> set[str]:
 
 
 def line(file: str, mark: str) -> str:
-    """Where a comment says ``# mark: …``: "test_pool.py:40"."""
+    """The line with the comment ``# mark: …``, as "test_pool.py:40"."""
     lines = Path(file).read_text().splitlines()
     number = next(n for n, text in enumerate(lines, 1) if text.endswith(f"# mark: {mark}"))
     return f"{Path(file).name}:{number}"

@@ -1,4 +1,4 @@
-"""Stands between a client and PostgreSQL; it stalls, or cuts the line when a certain message goes by."""
+"""A proxy for PostgreSQL that stalls, or cuts the connection at a certain message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class Proxy:
-    """Listens on a free port. What a client sends with ``cut_at`` in it is passed on, its answer is not."""
+    """A proxy on a free port. A message with ``cut_at`` in it is passed on, its answer is not."""
 
     def __init__(self, port: int) -> None:
         self.target = port
@@ -49,7 +49,7 @@ class Proxy:
 
     @contextlib.contextmanager
     def stalled(self) -> Iterator[None]:
-        """Nothing goes by until the end of the block."""
+        """Pass nothing on until the end of the block."""
         self.flows.clear()
         try:
             yield

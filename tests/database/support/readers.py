@@ -1,4 +1,4 @@
-"""Visitors who read without pause while something happens to the servers."""
+"""Visitors who read without pause during an outage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from sqlalchemy import text
 
 from tenfold.database import DatabaseRouter
-from tests.database.conftest import eventually
+from tests.support.waiting import eventually
 
 LOOK = text("select value, inet_server_port() from counters where id = :id")
 
@@ -30,7 +30,7 @@ class Readers:
         token = None
         while not self._done.is_set():
             try:
-                with self.router.seen(token):
+                with self.router.consistency_context(token):
                     with self.router.read() as session:
                         self.ports.add(session.execute(LOOK, {"id": row}).one()[1])
                     token = self.router.token()
@@ -52,11 +52,11 @@ class Readers:
 
     @property
     def answered(self) -> int:
-        """How many answers they had, all together."""
+        """The number of answers so far."""
         return sum(self.answers)
 
     def left_waiting(self, *, within_s: float) -> int:
-        """How many of them do not get ten answers more in so many seconds; all of them may have before."""
+        """The number of readers that do not get ten more answers within so many seconds."""
         wanted, deadline = [had + 10 for had in self.answers], time.monotonic() + within_s
         while waiting := sum(has < wants for has, wants in zip(self.answers, wanted, strict=True)):
             if time.monotonic() > deadline:
@@ -65,7 +65,7 @@ class Readers:
         return waiting
 
     def more(self, count: int = 100) -> set[int]:
-        """Await so many answers more; the ports that gave them, the ones under way before excluded."""
+        """Wait for so many more answers; return the ports of their servers."""
         had = self.answers.copy()
         eventually(lambda: all(has > before for has, before in zip(self.answers, had, strict=True)))
         self.ports, before = set(), self.answered

@@ -40,7 +40,7 @@ def newest(session: Session) -> JSONResponse:
 
 
 def careful() -> Starlette:
-    """Router, watched pools and both middlewares."""
+    """Router, monitored pools and both middlewares."""
     from tenfold.database import ConsistencyMiddleware, DatabaseRouter, PoolMiddleware, pool_options
 
     router = DatabaseRouter(

@@ -1,7 +1,13 @@
-"""How many connections, for how long, and whether the server has room for all of them: the arithmetic.
+"""The connection budget of a fleet: the most that it may open, and what the server allows.
 
-A server's connections are one account that every host, worker process and engine draws on. What one engine
-may take is harmless; what all of them may take at once is what the server has to allow.
+Every host, worker process and engine takes from the same ``max_connections`` of the server: their maxima
+added up must fit. At the start of a service, with a sync or an async engine:
+
+    with engine.connect() as connection:
+        require_budget(connection, Fleet(hosts=4, workers=8))
+
+    async with engine.connect() as connection:
+        await connection.run_sync(require_budget, Fleet(hosts=4, workers=8))
 """
 
 from __future__ import annotations
@@ -16,7 +22,16 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-__all__ = ["CHECK", "Fleet", "Room", "ask", "judge", "lifetime_s", "require", "require_room", "room"]
+__all__ = [
+    "CHECK",
+    "Fleet",
+    "ServerLimits",
+    "check_budget",
+    "lifetime_s",
+    "query_limits",
+    "query_limits_at",
+    "require_budget",
+]
 
 
 CHECK = "connections fit"
@@ -27,8 +42,7 @@ TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 10
 RECYCLE_S = 3600.0
 PING_AFTER_S = 30.0
-WAITING_FOR_EACH = 10  # waiters for each connection: more could not be served before they give up
-
+WAITERS_PER_CONNECTION = 10  # more could not be served before they give up
 JITTER = 0.2  # the part of a connection's life that differs from connection to connection
 
 
@@ -54,7 +68,7 @@ class Fleet:
 
     @property
     def pools(self) -> int:
-        """How many pools there are."""
+        """The number of pools."""
         return self.hosts * self.workers * self.engines
 
     @property
@@ -64,8 +78,8 @@ class Fleet:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What a server allows.
+class ServerLimits:
+    """The connections that a server allows.
 
     Attributes:
         max_connections: the server's own setting.
@@ -80,44 +94,33 @@ class Room:
 
     @property
     def connections(self) -> int:
-        """What is left for the service."""
+        """The connections that the service may open."""
         free = max(self.max_connections - self.reserved, 0)
         return free if self.limit is None else min(free, self.limit)
 
 
-def judge(fleet: Fleet, room: Room) -> Finding:
-    """Whether the server has room for the whole fleet at its busiest; the remedy has numbers that fit."""
-    numbers = {"needed": fleet.connections, "allowed": room.connections, "pools": fleet.pools}
+def check_budget(fleet: Fleet, limits: ServerLimits) -> Finding:
+    """Check that the server allows all that the fleet may open; the remedy has numbers that fit."""
+    numbers = {"needed": fleet.connections, "allowed": limits.connections, "pools": fleet.pools}
     needed = (
         f"hosts {fleet.hosts} × workers {fleet.workers} × engines {fleet.engines} × "
         f"({fleet.pool_size} + {fleet.max_overflow}) + reserve {fleet.reserve} = {fleet.connections:,}"
     )
-    allowed = f"{room.connections:,} ({_limit(room)})"
-    if fleet.connections <= room.connections:
+    allowed = f"{limits.connections:,} ({_limit_name(limits)})"
+    if fleet.connections <= limits.connections:
         return Finding(CHECK, f"{needed} of {allowed} connections", Verdict.PASS, numbers)
     claim = f"{needed} connections, and the server allows {allowed}"
-    return Finding(CHECK, claim, Verdict.FAIL, numbers, _way_out(fleet, room))
+    return Finding(CHECK, claim, Verdict.FAIL, numbers, _remedy(fleet, limits))
 
 
-def require(fleet: Fleet, room: Room) -> None:
-    """As :func:`judge`, for a start that had better not happen.
-
-    Raises:
-        SettingsError: the fleet may open more connections than the server allows.
-    """
-    finding = judge(fleet, room)
-    if finding.verdict is Verdict.FAIL:
-        raise SettingsError(f"{finding.claim}: {finding.remedy}")
-
-
-def _limit(room: Room) -> str:
-    if room.limit is not None and room.limit == room.connections:
+def _limit_name(limits: ServerLimits) -> str:
+    if limits.limit is not None and limits.limit == limits.connections:
         return "CONNECTION LIMIT of its role or database"
-    return f"max_connections {room.max_connections:,} − {room.reserved} for superusers"
+    return f"max_connections {limits.max_connections:,} − {limits.reserved} for superusers"
 
 
-def _way_out(fleet: Fleet, room: Room) -> str:
-    each = (room.connections - fleet.reserve) // fleet.pools
+def _remedy(fleet: Fleet, limits: ServerLimits) -> str:
+    each = (limits.connections - fleet.reserve) // fleet.pools
     if each < 1:
         return (
             "not even one connection for each pool: put PgBouncer in front of the server "
@@ -125,8 +128,8 @@ def _way_out(fleet: Fleet, room: Room) -> str:
         )
     size = max(1, each * 2 // 3)
     raised = (
-        f"raise max_connections to {fleet.connections + room.reserved:,} if it has memory for them"
-        if room.limit is None or fleet.connections <= room.limit
+        f"raise max_connections to {fleet.connections + limits.reserved:,} if it has memory for them"
+        if limits.limit is None or fleet.connections <= limits.limit
         else f"raise CONNECTION LIMIT to {fleet.connections:,} if max_connections has room for them"
     )
     return (
@@ -136,23 +139,16 @@ def _way_out(fleet: Fleet, room: Room) -> str:
 
 
 def lifetime_s(recycle_s: float, *, born: float) -> float:
-    """How long a connection is used: between 80 % and all of ``recycle_s``, seconds.
+    """The lifetime of a connection with jitter: between 80 % and all of ``recycle_s``, seconds.
 
-    Connections that were opened together would otherwise be opened anew together, for ever. ``born`` is when
-    this one was opened (``time.time()``); its digits below the millisecond are the lot that it draws.
+    Connections that were opened together would otherwise be opened anew together, for ever. ``born`` is the
+    time at which this one was opened (``time.time()``); its digits below the millisecond are the random part.
     """
     return recycle_s * (1 - JITTER * (born * 1000 % 1))
 
 
-# What a PostgreSQL server allows, asked of the server itself.
-#
-# At the start of a service, with a sync or an async engine:
-#
-#     with engine.connect() as connection:
-#         require_room(connection, Fleet(hosts=4, workers=8))
-#
-#     async with engine.connect() as connection:
-#         await connection.run_sync(require_room, Fleet(hosts=4, workers=8))
+# ------------------------------------------------------------------ the limits of a server
+
 _SETTINGS = """
 SELECT sum(setting::int) FILTER (WHERE name = 'max_connections'),
        sum(setting::int) FILTER (WHERE name <> 'max_connections')
@@ -167,24 +163,26 @@ SELECT min(most) FROM (
 """
 
 
-def room(connection: Connection) -> Room:
-    """What the server at the other end allows this role; behind PgBouncer, too, PostgreSQL answers."""
+def query_limits(connection: Connection) -> ServerLimits:
+    """Ask the server what it allows this role; behind PgBouncer, too, PostgreSQL answers."""
     most, reserved = connection.exec_driver_sql(_SETTINGS).one()
     limit = connection.exec_driver_sql(_LIMITS).scalar()
-    return Room(max_connections=most, reserved=reserved, limit=limit)
+    return ServerLimits(max_connections=most, reserved=reserved, limit=limit)
 
 
-def require_room(connection: Connection, fleet: Fleet) -> None:
-    """For the start of a service: go no further when the fleet may open more than the server allows.
+def require_budget(connection: Connection, fleet: Fleet) -> None:
+    """Stop the start of a service whose fleet may open more connections than the server allows.
 
     Raises:
         SettingsError: the sum, the limit, and numbers that would fit.
     """
-    require(fleet, room(connection))
+    finding = check_budget(fleet, query_limits(connection))
+    if finding.verdict is Verdict.FAIL:
+        raise SettingsError(f"{finding.claim}: {finding.remedy}")
 
 
-def ask(url: str) -> Room:
-    """As :func:`room`, over a connection of its own that is closed again.
+def query_limits_at(url: str) -> ServerLimits:
+    """As :func:`query_limits`, over a connection of its own that is closed again.
 
     Raises:
         DependencyError: SQLAlchemy or psycopg is not installed.
@@ -204,7 +202,7 @@ def ask(url: str) -> Room:
         target = make_url(url).set(drivername="postgresql+psycopg")
         options = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "tenfold doctor"}
         with create_engine(target, poolclass=NullPool, connect_args=options).connect() as connection:
-            return room(connection)
+            return query_limits(connection)
     except ArgumentError:
         raise SettingsError(
             "database.url is no URL; it has to be like postgresql://user@host/database"

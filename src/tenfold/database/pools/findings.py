@@ -1,4 +1,4 @@
-"""What is wrong with how connections are used: by kind and route, counted, logged now and then."""
+"""Findings about how connections are used: counted by kind and route, and logged once a minute."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from time import monotonic
 
 from tenfold.types import Finding, Verdict
 
-__all__ = ["Findings"]
+__all__ = ["PoolFindings"]
 
 logger = logging.getLogger("tenfold.database")
 
-MOST = 200  # (kind, route) pairs told apart
-EVERY_S = 60.0  # between two log lines about the same
+MAX_ENTRIES = 200  # pairs of kind and route
+LOG_INTERVAL_S = 60.0  # between two log lines about the same pair
 
 # Kind → what to do about it.
 REMEDIES = {
@@ -35,24 +35,30 @@ class _Entry:
     logged: float = float("-inf")
 
 
-class Findings:
-    """Bounded; safe to use from any thread, where a lost increment is no harm."""
+class PoolFindings:
+    """The findings of one pool, of a bounded number of kinds and routes.
+
+    Use from any thread; of two increments at the same moment one may be lost.
+    """
 
     def __init__(self, pool: str) -> None:
         self.pool = pool
         self._entries: dict[tuple[str, str], _Entry] = {}
 
     def add(self, kind: str, route: str, seconds: float, describe: Callable[[], str]) -> bool:
-        """Count one; ``describe`` is called, and its text logged, once a minute for each kind and route."""
+        """Count one finding; call ``describe`` and log its text once a minute for each kind and route.
+
+        Returns whether it was logged.
+        """
         entry = self._entries.get((kind, route))
         if entry is None:
-            if len(self._entries) >= MOST:
+            if len(self._entries) >= MAX_ENTRIES:
                 return False
             entry = self._entries.setdefault((kind, route), _Entry())
         entry.count += 1
         entry.worst_s = max(entry.worst_s, seconds)
         now = monotonic()
-        if now - entry.logged < EVERY_S:
+        if now - entry.logged < LOG_INTERVAL_S:
             return False
         entry.logged = now
         entry.text = describe()
@@ -60,7 +66,7 @@ class Findings:
         return True
 
     def all(self) -> tuple[Finding, ...]:
-        """Everything found so far, most frequent first; the claim is the latest that was written down."""
+        """All findings so far, most frequent first; the claim is the text that was logged last."""
         entries = sorted(self._entries.items(), key=lambda item: item[1].count, reverse=True)
         return tuple(
             Finding(

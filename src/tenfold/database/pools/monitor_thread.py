@@ -1,4 +1,4 @@
-"""One thread a process that looks after every pool once a second, so that no request has to."""
+"""One thread a process that updates every pool's findings and metrics once a second."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from weakref import WeakSet
 
 logger = logging.getLogger("tenfold.database")
 
-EVERY_S = 1.0
+INTERVAL_S = 1.0
 
 
-class Watched(Protocol):
-    """What wants to be looked after."""
+class Updatable(Protocol):
+    """An object that the thread updates."""
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Bring everything up to date."""
 
 
-_pools: WeakSet[Watched] = WeakSet()
+_registered: WeakSet[Updatable] = WeakSet()
 _lock = threading.Lock()
 _thread: threading.Thread | None = None
 
 
-def add(pool: Watched) -> None:
-    """Look after this pool for as long as it lives. The thread ends with the last one."""
+def register(item: Updatable) -> None:
+    """Update ``item`` for as long as it lives. The thread ends with the last one."""
     global _thread  # noqa: PLW0603 - one thread a process
     with _lock:
-        _pools.add(pool)
+        _registered.add(item)
         if _thread is None:
             _thread = threading.Thread(target=_run, name="tenfold-pools", daemon=True)
             _thread.start()
@@ -39,25 +39,25 @@ def _run() -> None:
     global _thread  # noqa: PLW0603
     pause = threading.Event()
     while True:
-        pause.wait(EVERY_S)
+        pause.wait(INTERVAL_S)
         with _lock:
-            pools = list(_pools)
-            if not pools:
+            items = list(_registered)
+            if not items:
                 _thread = None
                 return
-        for pool in pools:
+        for item in items:
             try:
-                pool.look()
-            except Exception:  # one pool's trouble is not another's, and none of the service's
-                logger.exception("a pool cannot be looked after")
-        del pool, pools
+                item.update()
+            except Exception:  # one pool's error must not stop the others' updates
+                logger.exception("a pool's findings and metrics cannot be updated")
+        del item, items
 
 
-def _forked() -> None:
+def _reset_after_fork() -> None:
     """A fork takes no threads along; the pools of the child start their own with their next connection."""
     global _thread, _lock
     _thread, _lock = None, threading.Lock()
-    _pools.clear()
+    _registered.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,4 +1,4 @@
-"""PgBouncer's configuration, and how engines have to be made that connect through it.
+"""PgBouncer's configuration, and the options of engines that connect through it.
 
 Transaction mode: a server's connection belongs to a client for one transaction. What lives in a session does
 not survive that: SET, advisory locks of a session, LISTEN, temporary tables, and, before version 1.21,
@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from tenfold.database.pools.budget import CONNECT_TIMEOUT_S, RECYCLE_S, TIMEOUT_S, Fleet, Room
+from tenfold.database.pools.budget import CONNECT_TIMEOUT_S, RECYCLE_S, TIMEOUT_S, Fleet, ServerLimits
 from tenfold.errors import SettingsError
 from tenfold.types import File
 
-__all__ = ["PgBouncer", "driver_options", "render", "sized"]
+__all__ = ["PgBouncer", "connection_limits", "driver_options", "render"]
 
-PREPARES = (1, 21)  # the first version that keeps prepared statements apart in transaction mode
-PSYCOPG_PREPARES = (1, 22)  # psycopg's own condition, together with libpq 17: it has to close them, too
+PREPARED_SINCE = (1, 21)  # the first version that keeps prepared statements apart in transaction mode
+PSYCOPG_PREPARED_SINCE = (1, 22)  # psycopg's own condition, with libpq 17: it has to close them, too
 
 _HOST = re.compile(r"[A-Za-z0-9_.:/-]+")
 _ALIAS = re.compile(
     r"(?!pgbouncer\Z)[A-Za-z0-9_.-]{1,63}"
 )  # its parser stumbles over quoted ones (issue 971)
-_NAME = 63  # bytes of a name in PostgreSQL
+_MAX_NAME = 63  # bytes of a name in PostgreSQL
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class PgBouncer:
     """One PgBouncer in front of one server.
 
     Attributes:
-        host: where PostgreSQL is: a name, an address or the folder of its socket.
-        port: its port.
+        host: of PostgreSQL: a name, an address or the folder of its socket.
+        port: of PostgreSQL.
         databases: the names under which clients know its databases, and their names there.
         users: name → password or SCRAM secret (``SCRAM-SHA-256$…``), in clear text in userlist.txt: that file
             is for PgBouncer's account only, mode 0600. With a secret PgBouncer can log in where it was taken
             from, without ever knowing the password.
         pool_size: connections to the server for each user and database.
-        most: connections to the server for each database, whatever its users; 0 has no limit.
-        clients: connections of clients, all in all; each takes a file descriptor.
+        max_db_connections: connections to the server for each database, whatever its users; 0 is no limit.
+        max_clients: connections of clients, all in all; each takes a file descriptor.
         listen: the address to listen on.
-        listen_port: and the port.
+        listen_port: the port to listen on.
         version: of PgBouncer itself: what an older one does not know is left out.
         userlist: where userlist.txt will be, as PgBouncer sees it.
     """
@@ -54,31 +54,31 @@ class PgBouncer:
     users: Mapping[str, str] = field(repr=False)
     port: int = 5432
     pool_size: int = 20
-    most: int = 0
-    clients: int = 1000
+    max_db_connections: int = 0
+    max_clients: int = 1000
     listen: str = "127.0.0.1"
     listen_port: int = 6432
-    version: tuple[int, int] = PREPARES
+    version: tuple[int, int] = PREPARED_SINCE
     userlist: str = "userlist.txt"
 
 
-def sized(fleet: Fleet, room: Room) -> tuple[int, int]:
-    """``most`` and ``clients``: all that the server allows but the reserve, and all that the fleet opens.
+def connection_limits(fleet: Fleet, limits: ServerLimits) -> tuple[int, int]:
+    """``max_db_connections`` (all that the server allows but the reserve) and ``max_clients`` of a fleet.
 
     Raises:
         SettingsError: the reserve leaves nothing for the service.
     """
-    most = room.connections - fleet.reserve
+    most = limits.connections - fleet.reserve
     if most < 1:
         raise SettingsError(
-            f"the server allows {room.connections} connections and {fleet.reserve} are kept in reserve, "
+            f"the server allows {limits.connections} connections and {fleet.reserve} are kept in reserve, "
             "which leaves none for PgBouncer: raise max_connections or lower the reserve"
         )
     return most, fleet.connections
 
 
 def render(pooler: PgBouncer) -> tuple[File, ...]:
-    """``pgbouncer.ini`` and ``userlist.txt``.
+    """Render ``pgbouncer.ini`` and ``userlist.txt``.
 
     Raises:
         SettingsError: a name, a host or a password cannot be written down safely.
@@ -105,14 +105,14 @@ def _ini(pooler: PgBouncer) -> str:
         "auth_file": _path(pooler.userlist),
         "pool_mode": "transaction",
         "default_pool_size": f"{pooler.pool_size:d}",
-        "max_db_connections": f"{pooler.most:d}",
-        "max_client_conn": f"{pooler.clients:d}",
+        "max_db_connections": f"{pooler.max_db_connections:d}",
+        "max_client_conn": f"{pooler.max_clients:d}",
         "query_wait_timeout": f"{TIMEOUT_S:.0f}",
         "server_connect_timeout": f"{CONNECT_TIMEOUT_S:d}",
         "server_lifetime": f"{RECYCLE_S:.0f}",
         "ignore_startup_parameters": "extra_float_digits",
     }
-    if pooler.version >= PREPARES:
+    if pooler.version >= PREPARED_SINCE:
         settings["max_prepared_statements"] = "200"
     lines = [f"{key} = {value}".rstrip() for key, value in settings.items()]
     return "\n".join(["[databases]", *databases, "", "[pgbouncer]", *lines, ""])
@@ -123,7 +123,7 @@ def _userlist(users: Mapping[str, str]) -> str:
 
 
 def driver_options(
-    driver: str, *, version: tuple[int, int] = PREPARES, closes_prepared: bool = False
+    driver: str, *, version: tuple[int, int] = PREPARED_SINCE, closes_prepared: bool = False
 ) -> dict[str, Any]:
     """Arguments for :func:`tenfold.database.pool_options` of an engine that connects through PgBouncer.
 
@@ -133,19 +133,19 @@ def driver_options(
         closes_prepared: libpq is 17 or newer: ``psycopg.capabilities.has_send_close_prepared()``.
     """
     options: dict[str, Any] = {"statement_timeout": "transaction"}
-    if driver == "psycopg" and not (version >= PSYCOPG_PREPARES and closes_prepared):
+    if driver == "psycopg" and not (version >= PSYCOPG_PREPARED_SINCE and closes_prepared):
         options["connect_args"] = {"prepare_threshold": None}
-    elif driver == "asyncpg" and version < PREPARES:
+    elif driver == "asyncpg" and version < PREPARED_SINCE:
         options["connect_args"] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
     return options
 
 
-# ------------------------------------------------------------------ what may be written
+# ------------------------------------------------------------------ escapes and refusals
 
 
-def _quoted(text: str, *, most: int = _NAME) -> str:
+def _quoted(text: str, *, most: int = _MAX_NAME) -> str:
     """A name or a password in double quotes, as userlist.txt has them."""
-    if not text or _controls(text) or len(text.encode()) > most:
+    if not text or _has_controls(text) or len(text.encode()) > most:
         raise SettingsError(
             f"PgBouncer cannot be given a name or a password that is empty, longer than {most} bytes or has "
             "control characters or broken Unicode in it"
@@ -174,11 +174,11 @@ def _address(host: str) -> str:
 
 
 def _path(path: str) -> str:
-    if not path or _controls(path) or path != path.strip():
+    if not path or _has_controls(path) or path != path.strip():
         raise SettingsError(f"{path!r:.80} is no path for PgBouncer's userlist")
     return path
 
 
-def _controls(text: str) -> bool:
-    """Whether it has what no file should have; half a letter is what Python makes of bytes it cannot read."""
+def _has_controls(text: str) -> bool:
+    """Return whether a control character or a lone surrogate, Python's stand-in for bad bytes, is in it."""
     return any(ord(letter) < 32 or ord(letter) == 127 or "\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,11 +1,11 @@
-"""SQLAlchemy's queue pool, watched: who holds its connections, who waits, and for how long it is worth it.
+"""A monitored queue pool for SQLAlchemy: holders by name, bounded waits, deadlines, jittered lifetimes.
 
     engine = create_engine(url, **pool_options(url))
     engine = create_async_engine(url, **pool_options(url))
 
-SQLAlchemy has no event before a connection is handed out, hence a subclass. It counts and remembers, and
-leaves handing out, waiting and taking back to QueuePool. What takes longer is done by one thread for all
-pools of the process (:mod:`tenfold.database.pools.monitor_thread`).
+A subclass, since SQLAlchemy has no event before a checkout. It counts and remembers, and leaves handing out,
+waiting and taking back to QueuePool. What takes longer is done by one thread for all pools of the process
+(:mod:`tenfold.database.pools.monitor_thread`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.database import psycopg
-from tenfold.database.pools import budget, deadlines, monitor_thread, statements
-from tenfold.database.pools.pool_monitor import TimeoutMode, Watch, Watching
+from tenfold.database.pools import budget, monitor_thread
+from tenfold.database.pools.pool_monitor import (
+    PoolMonitor,
+    PoolMonitorOptions,
+    TimeoutMode,
+    track_statements,
+)
+from tenfold.database.pools.statement_timeout import LIBPQ_DRIVERS, StatementTimeouts
 from tenfold.database.urls import server_name
-from tenfold.deadlines import check, remaining_s
+from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
 from tenfold.metrics import POOL_SIZE, instrument
 from tenfold.types import Finding
@@ -39,225 +45,10 @@ except ImportError:
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["AsyncWatchedPool", "PoolDeadlineError", "PoolTimeoutError", "WatchedPool", "pool_options"]
+__all__ = ["AsyncMonitoredPool", "MonitoredPool", "PoolDeadlineError", "PoolTimeoutError", "pool_options"]
 
-_RETURNED = "_tenfold_returned"  # of a record: when it came back, perf_counter()
-_NAME = 63  # bytes of application_name that PostgreSQL keeps
-
-
-class PoolTimeoutError(PoolExhaustedError, exc.TimeoutError):
-    """No connection was to be had: ``except sqlalchemy.exc.TimeoutError`` catches it, too."""
-
-
-class PoolDeadlineError(DeadlineExceededError, exc.TimeoutError):
-    """No connection was to be had in the time that the request had left."""
-
-
-class _RefusedError(exc.TimeoutError):
-    """Too many wait already."""
-
-
-# ------------------------------------------------------------------ waiting
-
-
-class _Patience:
-    """In front of a queue's ``get``: nobody joins a queue that is too long, or outwaits a deadline."""
-
-    max_waiting: int | None = None
-    waiting = 0
-    lock: threading.Lock
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        try:
-            return super().get(False)  # type: ignore[misc]
-        except queue.Empty:
-            if not block:
-                raise
-        left_s = remaining_s()
-        if left_s is not None:
-            timeout = left_s if timeout is None else min(timeout, left_s)
-        with self.lock:
-            if self.max_waiting is not None and self.waiting >= self.max_waiting:
-                raise _RefusedError
-            self.waiting += 1
-        try:
-            return super().get(block, timeout)  # type: ignore[misc]
-        finally:
-            with self.lock:
-                self.waiting -= 1
-
-
-class _Queue(_Patience, queue.Queue[Any]):
-    """For threads."""
-
-
-class _AsyncQueue(_Patience, queue.AsyncAdaptedQueue[Any]):
-    """For tasks."""
-
-
-# ------------------------------------------------------------------ the pool
-
-
-class WatchedPool(QueuePool):
-    """A QueuePool that knows who holds its connections; see :func:`pool_options`."""
-
-    _queue_class: type[queue.QueueCommon[Any]] = _Queue
-    watch: Watch
-    _begun = False
-    _sets_timeouts = False
-
-    def __new__(cls, *_: Any, dialect: Any = None, **__: Any) -> WatchedPool:
-        """The kind that the engine needs: options need not say whether it is an async one."""
-        kind = AsyncWatchedPool if dialect is not None and dialect.is_async else cls
-        return super().__new__(kind)
-
-    # create_engine() looks for the names of positional arguments here and above.
-    def __init__(self, creator: Any, watching: Watching | None = None, **options: Any) -> None:
-        super().__init__(creator, **options)
-        most = self.size() + self._max_overflow if self._max_overflow >= 0 else float("inf")
-        self._adopt(Watch(watching or Watching(), size=self.size(), most=most))
-        if self._is_asyncio and getattr(self._dialect, "driver", "") == "psycopg":
-            psycopg.shield(self._dialect)
-
-    def _adopt(self, watch: Watch) -> None:
-        self.watch = watch
-        waiting: Any = self._pool
-        waiting.max_waiting, waiting.lock = watch.watching.max_waiting, threading.Lock()
-
-    def recreate(self) -> WatchedPool:
-        """A new pool for the same engine; connections that are still out stay known."""
-        pool = super().recreate()
-        assert isinstance(pool, WatchedPool)
-        pool._adopt(self.watch)
-        return pool
-
-    def connect(self) -> PoolProxiedConnection:
-        """A connection, or an error that says who has them all.
-
-        Raises:
-            PoolTimeoutError: none came back in time, or too many wait already.
-            DeadlineExceededError: the request's time was over before one came back.
-        """
-        check()
-        started = perf_counter()
-        try:
-            connection: Any = super().connect()
-        except exc.TimeoutError as error:
-            raise self._exhausted(perf_counter() - started, isinstance(error, _RefusedError)) from None
-        if not self._begun:
-            self._begin()
-        record = connection._connection_record
-        if self._sets_timeouts and (deadlines.CARRIED in record.info or remaining_s() is not None):
-            if not self._settle(connection, perf_counter() - started):
-                return self.connect()  # whose record connects anew, or says why it cannot
-            self.watch.taken(record, started).carry(remaining_s())
-        else:
-            self.watch.taken(record, started)
-        return connection  # type: ignore[no-any-return]
-
-    def _do_get(self) -> Any:
-        record: Any = super()._do_get()
-        returned = record.__dict__.get(_RETURNED)
-        if returned is not None:
-            if perf_counter() - returned >= self.watch.watching.ping_after_s:
-                self._ping(record)
-            if -1 < self._recycle < (time() - record.starttime) / (1 - budget.JITTER):
-                self._recycle_early(record)
-        return record
-
-    def _do_return_conn(self, record: Any) -> None:
-        self.watch.given_back(record)
-        record.__dict__[_RETURNED] = perf_counter()
-        super()._do_return_conn(record)
-
-    def _dec_overflow(self) -> Literal[True]:
-        # A connection that could not be opened leaves room, and QueuePool lets those who wait sleep on: one
-        # of them gets the place, as a record without a connection, and tries for itself.
-        if self.waiting:
-            with suppress(queue.Full):
-                self._pool.put(_ConnectionRecord(self, connect=False), False)
-                return True
-        return super()._dec_overflow()
-
-    def _ping(self, record: Any) -> None:
-        """As SQLAlchemy's pre-ping: a dead connection makes all that are as old suspect, and is replaced."""
-        if record.dbapi_connection is None:
-            return
-        try:
-            alive = self._dialect._do_ping_w_event(record.dbapi_connection)
-            if not alive:
-                self._invalidate_time = time()
-                record.invalidate()
-        except BaseException as error:  # a cancellation, too: nobody else knows of this record
-            record._checkin_failed(error, _fairy_was_created=False)
-            raise
-
-    def _recycle_early(self, record: Any) -> None:
-        if time() - record.starttime > budget.lifetime_s(self._recycle, born=record.starttime):
-            record.invalidate(soft=True)
-
-    def _settle(self, connection: Any, since_s: float) -> bool:
-        """Give it the timeout of whoever takes it; False when the server has hung up while it lay idle."""
-        bare, record = connection.dbapi_connection, connection._connection_record
-        was_idle = time() - record.starttime > since_s  # one that was opened just now has no excuse
-        try:
-            deadlines.settle(bare, record.info)
-        except BaseException as error:
-            lost = deadlines.hung_up(self._dialect, error, bare)
-            connection.invalidate(error)
-            if not (lost and was_idle):
-                raise
-            return False
-        return True
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a connection now."""
-        waiting: Any = self._pool
-        return int(waiting.waiting)
-
-    def findings(self) -> tuple[Finding, ...]:
-        """What is wrong with how connections are used, most frequent first."""
-        return self.watch.findings.all()
-
-    def look(self) -> None:
-        """What the watcher does once a second: figures, and who has held a connection for too long."""
-        self.watch.look(idle=self.checkedin(), overflow=max(self.overflow(), 0), waiting=self.waiting)
-
-    def _begin(self) -> None:
-        """The first connection: SQLAlchemy has given the pool its dialect by now."""
-        self._begun = True
-        wanted = self.watch.watching.statement_timeout == "session"
-        self._sets_timeouts = wanted and getattr(self._dialect, "name", "") == "postgresql"
-        if self.watch.dialect is not self._dialect:
-            self.watch.dialect = self._dialect
-            statements.follow(self._dialect, self.watch)
-        monitor_thread.add(self)
-
-    def _exhausted(self, waited_s: float, refused: bool) -> PoolTimeoutError | PoolDeadlineError:
-        self.watch.failed(refused=refused)
-        name, most = self.watch.watching.name, self.watch.most
-        why = (
-            f"{self.waiting} already wait for the {most} of pool {name}"
-            if refused
-            else f"none of the {most} of pool {name} came back in {waited_s:.1f} s, {self.waiting} more wait"
-        )
-        kind = PoolDeadlineError if remaining_s() == 0 else PoolTimeoutError
-        return kind(
-            f"no connection: {why}; {self.watch.who(recent_s=1.0 if refused else 0.0)}; "
-            "give them back sooner before you enlarge the pool"
-        )
-
-
-class AsyncWatchedPool(WatchedPool, AsyncAdaptedQueuePool):
-    """The same for :func:`sqlalchemy.ext.asyncio.create_async_engine`."""
-
-    _is_asyncio = True
-    _queue_class = _AsyncQueue
-    _dialect = AsyncAdaptedQueuePool._dialect
-
-
-# ------------------------------------------------------------------ options
+_RETURNED_AT = "_tenfold_returned_at"  # attribute of a record, perf_counter()
+_MAX_NAME = 63  # bytes of application_name that PostgreSQL keeps
 
 
 def pool_options(  # noqa: PLR0913 - one place for every option of a pool
@@ -286,33 +77,34 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     Args:
         url: as for the engine; its driver decides how connect_timeout and application_name are passed.
         name: of the pool, in metrics and messages; "host:port/database" unless it is given.
-        pool_size: connections that are kept open; the last one given back is the first to be handed out, so
+        pool_size: connections that are kept open; the last one returned is the first to be handed out, so
             that those beyond the need stay idle.
         max_overflow: connections opened beyond these, and closed when they come back.
         timeout_s: longest wait for a connection, seconds; a deadline (:mod:`tenfold.deadlines`) shortens it.
-        max_waiting: who would be one more is refused at once; None is ten for each connection.
+        max_waiting: waiters beyond this number are refused at once; None is ten for each connection.
         recycle_s: a connection lives for 80 to 100 % of this, seconds.
-        ping_after_s: a connection that lay unused for so long is tried before it is handed out, seconds.
+        ping_after_s: a connection that was idle for so long is pinged before it is handed out, seconds.
         connect_timeout_s: longest wait for the server when a connection is opened, whole seconds.
         application_name: what pg_stat_activity shows, the first 63 bytes.
-        statement_timeout: where the deadline's rest is set on the server: for the "session", free for most
-            checkouts; for each "transaction", one round trip more, which is what PgBouncer's transaction mode
-            needs; or "off".
+        statement_timeout: how the server is told the time that a deadline leaves: for the "session", free for
+            most checkouts; for each "transaction", one round trip more, which is what PgBouncer's transaction
+            mode needs; or "off".
         leak_after_s: a connection held for longer is reported with its holder; None never does.
         idle_in_transaction_s: a longer pause between statements within a transaction is reported.
         stack_every: of one in so many checkouts the stack is kept, and of all for a minute after a finding.
         root: the folder of the user's code: stacks name lines below it only; None is the current folder.
         metrics: export to Prometheus, into ``registry`` (None: the default one).
-        connect_args: for the driver; what is in here wins.
+        connect_args: for the driver; they win over the options above.
 
     Raises:
         DependencyError: metrics are wanted and prometheus-client is not installed.
     """
     target = make_url(url)
-    waiting = (pool_size + max_overflow) * budget.WAITING_FOR_EACH if max_waiting is None else max_waiting
-    watching = Watching(
+    if max_waiting is None:
+        max_waiting = (pool_size + max_overflow) * budget.WAITERS_PER_CONNECTION
+    monitor_options = PoolMonitorOptions(
         name=name or server_name(target),
-        max_waiting=waiting,
+        max_waiting=max_waiting,
         ping_after_s=ping_after_s,
         statement_timeout=_timeout_mode(target, statement_timeout),
         leak_after_s=leak_after_s,
@@ -323,29 +115,223 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         registry=registry,
     )
     if metrics:
-        instrument(POOL_SIZE, registry=registry)  # or say what is missing now, and not in create_engine()
+        instrument(POOL_SIZE, registry=registry)  # so that a missing library is an error here already
     driver = _driver_options(target, connect_timeout_s, application_name)
     return {
-        "poolclass": WatchedPool,
+        "poolclass": MonitoredPool,
         "pool_size": pool_size,
         "max_overflow": max_overflow,
         "pool_timeout": timeout_s,
         "pool_recycle": recycle_s,
         "pool_use_lifo": True,
-        "watching": watching,
+        "monitor_options": monitor_options,
         "connect_args": driver | dict(connect_args or {}),
     }
 
 
 def _timeout_mode(url: URL, wanted: TimeoutMode) -> TimeoutMode:
-    """What the session carries is set outside of a transaction, which needs libpq's drivers."""
-    return "transaction" if wanted == "session" and url.get_driver_name() not in deadlines.LIBPQ else wanted
+    """Fall back to transactions where the driver cannot set a session's timeout outside of one."""
+    return "transaction" if wanted == "session" and url.get_driver_name() not in LIBPQ_DRIVERS else wanted
 
 
 def _driver_options(url: URL, connect_timeout_s: int, application_name: str) -> dict[str, Any]:
-    name = application_name.encode()[:_NAME].decode(errors="ignore")
-    if url.get_driver_name() in deadlines.LIBPQ:
+    name = application_name.encode()[:_MAX_NAME].decode(errors="ignore")
+    if url.get_driver_name() in LIBPQ_DRIVERS:
         return {"connect_timeout": connect_timeout_s, "application_name": name}
     if url.get_driver_name() == "asyncpg":
         return {"timeout": connect_timeout_s, "server_settings": {"application_name": name}}
     return {}
+
+
+class PoolTimeoutError(PoolExhaustedError, exc.TimeoutError):
+    """No connection came free in time; ``except sqlalchemy.exc.TimeoutError`` catches it, too."""
+
+
+class PoolDeadlineError(DeadlineExceededError, exc.TimeoutError):
+    """No connection came free in the time that the request had left."""
+
+
+class _TooManyWaitersError(exc.TimeoutError):
+    """The queue of waiters is full."""
+
+
+# ------------------------------------------------------------------ the queue
+
+
+class _BoundedWait:
+    """In front of a queue's ``get``: a limit of waiters, and of the wait by the deadline."""
+
+    max_waiting: int | None = None
+    waiting = 0
+    lock: threading.Lock
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        try:
+            return super().get(False)  # type: ignore[misc]
+        except queue.Empty:
+            if not block:
+                raise
+        left_s = remaining_s()
+        if left_s is not None:
+            timeout = left_s if timeout is None else min(timeout, left_s)
+        with self.lock:
+            if self.max_waiting is not None and self.waiting >= self.max_waiting:
+                raise _TooManyWaitersError
+            self.waiting += 1
+        try:
+            return super().get(block, timeout)  # type: ignore[misc]
+        finally:
+            with self.lock:
+                self.waiting -= 1
+
+
+class _Queue(_BoundedWait, queue.Queue[Any]):
+    """For threads."""
+
+
+class _AsyncQueue(_BoundedWait, queue.AsyncAdaptedQueue[Any]):
+    """For tasks."""
+
+
+# ------------------------------------------------------------------ the pool
+
+
+class MonitoredPool(QueuePool):
+    """A QueuePool that knows the holders of its connections; see :func:`pool_options`."""
+
+    _queue_class: type[queue.QueueCommon[Any]] = _Queue
+    monitor: PoolMonitor
+    _started = False
+
+    def __new__(cls, *_: Any, dialect: Any = None, **__: Any) -> MonitoredPool:
+        """Make the kind that the engine needs: options need not say whether it is an async one."""
+        kind = AsyncMonitoredPool if dialect is not None and dialect.is_async else cls
+        return super().__new__(kind)
+
+    # create_engine() looks for the names of positional arguments here and above.
+    def __init__(
+        self, creator: Any, monitor_options: PoolMonitorOptions | None = None, **options: Any
+    ) -> None:
+        super().__init__(creator, **options)
+        most = self.size() + self._max_overflow if self._max_overflow >= 0 else float("inf")
+        self._adopt(PoolMonitor(monitor_options or PoolMonitorOptions(), size=self.size(), most=most))
+        if self._is_asyncio and getattr(self._dialect, "driver", "") == "psycopg":
+            psycopg.close_cancelled_connects(self._dialect)
+
+    def _adopt(self, monitor: PoolMonitor) -> None:
+        self.monitor = monitor
+        waiters: Any = self._pool
+        waiters.max_waiting, waiters.lock = monitor.options.max_waiting, threading.Lock()
+
+    def recreate(self) -> MonitoredPool:
+        """A new pool for the same engine; connections that are still out stay known."""
+        pool = super().recreate()
+        assert isinstance(pool, MonitoredPool)
+        pool._adopt(self.monitor)
+        return pool
+
+    def connect(self) -> PoolProxiedConnection:
+        """Check out a connection.
+
+        Raises:
+            PoolTimeoutError: none came back in time, or too many wait already; it names the holders.
+            DeadlineExceededError: the request's time was over before one came back.
+        """
+        check_deadline()
+        if not self._started:
+            self._start()
+        started = perf_counter()
+        try:
+            connection: Any = super().connect()
+        except exc.TimeoutError as error:
+            refused = isinstance(error, _TooManyWaitersError)
+            raise self._exhausted_error(perf_counter() - started, refused) from None
+        self.monitor.record_checkout(connection._connection_record, started)
+        return connection  # type: ignore[no-any-return]
+
+    def _start(self) -> None:
+        """Prepare the first checkout: only now does the pool's dialect surely belong to its engine."""
+        self._started = True
+        if self.monitor.dialect is not self._dialect:
+            self.monitor.dialect = self._dialect
+            track_statements(self._dialect, self.monitor)
+            mode = self.monitor.options.statement_timeout
+            StatementTimeouts(self._dialect, None if mode == "off" else mode).attach(self)
+        monitor_thread.register(self)
+
+    def _do_get(self) -> Any:
+        record: Any = super()._do_get()
+        returned_at = record.__dict__.get(_RETURNED_AT)
+        if returned_at is not None:
+            if perf_counter() - returned_at >= self.monitor.options.ping_after_s:
+                self._ping(record)
+            if -1 < self._recycle < (time() - record.starttime) / (1 - budget.JITTER):
+                self._recycle_early(record)
+        return record
+
+    def _do_return_conn(self, record: Any) -> None:
+        self.monitor.record_return(record)
+        record.__dict__[_RETURNED_AT] = perf_counter()
+        super()._do_return_conn(record)
+
+    def _dec_overflow(self) -> Literal[True]:
+        # A connection that could not be opened leaves room, and QueuePool lets those who wait sleep on: one
+        # of them gets the place, as a record without a connection, and tries for itself.
+        if self.waiting:
+            with suppress(queue.Full):
+                self._pool.put(_ConnectionRecord(self, connect=False), False)
+                return True
+        return super()._dec_overflow()
+
+    def _ping(self, record: Any) -> None:
+        """As SQLAlchemy's pre-ping: a dead connection makes all that are as old suspect, and is replaced."""
+        if record.dbapi_connection is None:
+            return
+        try:
+            alive = self._dialect._do_ping_w_event(record.dbapi_connection)
+            if not alive:
+                self._invalidate_time = time()
+                record.invalidate()
+        except BaseException as error:  # a cancellation, too: only this method knows of the record
+            record._checkin_failed(error, _fairy_was_created=False)
+            raise
+
+    def _recycle_early(self, record: Any) -> None:
+        if time() - record.starttime > budget.lifetime_s(self._recycle, born=record.starttime):
+            record.invalidate(soft=True)
+
+    @property
+    def waiting(self) -> int:
+        """The number of checkouts that wait for a connection now."""
+        waiters: Any = self._pool
+        return int(waiters.waiting)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Findings about how connections are used, most frequent first."""
+        return self.monitor.findings.all()
+
+    def update(self) -> None:
+        """Update metrics and look for leaks; called once a second by the monitor thread."""
+        self.monitor.update(idle=self.checkedin(), overflow=max(self.overflow(), 0), waiting=self.waiting)
+
+    def _exhausted_error(self, waited_s: float, refused: bool) -> PoolTimeoutError | PoolDeadlineError:
+        self.monitor.record_failure(refused=refused)
+        name, most = self.monitor.options.name, self.monitor.most
+        why = (
+            f"{self.waiting} already wait for the {most} of pool {name}"
+            if refused
+            else f"none of the {most} of pool {name} came back in {waited_s:.1f} s, {self.waiting} more wait"
+        )
+        kind = PoolDeadlineError if remaining_s() == 0 else PoolTimeoutError
+        return kind(
+            f"no connection: {why}; {self.monitor.describe_holders(max_age_s=1.0 if refused else 0.0)}; "
+            "give them back sooner before you enlarge the pool"
+        )
+
+
+class AsyncMonitoredPool(MonitoredPool, AsyncAdaptedQueuePool):
+    """The same for :func:`sqlalchemy.ext.asyncio.create_async_engine`."""
+
+    _is_asyncio = True
+    _queue_class = _AsyncQueue
+    _dialect = AsyncAdaptedQueuePool._dialect

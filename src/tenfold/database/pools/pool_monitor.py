@@ -1,6 +1,6 @@
-"""What one engine's connections are used for: taken by whom, for how long, and what is wrong with that.
+"""The monitor of one engine's connections: who holds them, for how long, and what is wrong with that.
 
-Kept outside of the pool because a pool is thrown away and made anew (``Engine.dispose()``) while its
+Kept outside of the pool, because a pool is thrown away and made anew (``Engine.dispose()``) while its
 connections are still out.
 """
 
@@ -17,28 +17,27 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.callsites import CallSites
-from tenfold.database.pools import holders
 from tenfold.database.pools.budget import PING_AFTER_S
-from tenfold.database.pools.findings import Findings
-from tenfold.database.pools.holders import Holder, Owner, described
-from tenfold.database.pools.pool_metrics import Figures
-from tenfold.database.pools.request_context import NOBODY, Visit, current
+from tenfold.database.pools.findings import PoolFindings
+from tenfold.database.pools.holders import Holder, Owner, current_location, describe_holders
+from tenfold.database.pools.pool_metrics import PoolMetrics
+from tenfold.database.pools.request_context import OTHER, RequestContext, current_context
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["TimeoutMode", "Watch", "Watching"]
+__all__ = ["PoolMonitor", "PoolMonitorOptions", "TimeoutMode", "track_statements"]
 
 TimeoutMode = Literal["session", "transaction", "off"]
 
-ENDED = 100_000  # uses kept between two looks of the watcher; the oldest beyond are not in the histograms
-ALERT_S = 60.0  # after a finding every checkout's stack is kept for so long
-NEARLY = 0.9  # of the overflow
+MAX_ENDED = 100_000  # uses kept between two updates; the oldest beyond are not in the histograms
+ALERT_S = 60.0  # after a finding the stack of every checkout is kept for so long
+NEARLY_FULL = 0.9  # of the overflow
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
-    """How a pool is watched; see :func:`tenfold.database.pools.pool.pool_options`."""
+class PoolMonitorOptions:
+    """The options of :func:`tenfold.database.pool_options` that SQLAlchemy does not know."""
 
     name: str = "default"
     max_waiting: int | None = None
@@ -52,110 +51,163 @@ class Watching:
     registry: CollectorRegistry | None = None
 
 
-class Watch:
-    """The holders of one engine's connections. All methods up to ``failed`` are on every request's way."""
+class PoolMonitor:
+    """The holders of one engine's connections, findings about them, and metrics.
 
-    def __init__(self, watching: Watching, *, size: int, most: float) -> None:
-        self.watching = watching
-        self.sites = CallSites(watching.root)
-        self.findings = Findings(watching.name)
-        self.dialect: Any = None  # the one whose statements are watched
-        self.held: dict[Any, Holder] = {}  # by SQLAlchemy's connection record
+    The methods up to ``record_failure`` run in every request.
+    """
+
+    def __init__(self, options: PoolMonitorOptions, *, size: int, most: float) -> None:
+        self.options = options
+        self.sites = CallSites(options.root)
+        self.findings = PoolFindings(options.name)
+        self.dialect: Any = None  # the one whose statements are tracked
+        self.holders: dict[Any, Holder] = {}  # by SQLAlchemy's connection record
         self.size, self.most = size, most
-        self._alarm_at = max(size + NEARLY * (most - size), 2)  # a pool of one is meant to be full
-        self._owners: dict[Owner, int] = {}  # how many each holds
-        self._ended: deque[tuple[Visit | None, float, float]] = deque(maxlen=ENDED)
+        self._nearly_full = max(size + NEARLY_FULL * (most - size), 2)  # a pool of one is meant to be full
+        self._owners: dict[Owner, int] = {}  # how many connections each has
+        self._ended: deque[tuple[RequestContext | None, float, float]] = deque(maxlen=MAX_ENDED)
         self._timeouts = self._refused = 0
-        self._to_sample = watching.stack_every
+        self._until_stack = options.stack_every
         self._alert_until = 0.0
-        self._who = float("-inf"), ""
-        self._looking = threading.Lock()
-        self._figures = Figures(watching.name, watching.registry) if watching.metrics else None
+        self._last_description = float("-inf"), ""
+        self._updating = threading.Lock()
+        self._metrics = PoolMetrics(options.name, options.registry) if options.metrics else None
 
-    def taken(self, record: Any, started: float) -> Holder:
-        """A connection was handed out, asked for at ``started``."""
+    def record_checkout(self, record: Any, started: float) -> None:
+        """Add a holder, whose checkout began at ``started``."""
         now = perf_counter()
-        holder = self.held[record] = Holder(current(), now, now - started)
-        self._to_sample -= 1
-        if self._to_sample <= 0 or now < self._alert_until:
-            self._to_sample = self.watching.stack_every
-            holder.site = holders.here(self.sites)
+        holder = self.holders[record] = Holder(current_context(), now, now - started)
+        self._until_stack -= 1
+        if self._until_stack <= 0 or now < self._alert_until:
+            self._until_stack = self.options.stack_every
+            holder.site = current_location(self.sites)
         owner = holder.owner
         if owner in self._owners:
             self._owners[owner] += 1
             # A thread of anyio's works for one request after the other, and their connections overlap.
             if not (owner is holder.thread and current_thread().name.startswith("AnyIO")):
-                self._found("two connections at once", holder, 0.0, lambda: holders.here(self.sites))
+                self._report("two connections at once", holder, 0.0, lambda: current_location(self.sites))
         else:
             self._owners[owner] = 1
-        if len(self.held) >= self._alarm_at:
-            self._found("nearly full", None, 0.0, self.who)
-        return holder
+        if len(self.holders) >= self._nearly_full:
+            self._report("nearly full", None, 0.0, self.describe_holders)
 
-    def given_back(self, record: Any) -> None:
-        """A connection came back, or was never handed out."""
-        holder = self.held.pop(record, None)
+    def record_return(self, record: Any) -> None:
+        """Remove a holder; ``record`` may never have been handed out."""
+        holder = self.holders.pop(record, None)
         if holder is None:
             return
-        has = self._owners.pop(holder.owner, 1)
-        if has > 1:
-            self._owners[holder.owner] = has - 1
-        self._ended.append((holder.visit, holder.waited_s, perf_counter() - holder.since))
+        count = self._owners.pop(holder.owner, 1)
+        if count > 1:
+            self._owners[holder.owner] = count - 1
+        self._ended.append((holder.context, holder.waited_s, perf_counter() - holder.since))
 
-    def resumed(self, holder: Holder, connection: Any) -> None:
-        """A transaction goes on, or ends, after a pause: was it too long?"""
+    def end_pause(self, holder: Holder, connection: Any) -> None:
+        """Report the pause between two statements of a transaction if it was too long."""
         paused_s = perf_counter() - holder.idle_since
         holder.idle_since = 0.0
-        if paused_s >= self.watching.idle_in_transaction_s and not getattr(connection, "autocommit", False):
-            self._found(
+        if paused_s >= self.options.idle_in_transaction_s and not getattr(connection, "autocommit", False):
+            self._report(
                 "idle in a transaction",
                 holder,
                 paused_s,
-                lambda: f"{holder.title} for {paused_s:.1f} s before {holders.here(self.sites)}",
+                lambda: f"{holder.title} for {paused_s:.1f} s before {current_location(self.sites)}",
             )
 
-    def failed(self, *, refused: bool) -> None:
-        """A checkout got nothing."""
+    def record_failure(self, *, refused: bool) -> None:
+        """Count a checkout that got no connection."""
         if refused:
             self._refused += 1
         else:
             self._timeouts += 1
-        self._found("exhausted", None, 0.0, self.who)
+        self._report("exhausted", None, 0.0, self.describe_holders)
 
-    def who(self, *, recent_s: float = 0.0) -> str:
-        """Who holds the connections, in one line; that line may be so old: refusing has to be cheap."""
+    def describe_holders(self, *, max_age_s: float = 0.0) -> str:
+        """The holders in one line, which may be ``max_age_s`` old: a refusal has to be cheap."""
         now = perf_counter()
-        if now - self._who[0] >= recent_s:
-            self._who = now, "held by " + described(list(self.held.values()), self.sites, now)
-        return self._who[1]
+        if now - self._last_description[0] >= max_age_s:
+            text = "held by " + describe_holders(list(self.holders.values()), self.sites, now)
+            self._last_description = now, text
+        return self._last_description[1]
 
-    def look(self, *, idle: int, overflow: int, waiting: int) -> None:
-        """What takes time: leaks are looked for, and the figures brought up to date. Called once a second."""
-        with self._looking:
+    def update(self, *, idle: int, overflow: int, waiting: int) -> None:
+        """Look for leaks and update the metrics: what takes time. Called once a second."""
+        with self._updating:
             now = perf_counter()
-            held = list(self.held.values())
-            for holder in held:
-                self._held_too_long(holder, now)
-            if len(self._owners) > len(held):  # threads of one request that met in taken() or given_back()
-                self._owners = dict(Counter(holder.owner for holder in self.held.copy().values()))
+            holders = list(self.holders.values())
+            for holder in holders:
+                self._report_leak(holder, now)
+            if len(self._owners) > len(holders):  # threads of one request raced in checkouts or returns
+                self._owners = dict(Counter(holder.owner for holder in self.holders.copy().values()))
             ended = [self._ended.popleft() for _ in range(len(self._ended))]
             timeouts, self._timeouts = self._timeouts, 0
             refused, self._refused = self._refused, 0
-            if self._figures is None:
+            if self._metrics is None:
                 return
-            self._figures.sized(self.size, 0 if math.isinf(self.most) else int(self.most))
-            self._figures.now(used=len(self.held), idle=idle, overflow=overflow, waiting=waiting)
-            self._figures.failures(timeouts=timeouts, refused=refused)
-            self._figures.uses((visit.route if visit else NOBODY, wait, use) for visit, wait, use in ended)
+            self._metrics.set_size(self.size, 0 if math.isinf(self.most) else int(self.most))
+            self._metrics.set_usage(used=len(self.holders), idle=idle, overflow=overflow, waiting=waiting)
+            self._metrics.count_failures(timeouts=timeouts, refused=refused)
+            self._metrics.observe_uses(
+                (context.route if context else OTHER, wait_s, use_s) for context, wait_s, use_s in ended
+            )
 
-    def _held_too_long(self, holder: Holder, now: float) -> None:
-        limit, age = self.watching.leak_after_s, now - holder.since
-        if limit is None or age < limit or holder.reported:
+    def _report_leak(self, holder: Holder, now: float) -> None:
+        limit_s, age_s = self.options.leak_after_s, now - holder.since
+        if limit_s is None or age_s < limit_s or holder.reported:
             return
         holder.reported = True
-        told = holder.told(self.sites, now)
-        self._found("held too long", holder, age, lambda: f"{holder.title}, {told}")
+        text = holder.describe(self.sites, now)
+        self._report("held too long", holder, age_s, lambda: f"{holder.title}, {text}")
 
-    def _found(self, kind: str, holder: Holder | None, seconds: float, describe: Callable[[], str]) -> None:
+    def _report(self, kind: str, holder: Holder | None, seconds: float, describe: Callable[[], str]) -> None:
         if self.findings.add(kind, holder.title if holder is not None else "", seconds, describe):
             self._alert_until = perf_counter() + ALERT_S
+
+
+# ------------------------------------------------------------------ statements, and the pauses between them
+
+
+def track_statements(dialect: Any, monitor: PoolMonitor) -> None:
+    """Wrap a few methods of this one dialect: listeners to an engine's events cost 7 µs a statement.
+
+    A wrapper that is on this dialect already is called; otherwise the class's method, looked up at each call,
+    since the probe of ``tenfold measure`` may wrap it later.
+    """
+    for name in ("do_execute", "do_execute_no_params", "do_executemany"):
+        setattr(dialect, name, _tracked_execute(dialect, name, monitor))
+    for name in ("do_commit", "do_rollback"):
+        setattr(dialect, name, _tracked_end(dialect, name, monitor))
+
+
+def _tracked_execute(dialect: Any, name: str, monitor: PoolMonitor) -> Callable[..., Any]:
+    holders, kind, former = monitor.holders, type(dialect), dialect.__dict__.get(name)
+
+    def execute(cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
+        context: Any = rest[-1] if rest else named.get("context")
+        try:
+            connection = context.root_connection._dbapi_connection
+            holder = holders[connection._connection_record]
+        except (AttributeError, KeyError):  # a statement of SQLAlchemy's own, on a connection not handed out
+            return (former or getattr(kind, name).__get__(dialect))(cursor, statement, *rest, **named)
+        if holder.idle_since:
+            monitor.end_pause(holder, connection)
+        holder.sql = statement
+        try:
+            return (former or getattr(kind, name).__get__(dialect))(cursor, statement, *rest, **named)
+        finally:
+            holder.idle_since = perf_counter()
+
+    return execute
+
+
+def _tracked_end(dialect: Any, name: str, monitor: PoolMonitor) -> Callable[[Any], Any]:
+    holders, kind, former = monitor.holders, type(dialect), dialect.__dict__.get(name)
+
+    def end(connection: Any) -> Any:
+        holder = holders.get(getattr(connection, "_connection_record", None))
+        if holder is not None and holder.idle_since:
+            monitor.end_pause(holder, connection)
+        return (former or getattr(kind, name).__get__(dialect))(connection)
+
+    return end

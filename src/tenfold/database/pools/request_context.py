@@ -1,4 +1,4 @@
-"""On whose behalf is this connection held? The request, or the job, that the code at hand runs for."""
+"""The request or job that a connection is held for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from contextvars import ContextVar
 from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, route_template, send_answer
 from tenfold.errors import PoolExhaustedError
 
-__all__ = ["PoolMiddleware", "Visit", "current", "visiting"]
+__all__ = ["PoolMiddleware", "RequestContext", "current_context", "job_context"]
+
+OTHER = "other"  # as in tenfold_requests_total
 
 
-NOBODY = "other"  # as in tenfold_requests_total
-
-
-class Visit:
-    """One request or one job. A request's route is known only once a router took it: so it is asked late."""
+class RequestContext:
+    """One request or one job. A router sets a request's route late, so it is looked up when it is needed."""
 
     __slots__ = ("__weakref__", "_mounted_at", "_route", "_scope", "method")
 
@@ -30,7 +29,7 @@ class Visit:
     def route(self) -> str:
         """The route's template, as in every metric of tenfold; ``other`` where there is none."""
         if self._scope is not None:
-            return route_template(self._scope, self._mounted_at) or NOBODY
+            return route_template(self._scope, self._mounted_at) or OTHER
         return self._route
 
     @property
@@ -39,25 +38,25 @@ class Visit:
         return f"{self.method} {self.route}".lstrip()
 
     def end(self) -> None:
-        """The request is over: what it brought along need not be kept for its name."""
+        """Keep the route of a request that is over, and let go of its scope."""
         self._route, self._scope = self.route, None
 
 
-_current: ContextVar[Visit | None] = ContextVar("tenfold_visit", default=None)
+_current: ContextVar[RequestContext | None] = ContextVar("tenfold_request_context", default=None)
 
 
-def current() -> Visit | None:
-    """The visit that this code runs for. Threads started by anyio or ``asyncio.to_thread`` inherit it."""
+def current_context() -> RequestContext | None:
+    """The context that this code runs in. Threads started by anyio or ``asyncio.to_thread`` inherit it."""
     return _current.get()
 
 
 @contextmanager
-def visiting(name: str) -> Iterator[None]:
-    """What takes connections in here does so under this name: ``with visiting("nightly report"):``.
+def job_context(name: str) -> Iterator[None]:
+    """Name the holder of the connections checked out in a block: ``with job_context("nightly report"):``.
 
-    The name becomes the ``route`` of metrics: one of few, never one with a number in it.
+    The name becomes the ``route`` of metrics: take one of few, never one with a number in it.
     """
-    token = _current.set(Visit(name))
+    token = _current.set(RequestContext(name))
     try:
         yield
     finally:
@@ -65,10 +64,10 @@ def visiting(name: str) -> Iterator[None]:
 
 
 class PoolMiddleware:
-    """Tells the pools which route takes their connections, and answers 503 when none is to be had.
+    """Tells the pools which route holds their connections, and answers 503 when a pool is exhausted.
 
-    Inside the app, ``app.add_middleware(PoolMiddleware)``: around a Starlette or FastAPI app it would meet
-    the 500 that the app has already made of the error. ``retry_after_s`` is sent as Retry-After.
+    Add it inside the app, ``app.add_middleware(PoolMiddleware)``: around a Starlette or FastAPI app it would
+    meet the 500 that the app has already made of the error. ``retry_after_s`` is sent as Retry-After.
     An answer that has begun cannot become a 503; the error is passed on then.
     """
 
@@ -79,24 +78,24 @@ class PoolMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
             return await self.app(scope, receive, send)
-        begun = scope["type"] == "websocket"
+        has_begun = scope["type"] == "websocket"
 
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             await send(message)
 
-        visit = Visit(scope=scope)
-        token = _current.set(visit)
+        context = RequestContext(scope=scope)
+        token = _current.set(context)
         try:
-            await self.app(scope, receive, sending)
+            await self.app(scope, receive, send_and_note)
         except PoolExhaustedError:
-            if begun:
+            if has_begun:
                 raise
             await self._refuse(send)
         finally:
             _current.reset(token)
-            visit.end()
+            context.end()
 
     async def _refuse(self, send: Send) -> None:
         retry_after = (b"retry-after", b"%d" % self.retry_after_s)

@@ -1,4 +1,4 @@
-"""One connection of one server for one transaction, and what its backend is known to have seen."""
+"""A checkout: one connection of one server for one transaction, and the position its backend has reached."""
 
 from __future__ import annotations
 
@@ -8,140 +8,158 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tenfold.database.pools.deadlines import ended_by_deadline
-from tenfold.database.psycopg import Line, lacks_positions, refused, server_version, sqlstate
+from tenfold.database.pools.statement_timeout import was_ended_by_deadline
+from tenfold.database.psycopg import SocketPoll, is_unsupported, lacks_positions, server_version, sqlstate
 from tenfold.database.replicas.freshness import (
-    POSITION,
-    WHOLE_PLACE,
-    Place,
-    Verdict,
-    answered,
+    FULL_POSITION_QUERY,
+    POSITION_QUERY,
+    Freshness,
+    ReplayPosition,
     can_wait,
-    judge,
-    waiting,
+    freshness,
+    parse_answer,
+    wait_statement,
 )
-from tenfold.database.replicas.read_counters import How
-from tenfold.database.replicas.servers import Member
+from tenfold.database.replicas.read_counters import ReadOutcome
+from tenfold.database.replicas.servers import DatabaseServer
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
-__all__ = ["CONFLICT", "Lease", "ServerLostError"]
+__all__ = ["REPLAY_CONFLICT", "Checkout", "ServerLostError"]
 
-CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
+REPLAY_CONFLICT = "40001"  # a hot standby ended the statement, because replay needed what it was reading
 
-_INFO, _LINE = "tenfold place", "tenfold line"  # in a connection's info, which is cleared when it ends
-_MOST_STALE = 100
+# In a connection's info, which is cleared when it ends.
+_INFO_POSITION, _INFO_POLL = "tenfold replay position", "tenfold socket poll"
+_MAX_DEAD = 100
 
 
 class ServerLostError(Exception):
     """A server cannot be reached; never leaves the router."""
 
 
-class Lease:
-    """A checked-out connection. Made by :meth:`take`, given back by :meth:`give_back`."""
+class Checkout:
+    """A checked-out connection. Made by :meth:`acquire`, given back by :meth:`release`."""
 
-    __slots__ = ("_first", "_given", "connection", "how", "lost", "place", "server", "shown_to")
+    __slots__ = (
+        "_is_first_use",
+        "_released",
+        "connection",
+        "is_lost",
+        "outcome",
+        "position",
+        "server",
+        "visible",
+    )
 
-    def __init__(self, server: Member, connection: Connection, place: Place | None, *, first: bool) -> None:
+    def __init__(
+        self,
+        server: DatabaseServer,
+        connection: Connection,
+        position: ReplayPosition | None,
+        *,
+        is_first_use: bool,
+    ) -> None:
         self.server = server
         self.connection = connection
-        self.place = place
-        self._first = first
-        self.how: How = "anywhere"
-        self.shown_to = 0  # the position of the last answer, in terms of what a visitor may have seen
-        self.lost = self._given = False
-        server.entered()
+        self.position = position
+        self._is_first_use = is_first_use
+        self.outcome: ReadOutcome = "no_token"
+        self.visible = 0  # the position whose state a read before the last answer may have shown
+        self.is_lost = self._released = False
+        server.increment_in_flight()
 
     @classmethod
-    def take(cls, server: Member, *, asynchronous: bool) -> Lease:
-        """A connection that is not known to be dead.
+    def acquire(cls, server: DatabaseServer, *, asynchronous: bool) -> Checkout:
+        """Check out a connection that is not known to be dead.
 
         Raises:
-            ServerLostError: there is none to be had.
+            ServerLostError: none can be opened.
         """
         engine = server.engine(asynchronous)
-        for _ in range(_MOST_STALE):
+        for _ in range(_MAX_DEAD):
             try:
                 connection = engine.connect()
             except DBAPIError as error:
                 raise ServerLostError(server.name) from error
             bare: Any = connection.connection
             info = bare._connection_record.info  # which `bare.info` is, after 1 µs
-            line: Line | None = info.get(_LINE)
-            if line is None:
-                info[_LINE] = Line(bare.driver_connection)
-                return cls(server, connection, None, first=True)
-            if not line.is_dead():
-                return cls(server, connection, info.get(_INFO), first=False)
+            poll: SocketPoll | None = info.get(_INFO_POLL)
+            if poll is None:
+                info[_INFO_POLL] = SocketPoll(bare.driver_connection)
+                return cls(server, connection, None, is_first_use=True)
+            if not poll.is_dead():
+                return cls(server, connection, info.get(_INFO_POSITION), is_first_use=False)
             connection.invalidate()
             connection.close()
         raise ServerLostError(server.name)
 
-    def fresh_for(self, token: Token | None) -> Verdict:
-        """Whether a read by the holder of ``token`` may run here; asks the backend only when it has to.
+    def freshness_for(self, token: Token | None) -> Freshness:
+        """The freshness of a read here for the holder of ``token``; asks the backend only when it has to.
 
         Raises:
             ServerLostError: it did not answer.
             DeadlineExceededError: it did not within the time that the request has.
         """
-        verdict = judge(token, self.place)
-        self.how = "known"
-        if verdict is Verdict.ASK and token is not None:
-            self.how = "asked"
-            same = self.place is not None and self.place.timeline == token.timeline
-            self.ask(whole=not same)
-            verdict = judge(token, self.place, asked=True)
-        return verdict
+        found = freshness(token, self.position)
+        self.outcome = "known_fresh"
+        if found is Freshness.UNKNOWN and token is not None:
+            self.outcome = "asked_replica"
+            same = self.position is not None and self.position.timeline == token.timeline
+            self.query_position(full=not same)
+            found = freshness(token, self.position, asked=True)
+        return found
 
-    def ask(self, *, whole: bool = False) -> Place | None:
-        """Where the backend is, by a statement of its own outside of any transaction; None: it cannot say.
+    def query_position(self, *, full: bool = False) -> ReplayPosition | None:
+        """Ask the backend for its position, outside of any transaction; None when it has none.
 
         Raises:
             ServerLostError: it did not answer.
             DeadlineExceededError: it did not within the time that the request has.
         """
         try:
-            row = self._row(WHOLE_PLACE if whole or self.place is None else POSITION)
+            row = self._fetch_row(FULL_POSITION_QUERY if full or self.position is None else POSITION_QUERY)
         except BaseException as error:
             if lacks_positions(error):
-                self.server.cluster.positions = False
+                self.server.cluster.has_positions = False
                 return None
-            self._failed(error)
-        return self._learned(row)
+            self._raise_lost(error)
+        return self._record_position(row)
 
-    def wait(self, token: Token, wait_s: float) -> bool:
-        """Whether the server could be told to wait until it has replayed ``token``. Whether it has, ask then.
+    def wait_for(self, token: Token, wait_s: float) -> bool:
+        """Let the server wait until it has replayed ``token``; False when it cannot wait by itself.
+
+        That it has replayed the token is not known then: ask for its position.
 
         Raises:
             ServerLostError: it did not answer.
             DeadlineExceededError: it did not within the time that the request has.
         """
         version = server_version(self.connection.connection.driver_connection)
-        if not self.server.waits or not can_wait(token, self.place, version=version):
+        if not self.server.supports_wait or not can_wait(token, self.position, version=version):
             return False
         try:
-            self._row(waiting(token.position, wait_s))
+            self._fetch_row(wait_statement(token.position, wait_s))
         except BaseException as error:
-            if refused(error):
-                self.server.waits = False
-            elif sqlstate(error) != CONFLICT:  # which is about this once
-                self._failed(error)
+            if is_unsupported(error):
+                self.server.supports_wait = False
+            elif sqlstate(error) != REPLAY_CONFLICT:  # which is about this once
+                self._raise_lost(error)
             return False
         return True
 
-    def _failed(self, error: BaseException) -> NoReturn:
-        """A question got no answer."""
-        if ended_by_deadline(error):  # by a server that is fine, on a connection that is
+    def _raise_lost(self, error: BaseException) -> NoReturn:
+        if was_ended_by_deadline(error):  # by a server that is fine, on a connection that is
             raise DeadlineExceededError(
                 "the request's time was over before a server said where it is"
             ) from error
-        self.drop(error)  # also when it was cancelled: the answer may be under way
+        self.invalidate(error)  # also when it was cancelled: the answer may be under way
         if not isinstance(error, Exception):
             raise error
         raise ServerLostError(self.server.name) from error
 
-    def _row(self, statement: str) -> tuple[Any, ...]:
-        """On the driver's connection: SQLAlchemy would begin a transaction, and time has a price here."""
+    def _fetch_row(self, statement: str) -> tuple[Any, ...]:
+        """Ask on the driver's connection: SQLAlchemy would begin a transaction, and this is a hot path."""
         dbapi: Any = self.connection.connection.dbapi_connection
         in_transactions = not dbapi.autocommit
         if in_transactions:
@@ -156,48 +174,54 @@ class Lease:
                 dbapi.autocommit = False
         return row
 
-    def _learned(self, row: tuple[Any, ...]) -> Place:
+    def _record_position(self, row: tuple[Any, ...]) -> ReplayPosition:
         cluster = self.server.cluster
-        answer = answered(row, known=self.place, segment_bytes=cluster.segment_bytes)
-        self.place, self.shown_to = answer.place, answer.shown
+        answer = parse_answer(row, known=self.position, segment_bytes=cluster.segment_bytes)
+        self.position, self.visible = answer.replayed, answer.visible
         cluster.segment_bytes = answer.segment_bytes
-        self.connection.info[_INFO] = answer.place
-        return answer.place
+        self.connection.info[_INFO_POSITION] = answer.replayed
+        return answer.replayed
 
-    def seen(self, *, expires_at: int) -> Token | None:
-        """What whoever used this lease has seen: asked for now, after the fact. None without positions."""
-        heard = self.server.health.place
-        moved = heard is not None and self.place is not None and heard.timeline != self.place.timeline
+    def visible_token(self, *, expires_at: int) -> Token | None:
+        """Ask, after the fact, for the position that the user of this checkout has seen.
+
+        None without positions; an unsure token when the server does not answer.
+        """
+        last = self.server.health.last_position
+        moved = last is not None and self.position is not None and last.timeline != self.position.timeline
         try:
-            place = self.ask(whole=moved)
+            position = self.query_position(full=moved)
         except (ServerLostError, DeadlineExceededError):
             return Token.unsure(expires_at=expires_at)
-        if place is None:
+        if position is None:
             return None
-        return Token(place.system, place.timeline, self.shown_to, expires_at)
+        return Token(position.system, position.timeline, self.visible, expires_at)
 
-    def served(self, seconds: float, *, now: float) -> None:
-        """A statement took so long. What a new connection has to load says nothing of its server."""
-        if self._first:
-            self._first = False
+    def record_statement(self, seconds: float, *, now: float) -> None:
+        """Add a statement's duration to the server's load.
+
+        Not of a new connection: what the backend has to load first says nothing of its server.
+        """
+        if self._is_first_use:
+            self._is_first_use = False
             return
         server = self.server
-        server.load.took(seconds, now=now)
+        server.load.record_duration(seconds, now=now)
         if not server.health.breaker.is_closed:
-            server.health.worked()
+            server.health.record_success()
 
-    def drop(self, error: BaseException | None = None) -> None:
-        """The connection is no more: nobody shall get it again."""
-        self.lost = True
+    def invalidate(self, error: BaseException | None = None) -> None:
+        """Close the connection; the pool does not hand it out again."""
+        self.is_lost = True
         with contextlib.suppress(SQLAlchemyError):
             self.connection.invalidate(error)
 
-    def give_back(self) -> None:
-        """Back to its pool; nothing happens the second time."""
-        if self._given:
+    def release(self) -> None:
+        """Return the connection to its pool; nothing happens the second time."""
+        if self._released:
             return
-        self._given = True
-        self.server.left()
+        self._released = True
+        self.server.decrement_in_flight()
         try:  # noqa: SIM105 - suppress() is an object and two calls, for each read
             self.connection.close()
         except SQLAlchemyError:

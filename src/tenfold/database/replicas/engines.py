@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from tenfold.database.pools.pool_monitor import Watching
+from tenfold.database.pools.pool_monitor import PoolMonitorOptions
 from tenfold.database.psycopg import sqlstate
 from tenfold.database.urls import server_name
 from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError
@@ -18,25 +18,25 @@ try:
 except ImportError as error:
     raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from error
 
-__all__ = ["Use", "maker", "pooled"]
+__all__ = ["EngineUse", "engine_factory", "engine_options"]
 
-Use = Literal["write", "read", "analytics"]
+EngineUse = Literal["write", "read", "analytics"]
 
 _READ_ONLY_SQL_TRANSACTION = "25006"
 _SQLITE_READONLY = 8
 _CONNECT_TIMEOUT_S = 3
 
 
-def pooled(
+def engine_options(
     url: URL,
-    use: Use,
+    use: EngineUse,
     chosen: Mapping[str, Any] | Callable[[URL], Mapping[str, Any]],
     *,
-    watched: Callable[..., dict[str, Any]],
+    make_pool_options: Callable[..., dict[str, Any]],
 ) -> Mapping[str, Any]:
-    """The options of an engine: those of a ``watched`` pool, with what was ``chosen`` in their place.
+    """The options of an engine: those of a monitored pool, overridden by what was ``chosen``.
 
-    A function of the URL, or options with a pool of their own, are taken as they are. A watched pool without
+    A function of the URL, or options with a pool of their own, are used as they are. A monitored pool without
     a name of its own is named for its use: one server has a pool for each.
     """
     if callable(chosen):
@@ -45,25 +45,27 @@ def pooled(
         options = chosen
     else:
         sizes = {name: chosen[name] for name in ("pool_size", "max_overflow") if name in chosen}
-        options = watched(url, connect_timeout_s=_CONNECT_TIMEOUT_S, **sizes)
+        options = make_pool_options(url, connect_timeout_s=_CONNECT_TIMEOUT_S, **sizes)
         arguments = {**options["connect_args"], **(chosen.get("connect_args") or {})}
         options |= {**chosen, "connect_args": arguments}
-    watching = options.get("watching")
-    if isinstance(watching, Watching) and watching.name == server_name(url):
-        return {**options, "watching": replace(watching, name=f"{watching.name} {use}")}
+    monitor = options.get("monitor_options")
+    if isinstance(monitor, PoolMonitorOptions) and monitor.name == server_name(url):
+        return {**options, "monitor_options": replace(monitor, name=f"{monitor.name} {use}")}
     return options
 
 
-def maker(
-    url: URL, use: Use, *, primary: bool, options: Mapping[str, Any]
+def engine_factory(
+    url: URL, use: EngineUse, *, is_primary: bool, options: Mapping[str, Any]
 ) -> Callable[[bool, Callable[[Any], None]], Engine]:
-    """A function that makes the engine of a server, for asyncio or not.
+    """A function that makes the engine of a server: for asyncio if its first argument is True.
+
+    It calls its second argument with each connection of psycopg's that the engine opens.
 
     Reads run in AUTOCOMMIT: each statement has its own snapshot, as under READ COMMITTED, without the two
     round trips of BEGIN and ROLLBACK, and a check before it really precedes that snapshot.
     """
 
-    def make(asynchronous: bool, opened: Callable[[Any], None]) -> Engine:
+    def make(asynchronous: bool, on_connect: Callable[[Any], None]) -> Engine:
         chosen = dict(options)
         arguments = dict(chosen.get("connect_args") or {})
         # What the driver is given here would win over the URL's, and with it over "this session only reads".
@@ -71,15 +73,16 @@ def maker(
         chosen["connect_args"] = arguments
         if use != "write":
             chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-        target = _prepared(url, use, primary=primary, given=given)
+        target = _prepare_url(url, use, is_primary=is_primary, given=given)
         engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
         if engine.dialect.driver == "psycopg":  # the only one whose connections can be cut
-            event.listen(engine, "connect", lambda _, record: opened(record.driver_connection))
-        event.listen(engine, "handle_error", _demoted if use == "write" else _only_reads)
+            event.listen(engine, "connect", lambda _, record: on_connect(record.driver_connection))
+        translate = _translate_write_error if use == "write" else _translate_read_error
+        event.listen(engine, "handle_error", translate)
         if use == "write":
             _mark_commits(engine)
         elif engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _query_only)
+            event.listen(engine, "connect", _set_query_only)
         return engine
 
     return make
@@ -93,8 +96,8 @@ def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     return create_async_engine(url, **options).sync_engine
 
 
-def _prepared(url: URL, use: Use, *, primary: bool, given: str = "") -> URL:
-    """The URL with what PostgreSQL has to know about this use, after the options that were ``given``."""
+def _prepare_url(url: URL, use: EngineUse, *, is_primary: bool, given: str = "") -> URL:
+    """Add the session settings of this use to the URL, after the options that were ``given``."""
     if url.get_backend_name() != "postgresql":
         return url
     more: dict[str, str] = {}
@@ -106,7 +109,7 @@ def _prepared(url: URL, use: Use, *, primary: bool, given: str = "") -> URL:
         settings.append("-c statement_timeout=0")
     if any(settings):
         more["options"] = " ".join(filter(None, settings))
-    if primary and isinstance(url.query.get("host"), tuple):
+    if is_primary and isinstance(url.query.get("host"), tuple):
         # Of several hosts the one that takes writes. A session that only reads is never "read-write".
         more["target_session_attrs"] = "read-write" if use == "write" else "primary"
     if "connect_timeout" not in url.query:
@@ -114,12 +117,12 @@ def _prepared(url: URL, use: Use, *, primary: bool, given: str = "") -> URL:
     return url.update_query_dict(more)
 
 
-def _query_only(connection: Any, _: Any) -> None:
+def _set_query_only(connection: Any, _: Any) -> None:
     connection.execute("pragma query_only = on").close()
 
 
 def _mark_commits(engine: Engine) -> None:
-    """Remember of an error that COMMIT had been sent. An event would slow every statement down."""
+    """Mark errors of COMMIT as such. An event would slow every statement down."""
     commit = engine.dialect.do_commit
 
     def do_commit(connection: Any) -> None:
@@ -132,12 +135,12 @@ def _mark_commits(engine: Engine) -> None:
     engine.dialect.do_commit = do_commit  # type: ignore[assignment, method-assign]
 
 
-def _demoted(context: Any) -> Exception | None:
-    """Of an engine that writes: what its user has to know, and what the next connection puts right."""
+def _translate_write_error(context: Any) -> Exception | None:
+    """Recognise a commit of unknown outcome, and a primary that was demoted."""
     error = context.original_exception
     if context.is_disconnect and getattr(error, "in_commit", False):
         return CommitUnknownError(
-            "the connection was lost during COMMIT, so that nobody knows whether it was committed: look for "
+            "the connection was lost during COMMIT, so that it is unknown whether it was committed: look for "
             "what it would have left before you try it again"
         )
     if _refuses_writes(error):
@@ -146,8 +149,8 @@ def _demoted(context: Any) -> Exception | None:
     return None
 
 
-def _only_reads(context: Any) -> Exception | None:
-    """Of an engine that reads: a write is a mistake in the service."""
+def _translate_read_error(context: Any) -> Exception | None:
+    """Recognise a write through an engine that reads: a mistake in the service."""
     if not _refuses_writes(context.original_exception):
         return None
     return ReadOnlyError(

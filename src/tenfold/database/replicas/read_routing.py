@@ -1,4 +1,4 @@
-"""Finds the server that serves a read: the decisions are those of choice, health and freshness."""
+"""Read routing: finds a server that is fresh enough for a read, by choice, health and freshness."""
 
 from __future__ import annotations
 
@@ -11,29 +11,34 @@ from collections.abc import Collection, Sequence
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.util import await_only
 
-from tenfold.database.replicas import servers
-from tenfold.database.replicas.checkout import Lease, ServerLostError
-from tenfold.database.replicas.freshness import FreshnessLimits, Verdict, judge, pauses, pinned
-from tenfold.database.replicas.read_counters import Tally
-from tenfold.database.replicas.servers import Choice, Cluster, Member
+from tenfold.database.replicas.checkout import Checkout, ServerLostError
+from tenfold.database.replicas.freshness import (
+    Freshness,
+    FreshnessLimits,
+    freshness,
+    is_pinned,
+    poll_intervals,
+)
+from tenfold.database.replicas.read_counters import ReadCounters
+from tenfold.database.replicas.servers import Choice, Cluster, DatabaseServer, read_order
 from tenfold.errors import DeadlineExceededError, NoReplicaError
 from tenfold.positions import Token
 
-__all__ = ["Finder"]
+__all__ = ["ReadRouting"]
 
 
-class Finder:
-    """Connections for reads, checked against what their reader has seen. Thread-safe.
+class ReadRouting:
+    """Checkouts for reads, checked against what their reader has seen. Thread-safe.
 
     Args:
-        replicas: where reads go; when none of them may serve, ``primary`` does.
-        sample_s: a replica that lags by more than this and the wait is not waited for.
+        replicas: the servers for reads; when none of them may serve, ``primary`` does.
+        sample_s: a replica whose lag exceeds this and the longest wait is not waited for.
     """
 
     def __init__(
         self,
-        replicas: Sequence[Member],
-        primary: Member,
+        replicas: Sequence[DatabaseServer],
+        primary: DatabaseServer,
         *,
         cluster: Cluster,
         limits: FreshnessLimits,
@@ -44,121 +49,130 @@ class Finder:
         self._cluster, self._limits, self._choice = cluster, limits, choice
         self._sample_s = sample_s
         self._turns = itertools.count()
-        self.tally = Tally()
+        self.counters = ReadCounters()
 
-    def find(
-        self, token: Token | None, *, asynchronous: bool, avoid: Collection[Member], primary: bool = False
-    ) -> Lease:
-        """A connection on which the holder of ``token`` reads nothing older than what they have seen.
+    def acquire(
+        self,
+        token: Token | None,
+        *,
+        asynchronous: bool,
+        avoid: Collection[DatabaseServer],
+        primary_only: bool = False,
+    ) -> Checkout:
+        """Check out a connection on which the holder of ``token`` reads nothing older than they have seen.
 
         Args:
             avoid: servers that failed this read already.
-            primary: whether only the primary will do.
+            primary_only: whether only the primary will do.
 
         Raises:
             NoReplicaError: there is none.
         """
-        lease: Lease | None = None
-        if not primary and (token is None or not self._only_primary(token)):
-            lease = self._of_replicas(token, asynchronous=asynchronous, avoid=avoid)
-        if lease is None:
-            lease = self._of_primary(asynchronous)
-            lease.how = "primary"
-        self.tally.add(lease.how, lease.server.name)
-        return lease
+        checkout: Checkout | None = None
+        if not primary_only and (token is None or not self._is_pinned(token)):
+            checkout = self._acquire_replica(token, asynchronous=asynchronous, avoid=avoid)
+        if checkout is None:
+            checkout = self._acquire_primary(asynchronous)
+            checkout.outcome = "primary"
+        self.counters.increment(checkout.outcome, checkout.server.name)
+        return checkout
 
-    def any_replica(self, *, asynchronous: bool, avoid: Collection[Member]) -> Lease:
-        """A connection to some replica, however late: for reports.
+    def acquire_any_replica(self, *, asynchronous: bool, avoid: Collection[DatabaseServer]) -> Checkout:
+        """Check out a connection to some replica, however late: for reports.
 
         Raises:
             NoReplicaError: none answers.
         """
-        for server in self._in_order(avoid, None, late=True):
-            if lease := _taken(server, asynchronous):
-                return lease
+        for server in self._candidates(avoid, None, late=True):
+            if checkout := _try_acquire(server, asynchronous):
+                return checkout
         raise NoReplicaError("no replica answers, and reports are kept off the primary: try again later")
 
-    def _only_primary(self, token: Token) -> bool:
-        return not self._cluster.positions and pinned(token, now=time.time(), pin_s=self._limits.pin_s)
+    def _is_pinned(self, token: Token) -> bool:
+        return not self._cluster.has_positions and is_pinned(token, now=time.time(), pin_s=self._limits.pin_s)
 
-    def _of_replicas(
-        self, token: Token | None, *, asynchronous: bool, avoid: Collection[Member]
-    ) -> Lease | None:
-        token = token if self._cluster.positions else None
-        nearest: Lease | None = None
+    def _acquire_replica(
+        self, token: Token | None, *, asynchronous: bool, avoid: Collection[DatabaseServer]
+    ) -> Checkout | None:
+        token = token if self._cluster.has_positions else None
+        nearest: Checkout | None = None
         try:
-            for server in self._in_order(avoid, token):
-                lease = _taken(server, asynchronous)
-                if lease and token is None:  # who has seen nothing may read anywhere
-                    return lease
-                verdict = _verdict(lease, token) if lease else Verdict.FOREIGN
-                if verdict is Verdict.FRESH:
-                    _give_back(nearest)
-                    return lease
-                if lease and verdict is Verdict.BEHIND:
-                    nearest = _nearer(nearest, lease)
+            for server in self._candidates(avoid, token):
+                checkout = _try_acquire(server, asynchronous)
+                if checkout and token is None:  # a reader without a token may read anywhere
+                    return checkout
+                found = _freshness(checkout, token) if checkout else Freshness.FOREIGN
+                if found is Freshness.FRESH:
+                    _release(nearest)
+                    return checkout
+                if checkout and found is Freshness.BEHIND:
+                    nearest = _keep_nearer(nearest, checkout)
                 else:
-                    _give_back(lease)
-            if nearest and token and self._catches_up(nearest, token, asynchronous):
+                    _release(checkout)
+            if nearest and token and self._wait_for(nearest, token, asynchronous):
                 return nearest
             return None
         except BaseException:
-            _give_back(nearest)
+            _release(nearest)
             raise
 
-    def _in_order(self, avoid: Collection[Member], token: Token | None, late: bool = False) -> list[Member]:
-        """Those that serve, in the order of choice; first those that were heard to be far enough."""
+    def _candidates(
+        self, avoid: Collection[DatabaseServer], token: Token | None, late: bool = False
+    ) -> list[DatabaseServer]:
+        """The replicas that may serve, in the order of choice; first those whose last sample is fresh."""
         found = [
             server
             for server in self._replicas
-            if (server.health.serving or self._may_try(server, late)) and server not in avoid
+            if (server.health.is_serving or self._may_try(server, late)) and server not in avoid
         ]
         if len(found) < 2:
             return found
-        indices = servers.order(
+        indices = read_order(
             [server.load for server in found],
             choice=self._choice,
             turn=next(self._turns),
             now=time.monotonic(),
-            below=_below,
+            below=_random_below,
         )
         ordered = [found[index] for index in indices]
-        if token is not None and self._cluster.sampled:
+        if token is not None and self._cluster.is_sampled:
             ordered.sort(
-                key=lambda server: judge(token, server.health.place, asked=True) is not Verdict.FRESH
+                key=lambda server: (
+                    freshness(token, server.health.last_position, asked=True) is not Freshness.FRESH
+                )
             )
         return ordered
 
-    def _may_try(self, server: Member, late: bool) -> bool:
-        """Whether one that does not serve gets this read all the same."""
+    def _may_try(self, server: DatabaseServer, late: bool) -> bool:
+        """Return whether a server that is not serving gets this read all the same."""
         health = server.health
         if late and health.answers and health.breaker.is_closed:
             return True
-        # Where nobody samples, a read is what finds out whether it is back.
-        return not self._cluster.sampled and health.in_time and health.breaker.wait_s == 0
+        # Without a sampler, only a read finds out that a server is back.
+        return not self._cluster.is_sampled and health.within_limits and health.breaker.wait_s == 0
 
-    def _catches_up(self, lease: Lease, token: Token, asynchronous: bool) -> bool:
-        """Whether it does soon; given back when it does not."""
-        verdict, wait_s = Verdict.BEHIND, self._limits.wait_s
-        if lease.server.health.lag.seconds <= wait_s + self._sample_s:
-            begun = time.monotonic()
-            verdict = _verdict(lease, token, wait_s=wait_s)  # where the server itself cannot wait: BEHIND
-            left_s = wait_s - (time.monotonic() - begun)
-            for pause in pauses(left_s) if verdict is Verdict.BEHIND else ():
+    def _wait_for(self, checkout: Checkout, token: Token, asynchronous: bool) -> bool:
+        """Wait until the replica is fresh; release the checkout and return False if it does not get there."""
+        found, wait_s = Freshness.BEHIND, self._limits.wait_s
+        if checkout.server.health.lag.seconds <= wait_s + self._sample_s:
+            started = time.monotonic()
+            found = _freshness(checkout, token, wait_s=wait_s)  # where the server itself cannot wait: BEHIND
+            left_s = wait_s - (time.monotonic() - started)
+            for pause in poll_intervals(left_s) if found is Freshness.BEHIND else ():
                 if asynchronous:
                     await_only(asyncio.sleep(pause))
                 else:
                     time.sleep(pause)
-                if (verdict := _verdict(lease, token)) is not Verdict.BEHIND:
+                if (found := _freshness(checkout, token)) is not Freshness.BEHIND:
                     break
-        lease.how = "waited"
-        if verdict is not Verdict.FRESH:
-            _give_back(lease)
-        return verdict is Verdict.FRESH
+        checkout.outcome = "waited_for_replica"
+        if found is not Freshness.FRESH:
+            _release(checkout)
+        return found is Freshness.FRESH
 
-    def _of_primary(self, asynchronous: bool) -> Lease:
+    def _acquire_primary(self, asynchronous: bool) -> Checkout:
         try:
-            return Lease.take(self._primary, asynchronous=asynchronous)
+            return Checkout.acquire(self._primary, asynchronous=asynchronous)
         except DeadlineExceededError:  # some are a PoolTimeoutError, too
             raise
         except (ServerLostError, PoolTimeoutError) as error:
@@ -170,16 +184,16 @@ class Finder:
             ) from error
 
 
-def _below(count: int) -> int:
-    """One of so many, by chance; ``random.randrange`` takes three times as long for what nobody would see."""
+def _random_below(count: int) -> int:
+    """A random number; ``random.randrange`` takes three times as long for a difference without effect."""
     return int(random.random() * count)  # noqa: S311
 
 
-def _taken(server: Member, asynchronous: bool) -> Lease | None:
+def _try_acquire(server: DatabaseServer, asynchronous: bool) -> Checkout | None:
     try:
-        return Lease.take(server, asynchronous=asynchronous)
+        return Checkout.acquire(server, asynchronous=asynchronous)
     except ServerLostError:
-        server.health.failed()
+        server.health.record_failure()
     except DeadlineExceededError:  # some are a PoolTimeoutError, too: no time is left for another server
         raise
     except PoolTimeoutError:
@@ -187,30 +201,30 @@ def _taken(server: Member, asynchronous: bool) -> Lease | None:
     return None
 
 
-def _verdict(lease: Lease, token: Token | None, *, wait_s: float = 0.0) -> Verdict:
-    """What to do with it; FOREIGN, so that it is let go of, when its server is lost."""
+def _freshness(checkout: Checkout, token: Token | None, *, wait_s: float = 0.0) -> Freshness:
+    """As the checkout has it; FOREIGN, so that it is released, when its server is lost."""
     try:
-        if token and wait_s > 0 and not lease.wait(token, wait_s):
-            return Verdict.BEHIND
-        return lease.fresh_for(token)
+        if token and wait_s > 0 and not checkout.wait_for(token, wait_s):
+            return Freshness.BEHIND
+        return checkout.freshness_for(token)
     except ServerLostError:
-        lease.server.health.failed()
-        return Verdict.FOREIGN
+        checkout.server.health.record_failure()
+        return Freshness.FOREIGN
     except BaseException:  # cancelled
-        lease.give_back()
+        checkout.release()
         raise
 
 
-def _give_back(lease: Lease | None) -> None:
-    if lease:
-        lease.give_back()
+def _release(checkout: Checkout | None) -> None:
+    if checkout:
+        checkout.release()
 
 
-def _nearer(nearest: Lease | None, other: Lease) -> Lease:
-    """The one that has replayed more; the other goes back."""
+def _keep_nearer(nearest: Checkout | None, other: Checkout) -> Checkout:
+    """Return the checkout that has replayed more, and release the other."""
     if nearest is None:
         return other
-    further = other.place and nearest.place and other.place.position > nearest.place.position
+    further = other.position and nearest.position and other.position.position > nearest.position.position
     kept, left = (other, nearest) if further else (nearest, other)
-    left.give_back()
+    left.release()
     return kept

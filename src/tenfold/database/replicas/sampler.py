@@ -1,4 +1,4 @@
-"""Asks every server where it is, again and again, so that reads need not find out who is late or gone."""
+"""The sampler: asks every server for its position at intervals, so that reads need not find out its state."""
 
 from __future__ import annotations
 
@@ -12,65 +12,62 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.database.psycopg import connect_async, cut, lacks_positions
-from tenfold.database.replicas.freshness import WHOLE_PLACE, answered
-from tenfold.database.replicas.servers import Cluster, Health, HealthLimits, Lag, Member
+from tenfold.database.psycopg import connect_async, lacks_positions, shut_down_socket
+from tenfold.database.replicas.freshness import FULL_POSITION_QUERY, parse_answer
+from tenfold.database.replicas.servers import Cluster, DatabaseServer, HealthLimits, Lag, ServerHealth
 
-__all__ = ["Sampled", "Sampler"]
+__all__ = ["PositionSampler", "SampledServer"]
 
 _TICK_S = 0.1
 _log = logging.getLogger("tenfold.database")
 
 
 @dataclass(slots=True)
-class Sampled:
-    """One server to be watched.
+class SampledServer:
+    """One server to be sampled, and the state of its sampling.
 
     Attributes:
         name: without a password.
         url: libpq's, password included.
-        cuts: the pools whose connections are cut when it hangs.
+        dependents: the servers whose open connections are cut when this one hangs.
+        connection: the one on which it is asked; None before it is made.
         silent_ticks: how long a question has been waiting for its answer. Counted, not timed: when this
-            process was held up itself, nobody else is to blame.
+            process was held up itself, the server is not to blame.
+        is_waiting: whether a question is under way.
     """
 
     name: str
     url: str
-    primary: bool
-    health: Health
-    cuts: Sequence[Member] = ()
+    is_primary: bool
+    health: ServerHealth
+    dependents: Sequence[DatabaseServer] = ()
     connection: Any = None
     silent_ticks: int = 0
-    asking: bool = False
+    is_waiting: bool = False
 
 
-class Sampler:
+class PositionSampler:
     """A daemon thread with an event loop of its own: one connection to each server, one question at a time.
 
     Works the same beside threads and beside asyncio, and a service's blocked loop does not stop it. Belongs
     to the process that started it: after a fork :meth:`start` begins anew.
     """
 
-    def __init__(self, targets: Sequence[Sampled], *, cluster: Cluster, limits: HealthLimits) -> None:
+    def __init__(self, targets: Sequence[SampledServer], *, cluster: Cluster, limits: HealthLimits) -> None:
         self._targets, self._cluster, self._limits = targets, cluster, limits
         self._pid = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    @property
-    def pid(self) -> int:
-        """The process that it runs in; 0 when it does not."""
-        return self._pid
-
     def start(self) -> None:
-        """Begin to ask; nothing happens when it runs already."""
+        """Start sampling; nothing happens when it runs already."""
         with self._lock:
             if self._pid == os.getpid():
                 return
             self._pid, self._stop = os.getpid(), threading.Event()
             for target in self._targets:  # a parent's connections are not ours
-                target.connection, target.asking, target.silent_ticks = None, False, 0
+                target.connection, target.is_waiting, target.silent_ticks = None, False, 0
             self._thread = threading.Thread(target=self._run, name="tenfold-replicas", daemon=True)
             self._thread.start()
 
@@ -81,73 +78,74 @@ class Sampler:
             if self._pid == os.getpid() and thread:
                 self._stop.set()
                 for target in self._targets:
-                    cut(target.connection)
+                    shut_down_socket(target.connection)
                 thread.join(5)
             self._pid = 0
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(self._watch_all(self._stop))
+            runner.run(self._sample_all(self._stop))
 
-    async def _watch_all(self, stop: threading.Event) -> None:
-        tasks = [asyncio.create_task(self._watch(target)) for target in self._targets]
+    async def _sample_all(self, stop: threading.Event) -> None:
+        tasks = [asyncio.create_task(self._sample(target)) for target in self._targets]
         while not stop.is_set():
             await asyncio.sleep(_TICK_S)
             for target in self._targets:
                 self._tick(target)
         for target in self._targets:
-            cut(target.connection)  # a cancelled query would first ask its server to end it, and wait
+            # A cancelled query would first ask its server to end it, and wait.
+            shut_down_socket(target.connection)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=2)
 
-    def _tick(self, target: Sampled) -> None:
-        target.silent_ticks = target.silent_ticks + 1 if target.asking else 0
+    def _tick(self, target: SampledServer) -> None:
+        target.silent_ticks = target.silent_ticks + 1 if target.is_waiting else 0
         silent_s = target.silent_ticks * _TICK_S
         if silent_s < self._limits.hang_s / 2:
             return
         if target.health.answers:
             _log.warning("%s does not answer: it gets no reads until it does", target.name)
         target.health.answers = False
-        # Again and again: who connected a moment ago hangs too.
+        # Repeatedly: a connection made a moment ago hangs, too.
         if silent_s >= self._limits.hang_s and target.silent_ticks % 5 == 0:
-            cut(target.connection)
-            for server in target.cuts:
-                for connection in server.connections():
-                    cut(connection)
+            shut_down_socket(target.connection)
+            for server in target.dependents:
+                for connection in server.open_connections():
+                    shut_down_socket(connection)
 
-    async def _watch(self, target: Sampled) -> None:
+    async def _sample(self, target: SampledServer) -> None:
         while True:
-            target.asking = True
+            target.is_waiting = True
             try:
                 if target.connection is None:
                     target.connection = await connect_async(target.url)
-                cursor = await target.connection.execute(WHOLE_PLACE)
-                self._heard(target, await cursor.fetchone())
+                cursor = await target.connection.execute(FULL_POSITION_QUERY)
+                self._record_answer(target, await cursor.fetchone())
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 if lacks_positions(error):  # then nothing is known of lag
-                    self._cluster.positions = False
-                    target.health.heard_nothing()
+                    self._cluster.has_positions = False
+                    target.health.record_answer()
                 else:
-                    await self._missed(target, error)
-            target.asking, target.silent_ticks = False, 0
+                    await self._record_failure(target, error)
+            target.is_waiting, target.silent_ticks = False, 0
             await asyncio.sleep(self._limits.sample_s)
 
-    def _heard(self, target: Sampled, row: Any) -> None:
+    def _record_answer(self, target: SampledServer, row: Any) -> None:
         now = time.monotonic()
-        answer = answered(row, known=None, segment_bytes=self._cluster.segment_bytes)
-        place = answer.place
-        if target.primary:
+        answer = parse_answer(row, known=None, segment_bytes=self._cluster.segment_bytes)
+        position = answer.replayed
+        if target.is_primary:
             self._cluster.segment_bytes = answer.segment_bytes
-            self._cluster.track.add(now, place.timeline, place.position)
-            target.health.heard(place, Lag(), self._limits)
+            self._cluster.primary_history.add(now, position.timeline, position.position)
+            target.health.record_sample(position, Lag(), self._limits)
         else:
-            lag = self._cluster.track.lag(place.timeline, place.position, now=now)
-            target.health.heard(place, lag, self._limits)
+            lag = self._cluster.primary_history.lag(position.timeline, position.position, now=now)
+            target.health.record_sample(position, lag, self._limits)
 
-    async def _missed(self, target: Sampled, error: Exception) -> None:
+    async def _record_failure(self, target: SampledServer, error: Exception) -> None:
         _log.debug("%s could not be asked: %s", target.name, type(error).__name__)
         target.health.answers = False
         connection, target.connection = target.connection, None

@@ -1,4 +1,4 @@
-"""What the router knows of one server, and the pools that it keeps for it."""
+"""The router's view of its servers: lag, health, load, the engines of each, and the choice among replicas."""
 
 from __future__ import annotations
 
@@ -11,106 +11,34 @@ from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 from tenfold.breaker import Breaker
-from tenfold.database.replicas.freshness import Place
+from tenfold.database.replicas.freshness import ReplayPosition
+from tenfold.positions import SEGMENT_BYTES
 
 __all__ = [
     "CHOICES",
     "Choice",
     "Cluster",
-    "Health",
+    "DatabaseServer",
     "HealthLimits",
     "Lag",
-    "Load",
-    "Member",
-    "PrimaryTrack",
+    "PrimaryHistory",
+    "ServerHealth",
+    "ServerLoad",
     "may_serve",
-    "order",
+    "read_order",
 ]
 
+# ------------------------------------------------------------------ lag and health
 
-# Which of several replicas gets this read. Pure: what is known of each comes in, an order comes out.
-Choice = Literal["least", "random", "round-robin"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
-
-_TYPICAL_S = 0.001
-_MEMORY_S = 0.5
-_MOST_KEPT = 0.95
-_IN_A_ROW_S = -_MEMORY_S * math.log(_MOST_KEPT)
-_LEAST_S = 0.00002
-_CHANCE = 1.5  # costs that differ by less than this differ by chance
-
-
-@dataclass(slots=True)
-class Load:
-    """How busy one server is, as seen from this process: reads in flight and how long a statement takes.
-
-    The time is a moving average. What nobody has asked for a while fades to nothing, so that a server that
-    was slow is tried again: five seconds after, if it took ten thousand times as long as the others. Of two
-    updates at the same moment one may be lost; it is an average.
-    """
-
-    in_flight: int = 0
-    average_s: float = _TYPICAL_S
-    _at: float = -math.inf
-
-    def took(self, seconds: float, *, now: float) -> None:
-        """A statement took so long."""
-        # Of many in a row each counts for a twentieth; the first after a pause replaces what was remembered.
-        pause = now - self._at
-        kept = _MOST_KEPT if pause < _IN_A_ROW_S else math.exp(-pause / _MEMORY_S)
-        self.average_s = kept * self.average_s + (1 - kept) * seconds
-        self._at = now
-
-    def cost(self, now: float) -> float:
-        """What one read more would wait for, roughly."""
-        faded = math.exp(min(0.0, self._at - now) / _MEMORY_S)
-        return (self.in_flight + 1) * max(_LEAST_S, faded * self.average_s)
-
-
-def order(
-    loads: Sequence[Load],
-    *,
-    choice: Choice,
-    turn: int,
-    now: float,
-    below: Callable[[int], int],
-) -> list[int]:
-    """The indices of ``loads``, the one to ask first at the front, the rest for when that one cannot.
-
-    ``least`` is the power of two choices (Mitzenmacher, 2001): of two at random the cheaper one, if it is
-    cheaper by more than chance. Asking *all* for the cheapest would send every process of a fleet to the same
-    server at the same moment.
-
-    Args:
-        turn: grows with every call; what ``round-robin`` goes by.
-        below: a random whole number from 0 up to its argument, exclusively.
-    """
-    count = len(loads)
-    if count < 2:
-        return list(range(count))
-    first = turn % count if choice == "round-robin" else below(count)
-    if choice != "least":
-        return [(first + step) % count for step in range(count)]
-    other = 1 - first if count == 2 else (first + 1 + below(count - 1)) % count
-    if loads[other].cost(now) * _CHANCE < loads[first].cost(now):
-        first, other = other, first
-    if count == 2:
-        return [first, other]
-    turned = ((first + step) % count for step in range(1, count))
-    return [first, other, *(index for index in turned if index != other)]
-
-
-# How far a replica is behind, and whether it may serve. Pure: samples come in, verdicts come out.
-#
-# Lag is what the *router* sees: which positions the primary had when, and which one the replica has now.
-# ``now() - pg_last_xact_replay_timestamp()`` grows on a replica whose primary has nothing to write, and says
-# nothing of bytes.
-_SAMPLES = 600
+# Lag is what the *router* sees: the positions that the primary had over time, and the one that a replica has
+# now. ``now() - pg_last_xact_replay_timestamp()`` grows on a replica whose primary has nothing to write, and
+# says nothing of bytes.
+_MAX_SAMPLES = 600
 
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
-    """When a replica no longer gets reads.
+    """Limits beyond which a replica gets no reads.
 
     Attributes:
         max_lag_bytes: log that it has yet to replay.
@@ -128,29 +56,29 @@ class HealthLimits:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far behind: bytes of log, and seconds since the primary had the first byte that is lacking."""
+    """Bytes of log that a replica lacks, and seconds since the primary had the first of them."""
 
     bytes: int = 0
     seconds: float = 0.0
 
 
-class PrimaryTrack:
-    """Where the primary was when. Seconds are as exact as the samples are frequent."""
+class PrimaryHistory:
+    """The primary's positions over time. Seconds are as exact as the samples are frequent."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         self.timeline = 0
 
     def add(self, at: float, timeline: int, position: int) -> None:
-        """The primary of ``timeline`` was there at ``at``; samples of a former timeline are forgotten."""
+        """Add a sample; those of a former timeline are forgotten."""
         if timeline != self.timeline:
             self._samples.clear()
             self.timeline = timeline
-        if not self._samples or position > self._samples[-1][1]:  # what stood still has nothing to tell
+        if not self._samples or position > self._samples[-1][1]:  # an unchanged position adds nothing
             self._samples.append((at, position))
 
     def lag(self, timeline: int, replayed: int, *, now: float) -> Lag:
-        """How far behind a replica is that has replayed so much of its ``timeline``.
+        """The lag of a replica that has replayed so much of its ``timeline``.
 
         One that has not followed a promotion lacks all that was written since; so it is late by that time,
         whatever its position says. A later timeline than the primary's has nothing to be measured by.
@@ -162,99 +90,105 @@ class PrimaryTrack:
             return Lag(max(0, latest - replayed), now - self._samples[0][0])
         if replayed >= latest:
             return Lag()
-        lacking = next(at for at, position in self._samples if position > replayed)
-        return Lag(latest - replayed, max(0.0, now - lacking))
+        first_missing_at = next(at for at, position in self._samples if position > replayed)
+        return Lag(latest - replayed, max(0.0, now - first_missing_at))
 
 
 def may_serve(lag: Lag, limits: HealthLimits, *, serving: bool) -> bool:
-    """Whether a replica with this lag gets reads. One that lost them comes back at half of each limit."""
+    """Return whether a replica with this lag gets reads. One that lost them returns at half of each limit."""
     share = 1.0 if serving else 0.5
     return lag.bytes <= share * limits.max_lag_bytes and lag.seconds <= share * limits.max_lag_s
 
 
-class Health:
-    """Whether a server answers, and how far behind it is. Fed by reads that fail and by the sampler."""
+class ServerHealth:
+    """The health of a server: whether it answers, and its lag. Fed by failed reads and by the sampler."""
 
     def __init__(self) -> None:
         self.breaker = Breaker(failures=2, ratio=2.0, cool_down_s=0.5)
         self.lag = Lag()
-        self.in_time = True
+        self.within_limits = True
         self.answers = True
-        self.place: Place | None = None  # where it was last heard of: a hint, never a proof
+        self.last_position: ReplayPosition | None = None  # of the last sample: a hint, never a proof
 
     @property
-    def serving(self) -> bool:
-        """Whether reads should be sent there."""
-        return self.in_time and self.answers and self.breaker.is_closed
+    def is_serving(self) -> bool:
+        """True if reads should be sent there."""
+        return self.within_limits and self.answers and self.breaker.is_closed
 
-    def failed(self) -> None:
-        """A connection to it was lost, or could not be made."""
+    def record_failure(self) -> None:
+        """Record that a connection was lost, or could not be made."""
         if (ticket := self.breaker.admit()) is not None:
             self.breaker.record(ticket, False)
 
-    def worked(self) -> None:
-        """It answered."""
+    def record_success(self) -> None:
+        """Record that a statement was answered."""
         if (ticket := self.breaker.admit()) is not None:
             self.breaker.record(ticket, True)
 
-    def heard_nothing(self) -> None:
-        """It answered, and cannot say where it is."""
+    def record_answer(self) -> None:
+        """Record an answer to the sampler that has no position in it."""
         self.answers = True
-        self.worked()
+        self.record_success()
 
-    def heard(self, place: Place, lag: Lag, limits: HealthLimits) -> None:
-        """The sampler got an answer."""
-        self.place, self.lag = place, lag
-        self.in_time = may_serve(lag, limits, serving=self.in_time)
-        self.heard_nothing()
+    def record_sample(self, position: ReplayPosition, lag: Lag, limits: HealthLimits) -> None:
+        """Record a position and the lag that follows from it."""
+        self.last_position, self.lag = position, lag
+        self.within_limits = may_serve(lag, limits, serving=self.within_limits)
+        self.record_answer()
+
+
+# ------------------------------------------------------------------ servers
 
 
 @dataclass(slots=True)
 class Cluster:
-    """What is true of primary and replicas together.
+    """Facts about primary and replicas together.
 
     Attributes:
-        positions: whether log positions can be had; a time stands in for them otherwise.
-        replicated: whether there are replicas.
-        sampled: whether all servers are asked where they are, again and again.
-        setups: what is to be done to each engine before it is used.
+        has_positions: whether log positions can be had; a time stands in for them otherwise.
+        has_replicas: whether there are replicas.
+        is_sampled: whether all servers are asked for their positions at intervals.
         segment_bytes: the size of a WAL segment, chosen by ``initdb``.
+        engine_setups: functions that are called with each engine before it is used.
+        primary_history: the primary's positions over time.
     """
 
-    positions: bool = True
-    replicated: bool = False
-    sampled: bool = False
-    segment_bytes: int = 16 * 1024 * 1024
-    setups: list[Callable[[Any], object]] = field(default_factory=list)
-    track: PrimaryTrack = field(default_factory=PrimaryTrack)
+    has_positions: bool = True
+    has_replicas: bool = False
+    is_sampled: bool = False
+    segment_bytes: int = SEGMENT_BYTES
+    engine_setups: list[Callable[[Any], object]] = field(default_factory=list)
+    primary_history: PrimaryHistory = field(default_factory=PrimaryHistory)
 
 
-class Member:
+class DatabaseServer:
     """One server in one use: the primary for writes, a replica for reads, the same one for reports.
 
     Args:
         name: host, port and database, without a password.
-        primary: whether it is the truth.
+        is_primary: whether it is the primary.
+        cluster: shared by all servers of a router.
         health: shared by the uses of one server.
-        make: an engine of this use, for asyncio when its argument is True; called once for each.
+        make_engine: makes an engine of this use, for asyncio when its first argument is True; called once for
+            each. Its second argument is to be called with each connection that the engine opens.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        primary: bool,
+        is_primary: bool,
         cluster: Cluster,
-        health: Health,
-        make: Callable[[bool, Callable[[Any], None]], Any],
+        health: ServerHealth,
+        make_engine: Callable[[bool, Callable[[Any], None]], Any],
     ) -> None:
         self.name = name
-        self.primary = primary
+        self.is_primary = is_primary
         self.cluster = cluster
         self.health = health
-        self.load = Load()
-        self.waits = True  # until it refuses to be told so
-        self._make = make
+        self.load = ServerLoad()
+        self.supports_wait = True  # until it refuses WAIT FOR LSN
+        self._make_engine = make_engine
         self._engines: dict[bool, Any] = {}
         self._connections: WeakSet[Any] = WeakSet()
         self._lock = threading.Lock()
@@ -263,43 +197,111 @@ class Member:
         """The SQLAlchemy engine: in both cases the synchronous one, which an async engine has inside."""
         if (engine := self._engines.get(asynchronous)) is None:
             with self._lock:
-                engine = self._engines.get(asynchronous) or self._made(asynchronous)
+                engine = self._engines.get(asynchronous) or self._set_up_engine(asynchronous)
                 self._engines[asynchronous] = engine
         return engine
 
-    def _made(self, asynchronous: bool) -> Any:
-        engine = self._make(asynchronous, self._opened)
-        for setup in self.cluster.setups:
+    def _set_up_engine(self, asynchronous: bool) -> Any:
+        engine = self._make_engine(asynchronous, self._add_connection)
+        for setup in self.cluster.engine_setups:
             setup(engine)
         return engine
 
-    def engines(self) -> list[Any]:
-        """Those that were used."""
-        with self._lock:
-            return list(self._engines.values())
-
-    def forget_engines(self) -> list[Any]:
-        """The engines so far; the next use makes new ones."""
+    def discard_engines(self) -> list[Any]:
+        """Return the engines so far and forget them; the next use makes new ones."""
         with self._lock:
             former, self._engines = list(self._engines.values()), {}
             self._connections = WeakSet()
             return former
 
-    def _opened(self, connection: Any) -> None:
+    def _add_connection(self, connection: Any) -> None:
         with self._lock:
             self._connections.add(connection)
 
-    def entered(self) -> None:
-        """One use more at this moment."""
-        with self._lock:
-            self.load.in_flight += 1
-
-    def left(self) -> None:
-        """One use less."""
-        with self._lock:
-            self.load.in_flight -= 1
-
-    def connections(self) -> list[Any]:
+    def open_connections(self) -> list[Any]:
         """The driver's connections that are open."""
         with self._lock:
             return list(self._connections)
+
+    def increment_in_flight(self) -> None:
+        """Count a checkout."""
+        with self._lock:
+            self.load.in_flight += 1
+
+    def decrement_in_flight(self) -> None:
+        """Count a return."""
+        with self._lock:
+            self.load.in_flight -= 1
+
+
+# ------------------------------------------------------------------ choice among replicas
+
+Choice = Literal["least", "random", "round-robin"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+
+_TYPICAL_S = 0.001
+_MEMORY_S = 0.5
+_MAX_KEPT = 0.95
+_IN_A_ROW_S = -_MEMORY_S * math.log(_MAX_KEPT)
+_MIN_S = 0.00002
+_CHANCE = 1.5  # costs that differ by less than this differ by chance
+
+
+@dataclass(slots=True)
+class ServerLoad:
+    """The load of one server as seen from this process: checkouts in flight and the time of a statement.
+
+    The time is a moving average. It fades to nothing while no statement runs there, so that a server that was
+    slow is tried again: five seconds after, if it took ten thousand times as long as the others. Of two
+    updates at the same moment one may be lost; it is an average.
+    """
+
+    in_flight: int = 0
+    average_s: float = _TYPICAL_S
+    _at: float = -math.inf
+
+    def record_duration(self, seconds: float, *, now: float) -> None:
+        """Add the duration of a statement to the average."""
+        # Of many in a row each counts for a twentieth; the first after a pause replaces the average.
+        pause = now - self._at
+        kept = _MAX_KEPT if pause < _IN_A_ROW_S else math.exp(-pause / _MEMORY_S)
+        self.average_s = kept * self.average_s + (1 - kept) * seconds
+        self._at = now
+
+    def cost(self, now: float) -> float:
+        """The time that one more read would take here, roughly."""
+        faded = math.exp(min(0.0, self._at - now) / _MEMORY_S)
+        return (self.in_flight + 1) * max(_MIN_S, faded * self.average_s)
+
+
+def read_order(
+    loads: Sequence[ServerLoad],
+    *,
+    choice: Choice,
+    turn: int,
+    now: float,
+    below: Callable[[int], int],
+) -> list[int]:
+    """The indices of ``loads``, the server to ask first at the front, the rest for when it cannot serve.
+
+    ``least`` is the power of two choices (Mitzenmacher, 2001): of two at random the cheaper one, if it is
+    cheaper by more than chance. Asking *all* for the cheapest would send every process of a fleet to the same
+    server at the same moment.
+
+    Args:
+        turn: grows with every call; the state of ``round-robin``.
+        below: a random whole number from 0 up to its argument, exclusively.
+    """
+    count = len(loads)
+    if count < 2:
+        return list(range(count))
+    first = turn % count if choice == "round-robin" else below(count)
+    if choice != "least":
+        return [(first + step) % count for step in range(count)]
+    other = 1 - first if count == 2 else (first + 1 + below(count - 1)) % count
+    if loads[other].cost(now) * _CHANCE < loads[first].cost(now):
+        first, other = other, first
+    if count == 2:
+        return [first, other]
+    rotated = ((first + step) % count for step in range(1, count))
+    return [first, other, *(index for index in rotated if index != other)]

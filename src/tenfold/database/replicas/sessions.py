@@ -1,4 +1,4 @@
-"""Sessions that take their connection from the router. One implementation: an AsyncSession has one inside."""
+"""Sessions on connections from the router. One implementation: an AsyncSession has one inside."""
 
 from __future__ import annotations
 
@@ -14,187 +14,23 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from tenfold.database.psycopg import sqlstate
-from tenfold.database.replicas.checkout import CONFLICT, Lease
-from tenfold.database.replicas.servers import Member
+from tenfold.database.replicas.checkout import REPLAY_CONFLICT, Checkout
+from tenfold.database.replicas.servers import DatabaseServer
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
 
-
-__all__ = ["Errand", "ReadSession", "SessionScope", "WriteSession"]
+__all__ = ["ConnectionSource", "ReadSession", "SessionScope", "WriteSession"]
 
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """What a session asks of its router. One for all sessions of a kind, since each read makes a session.
-
-    Attributes:
-        find: a lease, on none of these servers; only on the primary when the second argument is True.
-        finish: told of a lease whose transaction is over, and of whether it was committed.
-        isolation: a level, for one transaction; None is AUTOCOMMIT for readers, the server's for writers.
-    """
-
-    find: Callable[[frozenset[Member], bool], Lease]
-    finish: Callable[[Lease, bool], None]
-    isolation: str | None = None
-
-
-class _LeasedSession(Session):
-    """Holds one lease from the first statement of a transaction to its end."""
-
-    _lease: Lease | None = None
-    _committed = False
-
-    def __init__(self, *, errand: Errand, **options: Any) -> None:
-        super().__init__(**options)
-        self._errand = errand
-
-    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
-        """The connection that this transaction runs on."""
-        if bind is not None:
-            return bind
-        if self._lease is None:
-            self._lease = self._taken()
-        return self._lease.connection
-
-    @abstractmethod
-    def _taken(self) -> Lease:
-        """A connection to a server that may do what this session is for."""
-
-    def close(self) -> None:
-        """As SQLAlchemy's."""
-        super().close()
-        if self._lease is not None:  # a bind that was asked for and never used has no transaction to end it
-            self._end(self._lease)
-
-    def _end(self, lease: Lease) -> None:
-        self._lease = None
-        committed, self._committed = self._committed, False
-        try:
-            lease.lost = lease.lost or lease.connection.invalidated
-            if self._touched(lease):
-                self._errand.finish(lease, committed)
-        finally:
-            lease.give_back()
-
-    def _touched(self, lease: Lease) -> bool:
-        """Whether anything can have been seen or written."""
-        return True
-
-
-@event.listens_for(_LeasedSession, "after_commit", propagate=True)
-def _committed(session: _LeasedSession) -> None:
-    session._committed = True
-
-
-@event.listens_for(_LeasedSession, "after_transaction_end", propagate=True)
-def _ended(session: _LeasedSession, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        if session._lease is None:
-            session._committed = False
-        else:
-            session._end(session._lease)
-
-
-class WriteSession(_LeasedSession):
-    """A session on the primary. A connection that is lost during COMMIT is a CommitUnknownError."""
-
-    def _taken(self) -> Lease:
-        return self._errand.find(frozenset(), True)
-
-
-class ReadSession(_LeasedSession):
-    """A session that only reads, on a server that has seen what its reader has seen.
-
-    A statement whose server is lost, or that a standby had to cancel, runs again on another server: outside
-    of a transaction a read may be repeated. With an isolation level, one snapshot is promised: it may not.
-    """
-
-    _avoid: frozenset[Member] = frozenset()  # servers that failed this session
-    _has_read = _on_primary = False
-    _since = 0.0
-
-    def _taken(self) -> Lease:
-        errand = self._errand
-        lease = errand.find(self._avoid, self._on_primary)
-        if errand.isolation is not None:
-            try:
-                lease.connection.execution_options(isolation_level=errand.isolation)
-            except BaseException:
-                lease.give_back()
-                raise
-        self._has_read = False
-        self._since = time.monotonic()  # what finding it took is not the server's fault
-        return lease
-
-    def execute(self, *args: Any, **options: Any) -> Any:
-        """As SQLAlchemy's."""
-        return self._moving(super().execute, args, options)
-
-    def scalar(self, *args: Any, **options: Any) -> Any:
-        """As SQLAlchemy's."""
-        return self._moving(super().scalar, args, options)
-
-    def scalars(self, *args: Any, **options: Any) -> Any:
-        """As SQLAlchemy's."""
-        return self._moving(super().scalars, args, options)
-
-    def _moving(self, run: Callable[..., Result], args: tuple[Any, ...], options: dict[str, Any]) -> Result:
-        while True:
-            if self._lease is not None:
-                self._since = time.monotonic()
-            try:
-                result = run(*args, **options)
-            except DBAPIError as error:
-                if not self._moves(error):
-                    raise
-            else:
-                self._has_read = True
-                if self._lease is not None:
-                    now = time.monotonic()
-                    self._lease.served(now - self._since, now=now)
-                return result
-
-    def _moves(self, error: DBAPIError) -> bool:
-        """Whether to run the statement again, elsewhere."""
-        lease = self._lease
-        conflict = sqlstate(error.orig) == CONFLICT
-        if (
-            lease is None
-            or self._errand.isolation is not None
-            or not (error.connection_invalidated or conflict)
-        ):
-            return False
-        if lease.server in self._avoid or (lease.server.primary and self._on_primary):
-            return False
-        if not conflict:
-            lease.lost = True
-            lease.server.health.failed()
-        self._avoid |= {lease.server}
-        # What this session has read there may be ahead of every other replica; the primary is not behind it.
-        self._on_primary = self._has_read
-        if (transaction := self.get_transaction()) is not None:
-            transaction.close()
-        return True
-
-    def connection(self, *args: Any, **options: Any) -> Any:
-        """As SQLAlchemy's. What is read on it directly is not repeated elsewhere."""
-        connection = super().connection(*args, **options)
-        self._has_read = True
-        return connection
-
-    def _touched(self, lease: Lease) -> bool:
-        # A server that was lost before it answered has shown nothing: the next one need not be ahead of it.
-        return self._has_read or not lease.lost
-
-
-# A transaction as a block: ``with`` gives a Session, ``async with`` an AsyncSession.
 class SessionScope:
-    """Made by the router, used once. The block's end commits a write, an exception rolls it back."""
+    """A transaction as a block: ``with`` gives a Session, ``async with`` an AsyncSession.
+
+    Made by the router, used once. The block's end commits a write, an exception rolls it back.
+    """
 
     __slots__ = ("_async_session", "_commits", "_make", "_make_async", "_session")
     _session: Session
@@ -228,3 +64,168 @@ class SessionScope:
         async with self._async_session as session:
             if kind is None and self._commits:
                 await session.commit()
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSource:
+    """The router's side of a session. One for all sessions of a kind, since each read makes a session.
+
+    Attributes:
+        acquire: checks out a connection of none of these servers; of the primary when the second argument is
+            True.
+        record_end: called with a checkout whose transaction is over, and with whether it was committed.
+        isolation: a level, for one transaction; None is AUTOCOMMIT for readers, the server's for writers.
+    """
+
+    acquire: Callable[[frozenset[DatabaseServer], bool], Checkout]
+    record_end: Callable[[Checkout, bool], None]
+    isolation: str | None = None
+
+
+class _RoutedSession(Session):
+    """Holds one checkout from the first statement of a transaction to its end."""
+
+    _checkout: Checkout | None = None
+    _has_committed = False
+
+    def __init__(self, *, source: ConnectionSource, **options: Any) -> None:
+        super().__init__(**options)
+        self._source = source
+
+    def get_bind(self, mapper: Any = None, *, bind: Any = None, **_: Any) -> Any:
+        """The connection that this transaction runs on."""
+        if bind is not None:
+            return bind
+        if self._checkout is None:
+            self._checkout = self._acquire()
+        return self._checkout.connection
+
+    @abstractmethod
+    def _acquire(self) -> Checkout:
+        """Check out a connection to a server that may do what this session is for."""
+
+    def close(self) -> None:
+        """As SQLAlchemy's."""
+        super().close()
+        if self._checkout is not None:  # a bind that was never used has no transaction to end it
+            self._end(self._checkout)
+
+    def _end(self, checkout: Checkout) -> None:
+        self._checkout = None
+        has_committed, self._has_committed = self._has_committed, False
+        try:
+            checkout.is_lost = checkout.is_lost or checkout.connection.invalidated
+            if self._may_have_run(checkout):
+                self._source.record_end(checkout, has_committed)
+        finally:
+            checkout.release()
+
+    def _may_have_run(self, checkout: Checkout) -> bool:
+        """Return whether anything can have been read or written."""
+        return True
+
+
+@event.listens_for(_RoutedSession, "after_commit", propagate=True)
+def _note_commit(session: _RoutedSession) -> None:
+    session._has_committed = True
+
+
+@event.listens_for(_RoutedSession, "after_transaction_end", propagate=True)
+def _end_transaction(session: _RoutedSession, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        if session._checkout is None:
+            session._has_committed = False
+        else:
+            session._end(session._checkout)
+
+
+class WriteSession(_RoutedSession):
+    """A session on the primary. A connection that is lost during COMMIT is a CommitUnknownError."""
+
+    def _acquire(self) -> Checkout:
+        return self._source.acquire(frozenset(), True)
+
+
+class ReadSession(_RoutedSession):
+    """A session that only reads, on a server that has replayed what its reader has seen.
+
+    A statement whose server is lost, or that a standby had to cancel, runs again on another server: outside
+    of a transaction a read may be repeated. With an isolation level, one snapshot is promised: it may not.
+    """
+
+    _avoid: frozenset[DatabaseServer] = frozenset()  # servers that failed this session
+    _has_read = _primary_only = False
+    _started = 0.0
+
+    def _acquire(self) -> Checkout:
+        source = self._source
+        checkout = source.acquire(self._avoid, self._primary_only)
+        if source.isolation is not None:
+            try:
+                checkout.connection.execution_options(isolation_level=source.isolation)
+            except BaseException:
+                checkout.release()
+                raise
+        self._has_read = False
+        self._started = time.monotonic()  # the time for the checkout is not the server's
+        return checkout
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        return self._run(super().execute, args, options)
+
+    def scalar(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        return self._run(super().scalar, args, options)
+
+    def scalars(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's."""
+        return self._run(super().scalars, args, options)
+
+    def _run(self, run: Callable[..., Result], args: tuple[Any, ...], options: dict[str, Any]) -> Result:
+        while True:
+            if self._checkout is not None:
+                self._started = time.monotonic()
+            try:
+                result = run(*args, **options)
+            except DBAPIError as error:
+                if not self._fail_over(error):
+                    raise
+            else:
+                self._has_read = True
+                if self._checkout is not None:
+                    now = time.monotonic()
+                    self._checkout.record_statement(now - self._started, now=now)
+                return result
+
+    def _fail_over(self, error: DBAPIError) -> bool:
+        """Leave a server that failed; False when the statement may not run again elsewhere."""
+        checkout = self._checkout
+        conflict = sqlstate(error.orig) == REPLAY_CONFLICT
+        if (
+            checkout is None
+            or self._source.isolation is not None
+            or not (error.connection_invalidated or conflict)
+        ):
+            return False
+        if checkout.server in self._avoid or (checkout.server.is_primary and self._primary_only):
+            return False
+        if not conflict:
+            checkout.is_lost = True
+            checkout.server.health.record_failure()
+        self._avoid |= {checkout.server}
+        # What this session has read there may be ahead of every other replica; the primary is not behind it.
+        self._primary_only = self._has_read
+        if (transaction := self.get_transaction()) is not None:
+            transaction.close()
+        return True
+
+    def connection(self, *args: Any, **options: Any) -> Any:
+        """As SQLAlchemy's. What is read on it directly is not repeated elsewhere."""
+        connection = super().connection(*args, **options)
+        self._has_read = True
+        return connection
+
+    def _may_have_run(self, checkout: Checkout) -> bool:
+        # A server that was lost before it answered has shown nothing: the next one need not be ahead of it.
+        return self._has_read or not checkout.is_lost

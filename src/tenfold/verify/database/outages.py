@@ -17,7 +17,7 @@ from tenfold.verify.database.write_probe import (
     primary,
     probe_writes,
     replicas,
-    wait_for_replicas,
+    wait_for_all_replicas,
 )
 from tenfold.verify.kit.instances import kill, send_signal
 from tenfold.verify.kit.load_clients import LoadClients, SentRequest, status_summary
@@ -141,7 +141,7 @@ def check_primary_kill(stack: Stack, settings: Settings) -> Finding:
 
 def _is_lost(stack: Stack, probe: WriteProbe) -> bool:
     """Return whether the last write is missing with every replica up to date: a late one loses nothing."""
-    wait_for_replicas(stack)
+    wait_for_all_replicas(stack)
     return not _retry(_RECOVERS_S, probe.is_visible)
 
 

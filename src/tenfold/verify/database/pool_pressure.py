@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from tenfold.database.psycopg import ask
+from tenfold.database.psycopg import query_value
 from tenfold.errors import TargetError
 from tenfold.settings import Settings
 from tenfold.settings.verify import VerifySettings
@@ -134,7 +134,7 @@ class ConnectionPeak:
 
     def _count(self) -> None:
         for server in self._servers:
-            self.most[server.name] = max(self.most[server.name], int(ask(server.admin_url, _OPEN)))
+            self.most[server.name] = max(self.most[server.name], int(query_value(server.admin_url, _OPEN)))
 
 
 # ------------------------------------------------------------------ clients that hang up
@@ -202,4 +202,4 @@ def _still_busy(servers: Sequence[Server]) -> dict[str, int]:
 
 
 def _busy_connections(server: Server) -> int:
-    return int(ask(server.admin_url, _BUSY))
+    return int(query_value(server.admin_url, _BUSY))

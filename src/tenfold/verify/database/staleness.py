@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 
-from tenfold.database.psycopg import ask
-from tenfold.database.replay_pause import caught_up, held_back
+from tenfold.database.psycopg import query_value
+from tenfold.database.replay_pause import hold_back, wait_for_replicas
 from tenfold.settings import Settings
 from tenfold.types import Finding, Server, Stack, Verdict
 from tenfold.verify.database.write_probe import primary, probe_writes, replicas, send_read
@@ -51,7 +51,7 @@ def check_replica_share(stack: Stack, settings: Settings) -> Finding:
 
 def _transactions(server: Server) -> int:
     query = "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()"
-    return int(ask(server.admin_url, query))
+    return int(query_value(server.admin_url, query))
 
 
 def _count_since(before: list[int], servers: list[Server], *, wanted: int) -> list[int]:
@@ -101,7 +101,7 @@ def check_own_writes(stack: Stack, settings: Settings) -> Finding:
     """
     probe = probe_writes(stack, settings.verify)
     missed, gone_s = 0, 0.0
-    with held_back([server.admin_url for server in replicas(stack)]):
+    with hold_back([server.admin_url for server in replicas(stack)]):
         for _ in range(_PAIRS):
             probe.write()
             missed += not probe.is_visible()
@@ -133,9 +133,9 @@ def check_monotonic_reads(stack: Stack, settings: Settings) -> Finding:
     servers = replicas(stack)
     for late in servers * _ROUNDS:
         reader = user_of(stack, settings.verify)
-        with held_back([late.admin_url]):
+        with hold_back([late.admin_url]):
             writer.write()
-            caught_up(primary(stack).admin_url, [one.admin_url for one in servers if one is not late])
+            wait_for_replicas(primary(stack).admin_url, [one.admin_url for one in servers if one is not late])
             visible = [writer.is_visible(reader) for _ in range(_READS)]
         reads += len(visible)
         seen += any(visible)

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from tenfold.database.replay_pause import caught_up
+from tenfold.database import replay_pause
 from tenfold.errors import TargetError
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Server, Stack
@@ -81,7 +81,7 @@ class WriteProbe:
         Raises:
             TargetError: it is not, so that the declared requests do not belong together.
         """
-        wait_for_replicas(stack)
+        wait_for_all_replicas(stack)
         if not self.is_visible():
             raise TargetError(
                 f"{self.settings.read} does not show what {self.settings.write} wrote, although every "
@@ -121,13 +121,13 @@ def send_read(settings: VerifySettings, reader: UserAgent) -> Answer:
     return answer
 
 
-def wait_for_replicas(stack: Stack) -> None:
+def wait_for_all_replicas(stack: Stack) -> None:
     """Return when every replica has replayed what the primary has written.
 
     Raises:
         TargetError: one does not within 30 s.
     """
-    caught_up(primary(stack).admin_url, [server.admin_url for server in replicas(stack)])
+    replay_pause.wait_for_replicas(primary(stack).admin_url, [server.admin_url for server in replicas(stack)])
 
 
 def primary(stack: Stack) -> Server:
