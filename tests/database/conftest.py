@@ -60,9 +60,9 @@ class Servers:
         """Change a setting until the end of the block."""
 
         def reload(statement: str) -> None:
-            former = server.ask(f"show {setting}")
+            former = server.fetch(f"show {setting}")
             self.execute(server, statement, "select pg_reload_conf()")
-            eventually(lambda: server.ask(f"show {setting}") != former)
+            eventually(lambda: server.fetch(f"show {setting}") != former)
 
         reload(f"alter system set {setting} = '{value}'")
         try:
@@ -113,14 +113,14 @@ class Servers:
             server, f"alter system set recovery_min_apply_delay = {delay_ms}", "select pg_reload_conf()"
         )
         wanted = {"0": "0"}.get(str(delay_ms), f"{delay_ms}ms" if delay_ms % 1000 else f"{delay_ms // 1000}s")
-        eventually(lambda: server.ask("show recovery_min_apply_delay")[0][0] == wanted)
+        eventually(lambda: server.fetch("show recovery_min_apply_delay")[0][0] == wanted)
 
     def wait_for_replicas(self) -> None:
-        position = self.primary.ask("select pg_current_wal_flush_lsn()")[0][0]
+        position = self.primary.fetch("select pg_current_wal_flush_lsn()")[0][0]
         for replica in self.replicas:
             if replica.pids():
                 eventually(
-                    lambda replica=replica: replica.ask(f"select pg_last_wal_replay_lsn() >= '{position}'")[
+                    lambda replica=replica: replica.fetch(f"select pg_last_wal_replay_lsn() >= '{position}'")[
                         0
                     ][0]
                 )

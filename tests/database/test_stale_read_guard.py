@@ -77,4 +77,4 @@ def test_replicas_are_released_after_an_exception(
     with pytest.raises(ZeroDivisionError):
         stale_read_guard.check(write=fail, read=fail)
     for replica in servers.replicas:
-        assert replica.ask("show recovery_min_apply_delay") == [("0",)]
+        assert replica.fetch("show recovery_min_apply_delay") == [("0",)]

@@ -47,7 +47,7 @@ class Counter(Base):
 
 
 def value(servers: Servers, row: int) -> int:
-    return servers.primary.ask(f"select value from counters where id = {row}")[0][0]
+    return servers.primary.fetch(f"select value from counters where id = {row}")[0][0]
 
 
 def bump(scope: AbstractContextManager[Session]) -> None:
@@ -70,7 +70,7 @@ async def async_bump(scope: AbstractAsyncContextManager[AsyncSession]) -> None:
 
 def state(servers: Servers) -> list[tuple[int, int]]:
     """The rows that these tests may change."""
-    return servers.primary.ask("select id, value from counters where id in (1, 1000) order by id")
+    return servers.primary.fetch("select id, value from counters where id in (1, 1000) order by id")
 
 
 POOLS = {"monitored": {}, "SQLAlchemy's own": {"engine": lambda _: {}}}

@@ -113,7 +113,7 @@ def test_read_that_only_the_dead_primary_could_serve_is_refused(
 
 def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int) -> tuple[int, int]:
     """The numbers of writes acknowledged while the primary was killed and restarted, and of those kept."""
-    before_all = servers.primary.ask("select value from counters where id = 2")[0][0]
+    before_all = servers.primary.fetch("select value from counters where id = 2")[0][0]
     acknowledged, done = 0, threading.Event()
 
     def write() -> None:
@@ -141,7 +141,7 @@ def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int)
     finally:
         done.set()
         writer.join()
-    return acknowledged, servers.primary.ask("select value from counters where id = 2")[0][0] - before_all
+    return acknowledged, servers.primary.fetch("select value from counters where id = 2")[0][0] - before_all
 
 
 def test_no_acknowledged_write_is_lost_when_the_primary_restarts(
@@ -180,7 +180,7 @@ def test_promotion_keeps_writes_that_a_replica_had_to_apply(
         "alter system set synchronous_commit = 'remote_apply'",
         "select pg_reload_conf()",
     )
-    eventually(lambda: disposable_servers.primary.ask("show synchronous_standby_names")[0][0])
+    eventually(lambda: disposable_servers.primary.fetch("show synchronous_standby_names")[0][0])
     with router.consistency_context():
         for _ in range(20):
             with router.write() as session:
