@@ -38,6 +38,9 @@ def run(breaker: Breaker, clock: Clock, script: str) -> str:
     return admitted
 
 
+@pytest.mark.control(
+    "a server that is down is probed by one call at a time", "while closed, every call is admitted"
+)
 @pytest.mark.parametrize(
     ("script", "admitted"),
     [
@@ -87,6 +90,7 @@ def test_one_probe_at_a_time_until_it_is_overdue() -> None:
     assert breaker.is_closed
 
 
+@pytest.mark.guarantee("a server that is down is probed by one call at a time")
 def test_outcome_of_a_call_admitted_before_it_opened_does_not_close_it() -> None:
     clock = Clock()
     breaker = Breaker(failures=1, cool_down_s=2, jitter=0, clock=clock)
@@ -119,6 +123,11 @@ def test_guard_counts_only_the_named_errors() -> None:
         pytest.fail("the call was made")
 
 
+@pytest.mark.guarantee(
+    "a server that is down is probed by one call at a time",
+    pattern="signing",
+    under="threads, lost and late outcomes",
+)
 def test_concurrent_threads_get_one_probe() -> None:
     """No probe is admitted twice."""
     clock = Clock()

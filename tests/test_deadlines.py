@@ -75,6 +75,7 @@ def test_tasks_and_threads_inherit_it_and_bare_threads_do_not() -> None:
 # ------------------------------------------------------------------ the budget
 
 
+@pytest.mark.guarantee("clocks that disagree refuse no request wrongly")
 @pytest.mark.parametrize(
     ("started", "allowed", "expected"),  # it is 1000.0; 10 s are given, clocks may differ by 0.5
     [
@@ -105,6 +106,12 @@ def test_budgets(started: str | None, allowed: str | None, expected: float) -> N
     assert left == pytest.approx(expected)
 
 
+@pytest.mark.guarantee(
+    "clocks that disagree refuse no request wrongly",
+    pattern="overload",
+    under="skew, a clock that was set",
+    control="the same table's late ones",
+)
 @given(
     waited=st.floats(0, 5), skew=st.floats(-0.5, 0.5), timeout=st.floats(0.1, 100), now=st.floats(1e9, 2e9)
 )

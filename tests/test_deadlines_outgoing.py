@@ -68,6 +68,7 @@ def test_outgoing_call_does_not_outlive_the_deadline() -> None:
 # ------------------------------------------------------------------ retries
 
 
+@pytest.mark.guarantee("retries stay within their share", pattern="overload", under="everything fails")
 @given(
     events=st.lists(st.tuples(st.floats(0, 2), st.booleans()), max_size=200),
     ratio=st.floats(0, 1),
@@ -90,6 +91,7 @@ def test_retries_never_exceed_their_share(
         assert retries <= ratio * calls + min_per_s * now + saved + 1e-6
 
 
+@pytest.mark.control("retries stay within their share")
 def test_a_tenth_of_failing_calls_is_retried() -> None:
     now = 0.0
     budget = RetryBudget(clock=lambda: now)

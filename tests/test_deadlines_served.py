@@ -104,6 +104,11 @@ def leave(port: int, notes: Path, body: bytes) -> str:
     return notes.read_text().split()[1]
 
 
+@pytest.mark.guarantee(
+    "a handler is cancelled when its client has left",
+    pattern="overload",
+    under="a client that disconnects from granian",
+)
 @pytest.mark.parametrize("body", [b"", b"x" * 100], ids=["no body", "an unread body"])
 def test_a_handler_whose_client_left_is_cancelled(tmp_path: Path, body: bytes) -> None:
     with granian(tmp_path, "guarded") as port:
@@ -127,6 +132,7 @@ def test_body_arrives_with_a_slow_client_or_a_slow_app(tmp_path: Path) -> None:
                     answer += received
 
 
+@pytest.mark.control("a handler is cancelled when its client has left")
 def test_the_control_without_the_middleware_the_handler_works_on(tmp_path: Path) -> None:
     with granian(tmp_path, "app") as port:
         assert leave(port, tmp_path / "notes", b"") == "done"

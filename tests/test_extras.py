@@ -89,12 +89,16 @@ def alone(extra: str, installed: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.guarantee(
+    "an extra installs everything that its modules import", pattern="stack", under="nothing else is installed"
+)
 @pytest.mark.parametrize("extra", MODULES)
 def test_extra_is_sufficient_for_its_modules(extra: str) -> None:
     done = alone(extra, [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]])
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.control("an extra installs everything that its modules import")
 def test_the_control_missing_dependency_is_found() -> None:
     installed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["database"]]
     forgotten = [line.replace("sqlalchemy[asyncio]", "sqlalchemy") for line in installed]

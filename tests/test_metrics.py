@@ -25,6 +25,8 @@ from tenfold import metrics
 from tenfold.errors import DependencyError
 from tenfold.metrics import METRICS, Metric, MetricsEndpoint, MetricsMiddleware, exposition, instrument
 
+pytestmark = pytest.mark.guarantee("`/metrics` answers this machine only")
+
 # ------------------------------------------------------------------ the table
 
 UNITS = {

@@ -48,6 +48,11 @@ def test_signed_payload_is_verified(payload: bytes, purpose: str, expires: float
     assert signer.verify(token, purpose=purpose) == payload
 
 
+@pytest.mark.guarantee(
+    "a value that was not signed or sealed with these keys for this purpose is refused",
+    pattern="signing",
+    under="any character or byte changed, another purpose, context or key",
+)
 @pytest.mark.parametrize("expires", [None, 60.0])
 @pytest.mark.parametrize("payload", [b"", b"1", b"12", b"123", bytes(range(64))])
 def test_change_of_any_character_is_refused(payload: bytes, expires: float | None) -> None:
@@ -65,6 +70,7 @@ def test_arbitrary_text_is_refused(text: str) -> None:
         Signer([KEY]).verify(text, purpose=PURPOSE)
 
 
+@pytest.mark.guarantee("a value that was not signed or sealed with these keys for this purpose is refused")
 def test_token_is_valid_for_its_purpose_only() -> None:
     signer = Signer([KEY])
     token = signer.sign(b"42", purpose="unsubscribe")
@@ -72,6 +78,7 @@ def test_token_is_valid_for_its_purpose_only() -> None:
         signer.verify(token, purpose="log in")
 
 
+@pytest.mark.control("a value that was not signed or sealed with these keys for this purpose is refused")
 def test_the_control_same_purpose_is_accepted() -> None:
     assert Signer([KEY]).verify(Signer([KEY]).sign(b"42", purpose="log in"), purpose="log in") == b"42"
 
@@ -83,6 +90,7 @@ def test_boundary_between_purpose_and_payload_cannot_be_moved() -> None:
         signer.verify(token, purpose="abc")
 
 
+@pytest.mark.guarantee("an expired value is refused", pattern="signing", under="time")
 def test_token_expires_at_its_millisecond() -> None:
     clock = Clock()
     signer = Signer([KEY], clock=clock)
@@ -94,6 +102,7 @@ def test_token_expires_at_its_millisecond() -> None:
         signer.verify(token, purpose=PURPOSE)
 
 
+@pytest.mark.control("an expired value is refused")
 def test_the_control_token_without_expiry_stays_valid() -> None:
     clock = Clock()
     signer = Signer([KEY], clock=clock)
@@ -127,6 +136,7 @@ def test_token_length() -> None:
 # ------------------------------------------------------------------ sealed values
 
 
+@pytest.mark.control("a value that was not signed or sealed with these keys for this purpose is refused")
 @settings(deadline=None)
 @given(data=st.binary(max_size=2000), context=st.binary(max_size=100))
 def test_sealed_data_is_hidden_and_opens(data: bytes, context: bytes) -> None:
@@ -138,6 +148,7 @@ def test_sealed_data_is_hidden_and_opens(data: bytes, context: bytes) -> None:
     assert len(sealed) == len(data) + 33
 
 
+@pytest.mark.guarantee("a value that was not signed or sealed with these keys for this purpose is refused")
 def test_change_of_any_byte_of_a_sealed_value_is_refused() -> None:
     sealer = Sealer([KEY], purpose=PURPOSE)
     sealed = sealer.seal(b"a secret", b"row 1")
@@ -147,6 +158,7 @@ def test_change_of_any_byte_of_a_sealed_value_is_refused() -> None:
                 sealer.open(changed, b"row 1")
 
 
+@pytest.mark.guarantee("a value that was not signed or sealed with these keys for this purpose is refused")
 @pytest.mark.parametrize(
     ("purpose", "context"), [(PURPOSE, b"row 2"), (PURPOSE, b""), ("another", b"row 1"), ("", b"row 1")]
 )
@@ -171,6 +183,11 @@ def test_oversized_data_is_not_sealed() -> None:
 # ------------------------------------------------------------------ keys
 
 
+@pytest.mark.guarantee(
+    "keys rotate without invalid tokens, and are never shown",
+    pattern="signing",
+    control="the same test: a removed key verifies no more",
+)
 def test_rotation_every_key_verifies_and_the_first_signs() -> None:
     before, during, after = Signer([FORMER]), Signer([KEY, FORMER]), Signer([KEY])
     old, new = before.sign(b"1", purpose=PURPOSE), during.sign(b"2", purpose=PURPOSE)
@@ -217,6 +234,7 @@ def test_keys_are_text_or_bytes_one_or_several(key: str | bytes | list[str]) -> 
     assert Signer(key).verify(Signer(key).sign(b"1", purpose=PURPOSE), purpose=PURPOSE) == b"1"
 
 
+@pytest.mark.guarantee("keys rotate without invalid tokens, and are never shown")
 def test_keys_appear_in_no_repr_or_error() -> None:
     texts = [repr(Signer([KEY])), repr(Sealer([KEY], purpose=PURPOSE)), str(Signer([KEY]))]
     for call in (

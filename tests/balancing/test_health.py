@@ -84,6 +84,12 @@ def test_other_paths_go_to_the_app() -> None:
     assert asyncio.run(request(HealthMiddleware(hello, health=Health()), "/health")) == (200, {"hello": 1})
 
 
+@pytest.mark.guarantee(
+    "readiness costs a probe a second, not one a request",
+    pattern="balancing",
+    under="many concurrent requests",
+    control="the same test without the cache",
+)
 @pytest.mark.parametrize(("cache_s", "rounds"), [(60, 1), (0, 3)])
 def test_concurrent_requests_share_one_probe(cache_s: float, rounds: int) -> None:
     calls = 0
@@ -197,6 +203,9 @@ def test_end_of_lifespan_drains() -> None:
     assert health.draining
 
 
+@pytest.mark.control(
+    "an instance is not ready once SIGTERM came, and finishes its requests", "without the handler"
+)
 @pytest.mark.parametrize("asked_to", [True, False])
 def test_sigterm_drains_and_reaches_the_server(asked_to: bool) -> None:
     came: list[int] = []
@@ -250,6 +259,11 @@ if __name__ == "__main__":  # a worker of Python 3.14 imports this file again
 """
 
 
+@pytest.mark.guarantee(
+    "an instance is not ready once SIGTERM came, and finishes its requests",
+    pattern="balancing",
+    under="SIGTERM to granian",
+)
 def test_granian_drains_at_sigterm_with_a_request_in_flight(tmp_path: Path) -> None:
     pytest.importorskip("granian")
     import http.client

@@ -66,6 +66,7 @@ def test_each_step_waits_for_the_one_before(drain_after: int, ready_after: int) 
     assert 0 < done.drain_s < done.away_s
 
 
+@pytest.mark.guarantee("a new instance that does not come up gets no requests")
 @pytest.mark.parametrize(
     ("fails", "said"),
     [

@@ -41,6 +41,12 @@ def test_weights_are_followed(nginx: Program, instances: list[Instance], tmp_pat
         assert Counter(front.instance_for() for _ in range(40)) == {"a": 30, "b": 10}
 
 
+@pytest.mark.guarantee(
+    "backups get requests only when all others are down",
+    pattern="balancing",
+    under="instances that end one after the other",
+    control="the same test, with one of the others left",
+)
 def test_backup_is_used_only_when_the_others_are_down(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
@@ -66,6 +72,8 @@ def breaking(instances: list[Instance]) -> tuple[Node, ...]:
     return nodes(instances[:2])
 
 
+@pytest.mark.guarantee("no idempotent request fails, no other runs twice")
+@pytest.mark.control("a request whose answer timed out is not retried", "a broken connection is")
 @pytest.mark.parametrize(("method", "times"), [("GET", 2), ("POST", 1)])
 def test_only_idempotent_requests_are_retried(
     nginx: Program, instances: list[Instance], tmp_path: Path, method: str, times: int
@@ -76,6 +84,7 @@ def test_only_idempotent_requests_are_retried(
     assert len(instances[0].requests) + len(instances[1].requests) == times
 
 
+@pytest.mark.control("no idempotent request fails, no other runs twice")
 def test_the_control_with_non_idempotent_a_post_is_sent_twice(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
@@ -101,6 +110,11 @@ def test_post_that_no_instance_received_is_passed_on(
     assert {(status, name) for status, _, name in answers} == {(200, "b")}
 
 
+@pytest.mark.guarantee(
+    "a request whose answer timed out is not retried",
+    pattern="balancing",
+    under="an instance that is too slow",
+)
 def test_request_with_a_slow_answer_is_not_retried(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
@@ -128,12 +142,14 @@ def moved_keys(
     return gone, {key for key in KEYS if before[key] != after[key]} - gone
 
 
+@pytest.mark.guarantee("hashed keys stay where they are", pattern="balancing", under="an instance goes")
 def test_keys_stay_when_an_instance_goes(nginx: Program, instances: list[Instance], tmp_path: Path) -> None:
     gone, others = moved_keys(nginx, tmp_path, instances)
     assert gone
     assert others == set()
 
 
+@pytest.mark.control("hashed keys stay where they are")
 def test_the_control_without_consistent_keys_move(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
@@ -161,6 +177,9 @@ def test_requests_are_hashed_by_their_key(
         )  # without one: by the client
 
 
+@pytest.mark.guarantee(
+    "a sticky client stays, and finds a new place", pattern="balancing", under="its instance goes"
+)
 @pytest.mark.parametrize("version", [None, (1, 22, 1)], ids=["now", "as nginx 1.22 gets it"])
 def test_sticky_keeps_a_client_and_finds_it_a_new_place(
     nginx: Program, instances: list[Instance], tmp_path: Path, version: tuple[int, ...] | None
@@ -185,6 +204,7 @@ def test_sticky_keeps_a_client_and_finds_it_a_new_place(
         )
 
 
+@pytest.mark.control("a sticky client stays, and finds a new place")
 def test_the_control_without_sticky_a_client_changes_instances(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
@@ -204,6 +224,11 @@ def test_size_limits(nginx: Program, instances: list[Instance], tmp_path: Path) 
     assert sum(len(instance.requests) for instance in instances) == 2
 
 
+@pytest.mark.guarantee(
+    "what a client claims about itself is replaced",
+    pattern="balancing",
+    under="forged X-Forwarded-… and X-Request-…",
+)
 def test_forwarding_headers_of_a_client_are_replaced(
     nginx: Program, instances: list[Instance], tmp_path: Path
 ) -> None:
@@ -230,6 +255,7 @@ def test_forwarding_headers_of_a_client_are_replaced(
     assert "forwarded" not in headers
 
 
+@pytest.mark.control("what a client claims about itself is replaced")
 def test_the_control_past_nginx_they_arrive(instances: list[Instance]) -> None:
     host, _, port = instances[0].address.partition(":")
     client = http.client.HTTPConnection(host, int(port), timeout=10)

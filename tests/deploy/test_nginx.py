@@ -81,6 +81,9 @@ CASES: list[dict] = [
 ]
 
 
+@pytest.mark.guarantee(
+    "nginx.conf fits the nginx that reads it", pattern="balancing", under="the newest nginx, Debian's"
+)
 @pytest.mark.parametrize("values", CASES, ids=str)
 def test_nginx_accepts_the_configuration(values: dict, nginx: Path, tmp_path: Path) -> None:
     told = accepted(nginx, text(**values, version=version_of(nginx)), tmp_path)
@@ -89,10 +92,12 @@ def test_nginx_accepts_the_configuration(values: dict, nginx: Path, tmp_path: Pa
     assert [line for line in told.stderr.splitlines() if "[warn]" in line and '"user"' not in line] == []
 
 
+@pytest.mark.control("settings cannot inject into nginx.conf", "`nginx -t` itself refuses what is broken")
 def test_the_control_nginx_refuses_a_broken_configuration(nginx: Path, tmp_path: Path) -> None:
     assert accepted(nginx, text().replace("proxy_pass", "proxy_past"), tmp_path).returncode != 0
 
 
+@pytest.mark.control("nginx.conf fits the nginx that reads it", "the old one refuses the new one's")
 def test_directives_unknown_to_an_old_nginx_are_left_out(requires_server: Callable, tmp_path: Path) -> None:
     old = requires_server(debian_nginx(), "Debian's nginx")
     if version_of(old) >= (1, 27, 4):
@@ -180,6 +185,7 @@ PLAIN = {
 }
 
 
+@pytest.mark.guarantee("settings cannot inject into nginx.conf", pattern="stack", under="hostile values")
 @given(
     st.sampled_from(sorted(HOSTILE)),
     st.text(max_size=40) | st.from_regex(r"[a-z0-9.:*-]{1,12}[;{}$\n #\"'\\]?[a-z ;]{0,9}", fullmatch=True),

@@ -22,6 +22,7 @@ def bound(placement: Placement, node: str, held: int, factor: float) -> int:
     return ceil(factor * held * placement.nodes[node] / sum(placement.nodes.values()))
 
 
+@pytest.mark.guarantee("no acquisition exceeds a node's bound", pattern="hashing", under="one hot key")
 @settings(deadline=None)
 @given(WEIGHTS, st.floats(1.01, 3), STEPS)
 def test_acquire_never_exceeds_the_bound(
@@ -40,6 +41,7 @@ def test_acquire_never_exceeds_the_bound(
         assert bounded.loads == Counter(held)
 
 
+@pytest.mark.control("no acquisition exceeds a node's bound")
 def test_the_control_without_a_bound_one_hot_key_fills_one_node() -> None:
     ring = HashRing(list("abcd"))
     loads = Counter(ring.get_node("hot") for _ in range(100))

@@ -27,12 +27,14 @@ def test_documented_vectors_are_stable() -> None:
     assert found == [f"node-{number}" for number in (2, 0, 0, 0, 1, 4)]
 
 
+@pytest.mark.guarantee("a change of one node or weight moves no key between others")
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2_000))
 def test_new_bucket_moves_keys_to_itself_only(number: int, buckets: int) -> None:
     assert jump(number, buckets + 1) in (jump(number, buckets), buckets)
 
 
+@pytest.mark.control("a change of one node or weight moves no key between others")
 def test_the_control_modulo_moves_keys_among_old_buckets() -> None:
     assert any(number % 11 not in (number % 10, 10) for number in range(100))
 

@@ -37,10 +37,14 @@ def p_value(node: Callable[[str], str | None], weights: dict[str, float]) -> flo
 UNEVEN = {"a": 0.3, "b": 1.0, "c": 1.7, "d": 5.0}
 
 
+@pytest.mark.guarantee(
+    "rendezvous gives exactly the weights' shares", pattern="hashing", under="uneven weights"
+)
 def test_shares_are_proportional_to_the_weights() -> None:
     assert p_value(Rendezvous(UNEVEN).get_node, UNEVEN) > 0.001
 
 
+@pytest.mark.control("rendezvous gives exactly the weights' shares")
 def test_the_control_multiplied_bids_are_not_proportional() -> None:
     def node(key: str) -> str:
         return max(UNEVEN, key=lambda name: UNEVEN[name] * hash64(f"{name}\0{key}".encode()))
@@ -48,6 +52,7 @@ def test_the_control_multiplied_bids_are_not_proportional() -> None:
     assert p_value(node, UNEVEN) < 0.001
 
 
+@pytest.mark.guarantee("a change of one node or weight moves no key between others")
 @settings(max_examples=40, deadline=None)
 @given(WEIGHTS, st.sampled_from("abcdefghi"), st.sampled_from([0, 0.5, 3]))
 def test_keys_move_to_or_from_the_changed_node_only(

@@ -45,6 +45,7 @@ def among_others(
 # ------------------------------------------------------------------ a stable definition
 
 
+@pytest.mark.guarantee("a key has the same node in every process, machine and version")
 def test_definition_in_the_docs_gives_the_same_nodes() -> None:
     """An implementation of docs/hashing.md alone, without tenfold, places every key alike."""
     weights = {"node-0": 1.0, "node-1": 2.0, "übrig": 0.5}
@@ -60,6 +61,7 @@ def test_definition_in_the_docs_gives_the_same_nodes() -> None:
         assert ring.get_node(key) == (following or [points[0][1]])[0]
 
 
+@pytest.mark.guarantee("a key has the same node in every process, machine and version")
 @pytest.mark.parametrize(
     ("key", "node"),
     [("", 4), ("user:1", 1), ("user:2", 1), (42, 4), ("Zürich", 0), (-1, 0)],
@@ -86,6 +88,12 @@ print([hash(f"user:{n}") % 3 for n in range(50)])
 """
 
 
+@pytest.mark.guarantee(
+    "a key has the same node in every process, machine and version",
+    pattern="hashing",
+    under="another hash seed",
+    control="the same test: Python's own hash differs",
+)
 def test_processes_with_different_hash_seeds_agree() -> None:
     answers = [
         subprocess.run(
@@ -104,6 +112,7 @@ def test_processes_with_different_hash_seeds_agree() -> None:
 # ------------------------------------------------------------------ which keys move
 
 
+@pytest.mark.guarantee("a change of one node or weight moves no key between others")
 @settings(deadline=None)
 @given(WEIGHTS, st.floats(0.1, 8))
 def test_new_node_moves_keys_to_itself_only(weights: dict[str, float], weight: float) -> None:
@@ -113,6 +122,7 @@ def test_new_node_moves_keys_to_itself_only(weights: dict[str, float], weight: f
     assert {target for _, target in moves(before, placements(ring))} <= {"new"}
 
 
+@pytest.mark.guarantee("a change of one node or weight moves no key between others")
 @settings(deadline=None)
 @given(WEIGHTS, st.data())
 def test_removed_node_moves_its_own_keys_only(weights: dict[str, float], data: st.DataObject) -> None:
@@ -123,6 +133,9 @@ def test_removed_node_moves_its_own_keys_only(weights: dict[str, float], data: s
     assert {source for source, _ in moves(before, placements(ring))} <= {gone}
 
 
+@pytest.mark.guarantee(
+    "a change of one node or weight moves no key between others", pattern="hashing", under="any weights"
+)
 @settings(deadline=None)
 @given(WEIGHTS, st.floats(0.1, 8), st.data())
 def test_weight_change_moves_keys_of_its_node_only(
@@ -137,6 +150,7 @@ def test_weight_change_moves_keys_of_its_node_only(
     assert len({source == changed for source, _ in found}) <= 1  # all of them in one direction
 
 
+@pytest.mark.control("a change of one node or weight moves no key between others")
 def test_the_control_points_by_share_of_weights_move_keys_among_others() -> None:
     """Points in proportion to the sum of weights, as in ketama: one change moves keys of every node."""
 
@@ -172,6 +186,9 @@ def contents(ring: HashRing) -> tuple[list[int], list[str | None], dict[str, flo
     return list(found.points), found.owners, dict(found.weights)
 
 
+@pytest.mark.guarantee(
+    "the same nodes make the same ring, however it was built", pattern="hashing", under="points that coincide"
+)
 @POINTS
 @settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([0, 0.5, 1, 2])), max_size=12))
@@ -192,6 +209,7 @@ def test_changes_give_the_same_ring_as_building_anew(
     assert ring.fingerprint == anew.fingerprint
 
 
+@pytest.mark.guarantee("the same nodes make the same ring, however it was built")
 @POINTS
 @settings(deadline=None)
 @given(names=NAMES, data=st.data())
@@ -203,6 +221,7 @@ def test_order_of_the_nodes_does_not_matter(
         assert contents(HashRing(names)) == contents(HashRing(shuffled))
 
 
+@pytest.mark.control("the same nodes make the same ring, however it was built")
 def test_the_control_order_matters_if_the_last_node_wins() -> None:
     def owners(names: str) -> dict[int, str]:
         return {point: name for name in names for point in crowded(name, 0, 20)}
@@ -318,12 +337,16 @@ COUNTING: dict[str, Callable[[int], str | bytes]] = {
 }
 
 
+@pytest.mark.guarantee(
+    "sequential keys spread like random ones", pattern="hashing", under="ids, paths, addresses"
+)
 @pytest.mark.parametrize("key", COUNTING.values(), ids=list(COUNTING))
 def test_sequential_keys_spread_like_random_ones(key: Callable[[int], str | bytes]) -> None:
     """Chi-squared per degree of freedom of 1,000 nodes' counts; random keys give 1 ± 0.045."""
     assert 0.8 < _chi_squared(lambda n: HASHED.get_node(key(n))) < 1.2
 
 
+@pytest.mark.control("sequential keys spread like random ones")
 def test_the_control_crc32_alone_does_not_spread_sequential_keys() -> None:
     """CRC-32 without the multiplication leaves sequential keys next to each other."""
     found = HASHED._circle

@@ -22,12 +22,14 @@ def owner(ring: HashRing, position: int) -> str | None:
     return found.owners[bisect_left(found.points, position)]
 
 
+@pytest.mark.guarantee("a preview is exact", pattern="hashing", under="any two rings")
 @settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
 def test_preview_counts_every_position_once(before: dict[str, float], after: dict[str, float]) -> None:
     assert_preview_is_exact(before, after)
 
 
+@pytest.mark.guarantee("a preview is exact")
 @settings(deadline=None)
 @given(WEIGHTS, WEIGHTS)
 def test_preview_counts_adjacent_points(before: dict[str, float], after: dict[str, float]) -> None:
@@ -60,6 +62,7 @@ def assert_preview_is_exact(before: dict[str, float], after: dict[str, float]) -
         assert sum(preview.moves.values()) == pytest.approx(preview.moved)
 
 
+@pytest.mark.guarantee("a preview is exact")
 def test_keys_move_as_previewed() -> None:
     ring = HashRing(EIGHT)
     other = ring.copy()
@@ -73,6 +76,7 @@ def test_keys_move_as_previewed() -> None:
     assert {target for source, target in preview.moves if source != "node-3"} == {"node-8"}
 
 
+@pytest.mark.control("a preview is exact")
 def test_the_control_equal_shares_hide_moves() -> None:
     """After renaming every node the shares hardly differ, and nearly every key moves."""
     preview = HashRing(EIGHT).preview(HashRing([f"other-{number}" for number in range(8)]))

@@ -13,6 +13,11 @@ from tenfold.hashing import ring as module
 RING = HashRing({"a": 1, "b": 2})
 
 
+@pytest.mark.guarantee(
+    "processes with different rings are detected; a rollout is allowed",
+    pattern="hashing",
+    under="another node, weight, count of points, algorithm or epoch",
+)
 @pytest.mark.parametrize(
     "other",
     [
@@ -36,6 +41,7 @@ def test_fingerprint_depends_on_the_algorithm_version(monkeypatch: pytest.Monkey
     assert RING.fingerprint != before
 
 
+@pytest.mark.control("processes with different rings are detected; a rollout is allowed")
 def test_the_control_equal_rings_have_equal_fingerprints() -> None:
     ring = HashRing(["b", "c"])
     ring.add("b", weight=2)
@@ -45,6 +51,7 @@ def test_the_control_equal_rings_have_equal_fingerprints() -> None:
     assert disagreement(RING.state(3), ring.state(3)) is None
 
 
+@pytest.mark.guarantee("processes with different rings are detected; a rollout is allowed")
 @pytest.mark.parametrize(
     ("mine", "theirs", "sentence"),
     [

@@ -61,12 +61,16 @@ def change_while_reading(ring: HashRing, rounds: int) -> set[str]:
         return set().union(*(reader.result() for reader in readers))
 
 
+@pytest.mark.guarantee(
+    "a lookup sees the ring before a change or after it", pattern="hashing", under="changes in another thread"
+)
 def test_concurrent_lookup_never_sees_a_partial_change() -> None:
     ring = HashRing(STEADY)
     assert change_while_reading(ring, rounds=200) == set()
     assert ring.fingerprint == HashRing(STEADY).fingerprint
 
 
+@pytest.mark.control("a lookup sees the ring before a change or after it")
 def test_the_control_in_place_change_is_detected() -> None:
     """The same change in two steps, owners first and points later, with a reader in between."""
     ring, after = HashRing(STEADY), HashRing([*STEADY, "new"])

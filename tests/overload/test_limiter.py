@@ -101,6 +101,7 @@ def test_requests_beyond_the_limit_wait_and_beyond_the_queue_get_503() -> None:
     run(test)
 
 
+@pytest.mark.control("no slot is ever lost")
 def test_the_control_without_the_limiter_all_run_at_once() -> None:
     async def test() -> None:
         service = Service()
@@ -190,10 +191,14 @@ def share_of_modest_tenant(tenant: Callable[[Any], str] | None) -> float:
     return counts["modest"] / counts.total()
 
 
+@pytest.mark.guarantee(
+    "a greedy tenant gets no more than the others", pattern="overload", under="ten times the requests"
+)
 def test_greedy_tenant_gets_no_more_than_its_fair_share() -> None:
     assert share_of_modest_tenant(lambda asked: asked["tenant"]) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.control("a greedy tenant gets no more than the others")
 def test_the_control_without_tenants_the_greedy_one_takes_nearly_all() -> None:
     assert share_of_modest_tenant(None) < 0.2
 
@@ -236,6 +241,9 @@ def test_shadow_mode_counts_and_refuses_nothing() -> None:
     run(test)
 
 
+@pytest.mark.guarantee(
+    "no slot is ever lost", pattern="overload", under="errors and cancellations at any moment"
+)
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

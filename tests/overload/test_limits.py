@@ -49,6 +49,12 @@ SERVICES = [
 ]
 
 
+@pytest.mark.guarantee(
+    "at three times the capacity, goodput stays above nine tenths of the capacity",
+    pattern="overload",
+    under="lasting overload of loops, threads and connections, in virtual time; on granian by "
+    "`python -m benchmarks.overload`",
+)
 @pytest.mark.parametrize(("servers", "work_s"), SERVICES)
 @pytest.mark.parametrize("draw", [steady, noisy])
 def test_goodput_at_three_times_the_capacity_stays_near_the_capacity(
@@ -61,6 +67,7 @@ def test_goodput_at_three_times_the_capacity_stays_near_the_capacity(
     assert servers <= mean_limit(service, begin=5) <= 3 * servers + 5
 
 
+@pytest.mark.control("at three times the capacity, goodput stays above nine tenths of the capacity")
 @pytest.mark.parametrize(("servers", "work_s"), SERVICES)
 def test_the_control_without_a_limit_goodput_collapses(servers: int, work_s: float) -> None:
     service = VirtualService(FixedLimit(10**9), servers)
@@ -68,6 +75,11 @@ def test_the_control_without_a_limit_goodput_collapses(servers: int, work_s: flo
     assert goodput(outcomes, slow_s=0.1 + 4 * work_s, begin=5) < 0.1 * servers / work_s
 
 
+@pytest.mark.guarantee(
+    "a service that keeps up refuses no request after its first second",
+    pattern="overload",
+    under="bursts, loads up to 0.7 of the capacity",
+)
 @pytest.mark.parametrize(("servers", "work_s"), SERVICES)
 @pytest.mark.parametrize("load", [0.1, 0.4, 0.7])
 def test_service_below_its_capacity_refuses_nothing(servers: int, work_s: float, load: float) -> None:
@@ -76,6 +88,7 @@ def test_service_below_its_capacity_refuses_nothing(servers: int, work_s: float,
     assert refused(outcomes, begin=1) == 0
 
 
+@pytest.mark.guarantee("a service that keeps up refuses no request after its first second")
 def test_short_bursts_wait_instead_of_being_refused() -> None:
     """Fifteen at once, at a third of the capacity of a loop."""
     arrivals = [Arrival(0.225 * group, 0.005) for group in range(100) for _ in range(15)]
@@ -90,6 +103,11 @@ def test_noisy_latencies_do_not_collapse_the_limit() -> None:
     assert min(limit for moment, limit in service.limits if moment > 5) >= 20
 
 
+@pytest.mark.guarantee(
+    "the limit follows changes of the service",
+    pattern="overload",
+    under="half the capacity; slower without a queue; another mix of requests",
+)
 def test_limit_follows_a_capacity_that_halves_and_recovers() -> None:
     """Half of the servers' speed: more would only queue."""
     service = VirtualService(GradientLimit(), 1, pace=lambda now: 2.0 if 10 <= now < 20 else 1.0)
@@ -98,6 +116,7 @@ def test_limit_follows_a_capacity_that_halves_and_recovers() -> None:
     assert goodput(outcomes, slow_s=0.2, begin=22, end=30) >= 0.9 * 200
 
 
+@pytest.mark.control("a service that keeps up refuses no request after its first second")
 def test_limit_recovers_after_an_overload() -> None:
     service = VirtualService(GradientLimit(), 40)
     outcomes = service.run(poisson(lambda now: 2400 if now < 10 else 480, 20, work=noisy(0.05)))
@@ -111,10 +130,12 @@ def slower_without_a_queue(limit: GradientLimit) -> float:
     return refused(service.run(poisson(800, 25, work=steady(0.05))), begin=17)
 
 
+@pytest.mark.guarantee("the limit follows changes of the service")
 def test_service_that_slows_down_without_a_queue_is_not_throttled_for_long() -> None:
     assert slower_without_a_queue(GradientLimit()) < 0.01
 
 
+@pytest.mark.control("the limit follows changes of the service")
 def test_the_control_without_dips_it_is_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GradientLimit, "_begin_dip", lambda *_: None)
     assert slower_without_a_queue(GradientLimit(memory_s=1e9)) > 0.2
@@ -132,10 +153,12 @@ def lowest_after_a_change(*, kinds: bool) -> float:
     return min(limit for moment, limit in service.limits if moment > 10.2) / before
 
 
+@pytest.mark.guarantee("the limit follows changes of the service")
 def test_changed_mix_of_routes_does_not_lower_the_limit() -> None:
     assert lowest_after_a_change(kinds=True) >= 1
 
 
+@pytest.mark.control("the limit follows changes of the service")
 def test_the_control_without_kinds_it_lowers_the_limit() -> None:
     assert lowest_after_a_change(kinds=False) < 0.7
 

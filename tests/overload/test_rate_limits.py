@@ -30,6 +30,11 @@ steps = st.lists(
 )  # seconds after the one before, and its cost
 
 
+@pytest.mark.guarantee(
+    "never more than burst + rate × t",
+    pattern="overload",
+    under="any pattern; many processes at once on Redis",
+)
 @given(asked=steps, rate=st.floats(0.1, 50), burst=st.integers(1, 10))
 def test_any_window_admits_at_most_burst_plus_rate(
     asked: list[tuple[float, int]], rate: float, burst: int
@@ -147,6 +152,7 @@ async def admitted(store: RateStore, key: str, *, at_once: int) -> int:
     return sum(decision.allowed for decision in decisions)
 
 
+@pytest.mark.guarantee("never more than burst + rate × t")
 def test_concurrent_requests_never_exceed_the_burst(redis_url: str) -> None:
     async def test() -> None:
         stores = [RedisRates(redis_url, timeout_s=10) for _ in range(4)]
@@ -158,6 +164,7 @@ def test_concurrent_requests_never_exceed_the_burst(redis_url: str) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.control("never more than burst + rate × t")
 def test_the_control_read_then_write_exceeds_the_burst(redis_url: str) -> None:
     async def test() -> None:
         async with Redis.from_url(redis_url) as client:
@@ -203,6 +210,7 @@ def test_rate_holds_by_the_clock_of_redis(redis_url: str) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.guarantee("rate limits without Redis fail open or closed, as configured")
 def test_silent_redis_costs_at_most_the_timeout() -> None:
     async def test() -> None:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -285,6 +293,12 @@ def test_requests_beyond_the_rate_get_429_with_retry_after() -> None:
     asyncio.run(test())
 
 
+@pytest.mark.guarantee(
+    "rate limits without Redis fail open or closed, as configured",
+    pattern="overload",
+    under="Redis gone, or silent",
+    control="the same test: `open` beside `closed`",
+)
 @pytest.mark.parametrize(("policy", "expected"), [("open", 200), ("closed", 503)])
 def test_unavailable_store_fails_open_or_closed_as_configured(policy: str, expected: int) -> None:
     async def test() -> None:

@@ -43,6 +43,12 @@ def test_cached_reads_cost_no_round_trip_until_the_bound(store: WatchedStore) ->
     assert store.operations == ["read"]
 
 
+@pytest.mark.guarantee(
+    "a revocation by another instance takes effect within `cache_ms`",
+    pattern="sessions",
+    under="another instance's logout",
+    control="the same table's first rows",
+)
 @pytest.mark.parametrize(("after_ms", "principal"), [(0, "ann"), (499, "ann"), (500, None), (5000, None)])
 def test_revocation_by_another_instance_takes_effect_within_the_bound(
     store: WatchedStore, after_ms: int, principal: str | None

@@ -103,6 +103,9 @@ def test_planted_cookie_is_invalid_after_the_login() -> None:
 # ------------------------------------------------------------------ revocation
 
 
+@pytest.mark.guarantee(
+    "with `revocations=`, a logout ends every copy of a cookie", pattern="sessions", under="a copied cookie"
+)
 def test_logout_with_revocations_ends_every_copy(revocations: WatchedStore) -> None:
     sessions = CookieSessions(sealer(), revocations=revocations)
     assert sessions.can_revoke
@@ -116,6 +119,7 @@ def test_logout_with_revocations_ends_every_copy(revocations: WatchedStore) -> N
     assert principal(stolen) is None
 
 
+@pytest.mark.control("with `revocations=`, a logout ends every copy of a cookie")
 def test_the_control_copy_survives_logout_without_revocations() -> None:
     sessions = CookieSessions(sealer())
     assert not sessions.can_revoke

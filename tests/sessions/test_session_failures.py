@@ -39,6 +39,11 @@ def break_down(store: WatchedStore, fault: Exception | None) -> None:
     store.fault = fault or store.fault
 
 
+@pytest.mark.guarantee(
+    "an unavailable store is never a 500, and an anonymous fallback writes nothing",
+    pattern="sessions",
+    under="errors, timeouts, a paused and a killed Redis",
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_closed_policy_is_a_503_with_retry_after(
     store: WatchedStore, outside: bool, fault: Exception | None
@@ -76,6 +81,7 @@ def test_first_write_that_cannot_be_stored_is_a_503(
     assert client.raised is None
 
 
+@pytest.mark.guarantee("an unavailable store is never a 500, and an anonymous fallback writes nothing")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_anonymous_policy_reads_as_logged_out_and_refuses_writes(
     store: WatchedStore, outside: bool, fault: Exception | None
@@ -93,6 +99,7 @@ def test_anonymous_policy_reads_as_logged_out_and_refuses_writes(
     assert client.get("/show").json == {"data": {"a": "1"}, "principal": "ann"}
 
 
+@pytest.mark.control("an unavailable store is never a 500, and an anonymous fallback writes nothing")
 def test_the_control_policy_decides_by_path(store: WatchedStore) -> None:
     client = with_session(store, when_unavailable={"/": "anonymous", "/put": "closed", "/show": "closed"})
     store.break_down()
@@ -172,6 +179,11 @@ def rewrite(store: WatchedStore, change: Any) -> bytes:
     return payload
 
 
+@pytest.mark.guarantee(
+    "two releases share a store and lose nothing",
+    pattern="sessions",
+    under="fields and formats of newer releases",
+)
 def test_unknown_fields_of_a_newer_release_survive_a_write(store: WatchedStore) -> None:
     client = with_session(store)
     rewrite(store, lambda record: {**record, "v": 101, "mood": {"x": [1]}})
@@ -183,6 +195,7 @@ def test_unknown_fields_of_a_newer_release_survive_a_write(store: WatchedStore) 
     assert (written["v"], written["mood"], written["k"]) == (101, {"x": [1]}, {"a": "1", "b": "2"})
 
 
+@pytest.mark.guarantee("two releases share a store and lose nothing")
 def test_record_in_a_future_format_is_neither_read_nor_replaced(store: WatchedStore) -> None:
     client = with_session(store)
     cookies = dict(client.cookies)
@@ -194,6 +207,7 @@ def test_record_in_a_future_format_is_neither_read_nor_replaced(store: WatchedSt
     assert client.cookies == cookies
 
 
+@pytest.mark.control("two releases share a store and lose nothing")
 @pytest.mark.parametrize(
     "payload", [b"", b"{", b"[]", b"{}", b'{"v": 100}', b"\xff\x00", b'{"v": "x"}', b"gASV"]
 )
@@ -210,6 +224,9 @@ def test_invalid_payload_is_no_session(store: WatchedStore, payload: bytes) -> N
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
 
 
+@pytest.mark.guarantee(
+    "sealed payloads can be neither read nor moved", pattern="sessions", under="access to the store"
+)
 def test_payloads_are_sealed_and_keys_rotate(store: WatchedStore) -> None:
     client = Client(service(sessions=ServerSessions(store, sealer=PlainSealer(OLD))))
     client.get("/put?secret=plain")
@@ -222,6 +239,7 @@ def test_payloads_are_sealed_and_keys_rotate(store: WatchedStore) -> None:
     assert client.get("/show").json["data"] == {}
 
 
+@pytest.mark.guarantee("sealed payloads can be neither read nor moved")
 def test_sealed_payload_moved_to_another_handle_is_no_session(store: WatchedStore) -> None:
     app = service(sessions=ServerSessions(store, sealer=PlainSealer(OLD)))
     ann, mallory = Client(app), Client(app)
@@ -233,6 +251,7 @@ def test_sealed_payload_moved_to_another_handle_is_no_session(store: WatchedStor
     assert moved.get("/show").json["principal"] is None
 
 
+@pytest.mark.control("sealed payloads can be neither read nor moved")
 def test_the_control_unsealed_payload_can_be_read_and_moved(store: WatchedStore) -> None:
     app = service(store=store)
     mallory = Client(app)

@@ -42,6 +42,11 @@ def principal(client: Client) -> str | None:
 # ------------------------------------------------------------------ fixation
 
 
+@pytest.mark.guarantee(
+    "an unknown token is never adopted, a planted one is invalid after the login",
+    pattern="sessions",
+    under="forged, planted, replayed tokens",
+)
 @pytest.mark.parametrize(
     "token",
     [FORGED, "x", "A" * 22, "a.b", FORGED + "x", "A" * 5000, "." * 66, "é", "A" * 22 + "." + "=" * 43],
@@ -54,6 +59,7 @@ def test_unknown_token_is_never_adopted(app: Any, store: WatchedStore, token: st
     assert Client(app, {COOKIE: token}).get("/show").json["data"] == {}
 
 
+@pytest.mark.guarantee("an unknown token is never adopted, a planted one is invalid after the login")
 def test_planted_token_is_invalid_after_the_login(app: Any) -> None:
     mallory = Client(app)
     mallory.get("/put?planted=1")
@@ -65,6 +71,7 @@ def test_planted_token_is_invalid_after_the_login(app: Any) -> None:
     assert victim.get("/show").json["data"] == {"planted": "1"}
 
 
+@pytest.mark.control("an unknown token is never adopted, a planted one is invalid after the login")
 def test_the_control_planted_token_is_logged_in_without_the_secret_check(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +147,11 @@ class DropsMembers(WatchedStore):
         return surplus and await super().add_member(group, handle, ttl_s=ttl_s, replacing=surplus)
 
 
+@pytest.mark.guarantee(
+    "logging out everywhere reaches every session of a principal",
+    pattern="sessions",
+    under="more logins than a list holds",
+)
 def test_full_list_of_sessions_hides_none_from_logout_everywhere(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +162,7 @@ def test_full_list_of_sessions_hides_none_from_logout_everywhere(
     assert not any(principal(each) for each in others)
 
 
+@pytest.mark.control("logging out everywhere reaches every session of a principal")
 def test_the_control_store_that_drops_members_hides_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tenfold.sessions.stores.memory.MAX_MEMBERS", 3)
     app = service(store=DropsMembers())

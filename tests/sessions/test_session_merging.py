@@ -77,6 +77,11 @@ def write_all(store: SteppedStore, writers: int, choose: Callable[[list[int]], i
     return stored
 
 
+@pytest.mark.guarantee(
+    "no acknowledged update of another key, and no increment, is lost",
+    pattern="sessions",
+    under="any interleaving of concurrent requests",
+)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), writers=st.integers(2, 6))
 def test_no_update_of_another_key_and_no_increment_is_lost(data: st.DataObject, writers: int) -> None:
@@ -86,6 +91,7 @@ def test_no_update_of_another_key_and_no_increment_is_lost(data: st.DataObject, 
     assert sorted(stored["all"]) == list(range(writers))
 
 
+@pytest.mark.control("no acknowledged update of another key, and no increment, is lost")
 def test_the_control_without_compare_and_set_updates_are_lost() -> None:
     stored = write_all(LastWriteWins(), 2, in_order(0, 1, 0, 1, 0, 1))
     assert stored["n"] == 1
@@ -122,6 +128,9 @@ def run_with_logout(store: SteppedStore, choose: Callable[[list[int]], int]) -> 
     return load_data(sessions, token), results
 
 
+@pytest.mark.guarantee(
+    "logout wins over every late write", pattern="sessions", under="writes before, during and after it"
+)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_logout_wins_over_every_late_write(data: st.DataObject) -> None:
@@ -131,6 +140,7 @@ def test_logout_wins_over_every_late_write(data: st.DataObject) -> None:
         assert isinstance(result, Session | SessionEndedError)
 
 
+@pytest.mark.control("logout wins over every late write")
 def test_the_control_without_tombstones_a_late_write_restores_the_session() -> None:
     # The write reads the session, the logout completes, the write is sent.
     stored, _ = run_with_logout(Upserts(), in_order(1, 1, 0, 0, 0, 1, 1))
@@ -150,6 +160,7 @@ KINDS = st.lists(
 )
 
 
+@pytest.mark.guarantee("no acknowledged update of another key, and no increment, is lost")
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), kinds=KINDS)
 def test_concurrent_requests_are_equivalent_to_some_serial_order(
@@ -158,6 +169,7 @@ def test_concurrent_requests_are_equivalent_to_some_serial_order(
     check_any_order(SteppedStore(), data, kinds)
 
 
+@pytest.mark.control("no acknowledged update of another key, and no increment, is lost")
 @pytest.mark.parametrize("broken", [LastWriteWins, Upserts])
 def test_the_control_model_detects_broken_stores(broken: type[SteppedStore]) -> None:
     @settings(max_examples=1000, deadline=None, derandomize=True, database=None, phases=[Phase.generate])

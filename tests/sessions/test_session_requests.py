@@ -36,6 +36,7 @@ def costs(store: WatchedStore, client: Client, path: str) -> list[str]:
 # ------------------------------------------------------------------ round trips
 
 
+@pytest.mark.guarantee("a read costs one GET, a request without session access nothing")
 def test_request_without_session_access_costs_no_round_trip(store: WatchedStore, client: Client) -> None:
     client.get("/put?a=1")
     assert costs(store, client, "/untouched") == []
@@ -88,6 +89,7 @@ def test_reads_refresh_the_expiry_once_in_a_tenth_of_the_idle_time(store: Watche
     assert store.operations.count("read") == 100
 
 
+@pytest.mark.control("wall clock steps neither end nor restore sessions")
 def test_idle_and_absolute_expiry_end_a_session() -> None:
     clock = Clock()
     client = Client(
@@ -104,6 +106,9 @@ def test_idle_and_absolute_expiry_end_a_session() -> None:
     assert client.get("/show").json["data"] == {}
 
 
+@pytest.mark.guarantee(
+    "wall clock steps neither end nor restore sessions", pattern="sessions", under="steps of two hours"
+)
 def test_wall_clock_steps_neither_end_nor_restore_sessions() -> None:
     real, wall = Clock(), Clock()
     client = Client(
@@ -121,6 +126,7 @@ def test_wall_clock_steps_neither_end_nor_restore_sessions() -> None:
 # ------------------------------------------------------------------ saved before the response
 
 
+@pytest.mark.guarantee("changes are stored before the response starts", pattern="sessions")
 def test_changes_are_stored_before_the_response_starts(store: WatchedStore) -> None:
     order: list[str] = []
 
@@ -142,6 +148,7 @@ def test_changes_are_stored_before_the_response_starts(store: WatchedStore) -> N
     assert order == ["create", "http.response.start", "http.response.body"]
 
 
+@pytest.mark.control("changes are stored before the response starts")
 def test_change_after_the_response_began_is_an_error(client: Client) -> None:
     client.get("/put?a=1")
     client.get("/stream")
@@ -310,6 +317,11 @@ def test_invalid_limits_are_refused(options: Any) -> None:
 # ------------------------------------------------------------------ secrets and caches
 
 
+@pytest.mark.guarantee(
+    "tokens appear in no log, repr or error, and not in the store",
+    pattern="sessions",
+    under="debug logs, an unavailable store",
+)
 def test_tokens_appear_in_no_log_repr_or_error(
     store: WatchedStore, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,6 +340,7 @@ def test_tokens_appear_in_no_log_repr_or_error(
     assert fresh not in ended
 
 
+@pytest.mark.control("tokens appear in no log, repr or error, and not in the store")
 def test_the_control_logged_token_is_found(
     client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +357,7 @@ def test_the_control_logged_token_is_found(
     assert secret in caplog.text
 
 
+@pytest.mark.guarantee("tokens appear in no log, repr or error, and not in the store")
 def test_store_has_only_a_digest_of_the_secret() -> None:
     store = MemoryStore()
     token = Client(service(store=store)).get("/login?who=ann").json

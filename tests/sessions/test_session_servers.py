@@ -6,6 +6,8 @@ import asyncio
 import signal
 from typing import Any
 
+import pytest
+
 from tenfold.sessions import RedisStore, ServerSessions, Session
 from tenfold.sessions.backend import StoredSession
 from tests.sessions.support.client import Client
@@ -31,6 +33,11 @@ def with_store(server: RedisServer, run: Any, **options: Any) -> Any:
     return asyncio.run(inside())
 
 
+@pytest.mark.guarantee(
+    "a read costs one GET, a request without session access nothing",
+    pattern="sessions",
+    control="the same tests' write",
+)
 def test_read_costs_one_get_and_write_one_script_more(redis_server: RedisServer) -> None:
     async def run(store: RedisStore) -> dict[str, dict[str, int]]:
         client = Client(service(store=store))
@@ -78,6 +85,7 @@ def test_concurrent_requests_to_two_instances_lose_no_update(redis_server: Redis
     assert sum(key.startswith("own") for key in stored) == 20
 
 
+@pytest.mark.guarantee("an unavailable store is never a 500, and an anonymous fallback writes nothing")
 def test_paused_or_killed_redis_is_a_503_until_it_recovers(own_redis: RedisServer) -> None:
     async def run(store: RedisStore) -> list[Any]:
         client = Client(service(store=store))

@@ -16,6 +16,12 @@ from tests.sessions.support.service import service
 NAME = b"__Host-session"
 
 
+@pytest.mark.guarantee(
+    "a cookie of another host does not count",
+    pattern="sessions",
+    under="planted cookies, other white space, quotes",
+    control="the rows that count",
+)
 @pytest.mark.parametrize(
     ("lines", "token"),
     [

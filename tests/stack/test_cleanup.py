@@ -37,6 +37,7 @@ def owner(*what: str) -> Iterator[tuple[subprocess.Popen[str], dict]]:
             process.kill()
 
 
+@pytest.mark.guarantee("the next start cleans up", pattern="stack", under="kill -9 of the owner")
 def test_next_start_ends_and_removes_the_stack_of_a_killed_owner() -> None:
     with owner("database") as (process, told):
         process.kill()
@@ -47,6 +48,7 @@ def test_next_start_ends_and_removes_the_stack_of_a_killed_owner() -> None:
             assert not Path(told["folder"]).exists()
 
 
+@pytest.mark.guarantee("the next start cleans up")
 def test_next_start_ends_orphans_whose_leaders_were_killed_too() -> None:
     with owner() as (process, told):
         process.kill()
@@ -62,6 +64,7 @@ def test_next_start_ends_orphans_whose_leaders_were_killed_too() -> None:
             assert not Path(told["folder"]).exists()
 
 
+@pytest.mark.control("the next start cleans up")
 def test_stack_of_a_running_owner_is_left_alone() -> None:
     with owner() as (process, told):
         with Stack(small("")):
@@ -93,6 +96,7 @@ def dead_stack(*entries: cleanup.RegisteredProgram) -> Path:
     return folder
 
 
+@pytest.mark.control("the next start cleans up")
 def test_process_with_a_recycled_pid_is_left_alone(stranger: subprocess.Popen[bytes]) -> None:
     entry = cleanup.RegisteredProgram(
         "redis", SessionLeader(stranger.pid, "when another process had this pid"), 15

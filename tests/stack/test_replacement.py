@@ -73,6 +73,11 @@ def wait_for_answers(seen: Crowd, *, more: int = 60) -> None:
     eventually(lambda: seen.answered >= target)
 
 
+@pytest.mark.guarantee(
+    "a rolling replacement fails no request, POST included, and repeats none",
+    pattern="balancing",
+    under="clients on kept connections, all the while",
+)
 def test_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, record: Path) -> None:
     before = [server.pids() for server in apps(stack)]
     with crowd(port(stack)) as seen:
@@ -91,6 +96,7 @@ def test_rolling_replacement_fails_no_request_and_repeats_none(stack: Stack, rec
     } <= seen.pids.keys()  # all three get requests again
 
 
+@pytest.mark.control("a rolling replacement fails no request, POST included, and repeats none")
 def test_the_control_requests_fail_without_draining(stack: Stack, record: Path) -> None:
     with crowd(port(stack)) as seen:
         for server in apps(stack) * 5:  # until a POST was in flight on an instance that was stopped
@@ -102,6 +108,11 @@ def test_the_control_requests_fail_without_draining(stack: Stack, record: Path) 
     assert seen.failed
 
 
+@pytest.mark.guarantee(
+    "no idempotent request fails, no other runs twice",
+    pattern="balancing",
+    under="kill -9 of an instance under load",
+)
 def test_killed_instance_fails_no_idempotent_request_and_repeats_no_post(stack: Stack, record: Path) -> None:
     with crowd(port(stack)) as seen:
         for server in apps(stack)[:2]:
@@ -116,6 +127,12 @@ def test_killed_instance_fails_no_idempotent_request_and_repeats_no_post(stack: 
     assert set(seen.sent) - counts.keys() <= seen.failed_posts
 
 
+@pytest.mark.guarantee(
+    "a new instance that does not come up gets no requests",
+    pattern="balancing",
+    under="a release that never gets ready",
+    control="the same test lets it in once it is whole",
+)
 def test_instance_that_does_not_become_ready_gets_no_requests(stack: Stack, record: Path) -> None:
     server = apps(stack)[1]
     broken = record.with_name("broken")

@@ -82,6 +82,7 @@ def test_replicas_stream_and_refuse_writes(running: Stack) -> None:
     eventually(lambda: running.replication_lag_bytes() == {"replica_1": 0, "replica_2": 0})
 
 
+@pytest.mark.control("passwords differ at each start and are not shown")
 def test_servers_refuse_wrong_or_missing_passwords(running: Stack) -> None:
     replicas = get(f"{running.url}/environment")["DATABASE_REPLICA_URLS"].split(",")
     for url in [running.database_url, *replicas]:
@@ -99,17 +100,25 @@ def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
     return {(used.laddr.ip, used.laddr.port) for used in found if used.status == psutil.CONN_LISTEN}
 
 
+@pytest.mark.guarantee("nothing listens beyond loopback", pattern="stack")
 def test_servers_listen_on_loopback_only(running: Stack) -> None:
     seen = listening(pid for server in running.servers for pid in server.pids())
     assert {address for address, _ in seen} == {"127.0.0.1"}
     assert {server.port for server in running.servers} <= {port for _, port in seen}
 
 
+@pytest.mark.control("nothing listens beyond loopback")
 def test_the_control_a_listener_on_another_address_is_found() -> None:
     with socket.create_server(("127.0.0.2", 0)) as elsewhere:
         assert elsewhere.getsockname() in listening([os.getpid()])
 
 
+@pytest.mark.guarantee(
+    "`/metrics` answers this machine only",
+    pattern="evidence",
+    under="a visitor through nginx",
+    control="the same test: the same visitor gets every other page",
+)
 def test_nginx_serves_metrics_to_loopback_only(running: Stack) -> None:
     """A client from 127.0.0.2 is not allowed. The control: it gets every other page."""
     answers = {}
@@ -141,6 +150,9 @@ def test_both_instances_get_requests(running: Stack) -> None:
     assert len({get(running.url)["pid"] for _ in range(20)}) == 2
 
 
+@pytest.mark.guarantee(
+    "nothing is left running, listening or on disk", pattern="stack", under="the end of a `with`"
+)
 def test_stop_leaves_no_process_port_or_folder() -> None:
     stack = Stack(settings_for(replicas=1))
     with stack:
@@ -158,6 +170,11 @@ def test_stop_leaves_no_process_port_or_folder() -> None:
     stack.stop()  # stopping twice does nothing
 
 
+@pytest.mark.guarantee(
+    "passwords differ at each start and are not shown",
+    pattern="stack",
+    under="`tenfold up`, a failing preparation",
+)
 def test_each_start_generates_new_passwords() -> None:
     secrets = []
     stack = Stack(small())
@@ -167,6 +184,7 @@ def test_each_start_generates_new_passwords() -> None:
     assert len(set(secrets)) == len(secrets) == 2
 
 
+@pytest.mark.control("nothing is left running, listening or on disk", "going by pids alone would miss it")
 def test_worker_that_outlives_the_granian_main_process_is_stopped() -> None:
     with Stack(small()) as stack:
         app = next(server for server in stack.servers if server.kind == "app")
@@ -188,6 +206,12 @@ def test_instance_without_worker_is_reported_as_ended() -> None:
             get(stack.url)
 
 
+@pytest.mark.guarantee(
+    "a failed start ends what was started and quotes the server",
+    pattern="stack",
+    under="a server that cannot start",
+    control="the same test starts it unharmed first",
+)
 def test_failed_server_stops_the_others_and_is_quoted(tmp_path: Path) -> None:
     broken = tmp_path / "redis-server"
     broken.write_text("#!/bin/sh\necho 'bad luck today'\nexit 7\n")
@@ -304,6 +328,7 @@ def test_prepare_may_be_a_command(tmp_path: Path) -> None:
         assert (tmp_path / "told").read_text() == stack.environment["REDIS_URL"]
 
 
+@pytest.mark.guarantee("passwords differ at each start and are not shown")
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
@@ -318,6 +343,7 @@ def test_failing_prepare_is_quoted_without_secrets(prepare: str, said: str) -> N
     assert said in str(caught.value)
 
 
+@pytest.mark.guarantee("an interrupted start leaves nothing", pattern="stack", under="Ctrl-C, once or twice")
 def test_interrupted_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(line: str) -> None:
         if line.startswith("redis"):
@@ -329,6 +355,7 @@ def test_interrupted_start_leaves_nothing_running(monkeypatch: pytest.MonkeyPatc
     assert stacks() == before
 
 
+@pytest.mark.control("an interrupted start leaves nothing")
 def test_the_control_interrupted_start_without_stop_leaves_servers_running(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

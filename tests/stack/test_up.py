@@ -106,6 +106,7 @@ def test_json_output_is_one_object() -> None:
         assert process.returncode == 0
 
 
+@pytest.mark.guarantee("an interrupted start leaves nothing")
 @pytest.mark.parametrize("pause_s", [0.0, 0.1])
 def test_repeated_ctrl_c_leaves_nothing_running(pause_s: float) -> None:
     before = stacks()

@@ -28,6 +28,10 @@ def installed_programs(requires_server: Callable[[Any, str], Any]) -> None:
     requires_server(programs.find_nginx(Settings()), "nginx")
 
 
+@pytest.mark.control(
+    "stale reads, reads that go back in time, lost writes, failing reads and leaking pools "
+    "are found in any service"
+)
 def test_correct_service_passes() -> None:
     settings = databases.declared("careful")
     with Stack(settings) as stack:
@@ -42,6 +46,10 @@ def finding(name: str, read: str, **options: Any) -> Finding:
     return outcome.finding
 
 
+@pytest.mark.guarantee(
+    "stale reads, reads that go back in time, lost writes, failing reads and leaking pools "
+    "are found in any service"
+)
 def test_timer_that_pins_reads_fails_when_it_expires() -> None:
     found = finding("own writes are seen", "GET /pinned/notes")
     assert (found.verdict, found.numbers["missed"]) == (Verdict.FAIL, 0)

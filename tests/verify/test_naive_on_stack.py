@@ -35,6 +35,11 @@ def naive(
         yield stack, settings
 
 
+@pytest.mark.guarantee(
+    "files that requests leave behind are named",
+    pattern="checks",
+    under="in a folder that a variable names, in the temporary folder, kept open",
+)
 def test_files_in_a_folder_that_a_variable_names_are_found(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
     finding = instances.check_local_files(stack, settings)
@@ -42,6 +47,7 @@ def test_files_in_a_folder_that_a_variable_names_are_found(naive: tuple[Stack, S
     assert f"{settings.service.environment['CARTS']}/kept.cart" in finding.claim
 
 
+@pytest.mark.guarantee("files that requests leave behind are named")
 def test_files_in_the_temporary_folder_are_found(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
     unnamed = settings.model_copy(
@@ -52,6 +58,7 @@ def test_files_in_the_temporary_folder_are_found(naive: tuple[Stack, Settings]) 
     assert "kept.cart" in finding.claim
 
 
+@pytest.mark.guarantee("ids in logs are found", pattern="checks", under="an app that prints them")
 def test_session_ids_in_a_log_are_found(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
     finding = leaks.check_leaks(stack, settings)
@@ -59,6 +66,11 @@ def test_session_ids_in_a_log_are_found(naive: tuple[Stack, Settings]) -> None:
     assert "an id is shown in app 1" in finding.claim
 
 
+@pytest.mark.guarantee(
+    "uneven load on a running stack is found with its reason",
+    pattern="balancing",
+    under="a slow instance, a hot key, a weight",
+)
 def test_slow_instance_is_named_as_the_reason(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
     even = load_spread.check_load_spread(stack, settings)
@@ -84,6 +96,7 @@ class Visitor(FastHttpUser):
 """
 
 
+@pytest.mark.guarantee("uneven load on a running stack is found with its reason")
 def test_hot_key_is_named_as_the_reason(naive: tuple[Stack, Settings], tmp_path: Path) -> None:
     settings = stacks.declared(tmp_path, "own:naive", instances=2, redis=False, method="hash")
     (tmp_path / "locustfile.py").write_text(HOT_KEY)
@@ -93,6 +106,7 @@ def test_hot_key_is_named_as_the_reason(naive: tuple[Stack, Settings], tmp_path:
     assert (finding.numbers["reason"], finding.numbers["key"]) == ("hot key", "/product/7")
 
 
+@pytest.mark.guarantee("uneven load on a running stack is found with its reason")
 def test_weight_that_slows_an_instance_is_named_as_the_reason(
     naive: tuple[Stack, Settings], tmp_path: Path
 ) -> None:
@@ -121,6 +135,12 @@ def repeat_writes(stack: Stack) -> None:
     eventually(lambda: not set(workers) & set(nginx.pids()))
 
 
+@pytest.mark.guarantee(
+    "a POST that went to two instances is found",
+    pattern="checks",
+    under="nginx with `non_idempotent`",
+    control="the same test, before nginx is changed",
+)
 def test_nginx_that_repeats_posts_is_found(naive: tuple[Stack, Settings]) -> None:
     stack, settings = naive
     slow_write = settings.verify.model_copy(update={"write": "POST /work"})  # some are in flight at any time

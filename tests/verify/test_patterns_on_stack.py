@@ -14,6 +14,8 @@ from tenfold.types import Finding, Verdict
 from tenfold.verify import CHECKS, run, select
 from tests.verify.support import stacks
 
+pytestmark = pytest.mark.control("ids in logs are found")
+
 
 @pytest.fixture(autouse=True)
 def installed_programs(requires_server: Callable[[Any, str], Any]) -> None:
@@ -26,6 +28,11 @@ def findings(settings: Settings, only: list[str]) -> dict[str, Finding]:
         return {found.check.name: found.finding for found in run(select(CHECKS, only), stack, settings)}
 
 
+@pytest.mark.guarantee(
+    "no check fails on a correct service",
+    pattern="checks",
+    under="kills, replacements, overload on a real stack",
+)
 def test_correct_service_passes(tmp_path: Path) -> None:
     settings = stacks.passing(tmp_path, backups=1)
     stacks.store_baseline(tmp_path, 85)

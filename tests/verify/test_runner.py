@@ -286,10 +286,19 @@ def shared_stacks() -> Iterator[None]:
     databases.stop()
 
 
+@pytest.mark.control("every check can fail")
 def test_every_check_has_a_failing_case() -> None:
     assert [found.name for found in CHECKS] == list(FAILING)
 
 
+@pytest.mark.guarantee("every check can fail", pattern="checks")
+@pytest.mark.control("no check fails on a correct service", "a faulty stack")
+@pytest.mark.guarantee(
+    "stale reads, reads that go back in time, lost writes, failing reads and leaking pools "
+    "are found in any service",
+    pattern="checks",
+    under="replicas held back, killed, stopped; the primary killed; many clients; clients that hang up",
+)
 @pytest.mark.parametrize("found", CHECKS, ids=lambda found: found.name)
 def test_every_check_can_fail(found: Check, tmp_path: Path) -> None:
     with ExitStack() as ending:

@@ -27,6 +27,12 @@ def stack() -> Iterator[Stack]:
         yield running
 
 
+@pytest.mark.guarantee(
+    "slow queries are found on a running stack",
+    pattern="evidence",
+    under="a statement of 150 ms",
+    control="the same test, fast",
+)
 @pytest.mark.parametrize(("scenario", "expected"), [("slow.py", Verdict.FAIL), ("fast.py", Verdict.PASS)])
 def test_slow_statement_is_named_with_its_line(stack: Stack, scenario: str, expected: Verdict) -> None:
     settings = Settings(root=HERE, measure=MeasureSettings(scenario=Path(scenario), users=5))

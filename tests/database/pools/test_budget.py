@@ -12,6 +12,12 @@ from tenfold.database.pools.budget import Fleet, ServerLimits, check_budget, lif
 from tenfold.types import Verdict
 
 
+@pytest.mark.guarantee(
+    "a fleet that exceeds the server's limits is reported, with numbers that fit",
+    pattern="pools",
+    under="any fleet; limits of the role",
+    control="the same tests: fleets that fit",
+)
 @pytest.mark.parametrize(
     ("fleet", "limits", "needed", "verdict"),
     [
@@ -52,6 +58,7 @@ fleets = st.builds(
 )
 
 
+@pytest.mark.guarantee("a fleet that exceeds the server's limits is reported, with numbers that fit")
 @given(fleets, st.builds(ServerLimits, max_connections=st.integers(1, 5000), reserved=st.integers(0, 20)))
 def test_the_numbers_of_the_remedy_fit(fleet: Fleet, limits: ServerLimits) -> None:
     remedy = check_budget(fleet, limits).remedy

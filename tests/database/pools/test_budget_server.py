@@ -28,6 +28,7 @@ def test_a_limit_of_the_role_counts(postgres_url: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.guarantee("a fleet that exceeds the server's limits is reported, with numbers that fit")
 def test_a_service_does_not_start_when_its_fleet_does_not_fit(postgres_url: str) -> None:
     engine = create_async_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
 

@@ -68,6 +68,7 @@ def test_connection_serves_on_after_a_deadline_ended_its_statement(engine_of: Ca
         assert connection.scalar(SHOWN) == "0"
 
 
+@pytest.mark.guarantee("so in AUTOCOMMIT, where a router reads; the next reader has all the time again")
 def test_each_checkout_gets_the_step_of_its_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     found = [shown(engine, within_s) for within_s in (None, 5, 0.5, None, 60, 5)]
@@ -127,6 +128,7 @@ def test_statements_of_one_connection_have_their_own_deadlines(
             connection.scalar(SHOWN)
 
 
+@pytest.mark.guarantee("so in AUTOCOMMIT, where a router reads; the next reader has all the time again")
 def test_timeouts_do_not_leak_between_autocommit_and_transactions(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(level=None)
     autocommit = {"isolation_level": "AUTOCOMMIT"}
@@ -180,6 +182,7 @@ def hangs(url: str) -> bool:
         return connection.execute(query).fetchone() is not None
 
 
+@pytest.mark.guarantee("so in AUTOCOMMIT, where a router reads; the next reader has all the time again")
 @pytest.mark.parametrize("taken", [True, False])
 def test_connection_cancelled_during_set_is_discarded(url: str, taken: bool) -> None:
     async def run() -> None:

@@ -54,6 +54,11 @@ def timeout_now(connection: Any) -> float:
     return int(connection.execute(query).scalar_one()) / 1000
 
 
+@pytest.mark.guarantee(
+    "the server ends a statement at its request's deadline",
+    pattern="overload",
+    under="`pg_sleep(30)` under 0.2 s",
+)
 def test_deadline_ends_a_statement_on_the_server_in_a_transaction(engine: Engine, postgres_url: str) -> None:
     started = time.monotonic()
     with deadline(0.2), pytest.raises(DeadlineExceededError), engine.connect() as connection:
@@ -62,6 +67,7 @@ def test_deadline_ends_a_statement_on_the_server_in_a_transaction(engine: Engine
     assert sleeping(postgres_url) == 0
 
 
+@pytest.mark.control("the server ends a statement at its request's deadline")
 def test_the_control_without_enforced_deadlines_it_goes_on(url: str, postgres_url: str) -> None:
     bare = create_engine(url)
     with deadline(0.01), bare.connect() as connection:
@@ -123,6 +129,7 @@ def test_other_errors_stay_what_they_are(engine: Engine) -> None:
         assert not isinstance(caught.value, DeadlineExceededError)
 
 
+@pytest.mark.guarantee("the server ends a statement at its request's deadline")
 def test_asynchronous_engines(url: str, postgres_url: str) -> None:
     async def test(engine: AsyncEngine) -> None:
         enforce_deadlines(engine)

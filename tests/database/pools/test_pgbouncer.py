@@ -119,12 +119,14 @@ def test_plain_names_are_read_back() -> None:
     assert misread(pooler(), rendered()) == []
 
 
+@pytest.mark.guarantee("nothing injects into PgBouncer's files")
 @pytest.mark.parametrize("changed", HOSTILE, ids=str)
 def test_unsafe_values_are_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         rendered(**changed)
 
 
+@pytest.mark.control("nothing injects into PgBouncer's files")
 @pytest.mark.parametrize("changed", HOSTILE, ids=str)
 def test_the_control_refused_values_would_be_misread(
     changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -152,11 +154,15 @@ def injects(name: str, user: str, password: str) -> list[str]:
     return misread(pooler(**changed), files)
 
 
+@pytest.mark.guarantee(
+    "nothing injects into PgBouncer's files", pattern="pools", under="hostile names and passwords"
+)
 @given(TEXTS)
 def test_no_text_injects_a_line_or_a_value(texts: tuple[str, str, str]) -> None:
     assert injects(*texts) == []
 
 
+@pytest.mark.control("nothing injects into PgBouncer's files")
 @pytest.mark.parametrize(
     ("guard", "without"),
     [

@@ -149,6 +149,9 @@ async def many(pooled: Running, **changed: Any) -> None:
         await engine.dispose()
 
 
+@pytest.mark.guarantee(
+    "PgBouncer's clients do not disturb each other", pattern="pools", under="ten clients on two connections"
+)
 def test_many_clients_share_few_connections(pooled: Running, behind: int, postgres_url: str) -> None:
     asyncio.run(many(pooled))
     with psycopg.connect(postgres_url) as connection:
@@ -167,11 +170,13 @@ def prepared(pooled: Running) -> int:
     return count
 
 
+@pytest.mark.guarantee("PgBouncer's clients do not disturb each other")
 def test_statements_are_prepared_where_it_keeps_them_apart(pooled: Running) -> None:
     closes = psycopg.capabilities.has_send_close_prepared()
     assert (prepared(pooled) > 0) == (pooled.version >= PREPARES and closes)
 
 
+@pytest.mark.control("PgBouncer's clients do not disturb each other")
 def test_the_control_without_max_prepared_statements_they_break(program: Program, behind: int) -> None:
     apart = program.version >= (1, 21)
     broken = pytest.raises(DBAPIError, match="prepared statement")
@@ -192,6 +197,7 @@ def shown_to_the_next(pooled: Running, **changed: Any) -> str:
     return max(shown)
 
 
+@pytest.mark.guarantee("PgBouncer's clients do not disturb each other")
 def test_transaction_timeout_ends_with_its_transaction(pooled: Running) -> None:
     assert shown_to_the_next(pooled) == "0"
     engine = create_engine(pooled.url, **options(pooled))
@@ -201,6 +207,7 @@ def test_transaction_timeout_ends_with_its_transaction(pooled: Running) -> None:
     engine.dispose()
 
 
+@pytest.mark.control("PgBouncer's clients do not disturb each other")
 def test_the_control_session_timeout_leaks_to_the_next_client(program: Program, behind: int) -> None:
     with running(program, behind) as pooler:
         assert shown_to_the_next(pooler, statement_timeout="session") == "5624ms"

@@ -118,11 +118,15 @@ def pids_around_an_end(engine: Engine, other: Engine) -> tuple[int, int]:
         return before, connection.scalar(pid)
 
 
+@pytest.mark.guarantee(
+    "a dead connection is not handed out after idleness", pattern="pools", under="a backend that was ended"
+)
 def test_a_connection_that_the_server_ended_is_replaced(engine_of: Callable[..., Engine]) -> None:
     before, after = pids_around_an_end(engine_of(ping_after_s=0.0), engine_of())
     assert before != after
 
 
+@pytest.mark.control("a dead connection is not handed out after idleness")
 def test_the_control_without_the_ping_a_dead_connection_is_handed_out(
     engine_of: Callable[..., Engine],
 ) -> None:

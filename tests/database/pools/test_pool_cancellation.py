@@ -111,6 +111,11 @@ async def all_usable(engine: AsyncEngine, name: str, *, seconds: float = 10.0) -
             await connection.close()
 
 
+@pytest.mark.guarantee(
+    "cancellation loses no connection, in the pool or on the server",
+    pattern="pools",
+    under="cancellations at random moments",
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_cancellation_never_leaks_a_connection(url: str, seed: int) -> None:
     async def run() -> None:
@@ -125,6 +130,7 @@ def test_cancellation_never_leaks_a_connection(url: str, seed: int) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.control("cancellation loses no connection, in the pool or on the server")
 def test_the_control_a_pool_without_the_guard_loses_connections(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +159,7 @@ def test_the_control_a_pool_without_the_guard_loses_connections(
     assert asyncio.run(run())
 
 
+@pytest.mark.control("cancellation loses no connection, in the pool or on the server")
 def test_the_control_a_cancelled_connect_leaves_a_connection_until_garbage_is_collected(url: str) -> None:
     """SQLAlchemy and psycopg by themselves; most of such runs leak, so a few are tried."""
 

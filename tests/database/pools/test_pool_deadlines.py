@@ -64,6 +64,11 @@ def test_the_steps(left_s: float, step: int) -> None:
     assert statement_timeout.step_ms(left_s) == step
 
 
+@pytest.mark.guarantee(
+    "no wait and no statement outlives its request",
+    pattern="pools",
+    under="a taken pool, `pg_sleep(5)` under 0.2 s",
+)
 def test_wait_for_a_connection_ends_with_the_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     started = time.monotonic()
@@ -86,6 +91,7 @@ def test_expired_deadline_refuses_checkout_and_statement(
     assert engine.pool.checkedout() == 0
 
 
+@pytest.mark.guarantee("no wait and no statement outlives its request")
 @pytest.mark.parametrize("statement_timeout", ["session", "transaction"])
 def test_deadline_ends_a_statement_on_the_server(
     engine_of: Callable[..., Engine], statement_timeout: str
@@ -98,6 +104,7 @@ def test_deadline_ends_a_statement_on_the_server(
         assert connection.scalar(SHOWN) == "0"
 
 
+@pytest.mark.control("no wait and no statement outlives its request")
 def test_the_control_without_statement_timeout_the_server_works_on(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(statement_timeout="off")
     with deadline(0.2), engine.connect() as connection:
@@ -158,6 +165,7 @@ def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., E
     assert asked.call_count == 2  # the connection's own limit, and the timeout
 
 
+@pytest.mark.guarantee("a dead connection is not handed out after idleness")
 def test_idle_connection_that_broke_is_replaced_under_a_deadline(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     with engine.connect() as connection:

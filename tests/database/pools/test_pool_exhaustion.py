@@ -85,6 +85,11 @@ OF_THE_THREAD = (
 OF_THE_TASK = (f"now at {line(__file__, 'awaiting')}", f"taken at {line(__file__, 'taking')}")
 
 
+@pytest.mark.guarantee(
+    "a timeout names the holders of the connections, and shows no value",
+    pattern="pools",
+    under="an exhausted pool, threads and tasks",
+)
 def test_timeout_names_the_holders(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     said = said_of_a_thread(engine)
@@ -95,11 +100,13 @@ def test_timeout_names_the_holders(engine_of: Callable[..., Engine]) -> None:
     assert pool(engine).checkedout() == 0
 
 
+@pytest.mark.guarantee("a timeout names the holders of the connections, and shows no value")
 def test_holding_task_is_located_at_its_await(url: str) -> None:
     said = said_of_a_task(create_async_engine(url, **options(url, max_overflow=0)))
     assert told(said, *OF_THE_TASK) == list(OF_THE_TASK)
 
 
+@pytest.mark.control("a timeout names the holders of the connections, and shows no value")
 def test_the_control_sqlalchemys_own_pool_names_no_holder(url: str) -> None:
     engine = create_engine(url, pool_size=1, max_overflow=1, pool_timeout=0.2)
     said = said_of_a_thread(engine)
@@ -110,6 +117,7 @@ def test_the_control_sqlalchemys_own_pool_names_no_holder(url: str) -> None:
     assert told(said, *OF_THE_TASK) == []
 
 
+@pytest.mark.control("a timeout names the holders of the connections, and shows no value")
 def test_the_control_without_fingerprints_values_in_statements_are_shown(
     engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +125,7 @@ def test_the_control_without_fingerprints_values_in_statements_are_shown(
     assert shown(said_of_a_thread(engine_of())) == [NAME]
 
 
+@pytest.mark.control("a timeout names the holders of the connections, and shows no value")
 def test_the_control_sqlalchemys_own_errors_show_parameters(
     engine_of: Callable[..., Engine],
 ) -> None:
@@ -148,6 +157,7 @@ def test_holding_thread_is_located(engine_of: Callable[..., Engine]) -> None:
     thread.join()
 
 
+@pytest.mark.guarantee("waiters beyond the limit are refused at once", pattern="pools", under="a full queue")
 @pytest.mark.parametrize("max_waiting", [0, 2])
 def test_waiters_beyond_the_limit_are_refused_at_once(
     engine_of: Callable[..., Engine], max_waiting: int
@@ -168,6 +178,7 @@ def test_waiters_beyond_the_limit_are_refused_at_once(
     engine.connect().close()  # and there is one again
 
 
+@pytest.mark.control("waiters beyond the limit are refused at once")
 def test_the_control_without_a_limit_all_wait(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(max_overflow=0, timeout_s=0.2, max_waiting=10)
     with engine.connect(), pytest.raises(PoolTimeoutError, match="came back in"):
@@ -215,12 +226,16 @@ def waited_s(engine: Engine, failing: Failing) -> float:
     return got[0] - failed
 
 
+@pytest.mark.guarantee(
+    "a waiter is woken when a connection could not be opened", pattern="pools", under="a server that refuses"
+)
 def test_waiter_is_woken_when_a_connection_could_not_be_opened(url: str, postgres_url: str) -> None:
     failing = Failing(postgres_url)
     engine = create_engine(url, **options(url, max_overflow=0, timeout_s=60), creator=failing)
     assert waited_s(engine, failing) < 40
 
 
+@pytest.mark.control("a waiter is woken when a connection could not be opened")
 def test_the_control_sqlalchemys_own_pool_lets_waiters_sleep(url: str, postgres_url: str) -> None:
     failing = Failing(postgres_url)
     engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.5, creator=failing)
@@ -252,9 +267,15 @@ def crowd(url: str, *, held_s: float, **changed: Any) -> int:
     return asyncio.run(run())
 
 
+@pytest.mark.guarantee(
+    "ten times as many clients as the pool keeps connections all get one",
+    pattern="pools",
+    under="40 at once over a pool of 4 + 2",
+)
 def test_ten_times_as_many_clients_as_connections_all_get_one(url: str) -> None:
     assert crowd(url, held_s=0, timeout_s=30.0) == 0
 
 
+@pytest.mark.control("ten times as many clients as the pool keeps connections all get one")
 def test_the_control_clients_that_hold_on_exhaust_it(url: str) -> None:
     assert crowd(url, held_s=0.2, timeout_s=0.1) > 0

@@ -20,6 +20,9 @@ from tests.database.support.pools import found, kinds, line, options, pool
 postgres_url, url, engine_of = pools.postgres_url, pools.url, pools.engine_of
 
 
+@pytest.mark.guarantee(
+    "leaks, pauses in transactions and second connections are found", pattern="pools", under="each of them"
+)
 def test_a_connection_held_for_too_long_is_reported_once(
     engine_of: Callable[..., Engine], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -35,6 +38,7 @@ def test_a_connection_held_for_too_long_is_reported_once(
     connection.close()
 
 
+@pytest.mark.control("leaks, pauses in transactions and second connections are found")
 def test_a_connection_given_back_in_time_is_not_reported(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of(leak_after_s=30.0)
     with engine.connect():
@@ -68,6 +72,7 @@ def test_holder_whose_task_ended_is_reported_as_ended(url: str) -> None:
     assert "its task has ended" in asyncio.run(run())
 
 
+@pytest.mark.guarantee("leaks, pauses in transactions and second connections are found")
 def test_idle_transaction_is_found(url: str) -> None:
     async def run() -> AsyncEngine:
         engine = create_async_engine(url, **options(url, idle_in_transaction_s=0.05))
@@ -83,6 +88,7 @@ def test_idle_transaction_is_found(url: str) -> None:
     assert float(finding.numbers["worst_s"]) >= 0.05
 
 
+@pytest.mark.control("leaks, pauses in transactions and second connections are found")
 @pytest.mark.parametrize("how", ["commit first", "autocommit", "quick"])
 def test_idle_connection_without_a_transaction_is_no_finding(
     engine_of: Callable[..., Engine], how: str
@@ -99,6 +105,7 @@ def test_idle_connection_without_a_transaction_is_no_finding(
     assert kinds(engine) == set()
 
 
+@pytest.mark.guarantee("leaks, pauses in transactions and second connections are found")
 def test_two_connections_in_one_task_are_found(url: str) -> None:
     async def both(engine: AsyncEngine) -> None:
         async with engine.connect(), engine.connect():  # mark: both

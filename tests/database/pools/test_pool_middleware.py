@@ -62,6 +62,9 @@ def get(app: Any, path: str) -> httpx.Response:
     return asyncio.run(run())
 
 
+@pytest.mark.guarantee(
+    "an exhausted pool is 503 and Retry-After", pattern="pools", under="a pool of one, taken"
+)
 def test_exhausted_pool_is_503_with_retry_after(engine: Engine) -> None:
     app = app_of(engine)
     with engine.connect():
@@ -71,6 +74,7 @@ def test_exhausted_pool_is_503_with_retry_after(engine: Engine) -> None:
     assert get(app, "/orders/7").json() == "GET /orders/{number}"
 
 
+@pytest.mark.control("an exhausted pool is 503 and Retry-After")
 def test_the_control_without_the_middleware_it_is_an_error(engine: Engine) -> None:
     with engine.connect(), pytest.raises(PoolExhaustedError):
         get(app_of(engine, guarded=False), "/orders/7")

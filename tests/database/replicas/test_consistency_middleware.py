@@ -98,10 +98,16 @@ def missed(servers: Servers, make_router: MakeRouter, *, consistent: bool) -> in
         return asyncio.run(scenario())
 
 
+@pytest.mark.guarantee(
+    "nobody misses their own write through an ASGI app, and in its tasks",
+    pattern="replicas",
+    under="a replica held back, several instances",
+)
 def test_visitor_reads_own_write_on_every_instance(servers: Servers, make_router: MakeRouter) -> None:
     assert missed(servers, make_router, consistent=True) == 0
 
 
+@pytest.mark.control("nobody misses their own write through an ASGI app, and in its tasks")
 def test_the_control_without_the_middleware_reads_are_stale(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -181,6 +187,9 @@ def test_of_cookie_and_header_the_greater_counts(local: DatabaseRouter) -> None:
     assert tokens[0] == tokens[1] == two
 
 
+@pytest.mark.guarantee(
+    "tokens cannot be forged", pattern="replicas", under="altered, foreign and former keys"
+)
 @pytest.mark.parametrize("value", ["", "x", "A" * 62, "%00", "é", "=" * 5000])
 def test_forged_cookie_is_ignored(local: DatabaseRouter, value: str) -> None:
     cookie = f"tenfold_seen={value}".encode("latin-1")
@@ -194,6 +203,7 @@ def test_forged_cookie_is_ignored(local: DatabaseRouter, value: str) -> None:
     assert seen == [None]
 
 
+@pytest.mark.guarantee("tokens cannot be forged")
 def test_token_of_other_keys_is_ignored(local: DatabaseRouter, make_router: MakeRouter) -> None:
     other = make_router(("sqlite://", []), keys="another key another key another key")
     (answer,) = visit(service(local, header="X-Seen"), "POST /")
@@ -235,6 +245,7 @@ def test_commit_after_the_answer_began_is_logged(local: DatabaseRouter, caplog: 
     assert caplog.text.count("after the answer had begun") == 1
 
 
+@pytest.mark.guarantee("nobody misses their own write through an ASGI app, and in its tasks")
 def test_a_task_reads_what_its_request_wrote(servers: Servers, make_router: MakeRouter) -> None:
     web, worker = make_router(servers.urls), make_router(servers.urls)
     with servers.hold_back(servers.replicas[0], 300):
@@ -247,6 +258,7 @@ def test_a_task_reads_what_its_request_wrote(servers: Servers, make_router: Make
                 assert session.execute(text(LOOK)).scalar() == written
 
 
+@pytest.mark.control("tokens cannot be forged", "a key that is known opens it")
 def test_keys_rotate(make_router: MakeRouter) -> None:
     old, both = make_router(("sqlite://", [])), make_router(("sqlite://", []), keys=["n" * 20 + KEY, KEY])
     with old.consistency_context():

@@ -93,6 +93,12 @@ def reader(servers: Servers, make_router: MakeRouter) -> Iterator[Callable[..., 
         one.close()
 
 
+@pytest.mark.guarantee(
+    "so in AUTOCOMMIT, where a router reads; the next reader has all the time again",
+    pattern="overload",
+    under="`pg_sleep(5)` under 0.2 s, sync and async, by `enforce_deadlines` and by the pool; a "
+    "cancellation half way; levels that change",
+)
 @BOTH
 @ENFORCED
 def test_deadline_ends_a_read_on_the_server(
@@ -109,6 +115,7 @@ def test_deadline_ends_a_read_on_the_server(
         read(SLEEP, 0.2)
 
 
+@pytest.mark.control("so in AUTOCOMMIT, where a router reads; the next reader has all the time again")
 @BOTH
 def test_the_control_without_enforced_deadlines_the_read_goes_on(
     servers: Servers, reader: Callable[..., Reader], asynchronous: bool
@@ -118,6 +125,12 @@ def test_the_control_without_enforced_deadlines_the_read_goes_on(
     assert read(text("select 1 from pg_sleep(0.3)"), 0.05) == 1  # far beyond the deadline
 
 
+@pytest.mark.guarantee(
+    "a read that its deadline ended is not repeated on another server, and its server not marked lost",
+    pattern="overload",
+    under="`pg_sleep(5)` under 0.2 s, with two replicas; a question about the position",
+    control="the last read of the second of these tests",
+)
 @BOTH
 @ENFORCED
 def test_expired_read_is_not_repeated_and_counts_as_no_failure(
@@ -146,6 +159,9 @@ def executed(server: Any) -> int:
     )
 
 
+@pytest.mark.guarantee(
+    "a read that its deadline ended is not repeated on another server, and its server not marked lost"
+)
 def test_position_query_that_exceeds_the_deadline_does_not_mark_the_server_lost(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -167,6 +183,7 @@ def test_position_query_that_exceeds_the_deadline_does_not_mark_the_server_lost(
     assert {state["in_flight"] for state in router.servers().values()} == {0}
 
 
+@pytest.mark.guarantee("so in AUTOCOMMIT, where a router reads; the next reader has all the time again")
 def test_position_query_does_not_inherit_the_last_readers_timeout(
     reader: Callable[..., Reader],
 ) -> None:
@@ -179,6 +196,9 @@ def test_position_query_does_not_inherit_the_last_readers_timeout(
         checkout.release()
 
 
+@pytest.mark.guarantee(
+    "a read that its deadline ended is not repeated on another server, and its server not marked lost"
+)
 def test_deadline_in_a_pool_queue_tries_no_other_server(servers: Servers, make_router: MakeRouter) -> None:
     options = partial(pool_options, metrics=False, pool_size=1, max_overflow=0, timeout_s=20)
     router = make_router(servers.urls, options={"engine": options}, primary_reads=1)

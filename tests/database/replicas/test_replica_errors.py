@@ -82,6 +82,9 @@ def pool(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
 
 
+@pytest.mark.guarantee(
+    "a read session refuses writes", pattern="replicas", under="on replicas, on the primary, sync and async"
+)
 @pytest.mark.parametrize("replicas", [True, False])
 @pytest.mark.parametrize("write", [bump, add])
 def test_read_session_refuses_writes_in_one_sentence(
@@ -109,6 +112,7 @@ def test_driver_options_keep_read_sessions_read_only(servers: Servers, make_rout
                 assert session.scalar(text("show work_mem")) == "7MB"
 
 
+@pytest.mark.guarantee("a read session refuses writes")
 @pytest.mark.parametrize("replicas", [True, False])
 def test_async_read_session_refuses_writes(servers: Servers, make_router: MakeRouter, replicas: bool) -> None:
     primary, some = servers.urls
@@ -123,6 +127,7 @@ def test_async_read_session_refuses_writes(servers: Servers, make_router: MakeRo
     assert state(servers) == before
 
 
+@pytest.mark.control("a read session refuses writes")
 def test_the_control_plain_sessions_write(servers: Servers) -> None:
     url = servers.primary.url.replace("postgresql:", "postgresql+psycopg:")
     before = value(servers, 1)
@@ -171,6 +176,11 @@ def through(proxy: Proxy, servers: Servers) -> tuple[str, list[str]]:
     return primary.replace(str(servers.primary.port), str(proxy.port)), replicas
 
 
+@pytest.mark.guarantee(
+    "a commit of unknown outcome is called that, and not repeated",
+    pattern="replicas",
+    under="the line cut during COMMIT",
+)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_commit_whose_answer_is_lost_is_unknown_and_not_repeated(
     servers: Servers, make_router: MakeRouter, proxy: Proxy, asynchronous: bool, pool: dict[str, Any]
@@ -204,6 +214,7 @@ def test_commit_whose_answer_is_lost_is_unknown_and_not_repeated(
     assert value(servers, 10) == before + 1
 
 
+@pytest.mark.control("a commit of unknown outcome is called that, and not repeated")
 def test_the_control_connection_lost_before_commit_is_not_unknown(
     servers: Servers, make_router: MakeRouter, proxy: Proxy
 ) -> None:
@@ -267,11 +278,15 @@ def read_alone(router: DatabaseRouter) -> bool:
         return session.execute(text("select true")).scalar()
 
 
+@pytest.mark.guarantee(
+    "the primary takes a bounded number of reads", pattern="replicas", under="no replica answers"
+)
 def test_primary_reads_bounds_the_reads_without_a_replica(servers: Servers, make_router: MakeRouter) -> None:
     """The reads that the primary is spared are refused within a second."""
     assert stranded(servers, make_router, reads=8, primary_reads=2) == 2
 
 
+@pytest.mark.control("the primary takes a bounded number of reads")
 def test_the_control_with_a_large_bound_the_primary_gets_all_reads(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -306,6 +321,9 @@ def after_a_fork(router: DatabaseRouter) -> tuple[set[int], set[int]]:
     return mine, others
 
 
+@pytest.mark.guarantee(
+    "a forked worker uses no connection of its parent", pattern="replicas", under="gunicorn --preload, Celery"
+)
 def test_a_forked_worker_has_connections_of_its_own(servers: Servers, make_router: MakeRouter) -> None:
     primary, replicas = servers.urls
     router = make_router((primary, replicas[:1]), health=HealthLimits(sample_s=0.05))
@@ -314,6 +332,7 @@ def test_a_forked_worker_has_connections_of_its_own(servers: Servers, make_route
     assert backends(router) <= mine  # and the parent's still work
 
 
+@pytest.mark.control("a forked worker uses no connection of its parent")
 def test_the_control_without_a_check_of_the_pid_it_uses_its_parents(
     servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,11 @@ MakeRouter = Callable[..., DatabaseRouter]
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
 
 
+@pytest.mark.guarantee(
+    "no read fails where a healthy server remains",
+    pattern="replicas",
+    under="kill -9 of a replica, of all, of the primary",
+)
 def test_no_read_fails_when_replicas_are_killed(servers: Servers, make_router: MakeRouter) -> None:
     one, two = servers.replicas
     with Readers(make_router(servers.urls)).reading() as readers:
@@ -34,6 +39,7 @@ def test_no_read_fails_when_replicas_are_killed(servers: Servers, make_router: M
     assert readers.errors == []
 
 
+@pytest.mark.guarantee("no read fails where a healthy server remains")
 def test_no_async_read_fails_when_a_replica_is_killed(servers: Servers, make_router: MakeRouter) -> None:
     router = make_router(servers.urls)
     one = servers.replicas[0]
@@ -63,6 +69,7 @@ def test_no_async_read_fails_when_a_replica_is_killed(servers: Servers, make_rou
     assert min(asyncio.run(scenario())) > 10
 
 
+@pytest.mark.control("no read fails where a healthy server remains")
 def test_the_control_a_plain_engine_fails_when_its_replica_is_killed(servers: Servers) -> None:
     one = servers.replicas[0]
     engine = create_engine(one.url.replace("postgresql:", "postgresql+psycopg:"))
@@ -73,6 +80,7 @@ def test_the_control_a_plain_engine_fails_when_its_replica_is_killed(servers: Se
     engine.dispose()
 
 
+@pytest.mark.guarantee("no read fails where a healthy server remains")
 def test_no_read_fails_when_the_primary_is_killed(servers: Servers, make_router: MakeRouter) -> None:
     router = make_router(servers.urls)
     with router.write() as session:
@@ -85,6 +93,12 @@ def test_no_read_fails_when_the_primary_is_killed(servers: Servers, make_router:
     assert readers.errors == []
 
 
+@pytest.mark.guarantee(
+    "a read that could only be stale is refused",
+    pattern="replicas",
+    under="the primary dead, replicas behind",
+    control="the same test, a visitor who wrote nothing",
+)
 def test_read_that_only_the_dead_primary_could_serve_is_refused(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -144,6 +158,9 @@ def writes_around_kills(servers: Servers, router: DatabaseRouter, *, kills: int)
     return acknowledged, servers.primary.fetch("select value from counters where id = 2")[0][0] - before_all
 
 
+@pytest.mark.guarantee(
+    "an acknowledged write survives the primary's restart", pattern="replicas", under="kill -9 of the primary"
+)
 def test_no_acknowledged_write_is_lost_when_the_primary_restarts(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -151,6 +168,7 @@ def test_no_acknowledged_write_is_lost_when_the_primary_restarts(
     assert acknowledged <= there <= acknowledged + 2  # a commit whose answer was lost, at each kill
 
 
+@pytest.mark.control("an acknowledged write survives the primary's restart")
 def test_the_control_asynchronous_commit_loses_acknowledged_writes(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -169,6 +187,11 @@ def several_hosts(servers: Servers) -> str:
     return one.url.replace(one.address, f"{one.address},{servers.replicas[0].address}")
 
 
+@pytest.mark.guarantee(
+    "after a promotion writes go on; with `synchronous_commit = remote_apply` nothing acknowledged is lost",
+    pattern="replicas",
+    under="the primary killed, a replica promoted",
+)
 def test_promotion_keeps_writes_that_a_replica_had_to_apply(
     disposable_servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -231,6 +254,16 @@ def test_promotion_keeps_writes_that_a_replica_had_to_apply(
     eventually(served_by_the_follower)
 
 
+@pytest.mark.control(
+    "after a promotion writes go on; with `synchronous_commit = remote_apply` nothing acknowledged is lost",
+    "asynchronous, and a write is lost",
+)
+@pytest.mark.guarantee(
+    "a replica of another timeline serves no visitor who wrote on this one",
+    pattern="replicas",
+    under="a promotion that a replica did not follow",
+    control="the same test: its position is the greater one",
+)
 def test_replica_on_the_old_timeline_serves_no_writer_of_the_new(
     disposable_servers: Servers, make_router: MakeRouter
 ) -> None:

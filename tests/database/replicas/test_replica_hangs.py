@@ -41,6 +41,9 @@ def over(line: Proxy, servers: Servers) -> tuple[str, list[str]]:
     return servers.primary.url, [one.url.replace(str(one.port), str(line.port)), two.url]
 
 
+@pytest.mark.guarantee(
+    "no read fails when a replica hangs", pattern="replicas", under="SIGSTOP of a replica, a line that stalls"
+)
 def test_no_read_fails_when_a_replica_hangs(servers: Servers, make_router: MakeRouter) -> None:
     router = make_router(servers.urls, health=SAMPLED)
     hung = servers.replicas[0]
@@ -54,6 +57,7 @@ def test_no_read_fails_when_a_replica_hangs(servers: Servers, make_router: MakeR
     assert readers.errors == []
 
 
+@pytest.mark.guarantee("no read fails when a replica hangs")
 def test_no_read_fails_when_the_line_to_a_replica_stalls(
     servers: Servers, make_router: MakeRouter, line: Proxy
 ) -> None:
@@ -70,6 +74,7 @@ def test_no_read_fails_when_the_line_to_a_replica_stalls(
     assert readers.errors == []
 
 
+@pytest.mark.control("no read fails when a replica hangs")
 def test_the_control_without_samples_readers_hang_with_their_replica(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -78,6 +83,7 @@ def test_the_control_without_samples_readers_hang_with_their_replica(
         assert readers.left_waiting(within_s=2) > 0
 
 
+@pytest.mark.control("no read fails when a replica hangs")
 def test_the_control_without_samples_readers_hang_with_the_line(
     servers: Servers, make_router: MakeRouter, line: Proxy
 ) -> None:
@@ -116,6 +122,11 @@ def in_the_way(servers: Servers, read: Callable[[TextClause], Any]) -> Any:
     return found[0]
 
 
+@pytest.mark.guarantee(
+    "no read fails when a replica cancels it for the sake of replay",
+    pattern="replicas",
+    under="a standby that cancels a read in the way of replay",
+)
 def test_read_cancelled_by_a_replay_conflict_runs_again_elsewhere(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -128,6 +139,7 @@ def test_read_cancelled_by_a_replay_conflict_runs_again_elsewhere(
     assert in_the_way(servers, read) == servers.replicas[1].port
 
 
+@pytest.mark.control("no read fails when a replica cancels it for the sake of replay")
 def test_the_control_plain_engine_fails_on_a_replay_conflict(servers: Servers) -> None:
     engine = create_engine(servers.replicas[0].url.replace("postgresql:", "postgresql+psycopg:"))
 
@@ -209,6 +221,9 @@ def narrow(servers: Servers, make_router: MakeRouter) -> DatabaseRouter:
     return make_router(servers.urls, primary_reads=3, options={"engine": {"pool_size": 3, "max_overflow": 0}})
 
 
+@pytest.mark.guarantee(
+    "cancelled reads leak no connection", pattern="replicas", under="cancellation at any moment"
+)
 def test_cancelled_reads_leak_no_connection(servers: Servers, make_router: MakeRouter) -> None:
     router = narrow(servers, make_router)
 
@@ -222,6 +237,7 @@ def test_cancelled_reads_leak_no_connection(servers: Servers, make_router: MakeR
         assert asyncio.run(scenario()) == {(0, 0)}
 
 
+@pytest.mark.control("cancelled reads leak no connection")
 def test_the_control_routing_that_ignores_cancellation_leaks(
     servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

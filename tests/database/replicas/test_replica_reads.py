@@ -52,6 +52,11 @@ def soak(servers: Servers, make_router: MakeRouter, *, workers: int, count: int,
     return sum(in_threads(workers, work), Counter())
 
 
+@pytest.mark.guarantee(
+    "visitors read their own writes, over instances and requests",
+    pattern="replicas",
+    under="a replica held back",
+)
 def test_visitors_read_their_own_writes(servers: Servers, make_router: MakeRouter) -> None:
     with servers.hold_back(servers.replicas[0], 500):
         found = soak(servers, make_router, workers=4, count=100, carry=True)
@@ -60,12 +65,14 @@ def test_visitors_read_their_own_writes(servers: Servers, make_router: MakeRoute
     assert found[servers.replicas[1].port] > 200  # replicas serve, and not the primary for the fear of it
 
 
+@pytest.mark.control("visitors read their own writes, over instances and requests")
 def test_the_control_without_the_token_reads_are_stale(servers: Servers, make_router: MakeRouter) -> None:
     with servers.hold_back(servers.replicas[0], 500):
         found = soak(servers, make_router, workers=4, count=40, carry=False)
     assert found["stale"] > 0
 
 
+@pytest.mark.guarantee("visitors read their own writes, over instances and requests")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_hundred_thousand_visitors_read_their_own_writes(servers: Servers, make_router: MakeRouter) -> None:
@@ -107,11 +114,13 @@ def went_back(servers: Servers, make_router: MakeRouter, *, monotonic: bool, rea
         writing.join()
 
 
+@pytest.mark.guarantee("reads never go back in time", pattern="replicas", under="replicas of different lag")
 def test_reads_are_monotonic(servers: Servers, make_router: MakeRouter) -> None:
     with servers.hold_back(servers.replicas[0], 60):
         assert went_back(servers, make_router, monotonic=True, reads=150) == 0
 
 
+@pytest.mark.control("reads never go back in time")
 def test_the_control_without_monotonic_reads_they_go_back(servers: Servers, make_router: MakeRouter) -> None:
     with servers.hold_back(servers.replicas[0], 60):
         assert went_back(servers, make_router, monotonic=False, reads=150) > 0
@@ -137,6 +146,9 @@ def snapshots(
     return found
 
 
+@pytest.mark.guarantee(
+    "a snapshot is checked before it is taken", pattern="replicas", under="REPEATABLE READ"
+)
 def test_freshness_is_checked_before_the_snapshot(servers: Servers, make_router: MakeRouter) -> None:
     router = make_router(servers.urls)
     assert snapshots(servers, router, count=3) == {"stale": 0, "moved": 0}
@@ -145,6 +157,7 @@ def test_freshness_is_checked_before_the_snapshot(servers: Servers, make_router:
             assert session.execute(text("show transaction_isolation")).scalar() == shown
 
 
+@pytest.mark.control("a snapshot is checked before it is taken")
 def test_the_control_snapshot_before_the_check_lacks_the_write(
     servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +178,7 @@ def test_the_control_snapshot_before_the_check_lacks_the_write(
     assert snapshots(servers, router, count=2) == {"stale": 2, "moved": 0}
 
 
+@pytest.mark.control("a snapshot is checked before it is taken")
 def test_the_control_without_a_snapshot_repeated_reads_differ(
     servers: Servers, make_router: MakeRouter
 ) -> None:

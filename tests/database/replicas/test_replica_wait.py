@@ -94,6 +94,12 @@ def test_replica_with_wait_support_gets_one_wait_and_one_question(
     assert len(asked) <= 4  # and after the write, and where the replica is
 
 
+@pytest.mark.guarantee(
+    "the answer of `WAIT FOR LSN` (PostgreSQL 19) is never trusted",
+    pattern="replicas",
+    under="made-up answers of a 19, a refusal by a real 18, an interruption",
+    control='the answer "success" in the first of these tests',
+)
 @pytest.mark.parametrize("status", ["timeout", "not in recovery", "success at once, and wrongly"])
 def test_the_result_of_a_wait_is_never_trusted(servers: Servers, router: DatabaseRouter, status: str) -> None:
     with servers.hold_back(servers.replicas[0], 300), told(made_up(status, servers)) as asked:
@@ -103,6 +109,7 @@ def test_the_result_of_a_wait_is_never_trusted(servers: Servers, router: Databas
     assert asked.count("ask") > 4  # again and again, in the time that was left
 
 
+@pytest.mark.guarantee("the answer of `WAIT FOR LSN` (PostgreSQL 19) is never trusted")
 def test_server_that_refuses_to_wait_is_polled_from_then_on(servers: Servers, router: DatabaseRouter) -> None:
     """A real 18 that is taken for a 19 answers with a syntax error."""
     with servers.hold_back(servers.replicas[0], 100), told() as asked:
@@ -112,6 +119,7 @@ def test_server_that_refuses_to_wait_is_polled_from_then_on(servers: Servers, ro
     assert asked.count("wait") == 1
 
 
+@pytest.mark.guarantee("the answer of `WAIT FOR LSN` (PostgreSQL 19) is never trusted")
 @pytest.mark.parametrize(
     ("error", "waits"),
     [(psycopg.errors.SerializationFailure, True), (psycopg.errors.ObjectNotInPrerequisiteState, False)],

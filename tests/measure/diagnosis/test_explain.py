@@ -46,6 +46,7 @@ def plan(database: str, sql: str, **options: bool) -> Plan:
     return found
 
 
+@pytest.mark.guarantee("a missing index is named, and its proof leaves nothing behind", pattern="evidence")
 @pytest.mark.parametrize(
     ("sql", "column"),
     [
@@ -67,6 +68,7 @@ def test_missing_index_is_found(database: str, sql: str, column: str) -> None:
     assert missing.proof is None
 
 
+@pytest.mark.control("a missing index is named, and its proof leaves nothing behind")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -90,6 +92,7 @@ def test_table_of_another_schema_is_qualified(database: str) -> None:
     assert missing.create == "CREATE INDEX CONCURRENTLY ON sales.other (buyer)"
 
 
+@pytest.mark.guarantee("a missing index is named, and its proof leaves nothing behind")
 @pytest.mark.parametrize(
     "rest", ['"Sale" WHERE buyer = %s', "sales.other WHERE buyer = %s", '"Sale" ORDER BY buyer DESC LIMIT 20']
 )
@@ -107,12 +110,16 @@ def test_fingerprint_without_text_is_explained(database: str) -> None:
     assert [one.column for one in found.missing] == ["buyer"]
 
 
+@pytest.mark.guarantee(
+    "values of statements stay out of reports", pattern="evidence", under="values written into SQL"
+)
 def test_plan_lines_contain_no_literal_values(database: str) -> None:
     found = plan(database, """SELECT id FROM "Sale" WHERE state = 'secret' AND buyer = 7""")
     assert "Seq Scan on Sale" in found.lines[0]
     assert "secret" not in "".join(found.lines)
 
 
+@pytest.mark.control("values of statements stay out of reports")
 def test_the_control_postgresql_plan_contains_literal_values(database: str) -> None:
     with psycopg.connect(database) as connection:
         rows = connection.execute("""EXPLAIN SELECT id FROM "Sale" WHERE state = 'secret'""").fetchall()

@@ -45,6 +45,7 @@ def route(evidence: Evidence, label: str) -> RouteStats:
     return next(use for use in evidence.routes if use.route == label)
 
 
+@pytest.mark.guarantee("N+1 is named with file and line", pattern="evidence", under="sync and async engines")
 @pytest.mark.parametrize(
     ("path", "label", "site", "times"),
     [
@@ -64,6 +65,7 @@ def test_n_plus_one_is_found_with_its_line(
     assert 0 < found.mean_ms < 1000
 
 
+@pytest.mark.control("N+1 is named with file and line")
 @pytest.mark.parametrize("path", ["/eager/1", "/four"])
 def test_eager_loading_is_not_reported_as_n_plus_one(
     service: Service, collector: Collector, path: str
@@ -93,6 +95,7 @@ def test_workers_and_failed_requests_are_counted(service: Service, collector: Co
     assert set(evidence.seen) == {"requests", "sqlalchemy", "pool", "event loop", "threads"}
 
 
+@pytest.mark.guarantee("a full pool and a blocked loop are seen", pattern="evidence")
 def test_pool_waits_are_recorded(service: Service, collector: Collector) -> None:
     threads = [threading.Thread(target=service.get, args=("/hold", 3)) for _ in range(12)]
     for thread in threads:
@@ -110,6 +113,7 @@ def test_pool_waits_are_recorded(service: Service, collector: Collector) -> None
     assert hold.slow_wait_s > 0.3 * hold.slow_s
 
 
+@pytest.mark.control("a full pool and a blocked loop are seen")
 def test_pool_with_free_connections_records_no_wait(service: Service, collector: Collector) -> None:
     # A worker's first batch after a reset covers time before it, too, and is left out.
     eventually(lambda: service.get("/hold") or collector.evidence().pools)
@@ -117,6 +121,7 @@ def test_pool_with_free_connections_records_no_wait(service: Service, collector:
     assert (pool.wait_count, pool.wait_p95_ms, pool.full_share) == (0, 0, 0)
 
 
+@pytest.mark.guarantee("a full pool and a blocked loop are seen")
 def test_blocked_event_loop_is_recorded_with_its_line(service: Service, collector: Collector) -> None:
     service.get("/blocked", 6)
     evidence = evidence_after(collector, 6)
@@ -125,6 +130,7 @@ def test_blocked_event_loop_is_recorded_with_its_line(service: Service, collecto
     assert mark("blocked") in dict(evidence.loop.blockers)
 
 
+@pytest.mark.control("a full pool and a blocked loop are seen")
 def test_awaiting_does_not_count_as_blocking(service: Service, collector: Collector) -> None:
     service.get("/hold", 6)
     evidence = evidence_after(collector, 6)
@@ -163,6 +169,9 @@ with Collector(Path(sys.argv[1])) as collector:
 """
 
 
+@pytest.mark.guarantee(
+    "the probe never makes a request wait", pattern="evidence", under="a collector that is paused"
+)
 def test_paused_collector_does_not_block_worker_and_drops_are_counted(address: Path) -> None:
     """While the receiver is stopped requests run as fast as before; dropped ones are reported later."""
     from tenfold.measure.probe.probe import Probe
@@ -195,6 +204,7 @@ def test_paused_collector_does_not_block_worker_and_drops_are_counted(address: P
         collecting.wait()
 
 
+@pytest.mark.control("the probe never makes a request wait")
 def test_the_control_sender_without_queue_blocks(address: Path) -> None:
     with socket.socket(socket.AF_UNIX) as paused, socket.socket(socket.AF_UNIX) as sender:
         paused.bind(str(address))

@@ -16,6 +16,7 @@ from tenfold.measure.report.wording import facts, headline, number, objective
 from tests.measure.support.report_examples import capacity, report
 
 
+@pytest.mark.guarantee("a report is whole or not there", pattern="measure")
 def test_saved_report_loads_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "baselines" / "naive.json"
     save(report(), path)
@@ -32,6 +33,7 @@ def test_json_field_names_are_stable(tmp_path: Path) -> None:
     assert seen["bottlenecks"][0]["where"] == "shop/naive/orders.py:48"
 
 
+@pytest.mark.control("a report is whole or not there")
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"version": 1}'])
 def test_invalid_report_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
@@ -73,12 +75,16 @@ def test_comparison_without_both_intervals_has_no_ratio() -> None:
     assert result.low is None and "not comparable" in result.sentence
 
 
+@pytest.mark.guarantee(
+    "what a service answered cannot run in the report", pattern="measure", under="markup in names and errors"
+)
 def test_text_from_the_service_is_escaped() -> None:
     attack = "<script>alert(1)</script>"
     page = render(report(service=attack, errors={attack: 3}, notices=(attack,)))
     assert attack not in page and "&lt;script&gt;" in page
 
 
+@pytest.mark.control("what a service answered cannot run in the report")
 def test_the_control_without_autoescape_text_becomes_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     import jinja2
 

@@ -271,6 +271,12 @@ def coverage(each: int, *, correlated: bool) -> float:
     return sum(covers(found, case.truth) for case, _, found in done) / len(done)
 
 
+@pytest.mark.guarantee(
+    "the interval covers the true capacity",
+    pattern="measure",
+    under="queues, correlated latencies, a noisy neighbour",
+    control="the same test: searches without inflation, and without confirmation, miss it more often",
+)
 def test_intervals_cover_the_truth() -> None:
     """A thousand are in benchmarks/capacity.py; fewer than 80 % of 60 happen once in 10,000 at 94 %."""
     done = sample_of_searches(2)

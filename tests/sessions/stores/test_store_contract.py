@@ -115,11 +115,21 @@ REDIS = ["redis", "redis_client", "redis_cluster"]
 DATABASES = ["postgresql", "postgresql_threads", "sqlite", "sqlite_threads"]
 
 
+@pytest.mark.guarantee(
+    "every store fulfils the same contract: no lost update, no restored session, no adopted "
+    "handle, no ignored lifetime",
+    pattern="stores",
+    under="concurrent writers, late writes, expiry",
+)
 @pytest.mark.parametrize("backend", ["memory", *DATABASES])
 def test_store_fulfils_the_contract(backend: str, request: pytest.FixtureRequest) -> None:
     _run_contract(request.getfixturevalue(backend))
 
 
+@pytest.mark.guarantee(
+    "every store fulfils the same contract: no lost update, no restored session, no adopted "
+    "handle, no ignored lifetime"
+)
 @pytest.mark.parametrize("backend", REDIS)
 @pytest.mark.usefixtures("redis_program")
 def test_store_in_redis_fulfils_the_contract(backend: str, request: pytest.FixtureRequest) -> None:

@@ -57,6 +57,12 @@ def run(check: StoreCheck, kind: type[CorrectStore]) -> None:
     asyncio.run(check(kind(clock), clock.wait))
 
 
+@pytest.mark.control(
+    "every store fulfils the same contract: no lost update, no restored session, no adopted "
+    "handle, no ignored lifetime",
+    "34 stores with one fault each",
+)
+@pytest.mark.control("every key and row has a lifetime", "with stores that ignore lifetimes")
 @pytest.mark.parametrize(
     ("kind", "check"), DETECTED, ids=[f"{check.__name__} detects {kind.__name__}" for kind, check in DETECTED]
 )
@@ -70,6 +76,10 @@ def test_correct_store_passes(check: StoreCheck) -> None:
     run(check, CorrectStore)
 
 
+@pytest.mark.control(
+    "every store fulfils the same contract: no lost update, no restored session, no adopted "
+    "handle, no ignored lifetime"
+)
 def test_every_check_detects_some_fault() -> None:
     assert {check for _, check in DETECTED} == set(CHECKS)
     public = {value for name, value in vars(contract).items() if asyncio.iscoroutinefunction(value)}

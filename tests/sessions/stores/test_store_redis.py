@@ -20,6 +20,7 @@ from tests.sessions.support.session_servers import RedisServer
 # ------------------------------------------------------------------ commands
 
 
+@pytest.mark.guarantee("a read is one GET", pattern="stores", control="the same table's other methods")
 def test_commands_sent_to_redis(own_redis: RedisServer) -> None:
     """A read is one GET and nothing else; the commands within a script are counted by Redis too."""
 
@@ -56,6 +57,7 @@ def test_commands_sent_to_redis(own_redis: RedisServer) -> None:
     ]
 
 
+@pytest.mark.guarantee("every key and row has a lifetime", pattern="stores")
 def test_every_key_has_a_lifetime(own_redis: RedisServer) -> None:
     async def run() -> None:
         store = RedisStore(own_redis.url, timeout_s=5)
@@ -75,6 +77,12 @@ def test_every_key_has_a_lifetime(own_redis: RedisServer) -> None:
 # ------------------------------------------------------------------ faults
 
 
+@pytest.mark.guarantee(
+    "every failure is one error without secrets, and ends when the server is back",
+    pattern="stores",
+    under="kill -9, restart, a full or demoted Redis, wrong password, an exhausted pool, missing tables",
+    control="the same tests read and write before and after",
+)
 def test_killed_redis_is_an_error_and_a_restarted_one_is_empty(own_redis: RedisServer) -> None:
     async def run() -> None:
         store = RedisStore(own_redis.url, timeout_s=5, breaker=Breaker(failures=3, cool_down_s=0.05))
@@ -127,17 +135,24 @@ async def _read_from_paused_redis(server: RedisServer, breaker: Breaker) -> list
     return texts
 
 
+@pytest.mark.guarantee(
+    "a paused store costs its timeout three times, then nothing",
+    pattern="stores",
+    under="SIGSTOP of Redis, of PostgreSQL",
+)
 def test_paused_redis_costs_the_timeout_three_times(own_redis: RedisServer) -> None:
     texts = asyncio.run(_read_from_paused_redis(own_redis, Breaker(failures=3, cool_down_s=1.0)))
     assert ["within 100 ms" in text for text in texts] == [True] * 3 + [False] * 5
     assert all("not asked for another" in text for text in texts[3:])
 
 
+@pytest.mark.control("a paused store costs its timeout three times, then nothing")
 def test_the_control_without_a_breaker_every_call_costs_the_timeout(own_redis: RedisServer) -> None:
     texts = asyncio.run(_read_from_paused_redis(own_redis, Breaker(failures=10**9, ratio=2)))
     assert all("within 100 ms" in text for text in texts)
 
 
+@pytest.mark.guarantee("a stalled event loop is not taken for a dead Redis: the call is repeated")
 def test_stalled_event_loop_does_not_open_the_breaker(redis_server: RedisServer) -> None:
     async def run() -> None:
         breaker = Breaker(failures=1, cool_down_s=60)
@@ -167,10 +182,16 @@ async def _read_across_a_stall(server: RedisServer) -> object:
         await store.aclose()
 
 
+@pytest.mark.guarantee(
+    "a stalled event loop is not taken for a dead Redis: the call is repeated",
+    pattern="stores",
+    under="a sync call of 0.4 s with a timeout of 0.3 s",
+)
 def test_call_interrupted_by_a_stalled_event_loop_is_repeated(own_redis: RedisServer) -> None:
     assert asyncio.run(_read_across_a_stall(own_redis)) == StoredPayload(1, b"1")
 
 
+@pytest.mark.control("a stalled event loop is not taken for a dead Redis: the call is repeated")
 def test_the_control_without_stall_detection_it_times_out(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +268,7 @@ REPLIES = [
 ]
 
 
+@pytest.mark.guarantee("every failure is one error without secrets, and ends when the server is back")
 @pytest.mark.parametrize(
     ("reply", "down", "sentence"), REPLIES, ids=[row[0].decode()[:12] for row in REPLIES]
 )

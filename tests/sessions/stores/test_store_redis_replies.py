@@ -41,11 +41,17 @@ async def _write_while_replies_are_lost(server: RedisServer, *, has_write_ids: b
         return results
 
 
+@pytest.mark.guarantee(
+    "a repeated write does not conflict with itself",
+    pattern="stores",
+    under="the reply is lost with its connection",
+)
 def test_repeated_write_whose_reply_was_lost_succeeds(redis_server: RedisServer) -> None:
     results = asyncio.run(_write_while_replies_are_lost(redis_server, has_write_ids=True))
     assert results == [True, StoredPayload(1, b"1"), True, StoredPayload(2, b"2"), None, None]
 
 
+@pytest.mark.control("a repeated write does not conflict with itself")
 def test_the_control_without_write_ids_a_repeated_write_conflicts_with_itself(
     redis_server: RedisServer,
 ) -> None:
@@ -118,6 +124,11 @@ async def _created(store: RedisStore, handle: str) -> None:
         raise SessionStoreError("not yet")
 
 
+@pytest.mark.guarantee(
+    "the reply to a cancelled read never reaches another request",
+    pattern="stores",
+    under="reads cancelled while Redis stalls",
+)
 @pytest.mark.parametrize("kind", ["url", "client"])
 def test_reply_to_a_cancelled_read_never_reaches_another(redis_server: RedisServer, kind: str) -> None:
     right, foreign, refused = asyncio.run(_cancel_reads(redis_server, kind))
@@ -125,6 +136,7 @@ def test_reply_to_a_cancelled_read_never_reaches_another(redis_server: RedisServ
     assert right >= 3 * ROUNDS
 
 
+@pytest.mark.control("the reply to a cancelled read never reaches another request")
 def test_the_control_careless_pool_mixes_replies_up_and_the_checksum_refuses_them(
     redis_server: RedisServer,
 ) -> None:
@@ -134,6 +146,7 @@ def test_the_control_careless_pool_mixes_replies_up_and_the_checksum_refuses_the
     assert refused > 0
 
 
+@pytest.mark.control("the reply to a cancelled read never reaches another request")
 def test_the_control_without_pool_and_checksum_foreign_sessions_are_returned(
     redis_server: RedisServer,
 ) -> None:

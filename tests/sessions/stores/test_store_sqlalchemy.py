@@ -57,6 +57,7 @@ async def error_text(call: Any) -> str:
 # ------------------------------------------------------------------ tables
 
 
+@pytest.mark.guarantee("every key and row has a lifetime")
 def test_sweep_deletes_expired_rows_only(url: tuple[str, bool]) -> None:
     async def run() -> None:
         async with open_store(url[0], threads=url[1], table="swept") as store:
@@ -160,6 +161,7 @@ def test_lifetimes_are_measured_by_the_database_clock(postgresql_server: Postgre
 # ------------------------------------------------------------------ faults
 
 
+@pytest.mark.guarantee("a paused store costs its timeout three times, then nothing")
 @pytest.mark.parametrize("threads", [False, True])
 def test_paused_database_costs_the_timeout_three_times(
     postgresql_server: PostgreSQLServer, threads: bool
@@ -192,6 +194,7 @@ def _signal_sessions(server: PostgreSQLServer, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
+@pytest.mark.guarantee("every failure is one error without secrets, and ends when the server is back")
 def test_exhausted_pool_is_an_error_within_the_timeout(postgresql_server: PostgreSQLServer) -> None:
     async def run() -> None:
         breaker = Breaker(failures=10**9, ratio=2)

@@ -47,6 +47,7 @@ def judge(
     return judge_spread(found, weights or {A: 1, B: 1, C: 1}, names=NAMES, method=method)
 
 
+@pytest.mark.control("a random spread is called uneven once in a thousand times at most")
 @pytest.mark.parametrize(
     ("counts", "weights", "verdict"),
     [
@@ -70,6 +71,7 @@ def test_counts_are_compared_with_weights(
     assert judge(loads(counts), weights).verdict is verdict
 
 
+@pytest.mark.guarantee("a random spread is called uneven once in a thousand times at most", pattern="checks")
 def test_random_spread_is_rarely_called_uneven() -> None:
     drawn = random.Random(1)
     found = [judge(loads(Counter(drawn.choices([A, B, C], k=180)))) for _ in range(1000)]
@@ -114,6 +116,7 @@ def test_hot_key_is_the_reason_under_hash() -> None:
     assert "150 of its 250 are for /product/7" in finding.claim
 
 
+@pytest.mark.control("uneven load on a running stack is found with its reason")
 def test_surplus_of_many_keys_is_not_blamed_on_one() -> None:
     found = loads({A: 100, B: 300, C: 100}, paths=50)
     assert reason(judge(found, method="hash")) == ("unknown", "app 2")

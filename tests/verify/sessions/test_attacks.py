@@ -30,6 +30,11 @@ def run(name: str, service: Any, settings: VerifySettings, folder: Path) -> Find
         return BODIES[name](stack, Settings(verify=settings))
 
 
+@pytest.mark.guarantee(
+    "the checks of sessions find faults in any service",
+    pattern="checks",
+    under="fixation, guessing, replay, resurrection, lost updates, oversize, leaks",
+)
 @pytest.mark.parametrize(("name", "service", "settings", "claim"), CASES)
 def test_faulty_service_fails(
     name: str, service: Callable[[], Any], settings: VerifySettings, claim: str, tmp_path: Path
@@ -56,6 +61,9 @@ CORRECT = {
 }
 
 
+@pytest.mark.control(
+    "the checks of sessions find faults in any service", "six correct services, cookies and tokens"
+)
 @pytest.mark.parametrize("service", CORRECT, ids=str)
 @pytest.mark.parametrize("name", BODIES)
 def test_correct_service_passes(name: str, service: str, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_new_and_changed_files_are_found(tmp_path: Path) -> None:
     assert files_with(["", "absent"], found) == []
 
 
+@pytest.mark.control("files that requests leave behind are named")
 @pytest.mark.parametrize("name", ["app.log", "app.log.1", "module.pyc", "logs/today"])
 def test_logs_are_ignored(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
@@ -56,12 +57,14 @@ def test_logs_are_ignored(tmp_path: Path, name: str) -> None:
     assert changed_files([tmp_path], since_ns=0) == set()
 
 
+@pytest.mark.control("files that requests leave behind are named")
 def test_file_that_is_deleted_again_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "upload").write_text("x")
     (tmp_path / "upload").unlink()
     assert changed_files([tmp_path], since_ns=0) == set()
 
 
+@pytest.mark.guarantee("files that requests leave behind are named")
 @linux
 def test_file_that_stays_open_for_writing_is_found_anywhere(tmp_path: Path) -> None:
     file = tmp_path / "kept"

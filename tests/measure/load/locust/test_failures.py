@@ -59,6 +59,7 @@ def enter(path: Path, url: str, **options: Any) -> TenfoldError:
     return caught.value
 
 
+@pytest.mark.control("locustfiles run unmodified")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -157,6 +158,7 @@ def test_login_that_fails_for_some_users_is_no_error(generator: Make, request_fo
     assert one.run(request_for(duration_s=0.5)).good > 0
 
 
+@pytest.mark.guarantee("the generator exits with its parent, and its own death is reported")
 def test_killed_generator_is_reported(generator: Make, request_for: Ask) -> None:
     one = generator("import sys\nprint('famous last words', file=sys.stderr, flush=True)\n" + GOOD)
     one.start_users(2)
@@ -202,6 +204,11 @@ def test_close_kills_the_process_group(generator: Make) -> None:
         one.start_users(1)
 
 
+@pytest.mark.guarantee(
+    "the generator exits with its parent, and its own death is reported",
+    pattern="measure",
+    under="kill -9 of either",
+)
 @pytest.mark.parametrize("busy", ["", "while True: pass"])
 def test_generator_exits_when_its_parent_is_killed(scenario: Write, service: Any, busy: str) -> None:
     """Also when the locustfile never yields to another greenlet."""
@@ -217,6 +224,7 @@ def test_generator_exits_when_its_parent_is_killed(scenario: Write, service: Any
     eventually(lambda: not alive(pid))
 
 
+@pytest.mark.control("the generator exits with its parent, and its own death is reported")
 def test_the_control_generator_lives_while_the_parents_socket_is_open(scenario: Write, service: Any) -> None:
     parent, pid, heir = measuring(scenario(GOOD), service.url, heir=True)
     try:

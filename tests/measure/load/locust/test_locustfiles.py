@@ -11,6 +11,10 @@ from tenfold.measure.load.generator import Generator
 from tenfold.measure.load.schedule import poisson
 from tenfold.measure.trial import Trial, TrialRequest
 
+pytestmark = pytest.mark.guarantee(
+    "locustfiles run unmodified", pattern="measure", under="nested, sequential, tagged, listening ones"
+)
+
 Make = Callable[..., Generator]
 Ask = Callable[..., TrialRequest]
 

@@ -40,6 +40,11 @@ def assert_adds_up(trial: Trial) -> None:
     assert trial.seconds == pytest.approx(sum(block.seconds for block in trial.blocks))
 
 
+@pytest.mark.guarantee(
+    "every arrival has exactly one result",
+    pattern="measure",
+    under="slow, failing, refusing, silent services",
+)
 def test_every_due_arrival_has_a_result_and_blocks_come_in_order(generator: Make, request_for: Ask) -> None:
     one = generator(visiting("/fast"))
     one.start_users(5)
@@ -67,6 +72,9 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.guarantee(
+    "refusals are never fast answers", pattern="measure", under="429, 503", control="the same table's 200"
+)
 def test_result_follows_the_answer(generator: Make, request_for: Ask, tmp_path: Path) -> None:
     switch = tmp_path / "path"
     one = generator(
@@ -143,6 +151,7 @@ def test_result_follows_the_task(generator: Make, request_for: Ask, tmp_path: Pa
         assert trial.notes.get("arrivals without a request", 0) == (trial.offered if task == "nothing" else 0)
 
 
+@pytest.mark.guarantee("a queue shows in the latencies", pattern="measure", under="a service that stalls")
 def test_stall_shows_in_corrected_latencies_and_not_in_raw_ones(
     generator: Make, request_for: Ask, service: Any
 ) -> None:
@@ -156,6 +165,7 @@ def test_stall_shows_in_corrected_latencies_and_not_in_raw_ones(
     assert histogram.percentile(endpoint.raw, 99) < 400
 
 
+@pytest.mark.control("a queue shows in the latencies")
 def test_the_control_closed_loop_hides_the_same_stall(generator: Make, service: Any) -> None:
     """Without the correction, little is left of a second without answers."""
     one = generator(visiting("/fast", wait="constant(0.02)"), slow_ms=3000.0, max_users=2)
@@ -175,6 +185,7 @@ def stall_once(service: Any) -> Callable[[Block], None]:
     return on_block
 
 
+@pytest.mark.control("every arrival has exactly one result")
 def test_arrival_without_idle_user_is_unsent(generator: Make, request_for: Ask) -> None:
     one = generator(visiting("/sleep/0.3"), slow_ms=400.0, max_users=2)
     one.start_users(2)
