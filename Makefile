@@ -32,7 +32,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(call install,$@,environment,40,-c requirements.txt -e '.[dev]')
 	@touch $(VENV)/.installed-demo
 
-$(VENV)/.installed-bench: $(VENV)/.installed-bench
+$(VENV)/.installed-bench: $(VENV)/.installed
 	$(call install,$@,peers,10,-c requirements.txt -e '.[bench]')
 
 $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
