@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -363,3 +365,43 @@ def test_without_anyio_asyncio_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     run(lambda: asks("/"))
     assert ended == ["cancelled"]
+
+
+def test_each_of_many_requests_ends_at_its_own_deadline() -> None:
+    """All share one timer: short, long and late ones, also after a pause without any."""
+
+    async def sleep_for(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(float(scope["path"].strip("/")))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    quick, patient = (
+        DeadlineMiddleware(sleep_for, timeout_s=0.15),
+        DeadlineMiddleware(sleep_for, timeout_s=10),
+    )
+
+    async def test() -> None:
+        for _ in range(2):
+            began = time.monotonic()
+            calls = [get(quick, "/30"), get(quick, "/0.01"), get(patient, "/0.3"), get(quick, "/30")]
+            answers = await asyncio.gather(*calls)
+            assert [answer.status_code for answer in answers] == [504, 200, 200, 504]
+            assert time.monotonic() - began < 5
+            await asyncio.sleep(0.06)  # longer than the shared timer waits
+
+    run(test)
+    run(test)  # another event loop
+
+
+def test_a_loop_that_is_gone_is_not_kept() -> None:
+    async def serve() -> weakref.ref[asyncio.AbstractEventLoop]:
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        assert (await get(DeadlineMiddleware(answer), "/")).status_code == 200
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(serve())
+    gc.collect()
+    assert loop() is None

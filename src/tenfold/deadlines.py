@@ -15,11 +15,12 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from weakref import WeakKeyDictionary
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, send_answer
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, send_answer
 from tenfold.errors import DeadlineExceededError
 
 __all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check_deadline", "deadline", "remaining_s"]
@@ -146,16 +147,17 @@ class DeadlineMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request within its time."""
-        if scope["type"] != "http" or self._is_exempt(scope["path"]):
+        if scope["type"] != "http" or is_below(scope["path"], self.exempt):
             return await self.app(scope, receive, send)
         left_s = self._budget_s(scope)
         if left_s <= 0:
             return await send_answer(send, 504, _TOO_LATE)
-        with deadline(left_s):
+        # As deadline(), which costs a microsecond and a half more.
+        token = _ends_s.set(min(_ends_s.get(), time.monotonic() + left_s))
+        try:
             await _CancellableRequest(self.app, receive, send).run(scope, left_s)
-
-    def _is_exempt(self, path: str) -> bool:
-        return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in self.exempt)
+        finally:
+            _ends_s.reset(token)
 
     def _budget_s(self, scope: Scope) -> float:
         found: dict[bytes, str] = {}
@@ -172,15 +174,61 @@ class DeadlineMiddleware:
         )
 
 
+class _LongRequests:
+    """Finds the requests of an event loop that take longer than ``AFTER_S``, with one timer for all of them.
+
+    They are due in the order of their arrival. Most are done by then, and two timers of its own would cost
+    a request more than all else that the middleware does.
+    """
+
+    AFTER_S = 0.05
+
+    def __init__(self) -> None:
+        self._running: dict[_CancellableRequest, None] = {}
+        self._has_timer = False  # its handle would keep the loop alive
+
+    def add(self, request: _CancellableRequest, loop: asyncio.AbstractEventLoop) -> None:
+        """Call ``request.watch()`` in ``AFTER_S`` unless it is removed before."""
+        self._running[request] = None
+        if not self._has_timer:
+            self._has_timer = True
+            loop.call_later(self.AFTER_S, self._look, loop)
+
+    def remove(self, request: _CancellableRequest) -> None:
+        """Forget a request that is done."""
+        self._running.pop(request, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._has_timer = False
+        latest_s = time.monotonic() - self.AFTER_S
+        while self._running:
+            request = next(iter(self._running))
+            if request.begun_s > latest_s:
+                self._has_timer = True
+                loop.call_later(request.begun_s - latest_s, self._look, loop)
+                return
+            del self._running[request]
+            request.watch(loop)
+
+
+_long_requests: WeakKeyDictionary[asyncio.AbstractEventLoop, _LongRequests] = WeakKeyDictionary()
+
+
+def _long_requests_of(loop: asyncio.AbstractEventLoop) -> _LongRequests:
+    found = _long_requests.get(loop)
+    if found is None:
+        found = _long_requests[loop] = _LongRequests()
+    return found
+
+
 class _CancellableRequest:
-    """One request. Its client is watched once it has taken ``WATCH_AFTER_S``: most are done by then.
+    """One request. Its client and its time are watched once it has taken ``_LongRequests.AFTER_S``.
 
     ``receive`` tells that the client left, and also hands out the request's body: messages that are read
     ahead of the app are kept for it, up to ``MAX_AHEAD`` bytes. Of a longer body the app has to take its part
     first.
     """
 
-    WATCH_AFTER_S = 0.05
     MAX_AHEAD = 65_536
 
     def __init__(self, app: ASGIApp, receive: Receive, send: Send) -> None:
@@ -189,21 +237,27 @@ class _CancellableRequest:
         self._app_is_reading = self._is_watching = False
         self._ahead: deque[Message] = deque()
         self._reading: asyncio.Task[Message] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._cancel: Callable[[], None] = lambda: None
 
     async def run(self, scope: Scope, left_s: float) -> None:
+        self.begun_s = time.monotonic()
+        self.ends_s = self.begun_s + left_s
         loop = asyncio.get_running_loop()
-        timers = [loop.call_later(left_s, self._stop), loop.call_later(self.WATCH_AFTER_S, self._watch)]
+        long_requests = _long_requests_of(loop)
+        long_requests.add(self, loop)
+        if left_s < long_requests.AFTER_S:
+            self._timer = loop.call_later(left_s, self._stop)
         try:
-            async with _cancellable() as self._cancel:
-                await self._app(scope, self._receive_for_app, self._send_for_app)
+            await self._run_cancellable(scope)
         except DeadlineExceededError:
             if self._has_begun:
                 raise
             self._is_stopped = True
         finally:
-            for timer in timers:
-                timer.cancel()
+            long_requests.remove(self)
+            if self._timer is not None:
+                self._timer.cancel()
             if self._reading is not None:
                 self._reading.cancel()
         if self._client_left and self._is_stopped:
@@ -211,6 +265,29 @@ class _CancellableRequest:
                 await send_answer(self._send, 499, b"")
         elif self._is_stopped:
             await send_answer(self._send, 504, _TOO_LATE)
+
+    async def _run_cancellable(self, scope: Scope) -> None:
+        """Run the app; return silently when it was cancelled by :meth:`_stop`.
+
+        anyio's cancellation waits for a thread that the app waits for; with asyncio's the thread would go on
+        with resources that the request has closed by then.
+        """
+        if anyio := sys.modules.get("anyio"):
+            with anyio.CancelScope() as cancel_scope:
+                self._cancel = cancel_scope.cancel
+                await self._app(scope, self._receive_for_app, self._send_for_app)
+            return
+        now_s = asyncio.get_running_loop().time
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                self._cancel = lambda: None if limit.expired() else limit.reschedule(now_s())
+                await self._app(scope, self._receive_for_app, self._send_for_app)
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stop the app at its deadline from now on, and when its client leaves."""
+        if self._timer is None:
+            self._timer = loop.call_later(self.ends_s - time.monotonic(), self._stop)
+        self._watch_client()
 
     def _stop(self) -> None:
         if not self._has_begun and not self._is_stopped:
@@ -240,10 +317,10 @@ class _CancellableRequest:
             finally:
                 self._app_is_reading = False
         if self._is_watching and message["type"] != "http.disconnect":
-            self._watch()
+            self._watch_client()
         return message
 
-    def _watch(self) -> None:
+    def _watch_client(self) -> None:
         self._is_watching = True
         if not self._app_is_reading and self._reading is None and not self._ahead:
             self._read()
@@ -267,23 +344,6 @@ class _CancellableRequest:
             self._stop()
         elif sum(len(kept.get("body", b"")) for kept in self._ahead) < self.MAX_AHEAD:
             self._read()
-
-
-@asynccontextmanager
-async def _cancellable() -> AsyncIterator[Callable[[], None]]:
-    """A block of code, and the function that cancels it; the block is left silently then.
-
-    anyio's cancellation waits for a thread that the code waits for; with asyncio's the thread would go on
-    with resources that the request has closed by then.
-    """
-    if anyio := sys.modules.get("anyio"):
-        with anyio.CancelScope() as scope:
-            yield scope.cancel
-        return
-    now_s = asyncio.get_running_loop().time
-    with suppress(TimeoutError):
-        async with asyncio.timeout(None) as limit:
-            yield lambda: None if limit.expired() else limit.reschedule(now_s())
 
 
 # ------------------------------------------------------------------ retries
