@@ -1,17 +1,16 @@
 """Requests per second of the generator's own CPU time: tenfold's open loop beside Locust, wrk and hey.
 
 All send the same GET to the same nginx, which answers two bytes. They take turns in several rounds, so that
-other load on the machine affects all of them; shown are medians and their ratios. CPU time is that of the
-sending process while it sends: starting Python does not count, and wrk and hey are counted whole. Closed
-loops send as fast as one core can; so does a full open loop, nearly. At 0.4 of that rate an arrival costs
-more, because the process wakes for each one separately.
+other load on the machine affects all of them; shown are medians of the rounds and of the rounds' ratios. CPU
+time is that of the sending process while it sends: starting Python does not count, and wrk and hey are
+counted whole. Closed loops send as fast as one core can; so does a full open loop, nearly. At 0.4 of that
+rate an arrival costs more, because the process wakes for each one separately.
 
-    python -m benchmarks.generator [--rounds 5] [--seconds 3]
+    python -m benchmarks.generator [--rounds 5] [--seconds 3] [--json]
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -26,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.support.results import Result, benchmark_parser, print_results
+from benchmarks.support.rounds import median_result, ratio_result, turns
 from tenfold.measure.load.generator import Generator
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import TrialRequest
@@ -167,12 +168,23 @@ def contenders(rate: float) -> dict[str, Callable[[str, float], Sent]]:
         if shutil.which(name):
             found[name] = send
         else:
-            print(f"{name} is not installed; apt-get install {name}")
+            print(f"{name} is not installed; apt-get install {name}", file=sys.stderr)
     return found
 
 
+def compare(sent: dict[str, list[Sent]]) -> Iterator[Result]:
+    """Yield requests per CPU second, and their ratio to plain Locust's."""
+    base = next(iter(sent))
+    rates = {name: [requests / cpu for requests, cpu, _ in rounds] for name, rounds in sent.items()}
+    for name, rounds in sent.items():
+        wall = statistics.median(requests / seconds for requests, _, seconds in rounds)
+        yield median_result(f"{name}: requests/CPU-s", rates[name], note=f"{wall:,.0f} requests/s")
+        if name != base:
+            yield ratio_result(f"{name} / {base.removesuffix(', closed')}", rates[name], rates[base])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rate", type=float, default=7000.0, help="arrivals a second of a full open loop")
@@ -180,22 +192,10 @@ def main() -> None:
     entered = contenders(options.rate)
     sent: dict[str, list[Sent]] = {name: [] for name in entered}
     with nginx() as url:
-        for round_ in range(options.rounds):
-            for name, send in entered.items():
-                print(f"round {round_ + 1} of {options.rounds}: {name}", file=sys.stderr)
-                sent[name].append(send(url, options.seconds))
-    show(sent)
-
-
-def show(sent: dict[str, list[Sent]]) -> None:
-    per_cpu = {name: statistics.median(n / cpu for n, cpu, _ in rounds) for name, rounds in sent.items()}
-    base = next(iter(per_cpu.values()))
-    print(f"{'':<33}{'requests/CPU-s':>15}{'ratio':>8}{'requests/s':>12}{'lowest – highest':>20}")
-    for name, rounds in sent.items():
-        rates = sorted(n / cpu for n, cpu, _ in rounds)
-        wall = statistics.median(n / seconds for n, _, seconds in rounds)
-        spread = f"{rates[0]:,.0f} – {rates[-1]:,.0f}"
-        print(f"{name:<33}{per_cpu[name]:>15,.0f}{per_cpu[name] / base:>8.2f}{wall:>12,.0f}{spread:>20}")
+        for name in turns(list(entered), options.rounds):
+            print(f"round {len(sent[name]) + 1} of {options.rounds}: {name}", file=sys.stderr)
+            sent[name].append(entered[name](url, options.seconds))
+    print_results(compare(sent), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,29 @@
 """The ring beside uhashring: lookups, adding a node, memory; ratios within one run.
 
-    python -m benchmarks.hashing [--rounds 5] [--keys 100000]
+    python -m benchmarks.hashing [--rounds 5] [--keys 100000] [--json]
 
 Both of a pair take turns, so that other load on the machine hits both alike, and every second round the other
-one begins. Times are medians of CPU time; a ratio is the median of the rounds' ratios, with the lowest and
-the highest beside it. uhashring runs as its README shows it, with as many virtual nodes.
+one begins. A ratio says how many times as fast the second is: the median of the rounds' ratios of CPU time,
+with its quartiles. uhashring runs as its README shows it, with as many virtual nodes. Goal: a lookup in the
+ring is at least as fast as in uhashring.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import uhashring
-
+from benchmarks.support.results import Result, benchmark_parser, print_results
+from benchmarks.support.rounds import ratio_result, turns
 from tenfold.hashing import HashRing, Jump, Rendezvous
 
 VIRTUAL_NODES = 150
+LOOKUP = 1.0  # goal, at least
 Work = Callable[[], object]
 
 
@@ -42,22 +44,29 @@ class Pair:
     base: Contender
     other: Contender
     results: int = 1
+    goal: float | None = None
 
 
 def loop(name: str, place: Callable[[str], object], keys: list[str]) -> Contender:
     return Contender(name, lambda: [place(key) for key in keys])
 
 
-def rings(nodes: int) -> tuple[HashRing, uhashring.HashRing, list[str]]:
+def peer(names: list[str]) -> Any:
+    import uhashring
+
+    return uhashring.HashRing(list(names), vnodes=VIRTUAL_NODES)
+
+
+def rings(nodes: int) -> tuple[HashRing, Any, list[str]]:
     names = [f"node-{number}" for number in range(nodes)]
-    return HashRing(names), uhashring.HashRing(list(names), vnodes=VIRTUAL_NODES), names
+    return HashRing(names), peer(names), names
 
 
 def lookups(nodes: int, count: int) -> Iterator[Pair]:
     ring, theirs, names = rings(nodes)
     keys = [f"user:{n}" for n in range(count)]
     uhash = loop("uhashring", theirs.get_node, keys)
-    yield Pair("lookup", uhash, loop("get_node", ring.get_node, keys), count)
+    yield Pair("lookup", uhash, loop("get_node", ring.get_node, keys), count, LOOKUP)
     if nodes <= 10:
         yield Pair("lookup", uhash, loop("Rendezvous", Rendezvous(names).get_node, keys), count)
         yield Pair("lookup", uhash, loop("Jump", Jump(names).get_node, keys), count)
@@ -81,20 +90,15 @@ def seconds(contender: Contender) -> float:
     return took
 
 
-def compare(pair: Pair, rounds: int) -> str:
+def compare(nodes: int, pair: Pair, rounds: int) -> Result:
     seconds(pair.other)
-    base, other = [], []
-    for number in range(rounds):
-        turns = [(base, pair.base), (other, pair.other)]
-        for times, contender in turns[:: 1 if number % 2 else -1]:
-            times.append(seconds(contender))
-    ratios = sorted(b / o for b, o in zip(base, other, strict=True))
-    medians = [format_duration(statistics.median(times) / pair.results) for times in (base, other)]
-    spread = f"{ratios[0]:.1f} – {ratios[-1]:.1f}"
-    return (
-        f"{pair.label:<14}{pair.base.name:<15}{medians[0]:>8} {pair.other.name:<11}{medians[1]:>8}"
-        f"{statistics.median(ratios):>8.1f}{spread:>15}"
-    )
+    times: dict[str, list[float]] = {"base": [], "other": []}
+    for turn in turns(("base", "other"), rounds):
+        times[turn].append(seconds(pair.base if turn == "base" else pair.other))
+    base, other = (format_duration(statistics.median(found) / pair.results) for found in times.values())
+    name = f"{nodes:,} nodes, {pair.label}: {pair.base.name} / {pair.other.name}"
+    note = f"{base}, {other}"
+    return ratio_result(name, times["base"], times["other"], goal=pair.goal, at_least=True, note=note)
 
 
 def format_duration(duration_s: float) -> str:
@@ -114,19 +118,23 @@ def memory(make: Work) -> float:
     return found
 
 
+def results(*, rounds: int, keys: int) -> Iterator[Result]:
+    for nodes in (8, 1_000):
+        for pair in (*lookups(nodes, keys), *changes(nodes)):
+            yield compare(nodes, pair, rounds)
+        names = [f"node-{number}" for number in range(nodes)]
+        ours = memory(lambda names=names: HashRing(names))
+        theirs = memory(lambda names=names: peer(names))
+        note = f"{theirs:.2f} MB, {ours:.2f} MB"
+        yield Result(f"{nodes:,} nodes, memory: uhashring / HashRing", theirs / ours, note=note)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keys", type=int, default=100_000)
     options = parser.parse_args()
-    for nodes in (8, 1_000):
-        print(f"{nodes:,} nodes × {VIRTUAL_NODES}: time per result, and how many times as fast the second is")
-        for pair in (*lookups(nodes, options.keys), *changes(nodes)):
-            print(compare(pair, options.rounds), flush=True)
-        names = [f"node-{number}" for number in range(nodes)]
-        ours = memory(lambda names=names: HashRing(names))
-        theirs = memory(lambda names=names: uhashring.HashRing(names, vnodes=VIRTUAL_NODES))
-        print(f"memory        uhashring {theirs:.2f} MB, HashRing {ours:.2f} MB: {theirs / ours:.1f} times\n")
+    print_results(results(rounds=options.rounds, keys=options.keys), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The share of reads that ask a replica for its position: the example shop's users, on its own stack.
 
-    python -m benchmarks.mix [--rate 40] [--seconds 30]
+    python -m benchmarks.mix [--rate 40] [--seconds 30] [--json]
 
 ``benchmarks.database`` measures the cost of such a question; this counts them, by the router of each of the
 shop's two instances (``tenfold_reads_total``), while its scenario sends its users' requests, open loop.
@@ -8,14 +8,14 @@ shop's two instances (``tenfold_reads_total``), while its scenario sends its use
 
 from __future__ import annotations
 
-import argparse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.support.results import Result, benchmark_parser, print_results
 from tenfold.database.replicas.read_counters import READ_OUTCOMES
 from tenfold.measure.load.generator import Generator
 from tenfold.measure.trial import TrialRequest
@@ -41,9 +41,17 @@ def count_reads(servers: Iterable[Server]) -> Counter[str]:
     return found
 
 
+def shares(found: Counter[str]) -> Iterator[Result]:
+    """Yield the share of each outcome."""
+    total = found.total()
+    yield Result("reads", total)
+    for outcome, meaning in READ_OUTCOMES.items():
+        yield Result(f"share of {outcome}", found[outcome] / max(total, 1), note=meaning)
+
+
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Count and print the shares."""
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rate", type=float, default=40.0, help="arrivals per second")
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
@@ -59,11 +67,8 @@ def main() -> None:
             trial = generator.run(TrialRequest(options.rate, options.seconds, "confirm", measure.seed + 1))
             generator.run(TrialRequest(0.1, FLUSH_S, "warm-up", measure.seed))
             found = count_reads(app_servers(stack)) - before
-    total = found.total()
-    rate = trial.requests / trial.seconds
-    print(f"{rate:.0f} requests/s for {trial.seconds:.0f} s, two instances, two replicas: {total} reads")
-    for outcome, meaning in READ_OUTCOMES.items():
-        print(f"{outcome:<20}{found[outcome]:>8}{found[outcome] / max(total, 1):>8.1%}   {meaning}")
+    rate = Result("requests/s", trial.requests / trial.seconds, note="two instances, two replicas")
+    print_results([rate, *shares(found)], as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
 """The cost of a monitored pool: a checkout with one query, beside SQLAlchemy's own pool.
 
-    python -m benchmarks.pool [--rounds 60] [--queries 100]
+    python -m benchmarks.pool [--rounds 60] [--queries 100] [--json]
 
 One real PostgreSQL on loopback, sync and async engines of psycopg. The pools take turns of a few queries
 each, so that other load on the machine hits all alike. "as is" is ``create_engine(url)`` and nothing
 else; "pre-ping" is what many services set to survive a restart of their database. The ratio is the median of
-the rounds' ratios to "as is"; its quartiles are printed beside it.
+the rounds' ratios to "as is"; its quartiles are printed beside it. Goal: monitored at most 1.05.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,6 +20,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from benchmarks.support.results import Result, benchmark_parser, print_results
+from benchmarks.support.rounds import median_result, ratio_result, turns
 from tenfold.database import pool_options
 from tenfold.database.pools.request_context import job_context
 from tenfold.deadlines import deadline
@@ -30,6 +30,7 @@ from tenfold.stack import Stack
 
 QUERY = text("SELECT abalance FROM accounts WHERE aid = :aid")
 VARIANTS = ("as is", "pre-ping", "monitored", "monitored, deadline")
+GOALS = {"monitored": 1.05}
 
 Run = Callable[[Any, int], Awaitable[None]]
 
@@ -77,11 +78,8 @@ async def measure(url: str, *, is_async: bool, rounds: int, queries: int) -> dic
     made = engines(url, is_async=is_async)
     for engine in made.values():
         await run(engine, 100)
-    for number in range(rounds):
-        # The order turns as well: no variant is always the first of a round.
-        turn = number % len(VARIANTS)
-        for variant in VARIANTS[turn:] + VARIANTS[:turn]:
-            found[variant].append(await microseconds(variant, made[variant], run, queries))
+    for variant in turns(VARIANTS, rounds):
+        found[variant].append(await microseconds(variant, made[variant], run, queries))
     for engine in made.values():
         ended = engine.dispose()
         if is_async:
@@ -103,9 +101,20 @@ def prepare(url: str) -> None:
     engine.dispose()
 
 
+def compare(url: str, *, rounds: int, queries: int) -> Iterator[Result]:
+    """Yield each variant's ratio to "as is"."""
+    for is_async in (False, True):
+        kind = "async" if is_async else "sync"
+        found = asyncio.run(measure(url, is_async=is_async, rounds=rounds, queries=queries))
+        plain = found.pop("as is")
+        yield median_result(f"{kind}: as is, µs", plain)
+        for variant, times in found.items():
+            yield ratio_result(f"{kind}: {variant} / as is", times, plain, goal=GOALS.get(variant))
+
+
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and print the ratios."""
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--queries", type=int, default=100)
     options = parser.parse_args()
@@ -113,18 +122,8 @@ def main() -> None:
         assert stack.database_url is not None
         url = stack.database_url.replace("postgresql:", "postgresql+psycopg:")
         prepare(url)
-        print("µs a checkout with one query; ratio to 'as is', its median and quartiles over the rounds")
-        for is_async in (False, True):
-            found = asyncio.run(
-                measure(url, is_async=is_async, rounds=options.rounds, queries=options.queries)
-            )
-            for variant, times in found.items():
-                ratios = [mine / plain for mine, plain in zip(times, found["as is"], strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
-                print(
-                    f"{'async' if is_async else 'sync':<7}{variant:<20}{statistics.median(times):7.1f} µs   "
-                    f"{middle:.3f}  ({low:.3f} – {high:.3f})"
-                )
+        results = compare(url, rounds=options.rounds, queries=options.queries)
+        print_results(results, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Cost of the probe: CPU time of the app's worker per request without it, with it idle, with it recording.
 
-    python -m benchmarks.probe [--rounds 40] [--requests 25]
+    python -m benchmarks.probe [--rounds 40] [--requests 25] [--json]
 
 Three granian workers serve one app, FastAPI and SQLAlchemy over SQLite, and take turns of a few requests
 each, so that other load on the machine affects all three alike. SQLite runs in the process in microseconds: a
@@ -10,11 +10,9 @@ median of the rounds' ratios, printed with its quartiles.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,8 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.support.results import Result, benchmark_parser, print_results
+from benchmarks.support.rounds import median_result, ratio_result, turns
 from tenfold.measure.diagnosis.processes import snapshot, tree
 from tenfold.measure.probe.collector import Collector
 
@@ -140,9 +140,11 @@ def cost_ms(client: httpx.Client, pid: int, path: str, requests: int) -> float:
     return (cpu_ns(pid) - before) / 1e6 / requests
 
 
-def measure(folder: Path, *, rounds: int, requests: int) -> dict[str, dict[str, list[float]]]:
-    """Return path → variant → CPU milliseconds per request, one value per round."""
-    found: dict[str, dict[str, list[float]]] = {path: {v: [] for v in VARIANTS} for path in PATHS.values()}
+def measure(folder: Path, *, rounds: int, requests: int) -> dict[tuple[str, str], list[float]]:
+    """Return (path, variant) → CPU milliseconds per request, one value per round."""
+    found: dict[tuple[str, str], list[float]] = {
+        (path, variant): [] for path in PATHS.values() for variant in VARIANTS
+    }
     with ExitStack() as stack:
         collector = stack.enter_context(Collector(folder / "recording.sock"))
         servers = {variant: stack.enter_context(serve(folder, variant)) for variant in VARIANTS}
@@ -152,20 +154,26 @@ def measure(folder: Path, *, rounds: int, requests: int) -> dict[str, dict[str, 
                     client.get(path).raise_for_status()
         time.sleep(1.5)
         collector.reset()
-        for number in range(rounds):
-            for path in PATHS.values():
-                # The order rotates: the first in a round has no advantage.
-                for variant in VARIANTS[number % 3 :] + VARIANTS[: number % 3]:
-                    found[path][variant].append(cost_ms(*servers[variant], path, requests))
+        for path, variant in turns(list(found), rounds):
+            found[path, variant].append(cost_ms(*servers[variant], path, requests))
         time.sleep(0.6)
         if (seen := collector.evidence().requests) != rounds * requests * len(PATHS):
             raise SystemExit(f"only {seen} requests were recorded: nothing to compare")
     return found
 
 
+def compare(found: dict[tuple[str, str], list[float]]) -> Iterator[Result]:
+    """Yield each variant's ratio to the app without the probe."""
+    for label, path in PATHS.items():
+        base = found[path, "without"]
+        yield median_result(f"{label}: without, CPU ms", base)
+        for variant in VARIANTS[1:]:
+            yield ratio_result(f"{label}: {variant} / without", found[path, variant], base)
+
+
 def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure and print the ratios."""
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--requests", type=int, default=25)
     options = parser.parse_args()
@@ -179,17 +187,7 @@ def main() -> None:
             check=True,
         )
         found = measure(folder, rounds=options.rounds, requests=options.requests)
-    print("CPU ms of the worker per request; ratio to 'without', its median and quartiles over the rounds")
-    for label, path in PATHS.items():
-        base = found[path]["without"]
-        for variant in VARIANTS:
-            costs = found[path][variant]
-            ratios = [cost / other for cost, other in zip(costs, base, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"{label:<20}{variant:<11}{statistics.median(costs):7.3f} ms   "
-                f"{middle:.3f}  ({low:.3f} – {high:.3f})"
-            )
+    print_results(compare(found), as_json=options.json)
 
 
 if __name__ == "__main__":

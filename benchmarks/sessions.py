@@ -1,25 +1,25 @@
 """The cost of sessions: Redis commands and microseconds per request, beside starsessions and Starlette's own.
 
-    python -m benchmarks.sessions [--rounds 40] [--requests 50]
+    python -m benchmarks.sessions [--rounds 40] [--requests 50] [--json]
 
 One process drives one bare ASGI app inside each middleware, one request at a time, against one real Redis.
 They take turns of a few requests, so that other load on the machine affects all alike. Times are medians of
 the rounds and include the app, which does nothing: wall clock, and CPU of this process. Ratios are medians of
 each round's ratio to a plain ``client.get`` of the same size by redis-py. Beside it: the fastest GET that
 redis-py allows, on one held connection without a timeout; and tenfold over redis-py's client in place of
-``tenfold.redis_pool``. Starlette keeps the session in the cookie: no Redis, no revocation.
+``tenfold.redis_pool``. Starlette keeps the session in the cookie: no Redis, no revocation. Goals: a request
+that reads takes at most 1.2 of ``client.get``; commands as in docs/sessions.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import secrets
 import socket
-import statistics
+import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,15 +32,21 @@ from starsessions import SessionMiddleware as StarsessionsMiddleware
 from starsessions import load_session, regenerate_session_id
 from starsessions.stores.redis import RedisStore as StarsessionsStore
 
+from benchmarks.support.results import Result, benchmark_parser, print_results
+from benchmarks.support.rounds import median_result, ratio_result, turns
 from tenfold.sessions import RedisStore, SessionMiddleware, current
 from tenfold.settings import Settings, StackSettings
 from tenfold.stack import Stack
 
 SCENARIOS = ("untouched", "read only", "one write", "login")
-FLOORS = ("client.get", "held GET")
+GET, HELD_GET = ("client.get", ""), ("held GET", "")
+READ = ("tenfold", "read only")
+READ_GOAL = 1.2  # of client.get, time and CPU
+COMMANDS = dict(zip(SCENARIOS, (0, 1, 2, 2), strict=True))  # goals of tenfold
 PROFILE = {"theme": "dark", "cart": [{"product": number, "count": 1} for number in range(5)], "seen": 0}
 Scope = MutableMapping[str, Any]
 Times = tuple[float, float]
+Key = tuple[str, str]  # contender, scenario
 App = Callable[..., Awaitable[None]]
 Endpoint = Callable[[Request], Awaitable[None]]
 
@@ -182,10 +188,8 @@ class Monitor:
         return found
 
 
-async def count(
-    client: Redis, url: str, parties: list[Contender], requests: int
-) -> dict[tuple[str, str], str]:
-    """Count commands per request, such as ``GET + SET``."""
+async def count(client: Redis, url: str, parties: list[Contender], requests: int) -> dict[Key, Result]:
+    """Count the Redis commands of a request."""
     commands = {}
     with closing(Monitor(url)) as monitor:
         for scenario in SCENARIOS:
@@ -195,43 +199,45 @@ async def count(
                 for _ in range(requests):
                     await party.run(scenario)
                 found = await monitor.count_until_now(client)
-                each = {name: calls / requests for name, calls in found.items()}
-                commands[party.name, scenario] = " + ".join(
-                    name if calls == 1 else f"{calls:g} {name}" for name, calls in sorted(each.items())
+                commands[party.name, scenario] = Result(
+                    f"{party.name}, {scenario}: Redis commands",
+                    found.total() / requests,
+                    COMMANDS[scenario] if party.name == "tenfold" else None,
+                    note=" + ".join(sorted(found)),
                 )
     return commands
 
 
 async def measure(
-    calls: dict[tuple[str, str], Callable[[], Awaitable[object]]], rounds: int, requests: int
-) -> dict[tuple[str, str], list[Times]]:
+    calls: dict[Key, Callable[[], Awaitable[object]]], rounds: int, requests: int
+) -> dict[Key, list[Times]]:
     """Measure microseconds per call, wall clock and CPU, one pair a round."""
-    measured: dict[tuple[str, str], list[Times]] = {key: [] for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            started, cpu_started = time.perf_counter_ns(), time.process_time_ns()
-            for _ in range(requests):
-                await call()
-            elapsed, cpu = time.perf_counter_ns() - started, time.process_time_ns() - cpu_started
-            measured[key].append((elapsed / requests / 1000, cpu / requests / 1000))
+    measured: dict[Key, list[Times]] = {key: [] for key in calls}
+    for key in turns(list(calls), rounds):
+        started, cpu_started = time.perf_counter_ns(), time.process_time_ns()
+        for _ in range(requests):
+            await calls[key]()
+        elapsed, cpu = time.perf_counter_ns() - started, time.process_time_ns() - cpu_started
+        measured[key].append((elapsed / requests / 1000, cpu / requests / 1000))
     return measured
 
 
-def print_table(
-    measured: dict[tuple[str, str], list[Times]], commands: dict[tuple[str, str], str], floor: list[Times]
-) -> None:
-    print(f"{'':25}{'µs':>7}{'× GET':>7}{'CPU µs':>9}{'× GET':>7}  Redis commands a request")
-    for (name, scenario), times in measured.items():
-        columns = ""
-        for which, width in ((0, 7), (1, 9)):
-            ratios = [time[which] / base[which] for time, base in zip(times, floor, strict=True)]
-            middle = statistics.median(time[which] for time in times)
-            columns += f"{middle:{width}.1f}{statistics.median(ratios):7.2f}"
-        shown = commands.get((name, scenario), "GET" if name in FLOORS else "") or "–"
-        print(f"{name:14}{scenario:11}{columns}  {shown}")
+def compare(measured: dict[Key, list[Times]], commands: dict[Key, Result]) -> Iterator[Result]:
+    """Yield each contender's ratios to ``client.get``, and its commands."""
+    base, base_cpu = zip(*measured.pop(GET), strict=True)
+    yield median_result("client.get, µs", base)
+    yield median_result("client.get, CPU µs", base_cpu)
+    for key, times in measured.items():
+        name = ", ".join(filter(None, key))
+        goal = READ_GOAL if key == READ else None
+        elapsed, cpu = zip(*times, strict=True)
+        yield ratio_result(f"{name}: time / client.get", elapsed, base, goal=goal)
+        yield ratio_result(f"{name}: CPU / client.get", cpu, base_cpu, goal=goal)
+        if key in commands:
+            yield commands[key]
 
 
-async def run(url: str, rounds: int, requests: int) -> None:
+async def run(url: str, rounds: int, requests: int) -> list[Result]:
     client = Redis.from_url(url)
     held = await ConnectionPool.from_url(url, protocol=2, socket_timeout=None).get_connection()
     parties = contenders(url, client)
@@ -245,32 +251,28 @@ async def run(url: str, rounds: int, requests: int) -> None:
         await held.send_packed_command(packed, check_health=False)
         await held.read_response()
 
-    calls: dict[tuple[str, str], Callable[[], Awaitable[object]]] = {
-        ("client.get", "redis-py"): lambda: client.get(key),
-        ("held GET", "redis-py"): held_get,
-    }
+    calls: dict[Key, Callable[[], Awaitable[object]]] = {GET: lambda: client.get(key), HELD_GET: held_get}
     for scenario in SCENARIOS:
         for party in parties:
             calls[party.name, scenario] = lambda party=party, scenario=scenario: party.run(scenario)
     commands = await count(client, url, parties, 20)
     await measure(calls, 2, requests)  # warm
     measured = await measure(calls, rounds, requests)
-    print_table(measured, commands, measured["client.get", "redis-py"])
     await held.disconnect()
     await client.aclose()
+    return list(compare(measured, commands))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--requests", type=int, default=50, help="in a row, before the next contender's turn")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with Stack(Settings(stack=StackSettings(database=False, nginx=False))) as stack:
         redis = next(server for server in stack.servers if server.kind == "redis")
-        print(f"{redis.about}, {given.rounds} rounds of {given.requests} requests\n")
-        asyncio.run(run(redis.url, given.rounds, given.requests))
+        print(redis.about, file=sys.stderr)
+        results = asyncio.run(run(redis.url, options.rounds, options.requests))
+    print_results(results, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 from benchmarks.capacity import CASES, Case, covers, erlang_capacity, exponential, tail
-from benchmarks.virtual import Service, VirtualGenerator
+from benchmarks.support.virtual import Service, VirtualGenerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ from math import log
 
 import pytest
 from benchmarks.capacity import exponential
-from benchmarks.virtual import Service, VirtualGenerator
+from benchmarks.support.virtual import Service, VirtualGenerator
 
 from tenfold.measure.search.sequential import (
     ArrivalCount,
