@@ -64,7 +64,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench
-	@for b in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) || exit 1; done
+	@for b in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$b .py) $(ARGS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) .tenfold examples/.tenfold build site
