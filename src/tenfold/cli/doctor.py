@@ -60,10 +60,17 @@ def check_connections(settings: Settings) -> Finding:
 
     database = settings.database
     try:
-        room = budget.ask(database.url) if database.url else database.room
+        room = budget.ask(_parsed(database.url)) if database.url else database.room
     except TenfoldError as error:
         return Finding(budget.CHECK, str(error), Verdict.FAIL)
     return budget.judge(database.fleet, room)
+
+
+def _parsed(url: str) -> str:
+    """Return the URL as SQLAlchemy reads it; one with a misread password is refused without showing it."""
+    from tenfold.database.urls import database_url
+
+    return database_url(url).render_as_string(hide_password=False)
 
 
 def inspect_tools(settings: Settings) -> list[ToolStatus]:

@@ -198,18 +198,16 @@ def _public_host(door: FrontDoor) -> tuple[str, ...]:
     nginx checks shop.example against its names (RFC 9112 section 3.2.2). ``$host`` is what it checked, but
     without the port. A request of HTTP/1.0 without a host is for the address that it was sent to.
     """
-    own_address = (
+    maps = [
         "map $server_addr $server_host {",
         "    default $server_addr;",
         '    "~:"    "[$server_addr]";',
         "}",
-    )
-    if door.version >= REQUEST_PORT:
-        port, maps = "$is_request_port$request_port", own_address
-    else:  # its digits, from the same place as nginx took the host from
+    ]
+    port = "$is_request_port$request_port"
+    if door.version < REQUEST_PORT:  # its digits, from the same place as nginx took the host from
         port = "$authority_port"
-        maps = (
-            *own_address,
+        maps += [
             "map $http_host $header_port {",
             '    default "";',
             r'    "~(?<digits>:[0-9]+)$" $digits;',
@@ -218,7 +216,7 @@ def _public_host(door: FrontDoor) -> tuple[str, ...]:
             "    default $header_port;",
             r'    "~^\S+ +[^:/?# ]+://[^/?# ]*?(?<line_digits>:[0-9]+)?([/?# ]|$)" $line_digits;',
             "}",
-        )
+        ]
     return (
         *maps,
         "map $host $public_host {",
