@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, send_answer
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, path_in_app, send_answer
 from tenfold.errors import DeadlineExceededError
 
 __all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check", "deadline", "remaining_s"]
@@ -122,7 +122,7 @@ class DeadlineMiddleware:
         skew_s: by how much the proxy's clock may differ from this one.
         believe_callers: whether ``X-Request-Timeout: <seconds>`` may shorten it; for services called by
             services. From the internet it would be harmless but pointless.
-        exempt: ASGI paths, and those below them, without a deadline: uploads, server-sent events.
+        exempt: paths inside of the app, and those below them, without a deadline: uploads, event streams.
         wall_clock: seconds since 1970.
     """
 
@@ -144,16 +144,13 @@ class DeadlineMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request within its time."""
-        if scope["type"] != "http" or self._exempt(scope["path"]):
+        if scope["type"] != "http" or is_below(path_in_app(scope), self.exempt):
             return await self.app(scope, receive, send)
         left_s = self._budget_s(scope)
         if left_s <= 0:
             return await send_answer(send, 504, _TOO_LATE)
         with deadline(left_s):
             await _Run(self.app, receive, send).within(scope, left_s)
-
-    def _exempt(self, path: str) -> bool:
-        return any(path == prefix or path.startswith(prefix.rstrip("/") + "/") for prefix in self.exempt)
 
     def _budget_s(self, scope: Scope) -> float:
         found: dict[bytes, str] = {}
@@ -217,7 +214,7 @@ class _Run:
     async def _pass_on(self, message: Message) -> None:
         """The app's ``send``; an answer that comes after its time would be cut off in its middle."""
         if not self._stopped:
-            self._begun = True
+            self._begun = self._begun or message["type"] == "http.response.start"  # not by early hints
             await self._send(message)
 
     # ------------------------------------------------------------------ the client

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, is_below, send_answer
+from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, is_below, path_in_app, send_answer
 from tenfold.breaker import Breaker
 from tenfold.errors import BreakerOpenError, RateStoreError, SettingsError
 from tenfold.metrics import RATE_LIMITED, instrument
@@ -86,7 +86,7 @@ class RateLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request pass, or refuse it."""
-        if scope["type"] != "http" or is_below(scope["path"], self._exempt):
+        if scope["type"] != "http" or is_below(path_in_app(scope), self._exempt):
             return await self.app(scope, receive, send)
         key = self._key(scope)
         if key is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tenfold.asgi import route_template
+from tenfold.asgi import mount_path, path_in_app, route_template
 from tenfold.callsites import CallSite, CallSites
 from tenfold.fingerprint import fingerprint
 from tenfold.measure.probe import probe_protocol
@@ -154,6 +154,8 @@ def _route_name(scope: Mapping[str, Any], root_path: str) -> str:
     """Return the route's template, or else the path with ``{id}`` for numbers, UUIDs and long hex."""
     if (template := route_template(scope, root_path)) is not None:
         return template
-    if mounted := str(scope.get("root_path", ""))[len(root_path) :]:
+    if mounted := mount_path(scope, root_path):
         return f"{mounted}/*"
-    return _IDENTIFIER.sub("/{id}", str(scope.get("path", "")))[:200]
+    return _IDENTIFIER.sub("/{id}", path_in_app({"path": scope.get("path", ""), "root_path": root_path}))[
+        :200
+    ]
