@@ -314,6 +314,7 @@ class MetricsMiddleware:
         self.seconds.labels(*labels).observe(seconds)
 
     def _route_label(self, route: str) -> str:
+        route = route.encode(errors="replace").decode()  # one that UTF-8 cannot encode would break /metrics
         if route not in self.routes and len(self.routes) >= self.max_routes:
             return _OTHER
         self.routes.add(route)

@@ -132,7 +132,9 @@ class Recorder:
             number = self._numbers.setdefault((text, site), mine)
             if number == mine:
                 self._statement_texts.append(
-                    probe_protocol.StatementText(number, text, site.where, sql[:SQL])
+                    probe_protocol.StatementText(
+                        number, _sendable(text), _sendable(site.where), _sendable(sql[:SQL])
+                    )
                 )
         if len(self._texts) >= TEXTS:
             self._texts.clear()
@@ -146,8 +148,16 @@ class Recorder:
         number = self._routes.setdefault((method, path), mine)
         if number == mine:
             endpoint = self.sites.definition(scope.get("endpoint"))
-            self._route_texts.append(probe_protocol.RouteText(number, method, path, endpoint.where))
+            where = _sendable(endpoint.where)
+            self._route_texts.append(
+                probe_protocol.RouteText(number, _sendable(method), _sendable(path), where)
+            )
         return number
+
+
+def _sendable(text: str) -> str:
+    """Return the text with ``?`` for what UTF-8 cannot encode: it would end the sending thread."""
+    return text.encode(errors="replace").decode()
 
 
 def _route_name(scope: Mapping[str, Any], root_path: str) -> str:
