@@ -15,8 +15,11 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "ends_answer",
     "is_below",
     "longest_prefix",
+    "mount_path",
+    "path_in_app",
     "plain_answer",
     "route_template",
     "send_answer",
@@ -31,6 +34,7 @@ Header = tuple[bytes, bytes]
 Value = TypeVar("Value")
 
 PLAIN_TEXT = "text/plain; charset=utf-8"
+_PARTS = frozenset(("http.response.body", "http.response.zerocopysend", "websocket.http.response.body"))
 
 
 def plain_answer(
@@ -74,6 +78,31 @@ async def send_answer(
     await send({**rest, "body": b""} if head_only else rest)
 
 
+def ends_answer(message: Mapping[str, Any]) -> bool:
+    """Return whether a server needs no further body after this message.
+
+    Besides the last ``http.response.body`` these are ``http.response.pathsend``, by which Starlette sends
+    files where the server has that extension (granian), and the last part of ``http.response.zerocopysend``.
+    Trailers come after the body's end, and their last message ends the answer once more.
+    """
+    kind = message["type"]
+    if kind in _PARTS:
+        return not message.get("more_body", False)
+    return kind == "http.response.pathsend" or (
+        kind == "http.response.trailers" and not message.get("more_trailers", False)
+    )
+
+
+def path_in_app(scope: Mapping[str, Any]) -> str:
+    """Return the path without the ``root_path`` under which a server or a mount has put the app.
+
+    As ``starlette._utils.get_route_path``: ``path`` has the prefix in it by the specification (uvicorn), and
+    has not behind a proxy that removed it (granian).
+    """
+    path, root = str(scope["path"]), str(scope.get("root_path") or "").rstrip("/")
+    return (path[len(root) :] or "/") if root and is_below(path, (root,)) else path
+
+
 def is_below(path: str, prefixes: Iterable[str]) -> bool:
     """Whether a path is one of ``prefixes`` or lies below it: ``/api`` covers ``/api/x``, not ``/apis``."""
     plain = (prefix.rstrip("/") for prefix in prefixes)
@@ -88,6 +117,17 @@ def longest_prefix(values: Mapping[str, Value], *, otherwise: Value) -> Callable
         return next((value for prefix, value in longest_first if is_below(path, (prefix,))), otherwise)
 
     return find
+
+
+def mount_path(scope: Mapping[str, Any], mounted_at: str) -> str:
+    """Return the part of ``root_path`` that routers have added; see :func:`route_template` for arguments.
+
+    What the app itself puts in front of it (``FastAPI(root_path=…)``) belongs to its server, not to a mount.
+    """
+    root = str(scope.get("root_path") or "")
+    own = str(scope.get("app_root_path") or getattr(scope.get("app"), "root_path", None) or "")
+    known = [prefix.rstrip("/") for prefix in (mounted_at, own)]
+    return root[max((len(prefix) for prefix in known if is_below(root, (prefix,))), default=0) :]
 
 
 def route_template(scope: Mapping[str, Any], mounted_at: str) -> str | None:
@@ -109,7 +149,7 @@ def route_template(scope: Mapping[str, Any], mounted_at: str) -> str | None:
     template = getattr(route, "path_format", None) or getattr(route, "path", None)
     if not isinstance(template, str):
         return None
-    mount = str(scope.get("root_path", "")).removeprefix(mounted_at)
+    mount = mount_path(scope, mounted_at)
     names = {str(value): f"{{{name}}}" for name, value in scope.get("path_params", {}).items()}
     mount = "/".join(names.get(part, part) for part in mount.split("/"))
     if mount.endswith(template.removesuffix("/{path}") or "/"):  # the route is the mount: static files, say

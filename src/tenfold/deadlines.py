@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from weakref import WeakKeyDictionary
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, send_answer
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, path_in_app, send_answer
 from tenfold.errors import DeadlineExceededError
 
 __all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check_deadline", "deadline", "remaining_s"]
@@ -125,7 +125,7 @@ class DeadlineMiddleware:
         skew_s: largest difference between the proxy's clock and this one.
         trust_callers: whether ``X-Request-Timeout: <seconds>`` may shorten it; for services called by
             services. From the internet it would be harmless but pointless.
-        exempt: ASGI paths, and those below them, without a deadline: uploads, server-sent events.
+        exempt: paths inside of the app, and those below them, without a deadline: uploads, event streams.
         wall_clock: seconds since 1970.
     """
 
@@ -147,7 +147,7 @@ class DeadlineMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request within its time."""
-        if scope["type"] != "http" or is_below(scope["path"], self.exempt):
+        if scope["type"] != "http" or is_below(path_in_app(scope), self.exempt):
             return await self.app(scope, receive, send)
         left_s = self._budget_s(scope)
         if left_s <= 0:
@@ -297,7 +297,7 @@ class _CancellableRequest:
     async def _send_for_app(self, message: Message) -> None:
         """The app's ``send``; an answer that comes after the 504 is dropped."""
         if not self._is_stopped:
-            self._has_begun = True
+            self._has_begun = self._has_begun or message["type"] == "http.response.start"  # not early hints
             await self._send(message)
 
     # ------------------------------------------------------------------ the client

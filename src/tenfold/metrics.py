@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, route_template, send_answer
+from tenfold.asgi import (
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    ends_answer,
+    path_in_app,
+    route_template,
+    send_answer,
+)
 from tenfold.errors import DependencyError
 
 if TYPE_CHECKING:
@@ -252,6 +262,7 @@ def _client() -> Any:
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OTHER = "other"
+_COUNTED = "tenfold.counted_in"  # in a scope: the counter of the middleware that counts the request
 _CLIENT_DISCONNECTED = "499"  # nginx's status for it
 
 
@@ -259,7 +270,8 @@ class MetricsMiddleware:
     """Count and time the requests of an ASGI app by method, route and status.
 
     The route is the template that Starlette, FastAPI and others leave in ``scope["route"]``; requests without
-    a route are ``other``, as is every route beyond ``max_routes``. WebSockets are not counted.
+    a route are ``other``, as is every route beyond ``max_routes``. WebSockets are not counted. Of
+    several around one request, because a mounted app has its own, the outermost counts it.
     """
 
     def __init__(
@@ -272,8 +284,9 @@ class MetricsMiddleware:
         self.seconds: Any = instrument(REQUEST_SECONDS, registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope.get(_COUNTED) is self.requests:
             return await self.app(scope, receive, send)
+        scope[_COUNTED] = self.requests
         started = time.perf_counter()
         mounted_at = scope.get("root_path", "")
         status, ended = "500", 0.0  # the server responds with 500 when the app raises
@@ -283,7 +296,7 @@ class MetricsMiddleware:
             if message["type"] == "http.response.start":
                 status = str(message["status"])
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if ends_answer(message):
                 ended = time.perf_counter()  # background tasks do not make the client wait
 
         try:
@@ -301,6 +314,7 @@ class MetricsMiddleware:
         self.seconds.labels(*labels).observe(seconds)
 
     def _route_label(self, route: str) -> str:
+        route = route.encode(errors="replace").decode()  # one that UTF-8 cannot encode would break /metrics
         if route not in self.routes and len(self.routes) >= self.max_routes:
             return _OTHER
         self.routes.add(route)
@@ -334,7 +348,7 @@ class MetricsEndpoint:
         self.networks = [ipaddress.ip_network(network) for network in networks]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answers = scope["type"] == "http" and (self.app is None or scope["path"] == self.path)
+        answers = scope["type"] == "http" and (self.app is None or path_in_app(scope) == self.path)
         if not answers and self.app is not None:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":

@@ -10,6 +10,7 @@ expensive (``benchmarks/sessions.py``).
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from tenfold.errors import DependencyError, SettingsError
@@ -48,6 +49,10 @@ class RedisPool:
     """
 
     def __init__(self, url: str, *, max_connections: int, connect_timeout_s: float) -> None:
+        if "@" in re.sub(r"^[^:]*://[^/?#]*", "", url):  # a password with a slash, read as host and path
+            raise SettingsError(
+                "the Redis URL has an @ behind its host: in a password write / as %2F, ? as %3F, # as %23"
+            )
         try:
             # Only to parse the URL and to make connections. RESP2, because with RESP3 the server could speak
             # first. No socket timeout: redis-py would add a task to each write.

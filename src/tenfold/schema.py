@@ -15,10 +15,11 @@ from typing import Any, TypeGuard, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tenfold.redaction import has_password
+
 KeyPath = tuple[str, ...]
 
 _SECRET = re.compile(r"password|passwd|secret|token|url|credential|_key|apikey", re.IGNORECASE)
-_URL_WITH_PASSWORD = re.compile(r"://\S*:\S*@")
 
 
 def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
@@ -148,7 +149,7 @@ def _displayed(model: type[BaseModel], path: KeyPath, value: object) -> str:
     """The value as TOML writes it, shortened; empty where it may be a secret."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     in_mapping = any(is_mapping(annotation(model, path[:depth])) for depth in range(1, len(path) + 1))
-    if in_mapping or _SECRET.search(path[-1]) or _URL_WITH_PASSWORD.search(text):
+    if in_mapping or _SECRET.search(path[-1]) or has_password(text):
         return ""
     if isinstance(value, dict):
         return "a table"

@@ -215,7 +215,8 @@ def _roots(keys: Sequence[str | bytes] | str | bytes) -> dict[bytes, bytes]:
 
 
 def _key_material(key: str | bytes, number: int) -> bytes:
-    material = key.encode() if isinstance(key, str) else bytes(key)
+    # Surrogates are bytes of an environment variable that are not UTF-8.
+    material = key.encode(errors="surrogateescape") if isinstance(key, str) else bytes(key)
     if len(material) < KEY_BYTES or len(set(material)) < _MIN_DISTINCT_BYTES:
         raise SettingsError(
             f"key {number} is not {KEY_BYTES} random bytes or more: make one with "

@@ -73,6 +73,7 @@ CASES: list[dict] = [
     {"body_bytes": 1, "header_bytes": 1024, "connect_timeout_s": 0.1, "read_timeout_s": 0.1},
     {"connections": 128, "keepalive": 0, "max_fails": 0, "tries": 1, "client_idle_s": 0},
     {"server_names": ("shop.example", "*.shop.example", "127.0.0.1")},
+    {"scheme": "https"},
     *({"method": method, "nodes": nodes("127.0.0.1:1", "127.0.0.1:2")} for method in METHODS),
     *(
         {"method": "hash", "hash_key": key}
@@ -148,6 +149,8 @@ def test_options_that_the_version_cannot_express_are_refused() -> None:
         {"nodes": nodes("127.0.0.1:1", backup=True)},
         {"server_names": ("shop.example; evil on",)},
         {"server_names": ("~^(.*)$",)},
+        {"scheme": "$http_x_forwarded_proto"},
+        {"scheme": "ftp"},
     ],
     ids=str,
 )

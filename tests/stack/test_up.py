@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from tenfold.cli.log_follower import LogTail, format_request
-from tenfold.cli.up import mask_credentials
 from tenfold.settings import Settings
 from tenfold.stack.programs import find_redis
 from tests.stack.conftest import lives, python, stacks
@@ -166,18 +165,6 @@ def test_invalid_app_is_one_sentence(arguments: tuple[str, ...], said: str) -> N
         assert errors.startswith(said)
         assert errors.count("\n") == 1
         assert out == ""
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://shop:secret@127.0.0.1:5433/shop", "postgresql://…:5433/shop"),
-        ("redis://:secret@127.0.0.1:6380/0", "redis://…:6380"),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
-    ],
-)
-def test_masked(url: str, shown: str) -> None:
-    assert mask_credentials(url) == shown
 
 
 def test_tail_returns_whole_lines_and_skips_the_excess(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def raising(error: BaseException) -> Callable[[Stack, Settings], Finding]:
         (raising(OSError("two\nlines")), "raised OSError: two lines"),
         (
             raising(OSError("no postgresql://shop:hunter2@127.0.0.1/shop")),
-            "raised OSError: no postgresql://shop:***@127.0.0.1/shop",
+            "raised OSError: no postgresql://***@127.0.0.1/shop",
         ),
         (lambda stack, settings: None, "ended with NoneType in place of a finding"),
         (lambda stack, settings: True, "ended with bool in place of a finding"),

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, send_answer
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, path_in_app, send_answer
 from tenfold.errors import SettingsError
 
 __all__ = ["Health", "HealthMiddleware"]
@@ -141,9 +141,9 @@ class HealthMiddleware:
         """Answer a health request, or pass the request to the app."""
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
-        if scope["type"] == "http" and scope["path"] == self.live_path:
+        if scope["type"] == "http" and path_in_app(scope) == self.live_path:
             return await _answer(scope, send, 200, {"status": "alive"})
-        if scope["type"] == "http" and scope["path"] == self.ready_path:
+        if scope["type"] == "http" and path_in_app(scope) == self.ready_path:
             return await self._ready(scope, send)
         self.health.in_flight += 1
         try:

@@ -85,6 +85,11 @@ class BalancingSettings(BaseModel):
         description="the names the service goes by; others are answered with 421. Empty takes any name",
         examples=[("shop.example", "*.shop.example")],
     )
+    scheme: Literal["", "http", "https"] = Field(
+        "",
+        description='X-Forwarded-Proto for instances: "https" where a balancer in front ends TLS; '
+        "empty is the scheme of the connection to nginx",
+    )
 
     @field_validator("weights")
     @classmethod

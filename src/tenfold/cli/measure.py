@@ -122,7 +122,7 @@ def _measure(
     """Start the stack, if any, and the generator; measure; stop both."""
     from tenfold.measure.diagnosis.observer import StackObserver
     from tenfold.measure.load.generator import Generator
-    from tenfold.measure.load.target import require_loopback
+    from tenfold.measure.load.target import require_loopback, without_credentials
     from tenfold.measure.report.wording import objective
 
     scenario = settings.root / settings.measure.scenario
@@ -137,7 +137,7 @@ def _measure(
             )
         else:
             require_loopback(target, owned=owned)
-            service = target
+            service = without_credentials(target)
         generator = running.enter_context(
             Generator(scenario, target, settings=settings.measure, owned=owned, cwd=settings.root)
         )

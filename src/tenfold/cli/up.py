@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -22,6 +21,7 @@ from rich.console import Console
 from tenfold.cli.log_follower import LogFollower
 from tenfold.cli.signals import interrupt_on_signals
 from tenfold.errors import SettingsError, StackError
+from tenfold.redaction import mask_host
 from tenfold.settings import Settings, load
 from tenfold.stack import Stack
 from tenfold.stack.logs import exit_text, failure_message
@@ -120,14 +120,6 @@ def _show(stack: Stack, *, as_json: bool) -> None:
     typer.echo(f"Ctrl-C stops everything.{metrics}")
 
 
-def mask_credentials(url: str) -> str:
-    """Return ``url`` without host, user and password if it has one: ``postgresql://…:5433/shop``."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return f"{parts.scheme}://…:{parts.port}{parts.path if parts.path != '/0' else ''}"
-
-
 def rows(stack: Stack) -> list[tuple[str, str, str]]:
     """Return name, address and details of the servers; those of one kind share a row."""
     order = {"nginx": 0, "app": 1, "primary": 2}
@@ -153,10 +145,10 @@ def _row(stack: Stack, servers: Sequence[LocalServer]) -> tuple[str, str, str]:
         behind = sum(stack.replication_lag_bytes().values())
         return (
             first.name,
-            mask_credentials(first.url),
+            mask_host(first.url),
             f"{_count(counts['replica'], 'replica')}, {behind:,} bytes behind",
         )
-    return first.name, mask_credentials(first.url), first.about
+    return first.name, mask_host(first.url), first.about
 
 
 def _count(number: int, noun: str) -> str:
@@ -173,7 +165,7 @@ def facts(stack: Stack) -> Mapping[str, Any]:
             {
                 "kind": server.kind,
                 "name": server.name,
-                "url": mask_credentials(server.url),
+                "url": mask_host(server.url),
                 "port": server.port,
                 "pids": server.pids(),
                 "program": server.about,

@@ -1,8 +1,13 @@
-"""Database URLs: for SQLAlchemy, for libpq, and without a password for messages."""
+"""Database URLs: for SQLAlchemy, for libpq, and without a password for messages.
+
+A password that is not percent-encoded may hold any character. SQLAlchemy takes a comma, a slash or a bracket
+as part of it but ends it at the first ``@``, and what follows would be a host: shown in errors and metrics.
+"""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, urlencode
 
 from tenfold.errors import DependencyError, SettingsError
 
@@ -14,9 +19,11 @@ except ImportError as error:
 
 __all__ = ["database_url", "libpq_url", "server_name"]
 
-_SEVERAL_HOSTS = re.compile(
-    r"(?P<head>\w+(?:\+\w+)?://(?:[^@/]*@)?)(?P<hosts>[^/?]*,[^/?]*)(?P<rest>.*)", re.S
+# User and password as SQLAlchemy finds them; atomic, so that no part of them is taken for a host.
+_URL = re.compile(
+    r"(?P<head>\w+(?:\+\w+)?://)(?P<user>(?>(?:[^:/]*(?::[^@]*)?@)?))(?P<hosts>[^/?]*)(?P<rest>.*)", re.S
 )
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[^]]*\]|[^:]*)(?::(?P<port>\d*))?")
 
 
 def database_url(text: str | URL) -> URL:
@@ -25,7 +32,8 @@ def database_url(text: str | URL) -> URL:
     ``postgresql://user@one:5432,two:5432/shop``, as libpq writes several hosts, is accepted too.
 
     Raises:
-        SettingsError: it is not a URL; its text is not shown, since it may hold a password.
+        SettingsError: it is no URL, or has an ``@`` beside the one before the host; its text is not shown,
+            since it may hold a password.
     """
     try:
         url = make_url(_expand_hosts(text) if isinstance(text, str) else text)
@@ -33,40 +41,71 @@ def database_url(text: str | URL) -> URL:
         raise SettingsError(
             "a database's URL cannot be read: one looks like postgresql://user:password@host:5432/name"
         ) from None
+    if not isinstance(text, str) and _may_show_password(url):
+        raise _misread()
     if url.drivername in ("postgres", "postgresql"):
         return url.set(drivername="postgresql+psycopg")
     return url
 
 
 def _expand_hosts(text: str) -> str:
-    found = _SEVERAL_HOSTS.fullmatch(text)
+    found = _URL.fullmatch(text)
     if not found:
         return text
+    if "@" in found["hosts"] + found["rest"] and not text.startswith("sqlite"):  # whose rest is a file
+        raise _misread()
+    if "," not in found["hosts"]:
+        return text
     rest = found["rest"] or "/"
-    hosts = "&".join(f"host={host}" for host in found["hosts"].split(","))
-    return f"{found['head']}{rest}{'&' if '?' in rest else '?'}{hosts}"
+    hosts = "&".join(f"host={quote(host, safe=':')}" for host in found["hosts"].split(","))
+    return f"{found['head']}{found['user']}{rest}{'&' if '?' in rest else '?'}{hosts}"
+
+
+def _misread() -> SettingsError:
+    return SettingsError(
+        "a database's URL has more than one @: write an @ in its password, name or query as %40 "
+        "(urllib.parse.quote does), or the password would be read as a host"
+    )
+
+
+def _hosts(url: URL) -> str:
+    host = url.query.get("host", "")
+    return url.host or (host if isinstance(host, str) else ",".join(host))
+
+
+def _may_show_password(url: URL) -> bool:
+    return url.get_backend_name() != "sqlite" and "@" in f"{_hosts(url)}/{url.database or ''}"
 
 
 def server_name(url: URL) -> str:
-    """Host, port and database: OpenTelemetry's name of a pool that has none of its own."""
-    host = url.query.get("host", "")
-    hosts = host if isinstance(host, str) else ",".join(host)
+    """Host, port and database: OpenTelemetry's name of a pool that has none of its own.
+
+    Of a URL that SQLAlchemy has misread, because of an ``@`` in its password, the name is the backend's.
+    """
+    if _may_show_password(url):
+        return url.get_backend_name()
     port = f":{url.port}" if url.port else ""
-    return f"{url.host or hosts}{port}/{url.database or ''}"
+    return f"{_hosts(url)}{port}/{url.database or ''}"
 
 
 def libpq_url(url: URL) -> str:
-    """The URL for psycopg itself, password included; with several hosts, the one that takes writes."""
-    host = url.query.get("host")
-    plain = url.set(drivername="postgresql")
-    if isinstance(host, tuple):
-        plain = plain.difference_update_query(["host"])
-        parts = [one.rpartition(":") if ":" in one else (one, "", "") for one in host]
-        plain = plain.update_query_dict(
-            {
-                "host": ",".join(name for name, _, _ in parts),
-                "port": ",".join(port or "5432" for _, _, port in parts),
-                "target_session_attrs": "primary",
-            }
-        )
-    return plain.render_as_string(hide_password=False)
+    """The URL for psycopg itself, password included; with several hosts, the one that takes writes.
+
+    Each part is percent-encoded: libpq knows no ``+`` for a space, and quotes a part that it refuses.
+    """
+    query = dict(url.query)
+    if isinstance(hosts := query.get("host"), tuple):
+        parts = [_HOST_AND_PORT.fullmatch(one) for one in hosts]
+        query |= {
+            "host": ",".join(part["host"].strip("[]") for part in parts if part),
+            "port": ",".join(part["port"] or "5432" for part in parts if part),
+            "target_session_attrs": "primary",
+        }
+    host = url.host or ""
+    user = [quote(str(part), safe="") for part in (url.username, url.password) if part is not None]
+    address = (
+        ":".join(user) + "@" * bool(user) + (f"[{quote(host)}]" if ":" in host else quote(host, safe=""))
+    )
+    port = f":{url.port}" if url.port else ""
+    rest = f"?{urlencode(query, doseq=True, quote_via=quote, safe='')}" if query else ""
+    return f"postgresql://{address}{port}/{quote(url.database or '', safe='')}{rest}"

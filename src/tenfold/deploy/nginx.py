@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 from tenfold.balancing.nginx import KEEPALIVE_MIN_TIMEOUT, Fragment, fragment, milliseconds
 from tenfold.balancing.upstream import (
@@ -43,6 +44,25 @@ Upstream fields are text: a list after a retry ("502, 200"), an empty string or 
 The path is logged without its query, which may hold secrets.
 """
 
+UNTRUSTED_HEADERS = (
+    "Forwarded",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Scheme",
+    "X-Forwarded-Server",
+    "X-Forwarded-Ssl",
+    "X-Original-Host",
+    "X-Original-URL",
+    "X-Rewrite-URL",
+)
+"""Headers by which apps learn of an outer proxy, and which this one does not set: clients' are removed."""
+
+NO_HOST = "_"
+"""The server's name in nginx, and so its ``$host`` where a request names none and any name is accepted."""
+
+REQUEST_PORT = (1, 29, 3)
+"""The first nginx with ``$request_port`` and ``$is_request_port``."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", re.ASCII)
 
 
@@ -61,6 +81,8 @@ class FrontDoor:
         connections: most connections at once, including those to the instances.
         drain_timeout_s: how long old workers may finish their requests after a reload.
         client_idle_s: how long a client's idle connection outlives a reload; 0 closes it at once.
+        scheme: what the app gets as X-Forwarded-Proto: "https" behind a balancer that ends TLS. Empty: the
+            scheme of the connection to this nginx.
 
     Raises:
         SettingsError: nginx could read a value as something else, such as a directive.
@@ -76,6 +98,7 @@ class FrontDoor:
     connections: int = 8192
     drain_timeout_s: float = 60.0
     client_idle_s: float = 5.0
+    scheme: Literal["", "http", "https"] = ""
 
     def __post_init__(self) -> None:
         """Refuse values that could inject a directive."""
@@ -89,6 +112,8 @@ class FrontDoor:
         for name in self.server_names:
             if not is_host_name(name):
                 raise SettingsError(f"nginx: {name!r} is no name of a server, such as shop.example")
+        if self.scheme not in ("", "http", "https"):
+            raise SettingsError(f"nginx: the scheme {self.scheme!r} should be http, https or empty")
         for number in (self.body_bytes, self.header_bytes, self.connections):
             require_number(number)
         require_seconds(self.drain_timeout_s)
@@ -162,24 +187,60 @@ def _http(door: FrontDoor, app: Fragment) -> str:
         ""      "";
     }}
 
+{_indent(_public_host(door), 4)}\
 {_indent(app.http, 4)}"""
+
+
+def _public_host(door: FrontDoor) -> tuple[str, ...]:
+    """Return the maps that set ``$public_host``: host and port for which the request was accepted.
+
+    ``$http_host`` would let a client choose it: of ``GET http://shop.example/`` with ``Host: evil.example``
+    nginx checks shop.example against its names (RFC 9112 section 3.2.2). ``$host`` is what it checked, but
+    without the port. A request of HTTP/1.0 without a host is for the address that it was sent to.
+    """
+    maps = [
+        "map $server_addr $server_host {",
+        "    default $server_addr;",
+        '    "~:"    "[$server_addr]";',
+        "}",
+    ]
+    port = "$is_request_port$request_port"
+    if door.version < REQUEST_PORT:  # its digits, from the same place as nginx took the host from
+        port = "$authority_port"
+        maps += [
+            "map $http_host $header_port {",
+            '    default "";',
+            r'    "~(?<digits>:[0-9]+)$" $digits;',
+            "}",
+            "map $request $authority_port {",
+            "    default $header_port;",
+            r'    "~^\S+ +[^:/?# ]+://[^/?# ]*?(?<line_digits>:[0-9]+)?([/?# ]|$)" $line_digits;',
+            "}",
+        ]
+    return (
+        *maps,
+        "map $host $public_host {",
+        f'    default "$host{port}";',
+        f'    "{NO_HOST}"     "$server_host:$server_port";',
+        "}",
+    )
 
 
 def _server(door: FrontDoor, app: Fragment) -> str:
     return f"""
     server {{
         listen {door.listen} backlog=4096;
-        server_name {" ".join(door.server_names) or "_"};
+        server_name {" ".join(door.server_names) or NO_HOST};
 
         proxy_http_version 1.1;
         proxy_set_header Connection $connection_header;
         proxy_set_header Upgrade $http_upgrade;
-        proxy_set_header Host $http_host;
+        proxy_set_header Host $public_host;
         # nginx is the first hop: forwarding headers of clients are overwritten, not extended.
         proxy_set_header X-Forwarded-For $remote_addr;
-        proxy_set_header X-Forwarded-Host $http_host;
-        proxy_set_header X-Forwarded-Proto $scheme;
-        proxy_set_header Forwarded "";
+        proxy_set_header X-Forwarded-Host $public_host;
+        proxy_set_header X-Forwarded-Proto {door.scheme or "$scheme"};
+{_indent((f'proxy_set_header {name} "";' for name in UNTRUSTED_HEADERS), 8)}\
         proxy_set_header X-Real-IP $remote_addr;
         proxy_set_header X-Request-ID $request_id;
 {_indent(app.server, 8)}\

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from math import isfinite
+from numbers import Real
 from operator import index
 from typing import Protocol
 from zlib import crc32
@@ -53,13 +54,19 @@ def encode_key(key: Key) -> bytes:
     So 42, "42" and b"42" are one key: an id reaches the same node whether it came from a URL or a database.
 
     Raises:
-        SettingsError: the key is of another type, which has no bytes of its own.
-        UnicodeEncodeError: the text holds half of a surrogate pair.
+        SettingsError: the key is of another type, which has no bytes of its own, or text with half of a
+            surrogate pair, which has none in UTF-8.
     """
     if type(key) is int:
         return str(key).encode()
     if isinstance(key, str):
-        return key.encode()
+        try:
+            return key.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(
+                f"the key {key[:80]!r} has half of a surrogate pair, so UTF-8 cannot encode it: "
+                "check the text where it comes from"
+            ) from None
     if isinstance(key, bytes | bytearray | memoryview):
         return bytes(key)
     if not isinstance(key, bool) and hasattr(key, "__index__"):
@@ -118,7 +125,7 @@ def check_weight(name: str, weight: float) -> float:
     Raises:
         SettingsError: it is not above 0 and at most 10,000.
     """
-    if isinstance(weight, int | float) and isfinite(weight) and 0 < weight <= MAX_WEIGHT:
+    if isinstance(weight, Real) and isfinite(weight) and 0 < weight <= MAX_WEIGHT:
         return float(weight)
     raise SettingsError(
         f"node {name!r} weighs {weight!r}, which is not above 0 and at most {MAX_WEIGHT:,.0f}; "

@@ -79,7 +79,10 @@ class HashRing:
             SettingsError: the key is not text, bytes or a whole number.
         """
         circle = self._circle
-        data = key.encode() if type(key) is str else encode_key(key)
+        try:
+            data = key.encode() if type(key) is str else encode_key(key)
+        except UnicodeEncodeError:
+            data = encode_key(key)  # raises with a sentence
         return circle.owners[bisect_left(circle.points, crc32(data) * MULTIPLIER & MASK)]
 
     def get_nodes(self, key: Key, n: int) -> list[str]:

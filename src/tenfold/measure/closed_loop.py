@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from tenfold import __version__
 from tenfold.measure.load.generator import Generator
+from tenfold.measure.load.target import without_credentials
 from tenfold.measure.measurement import Progress, machine
 from tenfold.measure.report import summary
 from tenfold.measure.report.report import ObjectiveReport, Report
@@ -42,7 +43,7 @@ def measure_closed_loop(
     return Report(
         tenfold=__version__,
         service=service,
-        target=target,
+        target=without_credentials(target),
         started=started.isoformat(timespec="seconds"),
         seconds=time.monotonic() - begun,
         mode="closed",

@@ -15,6 +15,7 @@ from tenfold import __version__
 from tenfold.measure import overload
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
+from tenfold.measure.load.target import without_credentials
 from tenfold.measure.report import summary
 from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
@@ -75,7 +76,7 @@ class Measurement:
         self._settings = settings
         self._generator = generator
         self._service = service
-        self._target = target
+        self._target = without_credentials(target)
         self._inside = inside
         self._progress = progress
         self._ceiling = ceiling or None

@@ -15,7 +15,18 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, longest_prefix, plain_answer
+from tenfold.asgi import (
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    ends_answer,
+    is_below,
+    longest_prefix,
+    path_in_app,
+    plain_answer,
+)
 from tenfold.deadlines import remaining_s
 from tenfold.metrics import CONCURRENCY_IN_FLIGHT, CONCURRENCY_LIMIT, SHED, instrument
 from tenfold.overload.admission import AdmissionController, FairQueue, Priority, QueuedRequest
@@ -99,7 +110,7 @@ class ConcurrencyLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, queue, or refuse."""
-        if scope["type"] != "http" or is_below(scope["path"], self.exempt):
+        if scope["type"] != "http" or is_below(path_in_app(scope), self.exempt):
             return await self.app(scope, receive, send)
         request = self._request(scope)
         if self.shadow:
@@ -152,7 +163,7 @@ class ConcurrencyLimiter:
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if ends_answer(message):
                 ended_s = self._clock()
 
         try:
@@ -211,11 +222,11 @@ def _refusal(seconds: int) -> Message:
 def _kind(scope: Scope, status: int) -> Hashable:
     """Return what tells requests of similar cost apart: the endpoint, else the first part of the path."""
     endpoint = scope.get("endpoint")
-    first, _, _ = scope["path"].lstrip("/").partition("/")
+    first, _, _ = path_in_app(scope).lstrip("/").partition("/")
     where: Hashable = first if endpoint is None else id(endpoint)
     return (where, scope["method"], status // 100)
 
 
 def _by_prefix(priorities: Mapping[str, Priority]) -> Callable[[Scope], Priority]:
     find = longest_prefix(priorities, otherwise="normal")
-    return lambda scope: find(scope["path"])
+    return lambda scope: find(path_in_app(scope))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, is_below, send_answer
+from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, is_below, path_in_app, send_answer
 from tenfold.breaker import Breaker
 from tenfold.errors import BreakerOpenError, RateStoreError, SettingsError
 from tenfold.metrics import RATE_LIMITED, instrument
@@ -37,7 +37,7 @@ class RateLimiter:
             :class:`~tenfold.overload.gcra.MemoryRates` for a single process.
         rate: one for all keys, or a function of a request's scope.
         key: a function of a request's scope: a user's id, an API key, an address set by a trusted proxy.
-            None is not limited.
+            Text, bytes, or anything with a text of its own: a number, a UUID. None is not limited.
         cost: a function of a request's scope, what it uses of the rate; 1 by default.
         name: the policy's name, in headers, metrics and stored keys: limiters of one name share their keys.
         when_down: while the store does not answer, ``open`` lets all requests in, ``closed`` answers 503.
@@ -59,7 +59,7 @@ class RateLimiter:
         store: RateStore,
         *,
         rate: Rate | Callable[[Scope], Rate],
-        key: Callable[[Scope], str | None],
+        key: Callable[[Scope], object],
         cost: Callable[[Scope], int] | None = None,
         name: str = "default",
         when_down: Literal["open", "closed"] = "open",
@@ -86,7 +86,7 @@ class RateLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request pass, or refuse it."""
-        if scope["type"] != "http" or is_below(scope["path"], self._exempt):
+        if scope["type"] != "http" or is_below(path_in_app(scope), self._exempt):
             return await self.app(scope, receive, send)
         key = self._key(scope)
         if key is None:
@@ -102,9 +102,9 @@ class RateLimiter:
                 return await _refuse(send, 429, wait_s, self._headers(decision, rate))
         await self.app(scope, receive, _with_headers(send, self._headers(decision, rate)))
 
-    async def _decide(self, key: str, rate: Rate, scope: Scope) -> Decision | None:
+    async def _decide(self, key: object, rate: Rate, scope: Scope) -> Decision | None:
         """Return the store's decision; None while it does not answer."""
-        digest = hashlib.blake2b(key.encode(), digest_size=16, key=self._secret).hexdigest()
+        digest = hashlib.blake2b(_encode(key), digest_size=16, key=self._secret).hexdigest()
         cost = self._cost(scope) if self._cost else 1
         try:
             with self._breaker.guard(RateStoreError):
@@ -130,6 +130,11 @@ class RateLimiter:
             (b"ratelimit-policy", f'"{self.name}";q={rate.burst};w={window_s}'.encode()),
             (b"ratelimit", f'"{self.name}";r={decision.remaining};t={reset_s}'.encode()),
         ]
+
+
+def _encode(key: object) -> bytes:
+    """Return the bytes of a key; text that UTF-8 cannot encode keeps its surrogates, so that keys differ."""
+    return bytes(key) if isinstance(key, bytes | bytearray) else str(key).encode(errors="surrogatepass")
 
 
 def _with_headers(send: Send, headers: Headers) -> Send:

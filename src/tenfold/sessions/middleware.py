@@ -8,7 +8,18 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, longest_prefix, send_answer
+from tenfold.asgi import (
+    ASGIApp,
+    Header,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    ends_answer,
+    longest_prefix,
+    path_in_app,
+    send_answer,
+)
 from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SessionStoreError, SettingsError
 from tenfold.sessions.backend import MissingSession, SessionBackend, StoredSession
 from tenfold.sessions.server_sessions import ServerSessions
@@ -79,6 +90,7 @@ class SessionMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        outer = scope.get(SCOPE_KEY)  # of the app that this one is mounted in
         request = scope[SCOPE_KEY] = RequestSession(self, scope)
 
         async def send_saved(message: Message) -> None:
@@ -88,7 +100,7 @@ class SessionMiddleware:
                     message = await self._save_before(request, message, send)
                 request.start(kind)
             await send(message)
-            if kind == "http.response.body" and not message.get("more_body"):
+            if ends_answer(message):
                 request.finish()
 
         try:
@@ -97,6 +109,9 @@ class SessionMiddleware:
             await self._handle_failure(request, error, send)
         else:
             request.check_saved()
+        finally:
+            if outer is not None:
+                scope[SCOPE_KEY] = outer
 
     async def _save_before(self, request: RequestSession, message: Message, send: Send) -> Message:
         """Save the session; return the response's start with the session's headers.
@@ -312,7 +327,7 @@ def policy_lookup(when_unavailable: WhenUnavailable) -> Callable[[Scope], Policy
         if not prefix.startswith("/"):
             raise SettingsError(f"when_unavailable has {prefix!r}: a path begins with a slash")
     find = longest_prefix(when_unavailable, otherwise="closed")
-    return lambda scope: find(scope["path"])
+    return lambda scope: find(path_in_app(scope))
 
 
 def _check_policy(policy: str) -> None:

@@ -61,11 +61,34 @@ def is_same_digest(one: str, other: str) -> bool:
 
 
 def principal_group(principal: str) -> str:
-    """The name under which a store lists a principal's sessions."""
+    """The name under which a store lists a principal's sessions.
+
+    Raises:
+        SessionError: the principal is not text, or text that UTF-8 cannot encode.
+    """
+    require_text("a principal", principal)
     return hashlib.sha256(b"tenfold principal\0" + principal.encode()).hexdigest()
 
 
 # ------------------------------------------------------------------ JSON
+
+
+def require_text(what: str, text: object) -> None:
+    """Refuse what is no text, and half of a surrogate pair, as JSON can bring it: UTF-8 cannot encode it.
+
+    Raises:
+        SessionError: it cannot be stored.
+    """
+    if not isinstance(text, str):
+        raise SessionError(f"{what} of a session is text, not {type(text).__name__}: write str({text!r})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SessionError(
+            f"{what} of a session cannot be stored: {text[:80]!r} has half of a surrogate pair; "
+            "check the text where it comes from"
+        ) from None
+
 
 FORMAT = 100
 

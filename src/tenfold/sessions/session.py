@@ -19,6 +19,7 @@ from tenfold.sessions.record import (
     encode_value,
     new_handle,
     new_secret,
+    require_text,
 )
 
 __all__ = ["Session"]
@@ -89,8 +90,7 @@ class Session(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._check_open()
-        if not isinstance(key, str):
-            raise SessionError(f"keys of a session are text, not {type(key).__name__}: write str({key!r})")
+        require_text("a key", key)
         raw = encode_value(key, value)
         if not self._is_stored(key, raw):
             self._edit(key, Edit(True, raw), raw)
@@ -121,6 +121,7 @@ class Session(MutableMapping[str, Any]):
         must depend on nothing else: ``session.change("visits", lambda n: n + 1, 0)``.
         """
         self._check_open()
+        require_text("a key", key)
         self._detect_mutations(key)
         start = encode_value(key, default)
         edit = self._edits.get(key, Edit()).then(function, start)
@@ -156,9 +157,11 @@ class Session(MutableMapping[str, Any]):
         self._check_open()
         if not isinstance(principal, str) or not 0 < len(principal) <= MAX_PRINCIPAL:
             raise SessionError(f"login takes 1 to {MAX_PRINCIPAL} characters of text, such as str(user.id)")
+        require_text("a principal", principal)
         if self.principal not in (None, principal):
             self.logout()
-        self._login, self._device = principal, device[:MAX_DEVICE]
+        label = device[:MAX_DEVICE].encode(errors="replace").decode()  # of a client's making
+        self._login, self._device = principal, label
         return self.rotate()
 
     def rotate(self) -> str:

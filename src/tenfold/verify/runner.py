@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tenfold.errors import SettingsError, TenfoldError
+from tenfold.redaction import redact
 from tenfold.settings import Settings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 
-_PASSWORD = re.compile(r"://([^:/\s]*):[^@\s]*@")
 _LONGEST_MESSAGE = 300
 
 # What a check may need, and the predicate that tells whether the settings have it.
@@ -151,5 +150,5 @@ def _run_safely(check: Check, stack: Stack, settings: Settings) -> Finding:
 
 def _sentence(text: str) -> str:
     """One line of bounded length, and no passwords of database addresses in it."""
-    flat = _PASSWORD.sub(r"://\1:***@", " ".join(text.split()))
+    flat = redact(" ".join(text.split()))
     return flat if len(flat) <= _LONGEST_MESSAGE else f"{flat[:_LONGEST_MESSAGE]}…"

@@ -138,6 +138,7 @@ def nginx_before(
     body_bytes: int = 1 << 20,
     header_bytes: int = 16384,
     client_idle_s: float = 5.0,
+    scheme: str = "",
     **upstream: object,
 ) -> Iterator[RunningNginx]:
     """Run nginx before ``nodes``; ``rewrite`` changes its configuration for a negative control."""
@@ -150,6 +151,7 @@ def nginx_before(
         body_bytes=body_bytes,
         header_bytes=header_bytes,
         client_idle_s=client_idle_s,
+        scheme=scheme,
     )
     (file,) = render(front)
     changed = rewrite(file.text)

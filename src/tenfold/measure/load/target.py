@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,17 +68,21 @@ def require_listening(url: str, *, timeout_s: float = 5.0) -> None:
 
 def without_credentials(url: str) -> str:
     """The URL without user name and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"(^[a-z]+://)?.*@", r"\1", url, flags=re.DOTALL)
 
 
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        port_is_number = parts.port is None or parts.port > 0
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        at_behind_host = "@" in parts.path + parts.query + parts.fragment
     except ValueError:
-        port_is_number = False
-    if not port_is_number or parts.scheme not in ("http", "https") or not parts.hostname:
+        is_url = at_behind_host = False
+    if at_behind_host:  # a password with a slash in it would pass as host, port and path
+        raise TargetError(
+            "the URL of the service has an @ behind its host; write a password's signs as %40, %2F"
+        )
+    if not is_url:
         raise TargetError(f"{url.rpartition('@')[2]!r} is no URL of a service; write http://host:port")
     return parts
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable
 from pathlib import Path
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, ends_answer
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.emitter import Emitter
 from tenfold.measure.probe.eventloop import LoopMonitor
@@ -55,7 +55,7 @@ class Probe:
         root_path = scope.get("root_path", "")
 
         def send_and_record(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            if ends_answer(message):
                 recorder.stop_clock(request)
             return send(message)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tenfold.asgi import route_template
+from tenfold.asgi import mount_path, path_in_app, route_template
 from tenfold.callsites import CallSite, CallSites
 from tenfold.fingerprint import fingerprint
 from tenfold.measure.probe import probe_protocol
@@ -132,7 +132,9 @@ class Recorder:
             number = self._numbers.setdefault((text, site), mine)
             if number == mine:
                 self._statement_texts.append(
-                    probe_protocol.StatementText(number, text, site.where, sql[:SQL])
+                    probe_protocol.StatementText(
+                        number, _sendable(text), _sendable(site.where), _sendable(sql[:SQL])
+                    )
                 )
         if len(self._texts) >= TEXTS:
             self._texts.clear()
@@ -146,14 +148,24 @@ class Recorder:
         number = self._routes.setdefault((method, path), mine)
         if number == mine:
             endpoint = self.sites.definition(scope.get("endpoint"))
-            self._route_texts.append(probe_protocol.RouteText(number, method, path, endpoint.where))
+            where = _sendable(endpoint.where)
+            self._route_texts.append(
+                probe_protocol.RouteText(number, _sendable(method), _sendable(path), where)
+            )
         return number
+
+
+def _sendable(text: str) -> str:
+    """Return the text with ``?`` for what UTF-8 cannot encode: it would end the sending thread."""
+    return text.encode(errors="replace").decode()
 
 
 def _route_name(scope: Mapping[str, Any], root_path: str) -> str:
     """Return the route's template, or else the path with ``{id}`` for numbers, UUIDs and long hex."""
     if (template := route_template(scope, root_path)) is not None:
         return template
-    if mounted := str(scope.get("root_path", ""))[len(root_path) :]:
+    if mounted := mount_path(scope, root_path):
         return f"{mounted}/*"
-    return _IDENTIFIER.sub("/{id}", str(scope.get("path", "")))[:200]
+    return _IDENTIFIER.sub("/{id}", path_in_app({"path": scope.get("path", ""), "root_path": root_path}))[
+        :200
+    ]

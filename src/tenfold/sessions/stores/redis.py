@@ -106,7 +106,7 @@ class RedisStore:
         max_connections: int = 50,
         breaker: Breaker | None = None,
     ) -> None:
-        self._prefix = prefix.encode()
+        self._prefix = prefix.encode(errors="surrogateescape")
         self._timeout_s = timeout_s
         self._breaker = breaker or Breaker(failures=3)
         self._pool: RedisPool | None = None

@@ -224,7 +224,9 @@ class SQLStore:
     @property
     def _name(self) -> str:
         url = self._engine.url
-        where = f" at {url.host}:{url.port or 5432}" if url.host else ""
+        # An @ comes from a password that is not percent-encoded, and then any part may be a part of it.
+        is_plain = url.host and "@" not in f"{url.host}{url.database}"
+        where = f" at {url.host}:{url.port or 5432}" if is_plain else ""
         return f"{'PostgreSQL' if url.get_backend_name() == 'postgresql' else 'SQLite'}{where}"
 
     def _reason(self, error: Exception) -> str:

@@ -88,6 +88,7 @@ class Nginx(LocalServer):
             header_bytes=settings.header_bytes,
             drain_timeout_s=settings.drain_timeout_s,
             client_idle_s=settings.client_idle_s,
+            scheme=settings.scheme,
         )
         for file in nginx.render(door):
             draft = self._folder / f"{file.path}.new"
