@@ -74,6 +74,7 @@ MODULES: dict[str, list[str]] = {
         "mount_path",
         "path_in_app",
         "plain_answer",
+        "prefix_matcher",
         "route_template",
         "send_answer",
     ],

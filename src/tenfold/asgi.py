@@ -21,6 +21,7 @@ __all__ = [
     "mount_path",
     "path_in_app",
     "plain_answer",
+    "prefix_matcher",
     "route_template",
     "send_answer",
 ]
@@ -99,14 +100,25 @@ def path_in_app(scope: Mapping[str, Any]) -> str:
     As ``starlette._utils.get_route_path``: ``path`` has the prefix in it by the specification (uvicorn), and
     has not behind a proxy that removed it (granian).
     """
-    path, root = str(scope["path"]), str(scope.get("root_path") or "").rstrip("/")
+    path: str = scope["path"]
+    root = str(scope.get("root_path") or "").rstrip("/")
     return (path[len(root) :] or "/") if root and is_below(path, (root,)) else path
 
 
 def is_below(path: str, prefixes: Iterable[str]) -> bool:
     """Whether a path is one of ``prefixes`` or lies below it: ``/api`` covers ``/api/x``, not ``/apis``."""
-    plain = (prefix.rstrip("/") for prefix in prefixes)
-    return any(path == prefix or path.startswith(prefix + "/") for prefix in plain)
+    for prefix in prefixes:
+        plain = prefix.rstrip("/")
+        if path.startswith(plain) and (len(path) == len(plain) or path[len(plain)] == "/"):
+            return True
+    return False
+
+
+def prefix_matcher(prefixes: Iterable[str]) -> Callable[[str], bool]:
+    """Prepare :func:`is_below` for many paths and the same prefixes."""
+    exact = frozenset(prefix.rstrip("/") for prefix in prefixes)
+    below = tuple(prefix + "/" for prefix in exact)
+    return lambda path: path in exact or path.startswith(below)
 
 
 def longest_prefix(values: Mapping[str, Value], *, otherwise: Value) -> Callable[[str], Value]:
@@ -125,6 +137,8 @@ def mount_path(scope: Mapping[str, Any], mounted_at: str) -> str:
     What the app itself puts in front of it (``FastAPI(root_path=…)``) belongs to its server, not to a mount.
     """
     root = str(scope.get("root_path") or "")
+    if not root:
+        return ""
     own = str(scope.get("app_root_path") or getattr(scope.get("app"), "root_path", None) or "")
     known = [prefix.rstrip("/") for prefix in (mounted_at, own)]
     return root[max((len(prefix) for prefix in known if is_below(root, (prefix,))), default=0) :]
@@ -150,6 +164,8 @@ def route_template(scope: Mapping[str, Any], mounted_at: str) -> str | None:
     if not isinstance(template, str):
         return None
     mount = mount_path(scope, mounted_at)
+    if not mount:
+        return template or "/"
     names = {str(value): f"{{{name}}}" for name, value in scope.get("path_params", {}).items()}
     mount = "/".join(names.get(part, part) for part in mount.split("/"))
     if mount.endswith(template.removesuffix("/{path}") or "/"):  # the route is the mount: static files, say

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from weakref import WeakKeyDictionary
 
-from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, is_below, path_in_app, send_answer
+from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, path_in_app, prefix_matcher, send_answer
 from tenfold.errors import DeadlineExceededError
 
 __all__ = ["DeadlineMiddleware", "RetryBudget", "budget_s", "check_deadline", "deadline", "remaining_s"]
@@ -142,12 +142,12 @@ class DeadlineMiddleware:
         self.app = app
         self.timeout_s, self.skew_s = timeout_s, skew_s
         self.trust_callers = trust_callers
-        self.exempt = exempt
+        self._is_exempt = prefix_matcher(exempt)
         self.wall_clock = wall_clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request within its time."""
-        if scope["type"] != "http" or is_below(path_in_app(scope), self.exempt):
+        if scope["type"] != "http" or self._is_exempt(path_in_app(scope)):
             return await self.app(scope, receive, send)
         left_s = self._budget_s(scope)
         if left_s <= 0:

@@ -282,6 +282,9 @@ class MetricsMiddleware:
         self.routes: set[str] = set()
         self.requests: Any = instrument(REQUESTS, registry=registry)
         self.seconds: Any = instrument(REQUEST_SECONDS, registry=registry)
+        self._children: dict[
+            tuple[str, str, str], tuple[Any, Any]
+        ] = {}  # by label values: looking up costs more
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope.get(_COUNTED) is self.requests:
@@ -310,10 +313,16 @@ class MetricsMiddleware:
     def _record(self, scope: Scope, mounted_at: str, status: str, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
         labels = (method, self._route_label(route_template(scope, mounted_at) or _OTHER), status)
-        self.requests.labels(*labels).inc()
-        self.seconds.labels(*labels).observe(seconds)
+        if (children := self._children.get(labels)) is None:
+            children = self.requests.labels(*labels), self.seconds.labels(*labels)
+            self._children[labels] = children
+        count, duration = children
+        count.inc()
+        duration.observe(seconds)
 
     def _route_label(self, route: str) -> str:
+        if route in self.routes:
+            return route
         route = route.encode(errors="replace").decode()  # one that UTF-8 cannot encode would break /metrics
         if route not in self.routes and len(self.routes) >= self.max_routes:
             return _OTHER

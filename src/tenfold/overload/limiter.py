@@ -22,10 +22,10 @@ from tenfold.asgi import (
     Scope,
     Send,
     ends_answer,
-    is_below,
     longest_prefix,
     path_in_app,
     plain_answer,
+    prefix_matcher,
 )
 from tenfold.deadlines import remaining_s
 from tenfold.metrics import CONCURRENCY_IN_FLIGHT, CONCURRENCY_LIMIT, SHED, instrument
@@ -93,7 +93,7 @@ class ConcurrencyLimiter:
         self.queue = FairQueue(size=max_waiting, max_wait_s=max_wait_s, busy_wait_s=max_wait_s / 10)
         self.controller = AdmissionController(self.limit, self.queue)
         self.tenant = tenant
-        self.exempt = tuple(exempt)
+        self._is_exempt = prefix_matcher(exempt)
         self.shadow = shadow
         self.shed_counts: dict[tuple[str, Priority], int] = {}
         self._priority = priority if callable(priority) else _by_prefix(priority or {})
@@ -110,7 +110,7 @@ class ConcurrencyLimiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, queue, or refuse."""
-        if scope["type"] != "http" or is_below(path_in_app(scope), self.exempt):
+        if scope["type"] != "http" or self._is_exempt(path_in_app(scope)):
             return await self.app(scope, receive, send)
         request = self._request(scope)
         if self.shadow:

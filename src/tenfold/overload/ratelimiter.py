@@ -8,7 +8,17 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.asgi import ASGIApp, Header, Message, Receive, Scope, Send, is_below, path_in_app, send_answer
+from tenfold.asgi import (
+    ASGIApp,
+    Header,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    path_in_app,
+    prefix_matcher,
+    send_answer,
+)
 from tenfold.breaker import Breaker
 from tenfold.errors import BreakerOpenError, RateStoreError, SettingsError
 from tenfold.metrics import RATE_LIMITED, instrument
@@ -81,12 +91,12 @@ class RateLimiter:
         self._key, self._cost = key, cost
         self._pause_s = pause_s
         self._breaker = Breaker(failures=1, cool_down_s=pause_s, jitter=0.0)
-        self._exempt, self._secret = tuple(exempt), secret[:64]
+        self._is_exempt, self._secret = prefix_matcher(exempt), secret[:64]
         self._total: Any = instrument(RATE_LIMITED, registry=registry) if metrics else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request pass, or refuse it."""
-        if scope["type"] != "http" or is_below(path_in_app(scope), self._exempt):
+        if scope["type"] != "http" or self._is_exempt(path_in_app(scope)):
             return await self.app(scope, receive, send)
         key = self._key(scope)
         if key is None:
