@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from tenfold.database.session_state import execute, execute_outside_transaction, is_in_block
 from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError
 
@@ -92,6 +93,7 @@ class _ConnectionTimeout:
     own_ms: int | None = None  # its own statement_timeout, asked for once; 0 is none
     session_ms: int | None = None  # the step that its session carries for a deadline
     transaction_ms = 0  # in force for a deadline in the current transaction; 0 is none
+    in_block = False  # whether the last statement ran in a transaction, although in AUTOCOMMIT
 
 
 class StatementTimeouts:
@@ -136,6 +138,7 @@ class StatementTimeouts:
         is_new = timeout is None
         if timeout is None:
             timeout = record.info[_INFO] = _ConnectionTimeout()
+        timeout.in_block = False
         left_s = remaining_s()
         if left_s is None:
             if timeout.session_ms is None:
@@ -156,7 +159,9 @@ class StatementTimeouts:
         if timeout is None or connection.autocommit:
             return
         check_deadline()
-        left_s = remaining_s()
+        self._begin_transaction(connection, timeout, remaining_s())
+
+    def _begin_transaction(self, connection: Any, timeout: _ConnectionTimeout, left_s: float | None) -> None:
         step = timeout.session_ms
         timeout.transaction_ms = 0 if step is None else self._session_value(timeout, step)
         may_rely_on_session = left_s is None or self._scope == "session"
@@ -172,7 +177,13 @@ class StatementTimeouts:
         left_s = remaining_s()
         if self._scope is None or (left_s is None and timeout.session_ms is None):
             return
-        if connection.autocommit:
+        if is_in_block(connection._connection_record.info):  # of a connection in AUTOCOMMIT
+            if not timeout.in_block:
+                timeout.in_block = True
+                self._begin_transaction(connection, timeout, left_s)
+        else:
+            timeout.in_block = False
+        if connection.autocommit and not timeout.in_block:
             if self._scope != "transaction" and not fits(timeout.session_ms, left_s):
                 self._set_session(connection.dbapi_connection, timeout, left_s)
         elif left_s is not None and left_s * 1000 < timeout.transaction_ms / 2:
@@ -180,12 +191,12 @@ class StatementTimeouts:
 
     def _set_session(self, connection: Any, timeout: _ConnectionTimeout, left_s: float | None) -> None:
         if timeout.own_ms is None:
-            timeout.own_ms = int(_run_outside_transaction(connection, _OWN_LIMIT)[0][0])
+            timeout.own_ms = int(execute_outside_transaction(connection, _OWN_LIMIT)[0][0])
         wanted = None if left_s is None else step_ms(left_s)
         value = self._session_value(timeout, wanted)
         if value != self._session_value(timeout, timeout.session_ms):
             timeout.session_ms = _UNKNOWN
-            _run_outside_transaction(connection, f"SET statement_timeout = {value:d}")
+            execute_outside_transaction(connection, f"SET statement_timeout = {value:d}")
         timeout.session_ms = wanted
 
     def _session_value(self, timeout: _ConnectionTimeout, step: int | None) -> int:
@@ -198,7 +209,7 @@ class StatementTimeouts:
         else:  # a transaction's own limit is not known without a round trip
             own_ms = timeout.own_ms or 0 if self._scope == "session" else 0
             value = timeout.transaction_ms = self._capped_ms(max(math.ceil(left_s * 1000), 1), own_ms)
-        _run(connection, f"SET LOCAL statement_timeout = {value:d}")
+        execute(connection, f"SET LOCAL statement_timeout = {value:d}")
 
     def _capped_ms(self, wanted_ms: int, own_ms: int) -> int:
         """The shortest of a timeout, ``own_ms`` and ``most_s``; the latter two may be none."""
@@ -227,25 +238,6 @@ def fits(session_ms: int | None, left_s: float | None) -> bool:
         return left_s is None and session_ms is None
     left_ms = max(left_s * 1000, 1.0)
     return left_ms <= session_ms <= 2 * left_ms
-
-
-def _run_outside_transaction(connection: Any, statement: str) -> Any:
-    """Run a statement whose effect no rollback undoes."""
-    before = connection.autocommit
-    connection.autocommit = True
-    try:
-        return _run(connection, statement)
-    finally:
-        connection.autocommit = before
-
-
-def _run(connection: Any, statement: str) -> Any:
-    cursor = connection.cursor()
-    try:
-        cursor.execute(statement)
-        return cursor.fetchall() if cursor.description else None
-    finally:
-        cursor.close()
 
 
 def _translate(context: ExceptionContext) -> None:

@@ -22,6 +22,7 @@ from tenfold.database.replicas.freshness import (
 )
 from tenfold.database.replicas.read_counters import ReadOutcome
 from tenfold.database.replicas.servers import DatabaseServer
+from tenfold.database.session_state import MUST_CLOSE, is_in_block
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
@@ -42,6 +43,7 @@ class Checkout:
     """A checked-out connection. Made by :meth:`acquire`, given back by :meth:`release`."""
 
     __slots__ = (
+        "_info",
         "_is_first_use",
         "_released",
         "connection",
@@ -56,13 +58,14 @@ class Checkout:
         self,
         server: DatabaseServer,
         connection: Connection,
-        position: ReplayPosition | None,
+        info: dict[Any, Any],
         *,
         is_first_use: bool,
     ) -> None:
         self.server = server
         self.connection = connection
-        self.position = position
+        self._info = info  # of the connection's record
+        self.position: ReplayPosition | None = info.get(_INFO_POSITION)
         self._is_first_use = is_first_use
         self.outcome: ReadOutcome = "no_token"
         self.visible = 0  # the position whose state a read before the last answer may have shown
@@ -87,9 +90,9 @@ class Checkout:
             poll: SocketPoll | None = info.get(_INFO_POLL)
             if poll is None:
                 info[_INFO_POLL] = SocketPoll(bare.driver_connection)
-                return cls(server, connection, None, is_first_use=True)
+                return cls(server, connection, info, is_first_use=True)
             if not poll.is_dead():
-                return cls(server, connection, info.get(_INFO_POSITION), is_first_use=False)
+                return cls(server, connection, info, is_first_use=False)
             connection.invalidate()
             connection.close()
         raise ServerLostError(server.name)
@@ -197,6 +200,11 @@ class Checkout:
             return None
         return Token(position.system, position.timeline, self.visible, expires_at)
 
+    @property
+    def may_have_state(self) -> bool:
+        """True if the session may have set something that the transaction's statements rely on."""
+        return is_in_block(self._info) or MUST_CLOSE in self._info
+
     def record_statement(self, seconds: float, *, now: float) -> None:
         """Add a statement's duration to the server's load.
 
@@ -222,7 +230,9 @@ class Checkout:
             return
         self._released = True
         self.server.decrement_in_flight()
-        try:  # noqa: SIM105 - suppress() is an object and two calls, for each read
+        try:
+            if MUST_CLOSE in self._info:
+                self.connection.invalidate()
             self.connection.close()
         except SQLAlchemyError:
             pass

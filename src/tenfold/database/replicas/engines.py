@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tenfold.database.pools.pool_monitor import PoolMonitorOptions
 from tenfold.database.psycopg import sqlstate
+from tenfold.database.session_state import track_reads, track_writes
 from tenfold.database.urls import server_name
 from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError
 
@@ -79,6 +80,8 @@ def engine_factory(
             event.listen(engine, "connect", lambda _, record: on_connect(record.driver_connection))
         translate = _translate_write_error if use == "write" else _translate_read_error
         event.listen(engine, "handle_error", translate)
+        if engine.dialect.name == "postgresql":
+            (track_writes if use == "write" else track_reads)(engine.dialect)
         if use == "write":
             _mark_commits(engine)
         elif engine.dialect.name == "sqlite":

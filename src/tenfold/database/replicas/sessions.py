@@ -205,6 +205,7 @@ class ReadSession(_RoutedSession):
         if (
             checkout is None
             or self._source.isolation is not None
+            or (self._has_read and checkout.may_have_state)
             or not (error.connection_invalidated or conflict)
         ):
             return False
