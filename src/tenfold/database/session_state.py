@@ -173,24 +173,31 @@ def is_in_block(info: dict[Any, Any]) -> bool:
     return _BLOCK in info
 
 
-def track_reads(dialect: Any) -> None:
+def track_reads(engine: Any) -> None:
     """Give sessions that read a transaction once they may set state, and end it with ROLLBACK."""
-    _listen(dialect, _before_read)
+    dialect = engine.dialect
+    _listen(engine, _before_read)
     rollback: Callable[[Any], None] = dialect.do_rollback
     # Nothing was written: COMMIT would only keep what was set.
     dialect.do_rollback = dialect.do_commit = partial(_end_read, rollback)
 
 
-def track_writes(dialect: Any) -> None:
-    """Mark connections for closing whose session sets state for longer than its transaction."""
-    _listen(dialect, _before_write)
+def track_writes(engine: Any) -> None:
+    """Close connections whose session sets state for longer than its transaction."""
+    _listen(engine, _before_write)
 
 
-def _listen(dialect: Any, listener: Callable[..., None]) -> None:
+def _listen(engine: Any, listener: Callable[..., None]) -> None:
     from sqlalchemy import event
 
     for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-        event.listen(dialect, name, listener)
+        event.listen(engine.dialect, name, listener)
+    event.listen(engine, "checkin", _close_marked)
+
+
+def _close_marked(_: Any, record: Any) -> None:
+    if MUST_CLOSE in record.info:
+        record.invalidate()
 
 
 def _before_read(_: Any, statement: str, *rest: Any) -> None:

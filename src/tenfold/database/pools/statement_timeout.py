@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from tenfold.database.drivers import sqlstate
 from tenfold.database.session_state import execute, execute_outside_transaction, is_in_block
 from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError
@@ -84,7 +85,7 @@ def enforce_deadlines(
 
 def was_ended_by_deadline(error: BaseException | None) -> bool:
     """Return whether the server ended a statement because the request's time is over."""
-    return getattr(error, "sqlstate", None) == _QUERY_CANCELED and remaining_s() == 0
+    return sqlstate(error) == _QUERY_CANCELED and remaining_s() == 0
 
 
 class _ConnectionTimeout:

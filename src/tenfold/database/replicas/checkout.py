@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from tenfold.database.drivers import SocketPoll, is_unsupported, refuses_positions, server_version, sqlstate
 from tenfold.database.pools.statement_timeout import was_ended_by_deadline
-from tenfold.database.psycopg import SocketPoll, is_unsupported, lacks_positions, server_version, sqlstate
 from tenfold.database.replicas.freshness import (
     FULL_POSITION_QUERY,
     POSITION_QUERY,
@@ -123,7 +123,7 @@ class Checkout:
         try:
             row = self._fetch_row(FULL_POSITION_QUERY if full or self.position is None else POSITION_QUERY)
         except BaseException as error:
-            if lacks_positions(error):
+            if refuses_positions(error):
                 self.server.cluster.has_positions = False
                 return None
             self._raise_lost(error)
@@ -224,15 +224,18 @@ class Checkout:
         with contextlib.suppress(SQLAlchemyError):
             self.connection.invalidate(error)
 
+    def __del__(self) -> None:
+        # Of a session that was never closed; the pool takes its connection back by itself.
+        if not self._released:
+            self.server.count_abandoned()
+
     def release(self) -> None:
         """Return the connection to its pool; nothing happens the second time."""
         if self._released:
             return
         self._released = True
         self.server.decrement_in_flight()
-        try:
-            if MUST_CLOSE in self._info:
-                self.connection.invalidate()
+        try:  # noqa: SIM105 - suppress() is an object and two calls, for each read
             self.connection.close()
         except SQLAlchemyError:
             pass

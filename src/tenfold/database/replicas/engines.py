@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+from tenfold.database.drivers import sqlstate
 from tenfold.database.pools.pool_monitor import PoolMonitorOptions
-from tenfold.database.psycopg import sqlstate
 from tenfold.database.session_state import track_reads, track_writes
 from tenfold.database.urls import server_name
 from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError
@@ -81,7 +81,7 @@ def engine_factory(
         translate = _translate_write_error if use == "write" else _translate_read_error
         event.listen(engine, "handle_error", translate)
         if engine.dialect.name == "postgresql":
-            (track_writes if use == "write" else track_reads)(engine.dialect)
+            (track_writes if use == "write" else track_reads)(engine)
         if use == "write":
             _mark_commits(engine)
         elif engine.dialect.name == "sqlite":
