@@ -24,8 +24,9 @@ async def connect_async(url: str) -> Any:
         DependencyError: psycopg is not installed.
         psycopg.Error: the server cannot be reached.
     """
+    # Nothing is prepared: it gains little here, and an older PgBouncer mixes prepared statements up.
     return await _library().AsyncConnection.connect(
-        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler"
+        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler", prepare_threshold=None
     )
 
 

@@ -19,12 +19,12 @@ from enum import IntEnum
 from functools import lru_cache, partial
 from typing import Any
 
-__all__ = ["MUST_CLOSE", "Effect", "effect_of", "is_in_block", "track_reads", "track_writes"]
+__all__ = ["Effect", "effect_of", "is_in_block", "may_have_state", "track_reads", "track_writes"]
 
 # In a connection record's info, which is cleared when the connection ends.
-MUST_CLOSE = "tenfold must close"
+_MUST_CLOSE = "tenfold must close"
 _BLOCK = "tenfold transaction block"  # BEGIN was sent on a connection in AUTOCOMMIT
-_MAY_HAVE_LOCKS = "tenfold advisory locks"
+_MAY_HAVE_STATE = "tenfold may have state"
 _CACHED = 4096  # statements
 
 
@@ -173,6 +173,11 @@ def is_in_block(info: dict[Any, Any]) -> bool:
     return _BLOCK in info
 
 
+def may_have_state(info: dict[Any, Any]) -> bool:
+    """Return whether a session that reads may have set something which its statements rely on."""
+    return _MAY_HAVE_STATE in info or _MUST_CLOSE in info
+
+
 def track_reads(engine: Any) -> None:
     """Give sessions that read a transaction once they may set state, and end it with ROLLBACK."""
     dialect = engine.dialect
@@ -196,7 +201,7 @@ def _listen(engine: Any, listener: Callable[..., None]) -> None:
 
 
 def _close_marked(_: Any, record: Any) -> None:
-    if MUST_CLOSE in record.info:
+    if _MUST_CLOSE in record.info:
         record.invalidate()
 
 
@@ -208,9 +213,9 @@ def _before_read(_: Any, statement: str, *rest: Any) -> None:
     if record is None:  # detached: there is no next user
         return
     if effect is Effect.LASTING:
-        record.info[MUST_CLOSE] = True
+        record.info[_MUST_CLOSE] = True
         return
-    record.info[_MAY_HAVE_LOCKS] = True
+    record.info[_MAY_HAVE_STATE] = True
     if connection.autocommit and _BLOCK not in record.info:
         execute(connection, "BEGIN READ ONLY")
         record.info[_BLOCK] = True
@@ -219,7 +224,7 @@ def _before_read(_: Any, statement: str, *rest: Any) -> None:
 def _end_read(rollback: Callable[[Any], None], connection: Any) -> None:
     record = connection._connection_record
     info: dict[Any, Any] = {} if record is None else record.info
-    if _MAY_HAVE_LOCKS not in info:
+    if _MAY_HAVE_STATE not in info:
         return rollback(connection)
     try:
         if _BLOCK in info:
@@ -228,7 +233,7 @@ def _end_read(rollback: Callable[[Any], None], connection: Any) -> None:
         else:
             rollback(connection)
         execute_outside_transaction(connection, "SELECT pg_advisory_unlock_all()")
-        del info[_MAY_HAVE_LOCKS]
+        del info[_MAY_HAVE_STATE]
     except BaseException:  # a cancellation, too: the next user must not get it
         connection.invalidate()
         raise
@@ -242,7 +247,7 @@ def _before_write(_: Any, statement: str, *rest: Any) -> None:
         return
     record = rest[-1].root_connection.connection._connection_record
     if record is not None:
-        record.info[MUST_CLOSE] = True
+        record.info[_MUST_CLOSE] = True
 
 
 def execute(connection: Any, statement: str) -> Any:

@@ -271,18 +271,18 @@ def test_replica_on_the_old_timeline_serves_no_writer_of_the_new(
     one, two = disposable_servers.replicas
     router = make_router((several_hosts(disposable_servers), [two.url]))
     disposable_servers.execute(one, "alter system set primary_conninfo = ''", "select pg_reload_conf()")
-    eventually(lambda: one.ask("select count(*) from pg_stat_wal_receiver")[0][0] == 0)
+    eventually(lambda: one.fetch("select count(*) from pg_stat_wal_receiver")[0][0] == 0)
     with router.write() as session:  # only the other one gets this
         session.execute(text("create table ballast as select n from generate_series(1, 100000) n"))
-    eventually(lambda: two.ask("select to_regclass('ballast') is not null")[0][0])
+    eventually(lambda: two.fetch("select to_regclass('ballast') is not null")[0][0])
     disposable_servers.kill(disposable_servers.primary)
     disposable_servers.execute(one, "select pg_promote()")
-    eventually(lambda: not one.ask("select pg_is_in_recovery()")[0][0])
+    eventually(lambda: not one.fetch("select pg_is_in_recovery()")[0][0])
     with router.consistency_context():
         with router.write() as session:
             session.execute(BUMP, {"id": 0})
-        further = two.ask("select pg_last_wal_replay_lsn()")[0][0]
-        assert one.ask(f"select pg_current_wal_lsn() < '{further}'")[0][0]
+        further = two.fetch("select pg_last_wal_replay_lsn()")[0][0]
+        assert one.fetch(f"select pg_current_wal_lsn() < '{further}'")[0][0]
         with router.read() as session:
             assert session.execute(LOOK, {"id": 0}).one() == (1, one.port)
             # What an asynchronous replica had not received is lost with its primary, acknowledged or not.

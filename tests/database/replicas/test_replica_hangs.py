@@ -116,7 +116,7 @@ def in_the_way(servers: Servers, read: Callable[[TextClause], Any]) -> Any:
     reader = threading.Thread(target=reading)
     with servers.with_setting(one, "max_standby_streaming_delay", "0"):
         reader.start()
-        eventually(lambda: one.ask("select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
+        eventually(lambda: one.fetch("select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
         servers.execute(servers.primary, "alter table shown add column m int")
         reader.join(20)
     return found[0]

@@ -45,7 +45,7 @@ def made_up(status: str, servers: Servers) -> Callable[[Checkout, str], Any]:
         position = re.findall(r"'([0-9A-F/]+)'", statement)[0]
         query = f"select pg_last_wal_replay_lsn() >= '{position}'"
         if status == "success":
-            eventually(lambda: servers.replicas[0].ask(query)[0][0])
+            eventually(lambda: servers.replicas[0].fetch(query)[0][0])
         return (status,)
 
     return answer

@@ -32,7 +32,7 @@ __all__ = ["enforce_deadlines"]
 
 TimeoutScope = Literal["session", "transaction", "mixed"]
 
-LIBPQ_DRIVERS = frozenset({"psycopg", "psycopg_async", "psycopg2"})  # whose sessions can carry a timeout
+SESSION_DRIVERS = frozenset({"asyncpg", "psycopg", "psycopg_async", "psycopg2"})  # may carry a timeout
 STEPS_PER_DECADE = 8  # each step is a third more than the one before
 
 _QUERY_CANCELED = "57014"
@@ -58,9 +58,9 @@ def enforce_deadlines(
 
     In AUTOCOMMIT, where a router's reads run, the session carries the timeout, and the connection's own limit
     is kept where it is shorter. A statement may run a third longer than what is left, the second and later
-    ones on the same connection twice as long. It needs psycopg: with other drivers the server is told nothing
-    in AUTOCOMMIT. Behind PgBouncer in transaction mode pass ``autocommit=False``. Pools other than QueuePool
-    and its asynchronous kind do not bound their waits.
+    ones on the same connection twice as long. It needs psycopg, psycopg2 or asyncpg: with other drivers the
+    server is told nothing in AUTOCOMMIT. Behind PgBouncer in transaction mode pass ``autocommit=False``.
+    Pools other than QueuePool and its asynchronous kind do not bound their waits.
 
     Args:
         engine: sync or async, any driver.
@@ -77,7 +77,7 @@ def enforce_deadlines(
     plain: Any = getattr(engine, "sync_engine", None) or engine
     if hasattr(plain.pool, "monitor"):
         return
-    mixed = autocommit and plain.driver in LIBPQ_DRIVERS
+    mixed = autocommit and plain.driver in SESSION_DRIVERS
     StatementTimeouts(plain.dialect, "mixed" if mixed else "transaction", most_s=most_s).attach(plain.pool)
     _bound_waits(plain)
     event.listen(plain, "engine_disposed", _bound_waits)  # which gives it another pool

@@ -22,7 +22,7 @@ from tenfold.database.replicas.freshness import (
 )
 from tenfold.database.replicas.read_counters import ReadOutcome
 from tenfold.database.replicas.servers import DatabaseServer
-from tenfold.database.session_state import MUST_CLOSE, is_in_block
+from tenfold.database.session_state import may_have_state
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
@@ -83,7 +83,7 @@ class Checkout:
         for _ in range(_MAX_DEAD):
             try:
                 connection = engine.connect()
-            except DBAPIError as error:
+            except (DBAPIError, OSError) as error:  # asyncpg's is bare
                 raise ServerLostError(server.name) from error
             bare: Any = connection.connection
             info = bare._connection_record.info  # which `bare.info` is, after 1 µs
@@ -173,7 +173,7 @@ class Checkout:
             row: tuple[Any, ...] = cursor.fetchone()
         finally:
             cursor.close()
-            if in_transactions and not dbapi.closed:
+            if in_transactions and not getattr(dbapi, "closed", False):  # asyncpg has no such attribute
                 dbapi.autocommit = False
         return row
 
@@ -203,7 +203,7 @@ class Checkout:
     @property
     def may_have_state(self) -> bool:
         """True if the session may have set something that the transaction's statements rely on."""
-        return is_in_block(self._info) or MUST_CLOSE in self._info
+        return may_have_state(self._info)
 
     def record_statement(self, seconds: float, *, now: float) -> None:
         """Add a statement's duration to the server's load.

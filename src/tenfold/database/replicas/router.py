@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tenfold.database.asyncpg import libpq_parameters
 from tenfold.database.drivers import abandon_connections
 from tenfold.database.pools import monitor_thread
 from tenfold.database.pools.pool import pool_options
@@ -291,9 +292,9 @@ class DatabaseRouter:
     ) -> PositionSampler | None:
         if not replicas or not self._cluster.has_positions or limits.sample_s <= 0:
             return None
-        targets = [SampledServer(self._primary.name, libpq_url(primary), True, self._primary.health)]
+        targets = [SampledServer(self._primary.name, _sampler_url(primary), True, self._primary.health)]
         targets += [
-            SampledServer(server.name, libpq_url(url), False, server.health, dependents=(server,))
+            SampledServer(server.name, _sampler_url(url), False, server.health, dependents=(server,))
             for url, server in zip(replicas, self._replicas, strict=True)
         ]
         self._cluster.is_sampled = True
@@ -352,6 +353,12 @@ class DatabaseRouter:
         if self._metrics:
             monitor_thread.register(self._metrics)
         self._started_in = pid
+
+
+def _sampler_url(url: URL) -> str:
+    """The URL for the sampler's own connection, which is psycopg's."""
+    address, mark, query = libpq_url(url.set(query=libpq_parameters(url.query))).partition("?")
+    return address + mark + query.replace("+", "%20")  # for libpq a plus is no blank
 
 
 def _dispose(engine: Any, loop: asyncio.AbstractEventLoop | None) -> None:
