@@ -91,7 +91,7 @@ MODULES: dict[str, list[str]] = {
         "deadline",
         "remaining_s",
     ],
-    "tenfold.redis_pool": ["RedisPool"],
+    "tenfold.redis_pool": ["RedisClient", "RedisLoopError", "RedisPool"],
     "tenfold.sessions.stores.store": ["Store", "StoredPayload"],
     "tenfold.signing": ["Sealer", "Signer", "generate_key"],
     "tenfold.database.pytest": ["StaleReadGuard", "replica_admin_urls", "stale_read_guard"],

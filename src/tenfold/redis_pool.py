@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from tenfold.errors import DependencyError, SettingsError
@@ -25,23 +26,33 @@ try:
         BusyLoadingError,
         ConnectionError,
         ReadOnlyError,
+        RedisError,
         ResponseError,
     )
 except ImportError:
     raise DependencyError("Redis needs redis-py and hiredis: pip install 'tenfold[redis]'") from None
 
-__all__ = ["RedisPool"]
+__all__ = ["RedisClient", "RedisLoopError", "RedisPool"]
+
+
+@dataclass(slots=True)
+class _LoopConnections:
+    """The connections of one event loop, which no other may use."""
+
+    slots: asyncio.Semaphore
+    generation: int
+    idle: list[Any] = field(default_factory=list)
 
 
 class RedisPool:
     """Connections made as needed, at most ``max_connections``; further commands wait in line.
 
-    No timeout of its own but for connecting: put ``asyncio.timeout`` around :meth:`execute`. Follows its
-    caller to another event loop, as test clients need it.
+    No timeout of its own but for connecting: put ``asyncio.timeout`` around :meth:`execute`. Each event loop
+    has connections of its own: test clients run one after the other, threads several at once.
 
     Args:
         url: ``redis://user:password@host:port/0``, ``rediss://…`` or ``unix://…``.
-        max_connections: to that server, from this pool.
+        max_connections: to that server, from this pool and one event loop.
         connect_timeout_s: for one connection attempt.
 
     Raises:
@@ -66,8 +77,7 @@ class RedisPool:
         except ValueError:
             raise SettingsError("this is not a Redis URL: write redis://user:password@host:port/0") from None
         self._max_connections = max_connections
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._idle: list[Any] = []
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopConnections] = {}
         self._generation = 0  # connections of an earlier one are closed when they come back
 
     @property
@@ -94,11 +104,12 @@ class RedisPool:
             return await self._execute_once(command)
 
     async def _execute_once(self, command: tuple[Any, ...]) -> Any:
-        if self._loop is not (loop := asyncio.get_running_loop()):
-            self._adopt_loop(loop)
-        async with self._slots:
+        held = self._loops.get(asyncio.get_running_loop()) or self._add_loop()
+        async with held.slots:
+            if held.generation != self._generation:
+                await self._close_idle(held)
             generation, reusable = self._generation, False
-            connection = self._idle.pop() if self._idle else self._factory.make_connection()
+            connection = held.idle.pop() if held.idle else self._factory.make_connection()
             try:
                 if not connection.is_connected:
                     await connection.connect()
@@ -111,19 +122,73 @@ class RedisPool:
                 raise
             finally:
                 if reusable and generation == self._generation:
-                    self._idle.append(connection)
+                    held.idle.append(connection)
                 else:
                     await connection.disconnect(nowait=True)
 
-    def _adopt_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drop the connections of another event loop, which as a rule is closed."""
-        self._loop, self._idle, self._slots = loop, [], asyncio.Semaphore(self._max_connections)
-        self._generation += 1
+    def _add_loop(self) -> _LoopConnections:
+        """Add the running event loop, and forget those that are closed: their connections cannot be used."""
+        for loop in list(self._loops):
+            if loop.is_closed():
+                self._loops.pop(loop, None)
+        held = _LoopConnections(asyncio.Semaphore(self._max_connections), self._generation)
+        self._loops[asyncio.get_running_loop()] = held
+        return held
+
+    async def _close_idle(self, held: _LoopConnections) -> None:
+        held.generation = self._generation
+        idle, held.idle = held.idle, []
+        for connection in idle:
+            await connection.disconnect(nowait=True)
 
     async def disconnect(self) -> None:
-        """Close idle connections now, and those in use when they come back."""
+        """Close idle connections now, and those in use when they come back.
+
+        Those of another event loop are closed when it uses the pool again.
+        """
         self._generation += 1
-        idle, self._idle = self._idle, []
-        if self._loop is asyncio.get_running_loop():
-            for connection in idle:
-                await connection.disconnect(nowait=True)
+        if held := self._loops.get(asyncio.get_running_loop()):
+            await self._close_idle(held)
+
+
+class RedisLoopError(RedisError):
+    """A client of redis-py was used in another event loop than its own."""
+
+
+class RedisClient:
+    """Commands over a client of redis-py that is the caller's own.
+
+    Its connections belong to one event loop. They are dropped when that is closed, as test clients do after
+    each request; while it runs, another is refused.
+
+    Args:
+        client: of ``redis.asyncio``, for one server, Sentinel or a cluster.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def execute(self, *command: Any) -> Any:
+        """Send one command and return its reply.
+
+        Raises:
+            RedisLoopError: the client belongs to another event loop.
+            redis.exceptions.RedisError, OSError: as redis-py does.
+        """
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            if self._loop is not None:
+                self._drop_connections(self._loop)
+            self._loop = loop
+        try:
+            return await self._client.execute_command(*command)
+        except RuntimeError as error:
+            if "event loop" not in str(error).lower():
+                raise
+            raise RedisLoopError("the client belongs to another event loop") from None
+
+    def _drop_connections(self, former: asyncio.AbstractEventLoop) -> None:
+        reset = getattr(getattr(self._client, "connection_pool", None), "reset", None)  # not of a cluster
+        if not former.is_closed() or reset is None:
+            raise RedisLoopError("the client belongs to another event loop")
+        reset()

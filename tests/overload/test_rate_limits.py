@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,33 @@ def test_limit_name_cannot_inject_headers() -> None:
 
 def test_lua_script_is_part_of_the_package() -> None:
     assert (Path(RedisRates.__init__.__code__.co_filename).parent / "gcra.lua").is_file()
+
+
+@pytest.mark.guarantee(
+    "rate limits work in any event loop", pattern="overload", under="a loop for each request"
+)
+@pytest.mark.parametrize("as_client", [False, True])
+def test_each_request_may_have_an_event_loop_of_its_own(redis_url: str, as_client: bool) -> None:
+    store = RedisRates(Redis.from_url(redis_url) if as_client else redis_url, timeout_s=10)
+    decisions = [asyncio.run(store.take(f"loops {as_client}", Rate(0.001, 10))) for _ in range(6)]
+    assert [decision.remaining for decision in decisions] == [9, 8, 7, 6, 5, 4]
+
+
+@pytest.mark.guarantee("rate limits work in any event loop")
+def test_several_event_loops_at_once_share_one_count(redis_url: str) -> None:
+    store = RedisRates(redis_url, timeout_s=10, connections=2)
+    with ThreadPoolExecutor(3) as threads:
+        found = threads.map(lambda _: asyncio.run(admitted(store, "threads", at_once=20)), range(3))
+    assert sum(found) == 10
+
+
+@pytest.mark.control("rate limits work in any event loop")
+def test_the_control_client_of_a_running_loop_is_refused_by_policy(redis_url: str) -> None:
+    store = RedisRates(Redis.from_url(redis_url), timeout_s=10)
+
+    async def test() -> None:
+        await store.take("mine", Rate(1, 10))
+        with pytest.raises(RateStoreError, match="another event loop: give RedisRates a URL"):
+            await asyncio.to_thread(lambda: asyncio.run(store.take("mine", Rate(1, 10))))
+
+    asyncio.run(test())

@@ -1,98 +1,17 @@
-"""psycopg itself: dead and hung connections, the errors of a server, single questions, cancelled connects."""
+"""psycopg itself: connections of tenfold's own, single questions, cancelled connects."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import select
-import socket
 from typing import Any
 
 from tenfold.errors import DependencyError
 
 __all__ = [
-    "SocketPoll",
     "close_cancelled_connects",
     "connect_async",
-    "is_unsupported",
-    "lacks_positions",
     "query_value",
-    "server_version",
-    "shut_down_socket",
-    "sqlstate",
 ]
-
-
-_UNSUPPORTED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
-_NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
-
-
-class SocketPoll:
-    """A poll of the socket below a driver's connection, for a look before each use.
-
-    Kept as long as the connection: to make the object that polls costs more than to poll.
-    """
-
-    __slots__ = ("_pgconn", "_poll", "_socket")
-
-    def __init__(self, connection: Any) -> None:
-        self._pgconn = getattr(connection, "pgconn", None)  # None: another driver
-        self._socket, self._poll = -1, select.poll()
-
-    def is_dead(self) -> bool:
-        """Return whether the server has hung up on an idle connection. Costs no round trip.
-
-        Something to read on a connection that asked nothing is its end, or a farewell (57P01). A server that
-        was cut off without a word, say by a firewall, is not noticed.
-        """
-        if self._pgconn is None:
-            return False
-        try:
-            socket = self._pgconn.socket
-        except Exception:  # psycopg's own, when it is closed already
-            return True
-        if socket != self._socket:
-            self._socket, self._poll = socket, select.poll()
-            self._poll.register(socket, select.POLLIN)
-        return bool(self._poll.poll(0))
-
-
-def shut_down_socket(connection: Any) -> None:
-    """Shut the socket below ``connection`` down, so that the thread or task waiting on it gets an error.
-
-    For a server that does not answer: neither a cancel request nor the driver's own timeout reaches it. May
-    be called from any thread; nothing happens to what is closed or None.
-    """
-    # Another thread may close it at this very moment.
-    with (
-        contextlib.suppress(Exception),
-        socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate,
-    ):
-        duplicate.shutdown(socket.SHUT_RDWR)
-
-
-# ------------------------------------------------------------------ answers of a server
-
-
-def sqlstate(error: BaseException | None) -> str:
-    """The five characters of a driver's error; "" when it has none."""
-    return str(getattr(error, "sqlstate", None) or "")
-
-
-def lacks_positions(error: BaseException) -> bool:
-    """Return whether a server said that it has no log positions, or none for this role."""
-    return sqlstate(error) in _NO_POSITIONS
-
-
-def is_unsupported(error: BaseException) -> bool:
-    """Return whether a server said that it does not know this statement, or does not do it here."""
-    return sqlstate(error) in _UNSUPPORTED
-
-
-def server_version(connection: Any) -> int:
-    """``server_version_num``, as the server told it when the connection was made; 0 with another driver."""
-    return int(getattr(getattr(connection, "info", None), "server_version", 0))
 
 
 # ------------------------------------------------------------------ connections of its own
@@ -105,8 +24,9 @@ async def connect_async(url: str) -> Any:
         DependencyError: psycopg is not installed.
         psycopg.Error: the server cannot be reached.
     """
+    # Nothing is prepared: it gains little here, and an older PgBouncer mixes prepared statements up.
     return await _library().AsyncConnection.connect(
-        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler"
+        url, autocommit=True, connect_timeout=2, application_name="tenfold sampler", prepare_threshold=None
     )
 
 

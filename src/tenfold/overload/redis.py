@@ -15,7 +15,7 @@ try:
     from redis.asyncio import Redis
     from redis.exceptions import NoScriptError, RedisError
 
-    from tenfold.redis_pool import RedisPool
+    from tenfold.redis_pool import RedisClient, RedisLoopError, RedisPool
 except ImportError:
     raise DependencyError("rate limits in Redis need redis-py: pip install 'tenfold[redis]'") from None
 
@@ -23,13 +23,14 @@ __all__ = ["RedisRates"]
 
 
 class RedisRates:
-    """A :class:`~tenfold.overload.gcra.RateStore` in Redis, by Redis' own clock. For one event loop.
+    """A :class:`~tenfold.overload.gcra.RateStore` in Redis, by Redis' own clock.
 
-    A failover may lose the last decisions: a client then gets a part of its burst twice.
+    With a URL for any event loop. A failover may lose the last decisions: a client then gets a part of its
+    burst twice.
 
     Args:
-        server: a URL, or an existing client, which keeps its own timeouts; no decision takes longer than
-            ``timeout_s``.
+        server: a URL, or an existing client, which keeps its own timeouts and its event loop; no decision
+            takes longer than ``timeout_s``.
         prefix: of the keys; each expires when its whole burst is available again.
         timeout_s: longest wait for a decision, seconds.
         connections: size of the pool, with a URL.
@@ -50,7 +51,7 @@ class RedisRates:
             self._pool = RedisPool(server, max_connections=connections, connect_timeout_s=timeout_s)
             self._execute = self._pool.execute
         else:
-            self._execute = server.execute_command
+            self._execute = RedisClient(server).execute
         self._script = files("tenfold.overload").joinpath("gcra.lua").read_bytes()
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
@@ -60,6 +61,10 @@ class RedisRates:
         try:
             async with asyncio.timeout(self._timeout_s):
                 allowed, remaining, wait_us, reset_us = await self._decide(arguments)
+        except RedisLoopError:
+            raise RateStoreError(
+                "the client of Redis belongs to another event loop: give RedisRates a URL"
+            ) from None
         except (RedisError, OSError, TimeoutError) as error:
             raise RateStoreError(
                 f"Redis does not count ({type(error).__name__}): look whether it runs and is a primary"

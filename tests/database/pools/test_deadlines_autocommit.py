@@ -78,7 +78,7 @@ def test_each_checkout_gets_the_step_of_its_deadline(engine_of: Callable[..., En
 def test_matching_step_costs_no_round_trip(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     with mock.patch.object(
-        statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction
+        statement_timeout, "execute_outside_transaction", wraps=statement_timeout.execute_outside_transaction
     ) as asked:
         assert shown(engine) == "0"
         assert asked.call_count == 0  # without a deadline
@@ -205,8 +205,8 @@ def test_connection_cancelled_during_set_is_discarded(url: str, taken: bool) -> 
         def hanging(connection: Any, statement: str) -> Any:
             return real(connection, "select pg_sleep(20)" if statement.startswith("SET") else statement)
 
-        real = statement_timeout._run_outside_transaction
-        with mock.patch.object(statement_timeout, "_run_outside_transaction", hanging):
+        real = statement_timeout.execute_outside_transaction
+        with mock.patch.object(statement_timeout, "execute_outside_transaction", hanging):
             task = asyncio.create_task(use_at_once() if taken else use())
             await asyncio.to_thread(eventually, lambda: hangs(url))
             task.cancel()

@@ -40,13 +40,17 @@ def test_the_options_of_a_pool(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("postgresql+psycopg://h/d", {"connect_timeout": 10, "application_name": "tenfold"}),
-        ("postgresql+asyncpg://h/d", {"timeout": 10, "server_settings": {"application_name": "tenfold"}}),
+        ("postgresql+psycopg://h/d", {"connect_timeout": 10, "fallback_application_name": "tenfold"}),
+        ("postgresql+psycopg2://h/d", {"connect_timeout": 10, "fallback_application_name": "tenfold"}),
+        ("postgresql+psycopg://h/d?connect_timeout=2", {"fallback_application_name": "tenfold"}),
+        ("postgresql+asyncpg://h/d?timeout=2", {"fallback_application_name": "tenfold"}),
         ("sqlite:///x.db", {}),
     ],
 )
 def test_options_of_each_driver(url: str, expected: dict[str, Any]) -> None:
-    assert pool_options(url, metrics=False)["connect_args"] == expected
+    arguments = pool_options(url, metrics=False)["connect_args"]
+    assert callable(arguments.pop("async_creator_fn", None)) is ("asyncpg" in url)
+    assert arguments == expected
 
 
 def test_server_sees_the_application_name(engine_of: Callable[..., Engine]) -> None:

@@ -17,10 +17,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
+from tenfold.database.drivers import SocketPoll
 from tenfold.database.pools import statement_timeout
 from tenfold.database.pools.pool import MonitoredPool, PoolDeadlineError
 from tenfold.database.pools.statement_timeout import StatementTimeouts, enforce_deadlines
-from tenfold.database.psycopg import SocketPoll
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
 from tests.measure import conftest
@@ -156,7 +156,7 @@ def test_enforce_deadlines_leaves_monitored_pools_alone(engine_of: Callable[...,
 def test_the_same_deadline_costs_no_second_round_trip(engine_of: Callable[..., Engine]) -> None:
     engine = engine_of()
     with mock.patch.object(
-        statement_timeout, "_run_outside_transaction", wraps=statement_timeout._run_outside_transaction
+        statement_timeout, "execute_outside_transaction", wraps=statement_timeout.execute_outside_transaction
     ) as asked:
         for _ in range(5):
             with deadline(5), engine.connect() as connection:

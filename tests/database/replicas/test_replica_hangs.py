@@ -14,7 +14,7 @@ from sqlalchemy import TextClause, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tenfold.database import DatabaseRouter, HealthLimits
-from tenfold.database.psycopg import sqlstate
+from tenfold.database.drivers import sqlstate
 from tenfold.database.replicas import read_routing
 from tenfold.database.replicas.checkout import Checkout
 from tests.database.conftest import Servers

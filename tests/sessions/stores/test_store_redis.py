@@ -6,6 +6,7 @@ import asyncio
 import math
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis.asyncio import Redis
@@ -328,3 +329,18 @@ def test_store_works_in_several_event_loops(redis_server: RedisServer) -> None:
 
     assert [asyncio.run(run()) for _ in range(3)] == [[None] * 3] * 3
     asyncio.run(store.aclose())
+
+
+def test_client_follows_its_caller_to_another_event_loop(redis_server: RedisServer) -> None:
+    store = RedisStore(Redis.from_url(redis_server.url), timeout_s=5)
+    assert [asyncio.run(store.read("unknown")) for _ in range(4)] == [None] * 4
+
+
+def test_several_event_loops_at_once_share_a_store(redis_server: RedisServer) -> None:
+    store = RedisStore(redis_server.url, timeout_s=5, max_connections=1)
+
+    async def run() -> list[StoredPayload | None]:
+        return await asyncio.gather(*(store.read("unknown") for _ in range(20)))
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda _: asyncio.run(run()), range(3))) == [[None] * 20] * 3

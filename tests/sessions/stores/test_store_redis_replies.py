@@ -62,6 +62,10 @@ def test_the_control_without_write_ids_a_repeated_write_conflicts_with_itself(
 class CarelessPool(RedisPool):
     """Reuses a connection whether or not the last reply was read."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._idle: list[Any] = []
+
     async def execute(self, *command: Any) -> Any:
         connection = self._idle.pop() if self._idle else self._factory.make_connection()
         try:

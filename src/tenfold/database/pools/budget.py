@@ -13,8 +13,9 @@ added up must fit. At the start of a service, with a sync or an async engine:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tenfold.database.asyncpg import libpq_parameters
 from tenfold.errors import DependencyError, SettingsError
 from tenfold.types import Finding, Verdict
 
@@ -199,8 +200,11 @@ def query_limits_at(url: str) -> ServerLimits:
             "pip install 'tenfold[database]'"
         ) from None
     try:
-        target = make_url(url).set(drivername="postgresql+psycopg")
-        options = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "tenfold doctor"}
+        given = make_url(url)
+        target = given.set(drivername="postgresql+psycopg", query=libpq_parameters(given.query))
+        options: dict[str, Any] = {"application_name": "tenfold doctor"}
+        if "connect_timeout" not in target.query:
+            options["connect_timeout"] = CONNECT_TIMEOUT_S
         with create_engine(target, poolclass=NullPool, connect_args=options).connect() as connection:
             return query_limits(connection)
     except ArgumentError:

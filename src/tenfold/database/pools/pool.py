@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
 
-from tenfold.database import psycopg
+from tenfold.database import asyncpg, psycopg
 from tenfold.database.pools import budget, monitor_thread
 from tenfold.database.pools.pool_monitor import (
     PoolMonitor,
@@ -25,7 +25,7 @@ from tenfold.database.pools.pool_monitor import (
     TimeoutMode,
     track_statements,
 )
-from tenfold.database.pools.statement_timeout import LIBPQ_DRIVERS, StatementTimeouts
+from tenfold.database.pools.statement_timeout import SESSION_DRIVERS, StatementTimeouts
 from tenfold.database.urls import server_name
 from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
@@ -61,8 +61,8 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     max_waiting: int | None = None,
     recycle_s: float = budget.RECYCLE_S,
     ping_after_s: float = budget.PING_AFTER_S,
-    connect_timeout_s: int = budget.CONNECT_TIMEOUT_S,
-    application_name: str = "tenfold",
+    connect_timeout_s: int | None = None,
+    application_name: str | None = None,
     statement_timeout: TimeoutMode = "session",
     leak_after_s: float | None = 60.0,
     idle_in_transaction_s: float = 1.0,
@@ -75,7 +75,7 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     """Arguments for ``create_engine(url, **options)`` and ``create_async_engine(url, **options)`` alike.
 
     Args:
-        url: as for the engine; its driver decides how connect_timeout and application_name are passed.
+        url: as for the engine; psycopg, psycopg2 and asyncpg all take libpq's parameters.
         name: of the pool, in metrics and messages; "host:port/database" unless it is given.
         pool_size: connections that are kept open; the last one returned is the first to be handed out, so
             that those beyond the need stay idle.
@@ -84,8 +84,9 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         max_waiting: waiters beyond this number are refused at once; None is ten for each connection.
         recycle_s: a connection lives for 80 to 100 % of this, seconds.
         ping_after_s: a connection that was idle for so long is pinged before it is handed out, seconds.
-        connect_timeout_s: longest wait for the server when a connection is opened, whole seconds.
-        application_name: what pg_stat_activity shows, the first 63 bytes.
+        connect_timeout_s: longest wait for the server when a connection is opened, whole seconds; None is the
+            URL's connect_timeout, or 10.
+        application_name: what pg_stat_activity shows, the first 63 bytes; None is the URL's, or "tenfold".
         statement_timeout: how the server is told the time that a deadline leaves: for the "session", free for
             most checkouts; for each "transaction", one round trip more, which is what PgBouncer's transaction
             mode needs; or "off".
@@ -116,7 +117,9 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
     )
     if metrics:
         instrument(POOL_SIZE, registry=registry)  # so that a missing library is an error here already
-    driver = _driver_options(target, connect_timeout_s, application_name)
+    arguments = _driver_options(target, connect_timeout_s, application_name) | dict(connect_args or {})
+    if target.get_driver_name() == "asyncpg":
+        arguments["async_creator_fn"] = asyncpg.connect_with(arguments.get("async_creator_fn"))
     return {
         "poolclass": MonitoredPool,
         "pool_size": pool_size,
@@ -125,22 +128,28 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
         "pool_recycle": recycle_s,
         "pool_use_lifo": True,
         "monitor_options": monitor_options,
-        "connect_args": driver | dict(connect_args or {}),
+        "connect_args": arguments,
     }
 
 
 def _timeout_mode(url: URL, wanted: TimeoutMode) -> TimeoutMode:
     """Fall back to transactions where the driver cannot set a session's timeout outside of one."""
-    return "transaction" if wanted == "session" and url.get_driver_name() not in LIBPQ_DRIVERS else wanted
+    return "transaction" if wanted == "session" and url.get_driver_name() not in SESSION_DRIVERS else wanted
 
 
-def _driver_options(url: URL, connect_timeout_s: int, application_name: str) -> dict[str, Any]:
-    name = application_name.encode()[:_MAX_NAME].decode(errors="ignore")
-    if url.get_driver_name() in LIBPQ_DRIVERS:
-        return {"connect_timeout": connect_timeout_s, "application_name": name}
-    if url.get_driver_name() == "asyncpg":
-        return {"timeout": connect_timeout_s, "server_settings": {"application_name": name}}
-    return {}
+def _driver_options(url: URL, connect_timeout_s: int | None, application_name: str | None) -> dict[str, Any]:
+    if url.get_driver_name() not in SESSION_DRIVERS:
+        return {}
+    options: dict[str, Any] = {}
+    if application_name is None:
+        options["fallback_application_name"] = "tenfold"  # which gives way to the URL's
+    else:
+        options["application_name"] = application_name.encode()[:_MAX_NAME].decode(errors="ignore")
+    if connect_timeout_s is not None:
+        options["connect_timeout"] = connect_timeout_s
+    elif not {"connect_timeout", "timeout"} & url.query.keys():
+        options["connect_timeout"] = budget.CONNECT_TIMEOUT_S
+    return options
 
 
 class PoolTimeoutError(PoolExhaustedError, exc.TimeoutError):

@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from tenfold.database.drivers import sqlstate
+from tenfold.database.session_state import execute, execute_outside_transaction, is_in_block
 from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError
 
@@ -30,7 +32,7 @@ __all__ = ["enforce_deadlines"]
 
 TimeoutScope = Literal["session", "transaction", "mixed"]
 
-LIBPQ_DRIVERS = frozenset({"psycopg", "psycopg_async", "psycopg2"})  # whose sessions can carry a timeout
+SESSION_DRIVERS = frozenset({"asyncpg", "psycopg", "psycopg_async", "psycopg2"})  # may carry a timeout
 STEPS_PER_DECADE = 8  # each step is a third more than the one before
 
 _QUERY_CANCELED = "57014"
@@ -56,9 +58,9 @@ def enforce_deadlines(
 
     In AUTOCOMMIT, where a router's reads run, the session carries the timeout, and the connection's own limit
     is kept where it is shorter. A statement may run a third longer than what is left, the second and later
-    ones on the same connection twice as long. It needs psycopg: with other drivers the server is told nothing
-    in AUTOCOMMIT. Behind PgBouncer in transaction mode pass ``autocommit=False``. Pools other than QueuePool
-    and its asynchronous kind do not bound their waits.
+    ones on the same connection twice as long. It needs psycopg, psycopg2 or asyncpg: with other drivers the
+    server is told nothing in AUTOCOMMIT. Behind PgBouncer in transaction mode pass ``autocommit=False``.
+    Pools other than QueuePool and its asynchronous kind do not bound their waits.
 
     Args:
         engine: sync or async, any driver.
@@ -75,7 +77,7 @@ def enforce_deadlines(
     plain: Any = getattr(engine, "sync_engine", None) or engine
     if hasattr(plain.pool, "monitor"):
         return
-    mixed = autocommit and plain.driver in LIBPQ_DRIVERS
+    mixed = autocommit and plain.driver in SESSION_DRIVERS
     StatementTimeouts(plain.dialect, "mixed" if mixed else "transaction", most_s=most_s).attach(plain.pool)
     _bound_waits(plain)
     event.listen(plain, "engine_disposed", _bound_waits)  # which gives it another pool
@@ -83,7 +85,7 @@ def enforce_deadlines(
 
 def was_ended_by_deadline(error: BaseException | None) -> bool:
     """Return whether the server ended a statement because the request's time is over."""
-    return getattr(error, "sqlstate", None) == _QUERY_CANCELED and remaining_s() == 0
+    return sqlstate(error) == _QUERY_CANCELED and remaining_s() == 0
 
 
 class _ConnectionTimeout:
@@ -92,6 +94,7 @@ class _ConnectionTimeout:
     own_ms: int | None = None  # its own statement_timeout, asked for once; 0 is none
     session_ms: int | None = None  # the step that its session carries for a deadline
     transaction_ms = 0  # in force for a deadline in the current transaction; 0 is none
+    in_block = False  # whether the last statement ran in a transaction, although in AUTOCOMMIT
 
 
 class StatementTimeouts:
@@ -136,6 +139,7 @@ class StatementTimeouts:
         is_new = timeout is None
         if timeout is None:
             timeout = record.info[_INFO] = _ConnectionTimeout()
+        timeout.in_block = False
         left_s = remaining_s()
         if left_s is None:
             if timeout.session_ms is None:
@@ -156,7 +160,9 @@ class StatementTimeouts:
         if timeout is None or connection.autocommit:
             return
         check_deadline()
-        left_s = remaining_s()
+        self._begin_transaction(connection, timeout, remaining_s())
+
+    def _begin_transaction(self, connection: Any, timeout: _ConnectionTimeout, left_s: float | None) -> None:
         step = timeout.session_ms
         timeout.transaction_ms = 0 if step is None else self._session_value(timeout, step)
         may_rely_on_session = left_s is None or self._scope == "session"
@@ -172,7 +178,13 @@ class StatementTimeouts:
         left_s = remaining_s()
         if self._scope is None or (left_s is None and timeout.session_ms is None):
             return
-        if connection.autocommit:
+        if is_in_block(connection._connection_record.info):  # of a connection in AUTOCOMMIT
+            if not timeout.in_block:
+                timeout.in_block = True
+                self._begin_transaction(connection, timeout, left_s)
+        else:
+            timeout.in_block = False
+        if connection.autocommit and not timeout.in_block:
             if self._scope != "transaction" and not fits(timeout.session_ms, left_s):
                 self._set_session(connection.dbapi_connection, timeout, left_s)
         elif left_s is not None and left_s * 1000 < timeout.transaction_ms / 2:
@@ -180,12 +192,12 @@ class StatementTimeouts:
 
     def _set_session(self, connection: Any, timeout: _ConnectionTimeout, left_s: float | None) -> None:
         if timeout.own_ms is None:
-            timeout.own_ms = int(_run_outside_transaction(connection, _OWN_LIMIT)[0][0])
+            timeout.own_ms = int(execute_outside_transaction(connection, _OWN_LIMIT)[0][0])
         wanted = None if left_s is None else step_ms(left_s)
         value = self._session_value(timeout, wanted)
         if value != self._session_value(timeout, timeout.session_ms):
             timeout.session_ms = _UNKNOWN
-            _run_outside_transaction(connection, f"SET statement_timeout = {value:d}")
+            execute_outside_transaction(connection, f"SET statement_timeout = {value:d}")
         timeout.session_ms = wanted
 
     def _session_value(self, timeout: _ConnectionTimeout, step: int | None) -> int:
@@ -198,7 +210,7 @@ class StatementTimeouts:
         else:  # a transaction's own limit is not known without a round trip
             own_ms = timeout.own_ms or 0 if self._scope == "session" else 0
             value = timeout.transaction_ms = self._capped_ms(max(math.ceil(left_s * 1000), 1), own_ms)
-        _run(connection, f"SET LOCAL statement_timeout = {value:d}")
+        execute(connection, f"SET LOCAL statement_timeout = {value:d}")
 
     def _capped_ms(self, wanted_ms: int, own_ms: int) -> int:
         """The shortest of a timeout, ``own_ms`` and ``most_s``; the latter two may be none."""
@@ -227,25 +239,6 @@ def fits(session_ms: int | None, left_s: float | None) -> bool:
         return left_s is None and session_ms is None
     left_ms = max(left_s * 1000, 1.0)
     return left_ms <= session_ms <= 2 * left_ms
-
-
-def _run_outside_transaction(connection: Any, statement: str) -> Any:
-    """Run a statement whose effect no rollback undoes."""
-    before = connection.autocommit
-    connection.autocommit = True
-    try:
-        return _run(connection, statement)
-    finally:
-        connection.autocommit = before
-
-
-def _run(connection: Any, statement: str) -> Any:
-    cursor = connection.cursor()
-    try:
-        cursor.execute(statement)
-        return cursor.fetchall() if cursor.description else None
-    finally:
-        cursor.close()
 
 
 def _translate(context: ExceptionContext) -> None:

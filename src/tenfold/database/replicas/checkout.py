@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from tenfold.database.drivers import SocketPoll, is_unsupported, refuses_positions, server_version, sqlstate
 from tenfold.database.pools.statement_timeout import was_ended_by_deadline
-from tenfold.database.psycopg import SocketPoll, is_unsupported, lacks_positions, server_version, sqlstate
 from tenfold.database.replicas.freshness import (
     FULL_POSITION_QUERY,
     POSITION_QUERY,
@@ -22,6 +22,7 @@ from tenfold.database.replicas.freshness import (
 )
 from tenfold.database.replicas.read_counters import ReadOutcome
 from tenfold.database.replicas.servers import DatabaseServer
+from tenfold.database.session_state import may_have_state
 from tenfold.errors import DeadlineExceededError
 from tenfold.positions import Token
 
@@ -42,6 +43,7 @@ class Checkout:
     """A checked-out connection. Made by :meth:`acquire`, given back by :meth:`release`."""
 
     __slots__ = (
+        "_info",
         "_is_first_use",
         "_released",
         "connection",
@@ -56,13 +58,14 @@ class Checkout:
         self,
         server: DatabaseServer,
         connection: Connection,
-        position: ReplayPosition | None,
+        info: dict[Any, Any],
         *,
         is_first_use: bool,
     ) -> None:
         self.server = server
         self.connection = connection
-        self.position = position
+        self._info = info  # of the connection's record
+        self.position: ReplayPosition | None = info.get(_INFO_POSITION)
         self._is_first_use = is_first_use
         self.outcome: ReadOutcome = "no_token"
         self.visible = 0  # the position whose state a read before the last answer may have shown
@@ -80,16 +83,16 @@ class Checkout:
         for _ in range(_MAX_DEAD):
             try:
                 connection = engine.connect()
-            except DBAPIError as error:
+            except (DBAPIError, OSError) as error:  # asyncpg's is bare
                 raise ServerLostError(server.name) from error
             bare: Any = connection.connection
             info = bare._connection_record.info  # which `bare.info` is, after 1 µs
             poll: SocketPoll | None = info.get(_INFO_POLL)
             if poll is None:
                 info[_INFO_POLL] = SocketPoll(bare.driver_connection)
-                return cls(server, connection, None, is_first_use=True)
+                return cls(server, connection, info, is_first_use=True)
             if not poll.is_dead():
-                return cls(server, connection, info.get(_INFO_POSITION), is_first_use=False)
+                return cls(server, connection, info, is_first_use=False)
             connection.invalidate()
             connection.close()
         raise ServerLostError(server.name)
@@ -120,7 +123,7 @@ class Checkout:
         try:
             row = self._fetch_row(FULL_POSITION_QUERY if full or self.position is None else POSITION_QUERY)
         except BaseException as error:
-            if lacks_positions(error):
+            if refuses_positions(error):
                 self.server.cluster.has_positions = False
                 return None
             self._raise_lost(error)
@@ -170,7 +173,7 @@ class Checkout:
             row: tuple[Any, ...] = cursor.fetchone()
         finally:
             cursor.close()
-            if in_transactions and not dbapi.closed:
+            if in_transactions and not getattr(dbapi, "closed", False):  # asyncpg has no such attribute
                 dbapi.autocommit = False
         return row
 
@@ -197,6 +200,11 @@ class Checkout:
             return None
         return Token(position.system, position.timeline, self.visible, expires_at)
 
+    @property
+    def may_have_state(self) -> bool:
+        """True if the session may have set something that the transaction's statements rely on."""
+        return may_have_state(self._info)
+
     def record_statement(self, seconds: float, *, now: float) -> None:
         """Add a statement's duration to the server's load.
 
@@ -215,6 +223,11 @@ class Checkout:
         self.is_lost = True
         with contextlib.suppress(SQLAlchemyError):
             self.connection.invalidate(error)
+
+    def __del__(self) -> None:
+        # Of a session that was never closed; the pool takes its connection back by itself.
+        if not self._released:
+            self.server.count_abandoned()
 
     def release(self) -> None:
         """Return the connection to its pool; nothing happens the second time."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Literal
 
+from tenfold.database.asyncpg import connect_with
+from tenfold.database.drivers import sqlstate
+from tenfold.database.pools.pool import pool_options
 from tenfold.database.pools.pool_monitor import PoolMonitorOptions
-from tenfold.database.psycopg import sqlstate
+from tenfold.database.session_state import track_reads, track_writes
 from tenfold.database.urls import server_name
-from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError
+from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError, SettingsError
 
 try:
     import sqlalchemy
@@ -25,6 +29,8 @@ EngineUse = Literal["write", "read", "analytics"]
 _READ_ONLY_SQL_TRANSACTION = "25006"
 _SQLITE_READONLY = 8
 _CONNECT_TIMEOUT_S = 3
+_POOL_OPTIONS = signature(pool_options).parameters.keys() - {"url", "metrics", "registry"}
+_LOST = {"57P01", "57P02", "57P03"}  # the server shuts down, crashed, or starts; 08 is any lost connection
 
 
 def engine_options(
@@ -44,10 +50,11 @@ def engine_options(
     elif {"poolclass", "pool", "creator"} & chosen.keys() or url.get_backend_name() == "sqlite":
         options = chosen
     else:
-        sizes = {name: chosen[name] for name in ("pool_size", "max_overflow") if name in chosen}
-        options = make_pool_options(url, connect_timeout_s=_CONNECT_TIMEOUT_S, **sizes)
-        arguments = {**options["connect_args"], **(chosen.get("connect_args") or {})}
-        options |= {**chosen, "connect_args": arguments}
+        of_pool = {name: chosen[name] for name in chosen if name in _POOL_OPTIONS}
+        if not {"connect_timeout", "timeout"} & url.query.keys():
+            of_pool.setdefault("connect_timeout_s", _CONNECT_TIMEOUT_S)
+        options = make_pool_options(url, **of_pool)
+        options |= {name: chosen[name] for name in chosen if name not in _POOL_OPTIONS}
     monitor = options.get("monitor_options")
     if isinstance(monitor, PoolMonitorOptions) and monitor.name == server_name(url):
         return {**options, "monitor_options": replace(monitor, name=f"{monitor.name} {use}")}
@@ -59,7 +66,7 @@ def engine_factory(
 ) -> Callable[[bool, Callable[[Any], None]], Engine]:
     """A function that makes the engine of a server: for asyncio if its first argument is True.
 
-    It calls its second argument with each connection of psycopg's that the engine opens.
+    It calls its second argument with each connection of PostgreSQL's drivers that the engine opens.
 
     Reads run in AUTOCOMMIT: each statement has its own snapshot, as under READ COMMITTED, without the two
     round trips of BEGIN and ROLLBACK, and a check before it really precedes that snapshot.
@@ -73,12 +80,18 @@ def engine_factory(
         chosen["connect_args"] = arguments
         if use != "write":
             chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+        if url.get_driver_name() == "asyncpg":
+            arguments["async_creator_fn"] = connect_with(arguments.get("async_creator_fn"))
+        _check_driver(url, asynchronous)
         target = _prepare_url(url, use, is_primary=is_primary, given=given)
         engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
-        if engine.dialect.driver == "psycopg":  # the only one whose connections can be cut
+        if engine.dialect.name == "postgresql":
             event.listen(engine, "connect", lambda _, record: on_connect(record.driver_connection))
+        event.listen(engine, "handle_error", _recognise_lost_connection)
         translate = _translate_write_error if use == "write" else _translate_read_error
         event.listen(engine, "handle_error", translate)
+        if engine.dialect.name == "postgresql":
+            (track_writes if use == "write" else track_reads)(engine)
         if use == "write":
             _mark_commits(engine)
         elif engine.dialect.name == "sqlite":
@@ -86,6 +99,15 @@ def engine_factory(
         return engine
 
     return make
+
+
+def _check_driver(url: URL, asynchronous: bool) -> None:
+    if url.get_backend_name() != "postgresql":
+        return
+    if asynchronous and url.get_driver_name() == "psycopg2":
+        raise SettingsError("psycopg2 has no asyncio: use `with`, or postgresql+psycopg:// in the URL")
+    if not asynchronous and url.get_driver_name() == "asyncpg":
+        raise SettingsError("asyncpg is for asyncio: use `async with`, or postgresql+psycopg:// in the URL")
 
 
 def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
@@ -112,7 +134,7 @@ def _prepare_url(url: URL, use: EngineUse, *, is_primary: bool, given: str = "")
     if is_primary and isinstance(url.query.get("host"), tuple):
         # Of several hosts the one that takes writes. A session that only reads is never "read-write".
         more["target_session_attrs"] = "read-write" if use == "write" else "primary"
-    if "connect_timeout" not in url.query:
+    if not {"connect_timeout", "timeout"} & url.query.keys():
         more["connect_timeout"] = str(_CONNECT_TIMEOUT_S)
     return url.update_query_dict(more)
 
@@ -133,6 +155,13 @@ def _mark_commits(engine: Engine) -> None:
             raise
 
     engine.dialect.do_commit = do_commit  # type: ignore[assignment, method-assign]
+
+
+def _recognise_lost_connection(context: Any) -> None:
+    """Recognise what SQLAlchemy takes for an error of the statement, since asyncpg reports it too early."""
+    state = sqlstate(context.original_exception)
+    if state in _LOST or state.startswith("08"):
+        context.is_disconnect = True
 
 
 def _translate_write_error(context: Any) -> Exception | None:

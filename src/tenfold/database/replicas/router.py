@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tenfold.database.asyncpg import libpq_parameters
+from tenfold.database.drivers import abandon_connections
 from tenfold.database.pools import monitor_thread
 from tenfold.database.pools.pool import pool_options
 from tenfold.database.replicas.checkout import Checkout, ServerLostError
@@ -46,6 +49,7 @@ try:
     from sqlalchemy.engine import URL, Engine
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
+    from sqlalchemy.util.concurrency import in_greenlet
 except ImportError as error:  # also without greenlet, which SQLAlchemy does not bring by itself
     raise DependencyError(
         "SQLAlchemy with its asyncio part is not installed: pip install 'tenfold[database]'"
@@ -65,8 +69,8 @@ class DatabaseRouter:
 
     What a reader has seen is a log position, remembered in the current context (a request, a task, a thread)
     and carried on by :class:`~tenfold.database.ConsistencyMiddleware`, or by hand with :meth:`token` and
-    :meth:`consistency_context`. Use from any thread and any event loop. Nothing is connected before it is
-    needed.
+    :meth:`consistency_context`. Use from any thread and any event loop, each of which has
+    connections of its own. Nothing is connected before it is needed.
 
     Where positions do not exist (SQLite, some managed servers), reads go to the primary for ``pin_s`` after a
     write instead; this is logged once, and promises no monotonic reads.
@@ -240,8 +244,8 @@ class DatabaseRouter:
         self._started_in = 0  # the next use starts it again
         if self._sampler:
             self._sampler.stop()
-        for engine in self._discard_engines():
-            engine.dispose()
+        for loop, engine in self._discard_engines():
+            _dispose(engine, loop)
 
     async def aclose(self) -> None:
         """As :meth:`close`, for a router that was used in asyncio."""
@@ -249,9 +253,9 @@ class DatabaseRouter:
 
         await greenlet_spawn(self.close)
 
-    def _discard_engines(self) -> list[Any]:
+    def _discard_engines(self) -> list[tuple[asyncio.AbstractEventLoop | None, Any]]:
         servers = (self._primary, self._primary_reads, *self._replicas, *self._analytics)
-        return [engine for server in dict.fromkeys(servers) for engine in server.discard_engines()]
+        return [item for server in dict.fromkeys(servers) for item in server.discard_engines().items()]
 
     # ------------------------------------------------------------------ servers
 
@@ -288,9 +292,9 @@ class DatabaseRouter:
     ) -> PositionSampler | None:
         if not replicas or not self._cluster.has_positions or limits.sample_s <= 0:
             return None
-        targets = [SampledServer(self._primary.name, libpq_url(primary), True, self._primary.health)]
+        targets = [SampledServer(self._primary.name, _sampler_url(primary), True, self._primary.health)]
         targets += [
-            SampledServer(server.name, libpq_url(url), False, server.health, dependents=(server,))
+            SampledServer(server.name, _sampler_url(url), False, server.health, dependents=(server,))
             for url, server in zip(replicas, self._replicas, strict=True)
         ]
         self._cluster.is_sampled = True
@@ -342,13 +346,28 @@ class DatabaseRouter:
         """Start before the first use in a process: a fork has neither the sampling thread nor connections."""
         if (pid := os.getpid()) != self._pid:
             self._pid = pid
-            for engine in self._discard_engines():
+            for _, engine in self._discard_engines():
                 engine.dispose(close=False)
         if self._sampler:
             self._sampler.start()
         if self._metrics:
             monitor_thread.register(self._metrics)
         self._started_in = pid
+
+
+def _sampler_url(url: URL) -> str:
+    """The URL for the sampler's own connection, which is psycopg's."""
+    address, mark, query = libpq_url(url.set(query=libpq_parameters(url.query))).partition("?")
+    return address + mark + query.replace("+", "%20")  # for libpq a plus is no blank
+
+
+def _dispose(engine: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+    if loop is None or (in_greenlet() and loop is asyncio.get_running_loop()):
+        engine.dispose()
+    elif loop.is_running():  # in another thread
+        loop.call_soon_threadsafe(abandon_connections, engine)
+    else:
+        abandon_connections(engine)
 
 
 def _async_session(kind: type[Session], source: ConnectionSource, options: Mapping[str, Any]) -> AsyncSession:

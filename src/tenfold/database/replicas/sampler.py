@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.database.psycopg import connect_async, lacks_positions, shut_down_socket
+from tenfold.database.drivers import refuses_positions, shut_down_socket
+from tenfold.database.psycopg import connect_async
 from tenfold.database.replicas.freshness import FULL_POSITION_QUERY, parse_answer
 from tenfold.database.replicas.servers import Cluster, DatabaseServer, HealthLimits, Lag, ServerHealth
 
@@ -125,7 +126,7 @@ class PositionSampler:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                if lacks_positions(error):  # then nothing is known of lag
+                if refuses_positions(error):  # then nothing is known of lag
                     self._cluster.has_positions = False
                     target.health.record_answer()
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections import deque
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 from tenfold.breaker import Breaker
+from tenfold.database.drivers import abandon_connections
 from tenfold.database.replicas.freshness import ReplayPosition
 from tenfold.positions import SEGMENT_BYTES
 
@@ -189,17 +191,27 @@ class DatabaseServer:
         self.load = ServerLoad()
         self.supports_wait = True  # until it refuses WAIT FOR LSN
         self._make_engine = make_engine
-        self._engines: dict[bool, Any] = {}
+        self._engines: dict[asyncio.AbstractEventLoop | None, Any] = {}  # None: for threads
         self._connections: WeakSet[Any] = WeakSet()
         self._lock = threading.Lock()
+        self._abandoned: deque[None] = deque()
 
     def engine(self, asynchronous: bool) -> Any:
-        """The SQLAlchemy engine: in both cases the synchronous one, which an async engine has inside."""
-        if (engine := self._engines.get(asynchronous)) is None:
+        """The SQLAlchemy engine: in both cases the synchronous one, which an async engine has inside.
+
+        Each event loop has an engine of its own: connections and queues of asyncio belong to one.
+        """
+        loop = asyncio.get_running_loop() if asynchronous else None
+        if (engine := self._engines.get(loop)) is None:
             with self._lock:
-                engine = self._engines.get(asynchronous) or self._set_up_engine(asynchronous)
-                self._engines[asynchronous] = engine
+                if (engine := self._engines.get(loop)) is None:
+                    self._forget_closed_loops()
+                    engine = self._engines[loop] = self._set_up_engine(asynchronous)
         return engine
+
+    def _forget_closed_loops(self) -> None:
+        for loop in [loop for loop in self._engines if loop is not None and loop.is_closed()]:
+            abandon_connections(self._engines.pop(loop))
 
     def _set_up_engine(self, asynchronous: bool) -> Any:
         engine = self._make_engine(asynchronous, self._add_connection)
@@ -207,10 +219,10 @@ class DatabaseServer:
             setup(engine)
         return engine
 
-    def discard_engines(self) -> list[Any]:
-        """Return the engines so far and forget them; the next use makes new ones."""
+    def discard_engines(self) -> dict[asyncio.AbstractEventLoop | None, Any]:
+        """Return the engines so far by their event loops and forget them; the next use makes new ones."""
         with self._lock:
-            former, self._engines = list(self._engines.values()), {}
+            former, self._engines = self._engines, {}
             self._connections = WeakSet()
             return former
 
@@ -226,12 +238,29 @@ class DatabaseServer:
     def increment_in_flight(self) -> None:
         """Count a checkout."""
         with self._lock:
-            self.load.in_flight += 1
+            self.load.in_flight += 1 - self._subtract_abandoned()
 
     def decrement_in_flight(self) -> None:
         """Count a return."""
         with self._lock:
-            self.load.in_flight -= 1
+            self.load.in_flight -= 1 + self._subtract_abandoned()
+
+    def count_abandoned(self) -> None:
+        """Count the end of a checkout that the garbage collector found: at any moment, so never wait here."""
+        self._abandoned.append(None)
+        if self._lock.acquire(
+            blocking=False
+        ):  # otherwise this very thread may hold it: the next checkout subtracts it
+            try:
+                self.load.in_flight -= self._subtract_abandoned()
+            finally:
+                self._lock.release()
+
+    def _subtract_abandoned(self) -> int:
+        count = len(self._abandoned)
+        for _ in range(count):
+            self._abandoned.pop()
+        return count
 
 
 # ------------------------------------------------------------------ choice among replicas

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from tenfold.database.psycopg import sqlstate
+from tenfold.database.drivers import sqlstate
 from tenfold.database.replicas.checkout import REPLAY_CONFLICT, Checkout
 from tenfold.database.replicas.servers import DatabaseServer
 
@@ -86,7 +86,8 @@ class _RoutedSession(Session):
     """Holds one checkout from the first statement of a transaction to its end."""
 
     _checkout: Checkout | None = None
-    _has_committed = False
+    _has_committed = _is_acquiring = False
+    _times_closed = 0
 
     def __init__(self, *, source: ConnectionSource, **options: Any) -> None:
         super().__init__(**options)
@@ -97,8 +98,28 @@ class _RoutedSession(Session):
         if bind is not None:
             return bind
         if self._checkout is None:
-            self._checkout = self._acquire()
+            self._checkout = self._acquire_alone()
         return self._checkout.connection
+
+    def _acquire_alone(self) -> Checkout:
+        if self._is_acquiring:
+            raise InvalidRequestError(
+                "this session is getting a connection for another statement; concurrent operations are not "
+                "permitted: give each task a session of its own",
+                code="isce",
+            )
+        self._is_acquiring, times_closed = True, self._times_closed
+        try:
+            checkout = self._acquire()
+        finally:
+            self._is_acquiring = False
+        if self._times_closed != times_closed:
+            checkout.release()
+            raise InvalidRequestError(
+                "this session was closed while it was getting a connection: await its statements first",
+                code="isce",
+            )
+        return checkout
 
     @abstractmethod
     def _acquire(self) -> Checkout:
@@ -106,6 +127,7 @@ class _RoutedSession(Session):
 
     def close(self) -> None:
         """As SQLAlchemy's."""
+        self._times_closed += 1
         super().close()
         if self._checkout is not None:  # a bind that was never used has no transaction to end it
             self._end(self._checkout)
@@ -205,6 +227,7 @@ class ReadSession(_RoutedSession):
         if (
             checkout is None
             or self._source.isolation is not None
+            or (self._has_read and checkout.may_have_state)
             or not (error.connection_invalidated or conflict)
         ):
             return False

@@ -35,7 +35,7 @@ try:
         ResponseError,
     )
 
-    from tenfold.redis_pool import RedisPool
+    from tenfold.redis_pool import RedisClient, RedisLoopError, RedisPool
 except ImportError:
     raise DependencyError(
         "sessions in Redis need redis-py and hiredis: pip install 'tenfold[redis]'"
@@ -53,6 +53,7 @@ STALL_S = 0.02  # a timeout noticed later than this was caused by our own event 
 # Cause and remedy: the first kind that fits. The server's own texts are left out, they quote commands.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (AuthenticationError, "refuses our password or user: compare its settings with the store's URL"),
+    (RedisLoopError, "is used through a client of another event loop: give the store a URL"),
     (BusyLoadingError, "is still loading its data: try again later"),
     (ReadOnlyError, "is a replica: point the store at the primary, by a name that follows it"),
     (OutOfMemoryError, "is full: raise maxmemory"),
@@ -74,7 +75,7 @@ class _Script:
 
 
 class RedisStore:
-    """A :class:`tenfold.sessions.stores.store.Store` in Redis. For one event loop at a time.
+    """A :class:`tenfold.sessions.stores.store.Store` in Redis. With a URL, for any event loop.
 
     With a URL the store has connections of its own, which is also fastest; with a client it uses that
     client's, with its Sentinel or cluster, and its retries. On connections of its own, a command that fails
@@ -118,7 +119,7 @@ class RedisStore:
         else:
             if server.get_encoder().decode_responses:
                 raise SettingsError("sessions are bytes: give RedisStore a client without decode_responses")
-            self._execute = server.execute_command
+            self._execute = RedisClient(server).execute
             options = server.connection_pool.connection_kwargs if isinstance(server, Redis) else {}
         self._name = _server_name(options)
         self._replace, self._add_member, self._members = map(_Script, ("replace", "add_member", "members"))
