@@ -15,6 +15,7 @@ from tenfold import __version__
 from tenfold.measure import overload
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.report import summary
 from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
@@ -85,6 +86,7 @@ class Measurement:
         self._verdicts: Sequence[tuple[float, str]] = ()
         self._interrupted = False
         self._gauge = SpeedGauge()
+        self._steps = OptionalSteps()
         self._begun = time.monotonic()
         self._window_from = self._begun
 
@@ -105,8 +107,12 @@ class Measurement:
         diagnosis, overloaded = Diagnosis(not_measured=("what stops it: interrupted before that",)), None
         try:
             self._search_capacity()
-            diagnosis = self._diagnose(time.monotonic())
-            overloaded = self._overload(self._search.result())
+            diagnosis = self._steps.run(
+                "what stops it", lambda: self._diagnose(time.monotonic()), otherwise=Diagnosis()
+            )
+            overloaded = self._steps.run(
+                "overload", lambda: self._overload(self._search.result()), otherwise=None
+            )
         except KeyboardInterrupt:
             # It came between two trials; within one, the generator ends the trial and returns its blocks.
             self._interrupted = True
@@ -123,7 +129,7 @@ class Measurement:
         confirming = bool(self._trials) and self._trials[-1].request.purpose == "confirm"
         if self._inside is not None and not (confirming and request.purpose == "confirm"):
             # Bottlenecks are diagnosed at the capacity: over the trials that confirm it.
-            self._inside.reset()
+            self._steps.run("the start of a trial's records", self._inside.reset, otherwise=None)
             self._window_from = time.monotonic()
         started_s = time.monotonic() - self._begun
         self._show(request)
@@ -182,13 +188,14 @@ class Measurement:
         diagnosis: Diagnosis,
         overloaded: OverloadReport | None,
     ) -> Report:
-        near = summary.near_capacity(self._trials, capacity)
-        offered = sum(t.offered for t in near)
-        objective = self._settings.objective
-        ends = summary.endpoints(near)
+        run, trials = self._steps.run, self._trials
+        near = run("trials near the capacity", lambda: summary.near_capacity(trials, capacity), otherwise=())
+        ends = run("endpoints", lambda: summary.endpoints(near), otherwise=())
+        speed = self._gauge.spread
         requests = sum(e.requests for e in ends)
         seconds = sum(t.seconds for t in near)
-        return Report(
+        objective = self._settings.objective
+        report = Report(
             tenfold=__version__,
             service=self._service,
             target=self._target,
@@ -202,15 +209,15 @@ class Measurement:
                 bad_share=objective.bad_share,
                 achieved_share=objective.achieved_share,
             ),
-            machine=machine(self._trials, speed=self._gauge.spread),
-            capacity=summary.capacity(capacity, self._trials, settings=self._settings, ceiling=self._ceiling),
-            latency_ms=summary.latency(t.corrected for t in near),
-            raw_latency_ms=summary.latency(t.raw for t in near),
+            machine=run("the machine", lambda: machine(trials, speed=speed), otherwise={}),
+            capacity=summary.capacity(capacity, trials, settings=self._settings, ceiling=self._ceiling),
+            latency_ms=run("latencies", lambda: summary.latency(t.corrected for t in near), otherwise=None),
+            raw_latency_ms=run("raw latencies", lambda: summary.latency(t.raw for t in near), otherwise=None),
             measured_rate=sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None,
             samples=requests,
             error_share=sum(e.failed for e in ends) / requests if requests else None,
             refused_share=sum(e.refused for e in ends) / requests if requests else None,
-            achieved_rps=requests / seconds if seconds and offered else None,
+            achieved_rps=requests / seconds if seconds and sum(t.offered for t in near) else None,
             overload=overloaded,
             generator_cpu=max((t.generator.cpu_share for t in near), default=None),
             generator_late=max((t.generator.late_share for t in near), default=None),
@@ -220,10 +227,10 @@ class Measurement:
             resources=diagnosis.groups,
             series=diagnosis.series,
             bottlenecks=diagnosis.bottlenecks,
-            not_measured=diagnosis.not_measured,
-            notices=notices(self._trials, near, speed=self._gauge.spread),
-            errors=summary.errors(self._trials),
+            notices=run("notices", lambda: notices(trials, near, speed=speed), otherwise=()),
+            errors=run("errors", lambda: summary.errors(trials), otherwise={}),
         )
+        return replace(report, not_measured=(*diagnosis.not_measured, *self._steps.failures))
 
 
 def _verdict(trial: Trial) -> str:

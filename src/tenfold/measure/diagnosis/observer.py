@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tenfold.errors import TenfoldError
-from tenfold.measure.diagnosis.bottleneck import Bottleneck
+from tenfold.errors import MeasurementError
+from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import Evidence
@@ -82,33 +83,35 @@ class StackObserver:
     def diagnose(self, since: float, until: float, *, begun: float) -> Diagnosis:
         """Rank the bottlenecks between ``since`` and ``until``; the CPU series starts at ``begun``.
 
-        All three are ``time.monotonic()``.
+        All three are ``time.monotonic()``. A part that fails is listed in ``not_measured``; none raises.
         """
-        evidence = self._collector.evidence()
-        whole = self._sampler.series()
-        window = whole.between(since, until)
-        plans, missing = self._plans(evidence)
-        analysis = BottleneckDetector().rank(evidence, window, plans=plans, objective=self._objective)
+        steps = OptionalSteps()
+        nothing = Evidence(seconds=0.0, workers=0, seen={})
+        evidence = steps.run("the probes' records", self._collector.evidence, otherwise=nothing)
+        whole = steps.run("CPU and memory", self._sampler.series, otherwise=Resources(1, ()))
+        window = steps.run("the trials' samples", lambda: whole.between(since, until), otherwise=whole)
+        plans = steps.run("query plans", lambda: self._plans(evidence), otherwise=())
+        analysis = steps.run("the ranking", lambda: self._rank(evidence, window, plans), otherwise=Analysis())
         return Diagnosis(
             bottlenecks=tuple(_bottleneck(b) for b in analysis.bottlenecks),
-            not_measured=(*analysis.not_measured, *missing),
-            groups=_groups(window),
-            series=_series(whole, begun),
+            groups=steps.run("CPU by servers", lambda: _groups(window), otherwise=()),
+            series=steps.run("CPU over time", lambda: _series(whole, begun), otherwise=()),
+            not_measured=(*analysis.not_measured, *steps.failures),
         )
 
-    def _plans(self, evidence: Evidence) -> tuple[Sequence[Plan], tuple[str, ...]]:
+    def _rank(self, evidence: Evidence, window: Resources, plans: Sequence[Plan]) -> Analysis:
+        return BottleneckDetector().rank(evidence, window, plans=plans, objective=self._objective)
+
+    def _plans(self, evidence: Evidence) -> Sequence[Plan]:
         url = self._stack.database_url
         if url is None:
-            return (), ("query plans: the stack has no database",)
-        try:
-            return explain(
-                url,
-                evidence.statements,
-                texts=self._collector.sql_examples(),
-                may_create_index=self._may_create_index,
-            ), ()
-        except TenfoldError as error:
-            return (), (f"query plans: {error}",)
+            raise MeasurementError("the stack has no database")
+        return explain(
+            url,
+            evidence.statements,
+            texts=self._collector.sql_examples(),
+            may_create_index=self._may_create_index,
+        )
 
     def _has(self, kinds: Sequence[str]) -> bool:
         return any(server.kind in kinds for server in self._stack.servers)

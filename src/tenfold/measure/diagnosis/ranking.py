@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.explain import Plan
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources
-from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observations, abbreviate
+from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observations, Rule, abbreviate
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
 
@@ -27,13 +29,23 @@ def rank(
     objective: Objective | None,
     limits: Mapping[str, float],
 ) -> Analysis:
-    """Apply every rule and rank what they find."""
+    """Apply every rule and rank what they find. A rule that fails is listed in ``not_measured``."""
     slow_ms = (objective or Objective()).slow_ms
     observed = Observations(evidence, resources, {plan.fingerprint: plan for plan in plans}, slow_ms, limits)
-    found = [one for rule in RULES for one in rule(observed) if one.share is None or one.share >= SMALL]
+    steps = OptionalSteps()
+    found = [one for one in _apply_rules(observed, steps) if one.share is None or one.share >= SMALL]
     later = _consequences(observed, found)
     found.sort(key=lambda one: (one.kind in later, -_weight(one), _SEVERITY[one.severity]))
-    return Analysis(tuple(_with_causes(found[:MOST], later)), tuple(_not_measured(observed)))
+    return Analysis(tuple(_with_causes(found[:MOST], later)), (*_not_measured(observed), *steps.failures))
+
+
+def _apply_rules(observed: Observations, steps: OptionalSteps) -> Iterator[Bottleneck]:
+    for rule in RULES:
+        yield from steps.run(rule.__name__.replace("_", " "), partial(_apply, rule, observed), otherwise=())
+
+
+def _apply(rule: Rule, observed: Observations) -> tuple[Bottleneck, ...]:
+    return tuple(rule(observed))
 
 
 def _weight(one: Bottleneck) -> float:
@@ -80,6 +92,10 @@ def _not_measured(observed: Observations) -> Iterator[str]:
         f"plan of {abbreviate(plan.fingerprint)}: {plan.reason}"
         for plan in observed.plans.values()
         if plan.reason
+    )
+    unproven = {one.create: one for plan in observed.plans.values() for one in plan.missing if one.unproven}
+    yield from (
+        f"proof of an index on {one.table} ({one.column}): {one.unproven}" for one in unproven.values()
     )
     if seen.get("sqlalchemy") and not observed.plans:
         yield "query plans: EXPLAIN was not run"

@@ -360,7 +360,8 @@ def _pool_lines(pool: PoolStats) -> tuple[str, ...]:
     return (*lines, f"{pool.timeouts:,} checkouts timed out") if pool.timeouts else tuple(lines)
 
 
-RULES: tuple[Callable[[Observations], Iterator[Bottleneck]], ...] = (
+Rule = Callable[[Observations], Iterator[Bottleneck]]
+RULES: tuple[Rule, ...] = (
     n_plus_ones,
     missing_indexes,
     slow_statements,
