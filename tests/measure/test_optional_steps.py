@@ -27,8 +27,6 @@ from tenfold.settings import Settings
 from tests.measure.support.virtual_measurement import RecordingGenerator, measure
 from tests.measure.support.virtual_measurement import observer as empty_observer
 
-KEPT = "an optional step that fails never loses the capacity"
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -73,7 +71,11 @@ def measure_inside(address: Path) -> report.Report:
         return measure(RecordingGenerator(service, seed=1), MeasureSettings(budget_s=40), inside=inside)
 
 
-@pytest.mark.guarantee(KEPT, pattern="measure", under="an exception in any step after the search")
+@pytest.mark.guarantee(
+    "an optional step that fails never loses the capacity",
+    pattern="measure",
+    under="an exception in any step after the search",
+)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.name}: {fault.step}")
 def test_failed_step_is_reported_and_the_capacity_kept(
     fault: Fault, address: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,7 +98,10 @@ def fail_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "endpoints", lambda trials: ())
 
 
-@pytest.mark.control(KEPT, "without the isolation the exception ends the measurement")
+@pytest.mark.control(
+    "an optional step that fails never loses the capacity",
+    "without the isolation the exception ends the measurement",
+)
 def test_the_control_exception_ends_a_measurement_without_isolation(
     address: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.report import summary
+from tenfold.measure.report.consistency import consistent_capacity, unsteady_notice, unsteady_trials
 from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
 from tenfold.measure.settings import MeasureSettings
@@ -110,13 +111,16 @@ class Measurement:
             diagnosis = self._steps.run(
                 "what stops it", lambda: self._diagnose(time.monotonic()), otherwise=Diagnosis()
             )
-            overloaded = self._steps.run(
-                "overload", lambda: self._overload(self._search.result()), otherwise=None
-            )
+            overloaded = self._steps.run("overload", lambda: self._overload(self._capacity()), otherwise=None)
         except KeyboardInterrupt:
             # It came between two trials; within one, the generator ends the trial and returns its blocks.
             self._interrupted = True
-        return self._report(started, self._search.result(), diagnosis, overloaded)
+        return self._report(started, self._capacity(), diagnosis, overloaded)
+
+    def _capacity(self) -> Capacity:
+        """The search's capacity, or less of a claim where a trial refutes it."""
+        bad_share = self._settings.objective.bad_share
+        return consistent_capacity(self._search.result(), self._reports, bad_share=bad_share)
 
     def _search_capacity(self) -> None:
         """Run the trials that the search requests."""
@@ -189,12 +193,18 @@ class Measurement:
         overloaded: OverloadReport | None,
     ) -> Report:
         run, trials = self._steps.run, self._trials
-        near = run("trials near the capacity", lambda: summary.near_capacity(trials, capacity), otherwise=())
+        objective = self._settings.objective
+        near = run(
+            "trials near the capacity",
+            lambda: summary.near_capacity(trials, capacity, bad_share=objective.bad_share),
+            otherwise=(),
+        )
         ends = run("endpoints", lambda: summary.endpoints(near), otherwise=())
         speed = self._gauge.spread
         requests = sum(e.requests for e in ends)
         seconds = sum(t.seconds for t in near)
-        objective = self._settings.objective
+        rate = sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None
+        latency = run("latencies", lambda: summary.latency(t.corrected for t in near), otherwise=None)
         report = Report(
             tenfold=__version__,
             service=self._service,
@@ -211,9 +221,10 @@ class Measurement:
             ),
             machine=run("the machine", lambda: machine(trials, speed=speed), otherwise={}),
             capacity=summary.capacity(capacity, trials, settings=self._settings, ceiling=self._ceiling),
-            latency_ms=run("latencies", lambda: summary.latency(t.corrected for t in near), otherwise=None),
+            latency_ms=latency,
             raw_latency_ms=run("raw latencies", lambda: summary.latency(t.raw for t in near), otherwise=None),
-            measured_rate=sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None,
+            latency_note=summary.latency_note(latency, capacity, near, objective=objective),
+            measured_rate=rate,
             samples=requests,
             error_share=sum(e.failed for e in ends) / requests if requests else None,
             refused_share=sum(e.refused for e in ends) / requests if requests else None,
@@ -227,7 +238,10 @@ class Measurement:
             resources=diagnosis.groups,
             series=diagnosis.series,
             bottlenecks=diagnosis.bottlenecks,
-            notices=run("notices", lambda: notices(trials, near, speed=speed), otherwise=()),
+            notices=(
+                *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),
+                *run("notices", lambda: notices(trials, near, speed=speed), otherwise=()),
+            ),
             errors=run("errors", lambda: summary.errors(trials), otherwise={}),
         )
         return replace(report, not_measured=(*diagnosis.not_measured, *self._steps.failures))
