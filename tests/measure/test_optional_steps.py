@@ -39,10 +39,11 @@ class Fault:
 
 FAULTS = [
     Fault(Collector, "reset", "the start of a trial's records"),
-    Fault(Collector, "evidence", "the probes' records"),
+    Fault(Collector, "cut", "the end of a trial's records"),
+    Fault(observer, "_evidence", "the probes' records"),
     Fault(Collector, "sql_examples", "query plans"),
     Fault(ResourceSampler, "series", "CPU and memory"),
-    Fault(observer.Resources, "between", "the trials' samples"),
+    Fault(observer.Resources, "during", "the trials' samples"),
     Fault(observer, "explain", "query plans"),
     Fault(detector.ranking, "rank", "the ranking"),
     Fault(observer, "_groups", "CPU by servers"),

@@ -89,7 +89,6 @@ class Measurement:
         self._gauge = SpeedGauge()
         self._steps = OptionalSteps()
         self._begun = time.monotonic()
-        self._window_from = self._begun
 
     def run(self) -> Report:
         """Search for the capacity, diagnose the bottlenecks, and run the overload trials.
@@ -99,7 +98,7 @@ class Measurement:
         Raises:
             MeasurementError: the generator itself failed.
         """
-        self._begun = self._window_from = time.monotonic()
+        self._begun = time.monotonic()
         started = datetime.now(UTC)
         with self._gauge:
             return self._measure(started)
@@ -109,7 +108,7 @@ class Measurement:
         try:
             self._search_capacity()
             diagnosis = self._steps.run(
-                "what stops it", lambda: self._diagnose(time.monotonic()), otherwise=Diagnosis()
+                "what stops it", lambda: self._diagnose(self._capacity()), otherwise=Diagnosis()
             )
             overloaded = self._steps.run("overload", lambda: self._overload(self._capacity()), otherwise=None)
         except KeyboardInterrupt:
@@ -130,14 +129,15 @@ class Measurement:
 
     def _run(self, request: TrialRequest) -> Trial:
         """Run one trial and keep it; Ctrl-C makes it the last one."""
-        confirming = bool(self._trials) and self._trials[-1].request.purpose == "confirm"
-        if self._inside is not None and not (confirming and request.purpose == "confirm"):
-            # Bottlenecks are diagnosed at the capacity: over the trials that confirm it.
-            self._steps.run("the start of a trial's records", self._inside.reset, otherwise=None)
-            self._window_from = time.monotonic()
+        if (inside := self._inside) is not None:
+            self._steps.run(
+                "the start of a trial's records", lambda: inside.begin_trial(request.rate), otherwise=None
+            )
         started_s = time.monotonic() - self._begun
         self._show(request)
         trial = self._generator.run(request, on_block=lambda block: self._show(request))
+        if inside is not None:
+            inside.end_load(trial.settled_s)
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
         self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
@@ -161,11 +161,12 @@ class Measurement:
             )
         )
 
-    def _diagnose(self, until: float) -> Diagnosis:
+    def _diagnose(self, capacity: Capacity) -> Diagnosis:
         if self._inside is None:
             return Diagnosis.from_outside()
-        self._progress(Progress("diagnosing", 0.0, until - self._begun, self._settings.budget_s, ()))
-        return self._inside.diagnose(self._window_from, until, begun=self._begun)
+        elapsed_s = time.monotonic() - self._begun
+        self._progress(Progress("diagnosing", 0.0, elapsed_s, self._settings.budget_s, ()))
+        return self._inside.diagnose(capacity.low, capacity.high, begun=self._begun)
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:
         settings = self._settings

@@ -17,7 +17,8 @@ from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observa
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
 
-MOST = 12  # bottlenecks reported
+MOST = 12  # bottlenecks reported …
+LEAST = 6  # … of which so many by their share of the time, however many resources are full
 _SEVERITY = {"critical": 0, "high": 1, "medium": 2, "low": 3}
 
 
@@ -36,7 +37,9 @@ def rank(
     found = [one for one in _apply_rules(observed, steps) if one.share is None or one.share >= SMALL]
     later = _consequences(observed, found)
     found.sort(key=lambda one: (one.kind in later, -_weight(one), _SEVERITY[one.severity]))
-    return Analysis(tuple(_with_causes(found[:MOST], later)), (*_not_measured(observed), *steps.failures))
+    return Analysis(
+        tuple(_with_causes(_most_important(found), later)), (*_not_measured(observed), *steps.failures)
+    )
 
 
 def _apply_rules(observed: Observations, steps: OptionalSteps) -> Iterator[Bottleneck]:
@@ -48,8 +51,18 @@ def _apply(rule: Rule, observed: Observations) -> tuple[Bottleneck, ...]:
     return tuple(rule(observed))
 
 
+def _most_important(found: Sequence[Bottleneck]) -> list[Bottleneck]:
+    """Return the first ones. A full resource has no share and may be the limit itself: it always stays."""
+    shares = [one for one in found if one.share is not None]
+    left = shares[: max(MOST - (len(found) - len(shares)), LEAST)]
+    return [one for one in found if one.share is None or one in left]
+
+
 def _weight(one: Bottleneck) -> float:
     # Without a share it is not comparable: it ranks between what explains much time and what explains little.
+    # Requests that never finish are worse than slow ones.
+    if one.kind == "Requests":
+        return 1.0
     return 0.1 if one.share is None else one.share
 
 
@@ -73,6 +86,15 @@ def _with_causes(found: Sequence[Bottleneck], later: set[str]) -> Iterator[Bottl
             yield one
 
 
+def _why_no_pool(observed: Observations) -> str:
+    kinds = observed.evidence.pool_kinds
+    if kinds:
+        return f"the engine uses {' and '.join(kinds)}, which has no queue to observe"
+    if not observed.evidence.statements:
+        return "no statement ran in these trials"
+    return "no connection was checked out in these trials"
+
+
 def _not_measured(observed: Observations) -> Iterator[str]:
     """Yield what was not observed; it must not be taken for healthy."""
     seen = observed.evidence.seen
@@ -81,7 +103,7 @@ def _not_measured(observed: Observations) -> Iterator[str]:
     if not seen.get("sqlalchemy"):
         yield "statements and pools: not seen (no SQLAlchemy engine was used in a probed process)"
     elif not seen.get("pool"):
-        yield "connection pool: not seen (another pool than SQLAlchemy's QueuePool)"
+        yield f"connection pool: not seen ({_why_no_pool(observed)})"
     if not seen.get("event loop"):
         yield "event loop: not seen"
     if not seen.get("threads"):

@@ -55,11 +55,14 @@ class Probe:
         root_path = scope.get("root_path", "")
 
         def send_and_record(message: Message) -> Awaitable[None]:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            if message["type"] == "http.response.start":
+                recorder.begin_response(request)
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
                 recorder.stop_clock(request)
             return send(message)
 
         token = recorder.current.set(request)
+        recorder.begin_request(request, scope, root_path)
         try:
             await self._app(scope, receive, send_and_record)
         finally:
