@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,14 +96,14 @@ def measure(
     baseline = _baseline(declared, save) if save else None
     with interrupt_on_signals(), Bar() as bar:
         found = _measure(declared, target, bar, owned=owned, closed_s=duration_s if closed else None)
-    if baseline:
-        report.save(found, baseline)
-    written = _write(found, declared, html)
+    found, written = _write(found, declared, html)
     compared = comparison.compare(found, before, name=against) if before and against else None
     if as_json:
         typer.echo(_as_json(found, compared))
     else:
         _print(found, compared, written)
+    if baseline:  # last: the result is printed even if it cannot be saved
+        report.save(found, baseline)
     return exit_code(found, min_rps)
 
 
@@ -202,17 +202,33 @@ def _baseline(settings: Settings, name: str) -> Path:
     return settings.root / ".tenfold" / "baselines" / f"{name}.json"
 
 
-def _write(report: Report, settings: Settings, html: Path | None) -> tuple[Path, Path]:
-    """Write report.html and report.json; return their paths, relative to the current folder if possible."""
+def _write(report: Report, settings: Settings, html: Path | None) -> tuple[Report, tuple[Path, ...]]:
+    """Write report.html and report.json; return the report with what could not be written, and the paths."""
+    from dataclasses import replace
+
+    from tenfold.measure.diagnosis.optional_steps import OptionalSteps
     from tenfold.measure.report.html import render
     from tenfold.measure.report.report import save, write_atomically
 
     folder = settings.root / ".tenfold"
-    page = (html or folder / "report.html").absolute()
-    data = folder / "report.json"
-    save(report, data)
-    write_atomically(page, render(report).encode())
-    return _relative(page), _relative(data)
+    page, data = (html or folder / "report.html").absolute(), folder / "report.json"
+    steps = OptionalSteps()
+
+    def write_page() -> bool:
+        write_atomically(page, render(report).encode())
+        return True
+
+    def write_data() -> bool:
+        save(report, data)
+        return True
+
+    written = []
+    if steps.run(f"{page.name} is not written", write_page, otherwise=False):
+        written.append(_relative(page))
+    report = replace(report, not_measured=(*report.not_measured, *steps.failures))
+    if steps.run(f"{data.name} is not written", write_data, otherwise=False):
+        written.append(_relative(data))
+    return replace(report, not_measured=(*report.not_measured, *steps.failures)), tuple(written)
 
 
 def _relative(path: Path) -> Path:
@@ -228,7 +244,7 @@ def _as_json(report: Report, compared: Comparison | None) -> str:
     return msgspec.json.format(msgspec.json.encode(facts), indent=2).decode()
 
 
-def _print(report: Report, compared: Comparison | None, written: tuple[Path, Path]) -> None:
+def _print(report: Report, compared: Comparison | None, written: Sequence[Path]) -> None:
     from tenfold.cli.report_text import report_lines
 
     typer.echo("")
@@ -236,8 +252,9 @@ def _print(report: Report, compared: Comparison | None, written: tuple[Path, Pat
         typer.echo(line)
     if compared:
         typer.echo(f"\nCompared    {compared.sentence}")
-    page, data = written
-    typer.echo(f"\nReport: {page}     Data: {data}")
+    if written:
+        names = {".html": "Report", ".json": "Data"}
+        typer.echo("\n" + "     ".join(f"{names.get(path.suffix, 'Report')}: {path}" for path in written))
 
 
 def exit_code(report: Report, min_rps: float | None) -> int:

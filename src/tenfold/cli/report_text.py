@@ -42,6 +42,11 @@ def _capacity(report: Report) -> Iterator[str]:
         yield f"{'':<{LABEL}}{_latency(report.latency_ms)}   errors {share(report.error_share)}"
         measured = f"measured at {number(report.achieved_rps)} requests/s, {report.samples:,} requests"
         yield f"{'':<{LABEL}}{measured}"
+        if report.latency_note:
+            yield from _wrap("", report.latency_note)
+    elif report.samples:
+        few = f"{report.samples:,} requests: too few for percentiles   errors {share(report.error_share)}"
+        yield f"{'':<{LABEL}}{few}"
     if report.refused_share:
         yield f"{'':<{LABEL}}refused {share(report.refused_share)} (429, 503)"
     for message, count in list(report.errors.items())[:3]:
@@ -50,7 +55,7 @@ def _capacity(report: Report) -> Iterator[str]:
 
 def _latency(latency: Latency) -> str:
     pairs = (("p50", latency.p50), ("p95", latency.p95), ("p99", latency.p99))
-    return "   ".join(f"{name} {milliseconds(value)}" for name, value in pairs)
+    return "   ".join(f"{name} {milliseconds(value)}" for name, value in pairs if value is not None)
 
 
 def _overload(report: Report) -> Iterator[str]:

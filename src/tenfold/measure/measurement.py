@@ -15,8 +15,10 @@ from tenfold import __version__
 from tenfold.measure import overload
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.load.target import without_credentials
 from tenfold.measure.report import summary
+from tenfold.measure.report.consistency import consistent_capacity, unsteady_notice, unsteady_trials
 from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
 from tenfold.measure.settings import MeasureSettings
@@ -86,8 +88,8 @@ class Measurement:
         self._verdicts: Sequence[tuple[float, str]] = ()
         self._interrupted = False
         self._gauge = SpeedGauge()
+        self._steps = OptionalSteps()
         self._begun = time.monotonic()
-        self._window_from = self._begun
 
     def run(self) -> Report:
         """Search for the capacity, diagnose the bottlenecks, and run the overload trials.
@@ -97,7 +99,7 @@ class Measurement:
         Raises:
             MeasurementError: the generator itself failed.
         """
-        self._begun = self._window_from = time.monotonic()
+        self._begun = time.monotonic()
         started = datetime.now(UTC)
         with self._gauge:
             return self._measure(started)
@@ -106,12 +108,19 @@ class Measurement:
         diagnosis, overloaded = Diagnosis(not_measured=("what stops it: interrupted before that",)), None
         try:
             self._search_capacity()
-            diagnosis = self._diagnose(time.monotonic())
-            overloaded = self._overload(self._search.result())
+            diagnosis = self._steps.run(
+                "what stops it", lambda: self._diagnose(self._capacity()), otherwise=Diagnosis()
+            )
+            overloaded = self._steps.run("overload", lambda: self._overload(self._capacity()), otherwise=None)
         except KeyboardInterrupt:
             # It came between two trials; within one, the generator ends the trial and returns its blocks.
             self._interrupted = True
-        return self._report(started, self._search.result(), diagnosis, overloaded)
+        return self._report(started, self._capacity(), diagnosis, overloaded)
+
+    def _capacity(self) -> Capacity:
+        """The search's capacity, or less of a claim where a trial refutes it."""
+        bad_share = self._settings.objective.bad_share
+        return consistent_capacity(self._search.result(), self._reports, bad_share=bad_share)
 
     def _search_capacity(self) -> None:
         """Run the trials that the search requests."""
@@ -121,14 +130,15 @@ class Measurement:
 
     def _run(self, request: TrialRequest) -> Trial:
         """Run one trial and keep it; Ctrl-C makes it the last one."""
-        confirming = bool(self._trials) and self._trials[-1].request.purpose == "confirm"
-        if self._inside is not None and not (confirming and request.purpose == "confirm"):
-            # Bottlenecks are diagnosed at the capacity: over the trials that confirm it.
-            self._inside.reset()
-            self._window_from = time.monotonic()
+        if (inside := self._inside) is not None:
+            self._steps.run(
+                "the start of a trial's records", lambda: inside.begin_trial(request.rate), otherwise=None
+            )
         started_s = time.monotonic() - self._begun
         self._show(request)
         trial = self._generator.run(request, on_block=lambda block: self._show(request))
+        if inside is not None:
+            inside.end_load(trial.settled_s)
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
         self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
@@ -152,11 +162,12 @@ class Measurement:
             )
         )
 
-    def _diagnose(self, until: float) -> Diagnosis:
+    def _diagnose(self, capacity: Capacity) -> Diagnosis:
         if self._inside is None:
             return Diagnosis.from_outside()
-        self._progress(Progress("diagnosing", 0.0, until - self._begun, self._settings.budget_s, ()))
-        return self._inside.diagnose(self._window_from, until, begun=self._begun)
+        elapsed_s = time.monotonic() - self._begun
+        self._progress(Progress("diagnosing", 0.0, elapsed_s, self._settings.budget_s, ()))
+        return self._inside.diagnose(capacity.low, capacity.high, begun=self._begun)
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:
         settings = self._settings
@@ -183,13 +194,20 @@ class Measurement:
         diagnosis: Diagnosis,
         overloaded: OverloadReport | None,
     ) -> Report:
-        near = summary.near_capacity(self._trials, capacity)
-        offered = sum(t.offered for t in near)
+        run, trials = self._steps.run, self._trials
         objective = self._settings.objective
-        ends = summary.endpoints(near)
+        near = run(
+            "trials near the capacity",
+            lambda: summary.near_capacity(trials, capacity, bad_share=objective.bad_share),
+            otherwise=(),
+        )
+        ends = run("endpoints", lambda: summary.endpoints(near), otherwise=())
+        speed = self._gauge.spread
         requests = sum(e.requests for e in ends)
         seconds = sum(t.seconds for t in near)
-        return Report(
+        rate = sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None
+        latency = run("latencies", lambda: summary.latency(t.corrected for t in near), otherwise=None)
+        report = Report(
             tenfold=__version__,
             service=self._service,
             target=self._target,
@@ -203,15 +221,16 @@ class Measurement:
                 bad_share=objective.bad_share,
                 achieved_share=objective.achieved_share,
             ),
-            machine=machine(self._trials, speed=self._gauge.spread),
-            capacity=summary.capacity(capacity, self._trials, settings=self._settings, ceiling=self._ceiling),
-            latency_ms=summary.latency(t.corrected for t in near),
-            raw_latency_ms=summary.latency(t.raw for t in near),
-            measured_rate=sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None,
+            machine=run("the machine", lambda: machine(trials, speed=speed), otherwise={}),
+            capacity=summary.capacity(capacity, trials, settings=self._settings, ceiling=self._ceiling),
+            latency_ms=latency,
+            raw_latency_ms=run("raw latencies", lambda: summary.latency(t.raw for t in near), otherwise=None),
+            latency_note=summary.latency_note(latency, capacity, near, objective=objective),
+            measured_rate=rate,
             samples=requests,
             error_share=sum(e.failed for e in ends) / requests if requests else None,
             refused_share=sum(e.refused for e in ends) / requests if requests else None,
-            achieved_rps=requests / seconds if seconds and offered else None,
+            achieved_rps=requests / seconds if seconds and sum(t.offered for t in near) else None,
             overload=overloaded,
             generator_cpu=max((t.generator.cpu_share for t in near), default=None),
             generator_late=max((t.generator.late_share for t in near), default=None),
@@ -221,10 +240,13 @@ class Measurement:
             resources=diagnosis.groups,
             series=diagnosis.series,
             bottlenecks=diagnosis.bottlenecks,
-            not_measured=diagnosis.not_measured,
-            notices=notices(self._trials, near, speed=self._gauge.spread),
-            errors=summary.errors(self._trials),
+            notices=(
+                *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),
+                *run("notices", lambda: notices(trials, near, speed=speed), otherwise=()),
+            ),
+            errors=run("errors", lambda: summary.errors(trials), otherwise={}),
         )
+        return replace(report, not_measured=(*diagnosis.not_measured, *self._steps.failures))
 
 
 def _verdict(trial: Trial) -> str:

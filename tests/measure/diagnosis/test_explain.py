@@ -9,9 +9,11 @@ import pytest
 
 from tenfold.errors import MeasurementError
 from tenfold.fingerprint import fingerprint
+from tenfold.measure.diagnosis import explain as explain_module
+from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import PROOF_INDEX, Plan, explain, positional
 from tenfold.measure.diagnosis.plans import scans
-from tenfold.measure.probe.evidence import StatementStats
+from tenfold.measure.probe.evidence import Evidence, StatementStats
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,61 @@ def test_placeholders_become_positional() -> None:
     assert (
         positional("SELECT %s, %(a)s, %s, 5 %% 2, %(a)s, b ? 'k'") == "SELECT $1, $2, $3, 5 % 2, $2, b ? 'k'"
     )
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT id FROM "Sale" WHERE false LIMIT 5',
+        'SELECT id FROM "Sale" WHERE false ORDER BY buyer LIMIT 5',
+        'SELECT id FROM "Sale" WHERE false',
+        "SELECT 1 LIMIT 1",
+        "SELECT n FROM generate_series(1, 5) n ORDER BY n LIMIT 2",
+        'SELECT id FROM "Sale" WHERE buyer = (SELECT 1 WHERE false) LIMIT 5',
+        'SELECT id FROM "Sale" UNION ALL SELECT id FROM few ORDER BY 1 LIMIT 5',
+        "SELECT * FROM (VALUES (1), (2)) v (n) JOIN few ON few.id = v.n ORDER BY n LIMIT 5",
+    ],
+)
+def test_plan_without_tables_is_read(database: str, sql: str) -> None:
+    found = plan(database, sql)
+    assert (found.reason, found.lines != ()) == ("", True)
+
+
+def test_plan_that_cannot_be_read_does_not_hide_the_others(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outline_of_scans(tree: dict[str, str]) -> list[str]:
+        return [tree["Relation Name"]]
+
+    monkeypatch.setattr(explain_module, "outline", outline_of_scans)
+    sqls = ['SELECT id FROM "Sale" LIMIT 5', 'SELECT id FROM "Sale" WHERE buyer = %s']
+    first, second = explain(database, [use(sql) for sql in sqls], texts={fingerprint(s): s for s in sqls})
+    assert first.reason.startswith("KeyError 'Relation Name' at test_explain.py:")
+    assert [one.column for one in second.missing] == ["buyer"]
+
+
+def test_proof_that_fails_has_a_reason(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_lookup(*args: object) -> float:
+        raise KeyError("Execution Time")
+
+    monkeypatch.setattr(explain_module, "_time_lookup_ms", time_lookup)
+    (missing,) = plan(database, 'SELECT id FROM "Sale" WHERE buyer = %s', may_create_index=True).missing
+    assert missing.proof is None
+    assert missing.unproven.startswith("KeyError 'Execution Time' at ")
+    blind = Evidence(seconds=1, workers=1, seen={})
+    told = BottleneckDetector().rank(blind, None, plans=[Plan("x", missing=(missing,))]).not_measured
+    assert any(line.startswith('proof of an index on "Sale" (buyer): KeyError') for line in told)
+
+
+def test_leftover_index_that_cannot_be_dropped_does_not_prevent_a_proof(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(*args: object) -> None:
+        raise psycopg.errors.InsufficientPrivilege("must be owner")
+
+    monkeypatch.setattr(explain_module, "_drop_leftovers", drop)
+    (missing,) = plan(database, 'SELECT id FROM "Sale" WHERE buyer = %s', may_create_index=True).missing
+    assert missing.proof is not None
 
 
 def test_rows_of_a_parallel_scan_include_all_workers() -> None:

@@ -11,7 +11,10 @@ import pytest
 from tenfold.measure.diagnosis.bottleneck import Analysis
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import IndexProof, MissingIndex, Plan
+from tenfold.measure.diagnosis.observer import TrialRecord, at_the_limit
 from tenfold.measure.diagnosis.resources import GroupSample, MachineSample, Resources, Sample
+from tenfold.measure.diagnosis.rules import severity
+from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.evidence import (
     Evidence,
     LoopStats,
@@ -79,7 +82,7 @@ def rank(seen: Evidence, used: Resources | None = None, **options: Any) -> Analy
 REPEATED = statement(
     repeating_requests=90, repetitions_mean=51, executions_max=60, executions=5100, slow_s=5.7, total_s=6.0
 )
-SLOW = statement(mean_ms=101.0, slow_s=5.0)
+SLOW = statement(mean_ms=101.0, total_s=20.2, slow_s=5.0)
 FREQUENT = statement(slow_s=1.7, executions=5000)
 MISSING = MissingIndex("orders", "user_id", 200_000, 5, "CREATE INDEX CONCURRENTLY ON orders (user_id)")
 PLAN = Plan(fingerprint=SLOW.fingerprint, cost=10, lines=("Seq Scan on orders",), missing=(MISSING,))
@@ -228,6 +231,219 @@ def test_pool_held_by_other_work_does_not_follow_from_statements() -> None:
     assert (first.kind, first.follows_from) == ("Connection Pool", ())
     assert first.remedy.startswith("check a connection out later")
     assert "statements run in 6 % of the time they are checked out" in first.evidence
+
+
+def test_statements_of_one_loop_are_one_bottleneck() -> None:
+    """Eight lines of one endpoint, each repeated in its only request."""
+    loop = tuple(
+        statement(
+            fingerprint=f"SELECT a{n} FROM t WHERE b = ?", site=f"app.py:{n}", requests=1, executions=30,
+            executions_max=30, repeating_requests=1, repetitions_mean=30, total_s=0.5 + n / 100, slow_s=0.5,
+        )
+        for n in range(8)
+    )  # fmt: skip
+    (found,) = rank(evidence(statements=loop))
+    assert found.title == "N+1 in GET /orders"
+    assert found.where == "app.py:7"  # the costliest
+    assert found.share == pytest.approx(8 * 0.5 / 8)
+    assert "so do 7 more statements, at app.py:6, app.py:5 …" in found.evidence
+
+
+def test_line_that_several_routes_share_is_one_bottleneck() -> None:
+    other = msgspec.structs.replace(REPEATED, route="GET /b", total_s=1.0, slow_s=0.8)
+    (found,) = rank(evidence(statements=(REPEATED, other)))
+    assert found.title == "N+1 in GET /orders and 1 more route"
+    assert found.share == pytest.approx(6.5 / 8)
+    (slow,) = rank(evidence(statements=(SLOW, msgspec.structs.replace(SLOW, route="GET /b", slow_s=1.0))))
+    assert slow.title == "slow statement in GET /orders and 1 more route"
+
+
+def test_lines_of_different_routes_are_different_causes() -> None:
+    other = msgspec.structs.replace(REPEATED, route="GET /b", site="b.py:2", total_s=1.0, slow_s=0.8)
+    assert [one.title for one in rank(evidence(statements=(REPEATED, other)))] == [
+        "N+1 in GET /orders",
+        "N+1 in GET /b",
+    ]
+
+
+def many_statements(count: int, *, slow_s: float = 0.4) -> tuple[StatementStats, ...]:
+    return tuple(
+        msgspec.structs.replace(
+            SLOW, route=f"GET /{n}", site=f"app.py:{n}", fingerprint=f"SELECT {n}", slow_s=slow_s
+        )
+        for n in range(count)
+    )
+
+
+def test_full_resource_is_never_cut_off_by_the_number_of_lines() -> None:
+    found = rank(evidence(statements=many_statements(20)), resources(app=0.97)).bottlenecks
+    assert "the app's processes use a full core each" in [one.title for one in found]
+    assert len(found) == 12
+
+
+def test_limit_of_lines_keeps_the_costliest() -> None:
+    statements = (*many_statements(20, slow_s=0.2), *many_statements(1, slow_s=4.0))
+    statements = (*statements[:20], msgspec.structs.replace(statements[20], fingerprint="SELECT last"))
+    found = rank(evidence(statements=statements)).bottlenecks
+    assert len(found) == 12
+    assert found[0].share == pytest.approx(4 / 8)
+
+
+@pytest.mark.parametrize(
+    ("share", "executions", "expected"),
+    [
+        (0.3, 100, "critical"), (0.9, None, "critical"), (0.29, 100, "high"), (0.1, 100, "high"),
+        (0.09, 100, "medium"), (0.05, 10, "medium"), (0.9, 9, "medium"), (None, None, "medium"),
+        (0.04, 100, "low"), (0.04, 2, "low"),
+    ],
+)  # fmt: skip
+def test_severity_follows_the_share_and_few_executions_are_not_critical(
+    share: float | None, executions: int | None, expected: str
+) -> None:
+    assert severity(share, executions=executions) == expected
+
+
+def test_proven_index_counts_with_what_it_saves() -> None:
+    """It saves 1.5 of 16.6 ms in two executions: most of the statement's time is elsewhere."""
+    few = statement(executions=2, requests=2, mean_ms=16.6, total_s=0.0332, slow_s=5.0)
+    proof = IndexProof(before_ms=1.55, after_ms=0.05, cost_before=5000, cost_after=9)
+    plan = replace(PLAN, missing=(replace(MISSING, proof=proof),))
+    (found,) = [
+        one for one in rank(evidence(statements=(few,)), plans=(plan,)) if one.remedy == MISSING.create
+    ]
+    assert found.proof == "proven"
+    assert found.share == pytest.approx(5 / 8 * 1.5 / 16.6)
+    assert found.severity in ("low", "medium")
+
+
+def test_proven_index_of_a_busy_database_counts_with_the_planners_estimate() -> None:
+    """Its own scans make each look-up slower than the proof found it on the idle database."""
+    (found, *_) = rank(evidence(statements=(SLOW,)), resources(database=1.9), plans=(proven(after_ms=0.1),))
+    assert found.share == pytest.approx(5 / 8 * (1 - 9 / 5000))
+
+
+@pytest.mark.parametrize(
+    ("sql", "remedy"),
+    [
+        ("SELECT a FROM t WHERE b = ?", "selectinload"),
+        ("SELECT count(*) FROM t WHERE b = ?", "GROUP BY"),
+        ("SELECT coalesce(sum(a), ?) FROM t WHERE b = ?", "GROUP BY"),
+        ("SELECT EXISTS (SELECT ? FROM t WHERE b = ?)", "GROUP BY"),
+        ("SELECT a FROM t WHERE b = ? FOR UPDATE", "FOR UPDATE"),
+        ("SELECT a, b FROM settings", "keep its rows"),
+        ("SELECT nextval(?)", "outside of the loop"),
+        ("INSERT INTO t (a) VALUES (?)", "write all rows with one statement"),
+        ("UPDATE t SET a = ? WHERE b = ?", "change all rows with one statement"),
+        ("DELETE FROM t WHERE b = ?", "change all rows with one statement"),
+    ],
+)
+def test_remedy_of_a_repeated_statement_fits_its_kind(sql: str, remedy: str) -> None:
+    (found, *_) = rank(evidence(statements=(msgspec.structs.replace(REPEATED, fingerprint=sql),)))
+    assert remedy in found.remedy
+    assert ("selectinload" in found.remedy) == (remedy == "selectinload")
+
+
+@pytest.mark.parametrize(
+    ("blockers", "used", "where", "remedy"),
+    [
+        ((("app.py:30", 9), ("app.py:7", 1)), {}, "app.py:30", "move the blocking call to a thread"),
+        ((("app.py:30", 3), ("app.py:7", 3), ("app.py:9", 3)), {}, None, "no line of the service stands out"),
+        ((("dates.py:3", 2), ("app.py:7", 2)), {"app": 0.8}, None, "find what uses the CPU"),
+        ((("dates.py:3", 2), ("app.py:7", 2)), {"cpu": 0.95}, None, "find what uses the CPU"),
+        ((("app.py:30", 9),), {"app": 0.95}, "app.py:30", "make this line cheaper"),
+        ((), {}, None, "no line of the service stands out"),
+    ],
+)
+def test_late_event_loop_blames_a_line_only_when_it_blocks(
+    blockers: tuple[tuple[str, int], ...], used: dict[str, float], where: str | None, remedy: str
+) -> None:
+    loop = LoopStats(ticks=9, p50_ms=20, p95_ms=90, max_ms=200, blockers=blockers)
+    (found,) = [one for one in rank(evidence(loop=loop), resources(**used)) if one.kind == "Event loop"]
+    assert (found.where, remedy in found.remedy) == (where, True)
+    assert "to_thread" not in found.remedy or remedy.startswith("move")
+
+
+CONNECT = statement(fingerprint="CONNECT", executions=90, slow_s=2.0, total_s=2.0, site="app.py:40")
+
+
+@pytest.mark.parametrize(
+    ("pools", "kinds", "where", "remedy"),
+    [
+        ((pool(max_overflow=10),), ("QueuePool",), "db.py:3", "raise pool_size"),
+        ((), ("NullPool",), "app.py:40", "without poolclass=NullPool"),
+        ((), ("StaticPool",), "app.py:40", "keep connections open in a pool"),
+        (
+            (pool(site="app.py:39", pools=90, max_overflow=10),),
+            ("QueuePool",),
+            "app.py:39",
+            "create the engine once",
+        ),
+        ((pool(),), ("QueuePool",), "app.py:40", "find why connections are closed early"),
+    ],
+)
+def test_connection_churn_names_its_line_and_cause(
+    pools: tuple[PoolStats, ...], kinds: tuple[str, ...], where: str, remedy: str
+) -> None:
+    (found,) = rank(evidence(statements=(CONNECT,), pools=pools, pool_kinds=kinds))
+    assert (found.where, remedy in found.remedy) == (where, True)
+    assert ("pool_size" in found.remedy) == remedy.startswith("raise pool_size")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"statements": ()}, "no statement ran in these trials"),
+        ({}, "no connection was checked out in these trials"),
+        ({"pool_kinds": ("NullPool",)}, "the engine uses NullPool, which has no queue to observe"),
+    ],
+)
+def test_unseen_pool_has_the_true_reason(changes: dict[str, Any], says: str) -> None:
+    blind = evidence(pools=(), seen=SEEN | {"pool": False}, **changes)
+    assert f"connection pool: not seen ({says})" in rank(blind).not_measured
+
+
+def test_full_pool_counts_the_checkouts_that_still_wait() -> None:
+    stuck = pool(checkouts=0, wait_count=0, waiting=7, waiting_s=4.2, wait_p95_ms=4200.0, full_share=1.0)
+    (found,) = rank(evidence(pools=(stuck,)))
+    assert "7 of 7 waited" in found.evidence[1]
+    assert found.evidence[2] == "7 of them still waited at the end, the longest 4.2 s"
+
+
+def test_busiest_trial_counts_not_the_mean_over_all() -> None:
+    """0.94 cores in the failed trial, 0.26 in the one that confirms: the limit is the CPU."""
+    quiet = MachineSample(**dict.fromkeys(MachineSample.__struct_fields__, 0.1))
+
+    def sample(at: float, cores: float) -> Sample:
+        return Sample(at, {"app": GroupSample(cpu_cores=cores, rss_bytes=1)}, quiet)
+
+    samples = [sample(n / 2, 0.94 if n < 8 else 0.26) for n in range(40)]
+    windows = ((0.0, 3.5), (4.0, 20.0))
+    (found,) = rank(evidence(), Resources(2, tuple(samples)).during(windows))
+    assert found.title == "the app's processes use a full core each"
+    assert found.evidence[0].startswith("0.94 cores per worker")
+    assert rank(evidence(), Resources(2, tuple(samples))).bottlenecks == ()
+
+
+def record(rate: float) -> TrialRecord:
+    return TrialRecord(rate, 0.0, 1.0, Aggregate(0.0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rates"),
+    [
+        (50.0, 60.0, [45, 55, 80]),  # up to 90/s; the ramp's 160/s is far beyond
+        (50.0, None, [45, 55, 80 - 5]),
+        (10.0, 12.0, [20]),
+        (None, None, [20, 45, 55, 80, 160]),
+        (500.0, None, [20, 45, 55, 80, 160]),
+    ],
+)
+def test_diagnosis_reads_the_trials_at_and_beyond_the_limit(
+    low: float | None, high: float | None, rates: list[float]
+) -> None:
+    all_rates = [20, 45, 55, 75 if rates[-1] == 75 else 80, 160]
+    records = [record(rate) for rate in all_rates]
+    assert [one.rate for one in at_the_limit(records, low, high)] == rates
 
 
 def test_cpu_used_by_other_programs_is_reported_as_such() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import stat
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tenfold.errors import MeasurementError
+from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.aggregate import STATEMENTS, Aggregate, TextTable
 from tenfold.measure.probe.collector import Collector
@@ -126,6 +130,73 @@ def test_slow_time_is_attributed_to_slow_statement() -> None:
     (route,) = evidence.routes
     assert (route.route, route.endpoint, route.requests) == ("GET /", "app.py:1", 1000)
     assert route.total_s == pytest.approx(60)
+
+
+def heavy_and_cheap() -> list[tuple[int, probe_protocol.RequestRecord]]:
+    """Ten requests of a route with 150 statements, forty of a cheap one: 10.2 of 11.1 seconds."""
+    heavy = [(1, probe_protocol.RequestRecord(1, 1.02, 1, 0, {1: [150, 0.9]})) for _ in range(10)]
+    return heavy + [(1, probe_protocol.RequestRecord(1, 0.0225, 2, 0, {2: [1, 0.01]})) for _ in range(40)]
+
+
+def aggregate_of(requests: list[tuple[int, probe_protocol.RequestRecord]]) -> Aggregate:
+    aggregate, texts = Aggregate(since=0.0), TextTable()
+    texts.routes |= {1: ("GET /heavy", "app.py:1"), 2: ("GET /cheap", "app.py:9")}
+    texts.statements |= {1: ("SELECT heavy FROM t WHERE a = ?", "a.py:1"), 2: ("SELECT cheap", "a.py:2")}
+    for worker, request in requests:
+        aggregate.add(worker, batch(request), texts, now=2)
+    return aggregate
+
+
+@pytest.mark.guarantee(
+    "a rare and heavy route is found beside a frequent and cheap one",
+    pattern="measure",
+    under="ten requests with 150 statements each",
+    control="the share of the cheap route's statement in the same test",
+)
+def test_rare_and_heavy_route_is_found_beside_a_frequent_and_cheap_one() -> None:
+    evidence = aggregate_of(heavy_and_cheap()).evidence(3.0)
+    shares = {use.fingerprint: use.slow_s / evidence.slow_s for use in evidence.statements}
+    assert shares["SELECT heavy FROM t WHERE a = ?"] > 0.75 > 0.05 > shares["SELECT cheap"]
+    first = BottleneckDetector().rank(evidence, None)[0]
+    assert (first.title, first.severity) == ("N+1 in GET /heavy", "critical")
+
+
+durations = st.lists(st.floats(0.0001, 20.0), min_size=1, max_size=60)
+
+
+@given(durations, st.randoms())
+def test_slow_half_depends_neither_on_the_order_nor_on_the_split(
+    values: list[float], shuffle: random.Random
+) -> None:
+    requests = [
+        (1, probe_protocol.RequestRecord(1, value, 1, value / 4, {1: [1, value / 2]})) for value in values
+    ]
+    whole = aggregate_of(requests).evidence(3.0)
+    shuffle.shuffle(requests)
+    cut = shuffle.randrange(len(requests) + 1)
+    parts = [(aggregate_of(part), 1.5) for part in (requests[:cut], requests[cut:])]
+    merged = Aggregate.merge(parts).evidence(0.0)
+    assert merged.seconds == 3.0
+    for one, other in ((whole.routes, merged.routes), (whole.statements, merged.statements)):
+        assert [vars_of(a) for a in one] == [vars_of(b) for b in other]
+    (route,) = whole.routes
+    above = sum(sorted(values)[(len(values) + 1) // 2 :])
+    assert above * 0.9 <= route.slow_s <= sum(values) + 1e-9  # buckets are 9 % wide
+    assert route.slow_wait_s == pytest.approx(route.slow_s / 4)
+
+
+def vars_of(one: object) -> dict[str, object]:
+    named = {name: getattr(one, name) for name in type(one).__struct_fields__}  # type: ignore[attr-defined]
+    return {
+        name: pytest.approx(value) if isinstance(value, float) else value for name, value in named.items()
+    }
+
+
+def test_first_requests_of_a_route_are_slow_when_they_are() -> None:
+    slow = [(1, probe_protocol.RequestRecord(1, 2.0, 1, 0, {1: [1, 1.9]})) for _ in range(9)]
+    fast = [(1, probe_protocol.RequestRecord(1, 0.01, 1)) for _ in range(100)]
+    evidence = aggregate_of(slow + fast).evidence(3.0)
+    assert evidence.statements[0].slow_s == pytest.approx(9 * 1.9)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, RouteStats, StatementStats
 from tests.measure.conftest import Service, mark
@@ -119,6 +120,28 @@ def test_pool_with_free_connections_records_no_wait(service: Service, collector:
     eventually(lambda: service.get("/hold") or collector.evidence().pools)
     (pool,) = collector.evidence().pools
     assert (pool.wait_count, pool.wait_p95_ms, pool.full_share) == (0, 0, 0)
+
+
+def test_engine_of_each_request_is_seen_with_its_line(service: Service, collector: Collector) -> None:
+    eventually(lambda: service.get("/engine", 8) or len(collector.evidence().pools) > 0)
+    service.get("/engine", 40)
+    evidence = evidence_after(collector, 40)
+    (pool,) = [pool for pool in evidence.pools if pool.site == mark("engine")]
+    assert pool.pools > 4  # there are two workers
+    churn = next(one for one in BottleneckDetector().rank(evidence, None) if "new connection" in one.title)
+    assert churn.where == mark("engine")
+    assert churn.remedy.startswith("create the engine once")
+
+
+def test_engine_without_a_pool_is_named(service: Service, collector: Collector) -> None:
+    service.get("/unpooled", 20)
+    evidence = evidence_after(collector, 20)
+    assert evidence.pools == ()
+    assert "NullPool" in evidence.pool_kinds
+    analysis = BottleneckDetector().rank(evidence, None)
+    churn = next(one for one in analysis if "new connection" in one.title)
+    assert (churn.where, churn.remedy[:21]) == (mark("unpooled"), "keep connections open")
+    assert any("uses NullPool" in line or "NullPool" in line for line in analysis.not_measured)
 
 
 @pytest.mark.guarantee("a full pool and a blocked loop are seen")

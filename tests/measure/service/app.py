@@ -2,16 +2,22 @@
 
 import asyncio
 import os
+import threading
 import time
 
 from fastapi import APIRouter, FastAPI
+from fastapi.responses import StreamingResponse
 from models import Base, Item, Order
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.pool import NullPool
 
 engine = create_engine(os.environ["DATABASE_URL"], pool_size=1, max_overflow=1)  # mark: pool
 waiting = create_async_engine(os.environ["ASYNC_DATABASE_URL"])
+direct = create_engine(os.environ["DATABASE_URL"], poolclass=NullPool)
+small = create_engine(os.environ["DATABASE_URL"], pool_size=1, max_overflow=0, pool_timeout=6)  # mark: small
+unset = threading.Event()
 app = FastAPI()
 router = APIRouter(prefix="/inner")
 
@@ -73,6 +79,59 @@ def hold() -> str:
 @app.get("/blocked")
 async def blocked() -> str:
     time.sleep(0.2)  # mark: blocked
+    return "done"
+
+
+@app.get("/stuck")
+def stuck() -> str:
+    unset.wait(6)  # mark: stuck
+    return "late"
+
+
+@app.get("/stuck-async")
+async def stuck_async() -> str:
+    await asyncio.wait_for(asyncio.Event().wait(), 6)  # mark: stuck async
+    return "late"
+
+
+@app.get("/stream")
+async def stream() -> StreamingResponse:
+    async def parts():
+        for _ in range(8):
+            yield b"part"
+            await asyncio.sleep(0.4)
+
+    return StreamingResponse(parts())
+
+
+@app.get("/nested")
+def nested() -> str:
+    with Session(small) as outer:
+        outer.execute(select(1))
+        with Session(small) as inner:
+            inner.execute(select(1))  # mark: nested
+    return "done"
+
+
+@app.get("/frozen")
+async def frozen() -> str:
+    time.sleep(5)  # mark: frozen
+    return "done"
+
+
+@app.get("/engine")
+def own_engine() -> str:
+    own = create_engine(os.environ["DATABASE_URL"])  # mark: engine
+    with Session(own) as session:
+        session.execute(select(1))
+    own.dispose()
+    return "done"
+
+
+@app.get("/unpooled")
+def unpooled() -> str:
+    with Session(direct) as session:
+        session.execute(select(1))  # mark: unpooled
     return "done"
 
 

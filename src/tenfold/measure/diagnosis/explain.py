@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tenfold.errors import DependencyError, MeasurementError
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps, failure_reason
 from tenfold.measure.diagnosis.plans import MAX_SHARE, MIN_TABLE_ROWS, Scan, outline, scans
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class MissingIndex:
     create: str  # the CREATE INDEX statement
     ordered: bool = False  # for an ORDER BY with a LIMIT
     proof: IndexProof | None = None
+    unproven: str = ""  # why its proof failed; empty when it was not tried or did not fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +161,12 @@ def _plan(connection: psycopg.Connection[Any], fingerprint: str, sql: str) -> Pl
         missing = tuple(
             found for scan in scans(tree) if (found := _missing_index(connection, scan)) is not None
         )
+        lines = tuple(outline(tree))
     except psycopg.Error as error:
         return Plan(fingerprint, reason=_reason(error))
-    return Plan(fingerprint, float(tree["Total Cost"]), tuple(outline(tree)), tuple(dict.fromkeys(missing)))
+    except Exception as error:  # a node that this module does not know: the other plans are still read
+        return Plan(fingerprint, reason=failure_reason(error))
+    return Plan(fingerprint, float(tree["Total Cost"]), lines, tuple(dict.fromkeys(missing)))
 
 
 def _explain(connection: psycopg.Connection[Any], sql: str) -> dict[str, Any]:
@@ -210,17 +215,22 @@ def _prove_indexes(
     connection: psycopg.Connection[Any], plans: list[Plan], sql_of: Mapping[str, str], timeout_s: float
 ) -> list[Plan]:
     """Prove the missing indexes, the first three that differ; return the plans with the proofs."""
-    _drop_leftovers(connection)
-    proofs: dict[str, IndexProof | None] = {}
+    steps = OptionalSteps()
+    steps.run("leftovers", lambda: _drop_leftovers(connection), otherwise=None)
+    proofs: dict[str, IndexProof | str] = {}
     for plan in plans:
         for missing in plan.missing:
             if missing.create not in proofs and len(proofs) < PROOFS:
                 sql = sql_of[plan.fingerprint]
                 proofs[missing.create] = _prove_index(connection, missing, sql, plan.cost, timeout_s)
     return [
-        replace(plan, missing=tuple(replace(one, proof=proofs.get(one.create)) for one in plan.missing))
+        replace(plan, missing=tuple(_with_proof(one, proofs.get(one.create)) for one in plan.missing))
         for plan in plans
     ]
+
+
+def _with_proof(missing: MissingIndex, proof: IndexProof | str | None) -> MissingIndex:
+    return replace(missing, unproven=proof) if isinstance(proof, str) else replace(missing, proof=proof)
 
 
 def _drop_leftovers(connection: psycopg.Connection[Any]) -> None:
@@ -235,8 +245,8 @@ def _drop_leftovers(connection: psycopg.Connection[Any]) -> None:
 
 def _prove_index(
     connection: psycopg.Connection[Any], missing: MissingIndex, sql: str, cost: float, timeout_s: float
-) -> IndexProof | None:
-    """Create the index, time it, drop it; return None when that fails."""
+) -> IndexProof | str:
+    """Create the index, time it, drop it; return the reason when that fails."""
     import psycopg
 
     index = PROOF_INDEX + hashlib.sha256(missing.create.encode()).hexdigest()[:12]
@@ -256,8 +266,10 @@ def _prove_index(
             schema = f"{missing.table.rsplit('.', 1)[0]}." if "." in missing.table else ""
             _execute(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {schema}{index}")
             _execute(connection, f"SET statement_timeout = {round(timeout_s * 1000)}")
-    except psycopg.Error:
-        return None
+    except psycopg.Error as error:
+        return _reason(error)
+    except Exception as error:
+        return failure_reason(error)
 
 
 def _time_lookup_ms(connection: psycopg.Connection[Any], missing: MissingIndex) -> float:

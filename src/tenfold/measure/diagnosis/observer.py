@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from tenfold.errors import TenfoldError
-from tenfold.measure.diagnosis.bottleneck import Bottleneck
+from tenfold.errors import MeasurementError
+from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
+from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.report.report import BottleneckReport, GroupReport, SeriesReport
@@ -23,6 +26,22 @@ GROUPS = {
     "cache": ("redis",),
     "proxy": ("nginx",),
 }
+
+
+TRIALS = 30  # whose records are kept
+NEAR = 0.85  # of the capacity's lower end: from this rate on a trial shows the limit …
+BEYOND = 1.5  # … up to this multiple of its upper end
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """What the probes recorded in one trial. Times are ``time.monotonic()``."""
+
+    rate: float  # arrivals per second
+    start: float
+    end: float  # of its load
+    records: Aggregate
+    ended: float  # ``time.perf_counter()``
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,9 @@ class StackObserver:
             {group: self._pids_of(kinds) for group, kinds in GROUPS.items() if self._has(kinds)}
         )
         self._open = ExitStack()
+        self._trial: tuple[float, float] | None = None  # rate and start of the running one
+        self._load_end: float | None = None
+        self._records: list[TrialRecord] = []
 
     def __enter__(self) -> StackObserver:
         with self._open:
@@ -75,46 +97,88 @@ class StackObserver:
     def __exit__(self, *exc: object) -> None:
         self._open.close()
 
-    def reset(self) -> None:
-        """Discard the probes' evidence so far."""
+    def begin_trial(self, rate: float) -> None:
+        """Start the records of a trial, which last until the next one starts."""
+        self._end_trial()
         self._collector.reset()
+        self._trial, self._load_end = (rate, time.monotonic()), None
 
-    def diagnose(self, since: float, until: float, *, begun: float) -> Diagnosis:
-        """Rank the bottlenecks between ``since`` and ``until``; the CPU series starts at ``begun``.
+    def end_load(self, settled_s: float) -> None:
+        """Note that the trial's load ended ``settled_s`` seconds ago: CPU use counts until then."""
+        self._load_end = time.monotonic() - settled_s
 
-        All three are ``time.monotonic()``.
+    def _end_trial(self) -> None:
+        if self._trial is None:
+            return
+        rate, start = self._trial
+        end = time.monotonic() if self._load_end is None else max(self._load_end, start)
+        self._records.append(TrialRecord(rate, start, end, *self._collector.cut()))
+        self._trial = None
+        if len(self._records) > TRIALS:  # the slowest one is the farthest from the limit
+            self._records.remove(min(self._records, key=lambda one: one.rate))
+
+    def diagnose(self, low: float | None, high: float | None, *, begun: float) -> Diagnosis:
+        """Rank the bottlenecks of the trials at and beyond the limit.
+
+        ``low`` and ``high`` are the ends of the capacity, arrivals per second, where they are known; the CPU
+        series starts at ``begun``, ``time.monotonic()``. A part that fails is listed in ``not_measured``;
+        none raises.
         """
-        evidence = self._collector.evidence()
-        whole = self._sampler.series()
-        window = whole.between(since, until)
-        plans, missing = self._plans(evidence)
-        analysis = BottleneckDetector().rank(evidence, window, plans=plans, objective=self._objective)
+        steps = OptionalSteps()
+        nothing = Evidence(seconds=0.0, workers=0, seen={})
+        steps.run("the end of a trial's records", self._end_trial, otherwise=None)
+        records = at_the_limit(self._records, low, high)
+        evidence = steps.run("the probes' records", lambda: _evidence(records), otherwise=nothing)
+        whole = steps.run("CPU and memory", self._sampler.series, otherwise=Resources(1, ()))
+        windows = [(one.start, one.end) for one in records]
+        window = steps.run("the trials' samples", lambda: whole.during(windows), otherwise=whole)
+        plans = steps.run("query plans", lambda: self._plans(evidence), otherwise=())
+        analysis = steps.run("the ranking", lambda: self._rank(evidence, window, plans), otherwise=Analysis())
         return Diagnosis(
             bottlenecks=tuple(_bottleneck(b) for b in analysis.bottlenecks),
-            not_measured=(*analysis.not_measured, *missing),
-            groups=_groups(window),
-            series=_series(whole, begun),
+            groups=steps.run("CPU by servers", lambda: _groups(window), otherwise=()),
+            series=steps.run("CPU over time", lambda: _series(whole, begun), otherwise=()),
+            not_measured=(*analysis.not_measured, *steps.failures),
         )
 
-    def _plans(self, evidence: Evidence) -> tuple[Sequence[Plan], tuple[str, ...]]:
+    def _rank(self, evidence: Evidence, window: Resources, plans: Sequence[Plan]) -> Analysis:
+        return BottleneckDetector().rank(evidence, window, plans=plans, objective=self._objective)
+
+    def _plans(self, evidence: Evidence) -> Sequence[Plan]:
         url = self._stack.database_url
         if url is None:
-            return (), ("query plans: the stack has no database",)
-        try:
-            return explain(
-                url,
-                evidence.statements,
-                texts=self._collector.sql_examples(),
-                may_create_index=self._may_create_index,
-            ), ()
-        except TenfoldError as error:
-            return (), (f"query plans: {error}",)
+            raise MeasurementError("the stack has no database")
+        return explain(
+            url,
+            evidence.statements,
+            texts=self._collector.sql_examples(),
+            may_create_index=self._may_create_index,
+        )
 
     def _has(self, kinds: Sequence[str]) -> bool:
         return any(server.kind in kinds for server in self._stack.servers)
 
     def _pids_of(self, kinds: Sequence[str]) -> Callable[[], Sequence[int]]:
         return lambda: [pid for s in self._stack.servers if s.kind in kinds for pid in s.pids()]
+
+
+def at_the_limit(
+    records: Sequence[TrialRecord], low: float | None, high: float | None
+) -> Sequence[TrialRecord]:
+    """Return the trials that show the limit: from just below the capacity to well beyond it.
+
+    If none is beyond it, the slowest one that is; all trials where the capacity is not known.
+    """
+    if low is None:
+        return records
+    near = [one for one in records if one.rate >= NEAR * low]
+    beyond = sorted({one.rate for one in near if one.rate >= (high or low)})
+    fastest = max(BEYOND * (high or low), beyond[0] if beyond else 0.0)
+    return [one for one in near if one.rate <= fastest] or records
+
+
+def _evidence(records: Sequence[TrialRecord]) -> Evidence:
+    return Aggregate.merge([(one.records, one.ended) for one in records]).evidence(0.0)
 
 
 def _bottleneck(one: Bottleneck) -> BottleneckReport:

@@ -91,10 +91,10 @@ def _sort_scans(plan: Mapping[str, Any]) -> Iterator[Scan]:
     for node in _nodes(plan):
         below = node.get("Plans", ())
         while below and below[0]["Node Type"] in ("Gather Merge", "Result"):
-            below = below[0]["Plans"]
+            below = below[0].get("Plans", ())  # WHERE false is a Result that reads nothing
         if node["Node Type"] != "Limit" or not below or below[0]["Node Type"] != "Sort":
             continue
-        source = below[0]["Plans"][0]
+        source = next(iter(below[0].get("Plans", ())), below[0])
         keys = [_KEY.fullmatch(key) for key in below[0]["Sort Key"]]
         if source["Node Type"] == "Seq Scan" and "Filter" not in source and all(keys):
             found = [key for key in keys if key is not None]
@@ -110,7 +110,7 @@ def _sort_scans(plan: Mapping[str, Any]) -> Iterator[Scan]:
 
 def _below_hash(join: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for child in join.get("Plans", ()):
-        yield child["Plans"][0] if child["Node Type"] == "Hash" else child
+        yield next(iter(child.get("Plans", ())), child) if child["Node Type"] == "Hash" else child
 
 
 def _scan(node: Mapping[str, Any], columns: tuple[str, ...], rows: float) -> Scan:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.explain import Plan
+from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources
-from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observations, abbreviate
+from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observations, Rule, abbreviate
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
 
-MOST = 12  # bottlenecks reported
+MOST = 12  # bottlenecks reported …
+LEAST = 6  # … of which so many by their share of the time, however many resources are full
 _SEVERITY = {"critical": 0, "high": 1, "medium": 2, "low": 3}
 
 
@@ -27,17 +30,39 @@ def rank(
     objective: Objective | None,
     limits: Mapping[str, float],
 ) -> Analysis:
-    """Apply every rule and rank what they find."""
+    """Apply every rule and rank what they find. A rule that fails is listed in ``not_measured``."""
     slow_ms = (objective or Objective()).slow_ms
     observed = Observations(evidence, resources, {plan.fingerprint: plan for plan in plans}, slow_ms, limits)
-    found = [one for rule in RULES for one in rule(observed) if one.share is None or one.share >= SMALL]
+    steps = OptionalSteps()
+    found = [one for one in _apply_rules(observed, steps) if one.share is None or one.share >= SMALL]
     later = _consequences(observed, found)
     found.sort(key=lambda one: (one.kind in later, -_weight(one), _SEVERITY[one.severity]))
-    return Analysis(tuple(_with_causes(found[:MOST], later)), tuple(_not_measured(observed)))
+    return Analysis(
+        tuple(_with_causes(_most_important(found), later)), (*_not_measured(observed), *steps.failures)
+    )
+
+
+def _apply_rules(observed: Observations, steps: OptionalSteps) -> Iterator[Bottleneck]:
+    for rule in RULES:
+        yield from steps.run(rule.__name__.replace("_", " "), partial(_apply, rule, observed), otherwise=())
+
+
+def _apply(rule: Rule, observed: Observations) -> tuple[Bottleneck, ...]:
+    return tuple(rule(observed))
+
+
+def _most_important(found: Sequence[Bottleneck]) -> list[Bottleneck]:
+    """Return the first ones. A full resource has no share and may be the limit itself: it always stays."""
+    shares = [one for one in found if one.share is not None]
+    left = shares[: max(MOST - (len(found) - len(shares)), LEAST)]
+    return [one for one in found if one.share is None or one in left]
 
 
 def _weight(one: Bottleneck) -> float:
     # Without a share it is not comparable: it ranks between what explains much time and what explains little.
+    # Requests that never finish are worse than slow ones.
+    if one.kind == "Requests":
+        return 1.0
     return 0.1 if one.share is None else one.share
 
 
@@ -61,6 +86,15 @@ def _with_causes(found: Sequence[Bottleneck], later: set[str]) -> Iterator[Bottl
             yield one
 
 
+def _why_no_pool(observed: Observations) -> str:
+    kinds = observed.evidence.pool_kinds
+    if kinds:
+        return f"the engine uses {' and '.join(kinds)}, which has no queue to observe"
+    if not observed.evidence.statements:
+        return "no statement ran in these trials"
+    return "no connection was checked out in these trials"
+
+
 def _not_measured(observed: Observations) -> Iterator[str]:
     """Yield what was not observed; it must not be taken for healthy."""
     seen = observed.evidence.seen
@@ -69,7 +103,7 @@ def _not_measured(observed: Observations) -> Iterator[str]:
     if not seen.get("sqlalchemy"):
         yield "statements and pools: not seen (no SQLAlchemy engine was used in a probed process)"
     elif not seen.get("pool"):
-        yield "connection pool: not seen (another pool than SQLAlchemy's QueuePool)"
+        yield f"connection pool: not seen ({_why_no_pool(observed)})"
     if not seen.get("event loop"):
         yield "event loop: not seen"
     if not seen.get("threads"):
@@ -80,6 +114,10 @@ def _not_measured(observed: Observations) -> Iterator[str]:
         f"plan of {abbreviate(plan.fingerprint)}: {plan.reason}"
         for plan in observed.plans.values()
         if plan.reason
+    )
+    unproven = {one.create: one for plan in observed.plans.values() for one in plan.missing if one.unproven}
+    yield from (
+        f"proof of an index on {one.table} ({one.column}): {one.unproven}" for one in unproven.values()
     )
     if seen.get("sqlalchemy") and not observed.plans:
         yield "query plans: EXPLAIN was not run"

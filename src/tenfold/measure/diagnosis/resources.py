@@ -24,6 +24,7 @@ from tenfold.measure.diagnosis import processes
 from tenfold.measure.diagnosis.processes import Process
 
 SAMPLES = 20_000  # kept; nearly three hours at twice a second
+FEW = 4  # samples; a shorter trial has no mean of its own
 PRESSURES = ("cpu", "io", "memory")
 
 
@@ -72,12 +73,33 @@ class Resources(msgspec.Struct, frozen=True):
 
     cores: int
     samples: tuple[Sample, ...]
+    windows: tuple[tuple[float, float], ...] = ()  # of the trials to which it is narrowed
     not_measured: tuple[str, ...] = ()  # "pressure (PSI): …", each with its reason
 
     def between(self, start: float, end: float) -> Resources:
         """Return the samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
         kept = tuple(sample for sample in self.samples if start <= sample.at <= end)
         return msgspec.structs.replace(self, samples=kept)
+
+    def during(self, windows: Sequence[tuple[float, float]]) -> Resources:
+        """Return the samples of several trials, given by their starts and ends."""
+        kept = tuple(one for one in self.samples if any(start <= one.at <= end for start, end in windows))
+        return msgspec.structs.replace(self, samples=kept, windows=tuple(windows))
+
+    @property
+    def busiest(self) -> tuple[dict[str, float], MachineSample | None]:
+        """The cores of each group and the machine, each as the mean over the trial with the most CPU use.
+
+        A trial that fails at once is short beside the ones that confirm: a mean over all would hide it.
+        """
+        trials = [part for window in self.windows if len((part := self.between(*window)).samples) >= FEW]
+        cores: dict[str, float] = {}
+        machines = []
+        for part in trials or [self]:
+            for name, group in part.groups.items():
+                cores[name] = max(cores.get(name, 0.0), group.mean.cpu_cores)
+            machines += [part.machine.mean] if part.machine is not None else []
+        return cores, max(machines, key=lambda one: one.cpu, default=None)
 
     @property
     def groups(self) -> dict[str, GroupStats]:

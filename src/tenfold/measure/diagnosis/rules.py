@@ -8,18 +8,23 @@ time is attributed to the statements, in proportion to the time for which each o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tenfold.measure.diagnosis.bottleneck import Bottleneck
-from tenfold.measure.diagnosis.explain import MissingIndex, Plan
+from tenfold.measure.diagnosis.bottleneck import Bottleneck, Severity
+from tenfold.measure.diagnosis.explain import IndexProof, MissingIndex, Plan
 from tenfold.measure.diagnosis.resources import Resources
 from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, PoolStats, StatementStats
 
+FEW = 10  # executions: fewer of them are not critical, whatever they took
+CHURN = 0.05  # of the requests: as many new connections, or engines, are worth a line
+MANY_POOLS = 500  # from one line; the probes count no more than 1,000
 SMALL = 0.02  # a smaller share of the slow requests' time is not reported
 FREQUENT = 0.15  # a statement with this share of it is reported although each execution is quick
 POOL_WAIT = 0.1  # of the objective's slow_ms: a longer p95 wait for a connection is reported
 IN_USE = 0.3  # of the checked-out time: below, it is not the database that fills the pool
+BUSY = 0.3  # of all cores: a database that uses more slows its own statements down
+STARVED = 0.7  # cores per worker: from here on lines are late because they wait for the interpreter
 ONE_CORE = 0.9  # a Python process runs bytecode on one core at a time
 MACHINE_FULL = 0.9
 LOOP_LAG_MS = 50.0
@@ -27,6 +32,7 @@ STATEMENT_SHOWN = 120
 CAUSE = 0.1  # of the database time: a full pool or a busy core may follow from it
 MOSTLY = 0.5
 
+_AGGREGATE = re.compile(r"^SELECT\s+(?:COALESCE\s*\(\s*)?(?:COUNT|SUM|MIN|MAX|AVG|EXISTS)\s*\(")
 _COLUMNS = re.compile(r"^SELECT .{40,}? FROM ")
 
 
@@ -63,31 +69,94 @@ class Observations:
 
     @property
     def app_cores(self) -> float:
-        """Mean cores used per worker of the app."""
-        app = self.resources.groups.get("app") if self.resources is not None else None
-        return app.mean.cpu_cores / max(self.evidence.workers, 1) if app is not None else 0.0
+        """Mean cores used per worker of the app in the trial in which it used the most."""
+        return self.cores_of("app") / max(self.evidence.workers, 1)
+
+    def cores_of(self, group: str) -> float:
+        """Return the mean cores that a group used in the trial in which it used the most."""
+        return self.resources.busiest[0].get(group, 0.0) if self.resources is not None else 0.0
+
+    @property
+    def is_database_busy(self) -> bool:
+        """True if statements may be slow because of one another."""
+        return self.resources is not None and self.cores_of("database") >= BUSY * self.resources.cores
+
+    @property
+    def is_starved(self) -> bool:
+        """True if the app's processes, or all processes, have too little CPU: then every line is slow."""
+        machine = self.resources.busiest[1] if self.resources is not None else None
+        return self.app_cores >= STARVED or (machine is not None and machine.cpu >= MACHINE_FULL)
 
 
 def n_plus_ones(observed: Observations) -> Iterator[Bottleneck]:
-    """N+1: a statement from one line, many times in one request."""
+    """N+1: a statement from one line, many times in one request; one bottleneck for each cause.
+
+    A line is one cause in all routes that run it, and the lines of the same routes are one loop.
+    """
+    lines: dict[str, list[StatementStats]] = {}
     for use in observed.evidence.statements:
-        if not use.repeating_requests or use.fingerprint in ROUND_TRIPS:
-            continue
-        yield Bottleneck(
-            kind="Database",
-            title=f"N+1 in {use.route}",
-            severity="critical",
-            where=use.site or _endpoint(observed, use.route),
-            share=observed.explained_share(use),
-            evidence=(
-                f"one statement runs {use.repetitions_mean:.0f} times per request, "
-                f"at most {use.executions_max}, in {use.repeating_requests} of {use.requests} requests",
-                _executions(use),
-                abbreviate(use.fingerprint),
-            ),
-            remedy="load the related rows with the first statement (selectinload or joinedload), "
-            "or query all keys at once (IN)",
-        )
+        if use.repeating_requests and use.fingerprint not in ROUND_TRIPS:
+            lines.setdefault(use.site or use.route, []).append(use)
+    causes: dict[frozenset[str], list[StatementStats]] = {}
+    for uses in lines.values():
+        causes.setdefault(frozenset(use.route for use in uses), []).extend(uses)
+    for uses in causes.values():
+        yield _n_plus_one(observed, sorted(uses, key=lambda use: -use.total_s))
+
+
+def _n_plus_one(observed: Observations, uses: list[StatementStats]) -> Bottleneck:
+    """The bottleneck of statements that one loop repeats, the costliest first."""
+    use, share = uses[0], observed.explained_share(*uses)
+    others = [one for one in uses[1:] if one.site != use.site or one.route == use.route]
+    sites = list(dict.fromkeys(one.site for one in others if one.site and one.site != use.site))
+    more = f", at {', '.join(sites[:2])}{' …' if sites[2:] else ''}" if sites else ""
+    return Bottleneck(
+        kind="Database",
+        title=f"N+1 in {_routes(uses)}",
+        severity=severity(share, executions=sum(one.executions for one in uses)),
+        where=use.site or _endpoint(observed, use.route),
+        share=share,
+        evidence=(
+            f"one statement runs {use.repetitions_mean:.0f} times per request, "
+            f"at most {use.executions_max}, in {use.repeating_requests} of {use.requests} requests",
+            *((f"so do {len(others)} more statements{more}",) if others else ()),
+            _executions(*uses),
+            abbreviate(use.fingerprint),
+        ),
+        remedy=repetition_remedy(use.fingerprint),
+    )
+
+
+def repetition_remedy(statement: str) -> str:
+    """Return how to run a repeated statement once, by its kind."""
+    text = statement.upper()
+    if text.startswith("INSERT"):
+        return "write all rows with one statement (session.add_all, or insert() with a list of values)"
+    if text.startswith(("UPDATE", "DELETE")):
+        return "change all rows with one statement (WHERE … IN), or in batches"
+    if " FOR UPDATE" in text or " FOR SHARE" in text:
+        return "lock all rows with one statement (WHERE … IN … FOR UPDATE), in the order of their keys"
+    if _AGGREGATE.search(text):
+        return "compute all of them with one statement (GROUP BY the key), or count in the first statement"
+    if not text.startswith(("SELECT", "WITH")) or " FROM " not in text:
+        return "run it once for all of them, outside of the loop"
+    if " WHERE " not in text:
+        return "run it once and keep its rows, outside of the loop"
+    return (
+        "load the related rows with the first statement (selectinload or joinedload), "
+        "or query all keys at once (IN)"
+    )
+
+
+def severity(share: float | None, *, executions: int | None = None) -> Severity:
+    """Return the severity of a share of the slow requests' time; few executions are no more than medium."""
+    if share is None:
+        found: Severity = "medium"
+    else:
+        limits: tuple[tuple[float, Severity], ...] = ((0.3, "critical"), (0.1, "high"), (0.05, "medium"))
+        found = next((name for limit, name in limits if share >= limit), "low")
+    few = executions is not None and executions < FEW
+    return "medium" if few and found in ("critical", "high") else found
 
 
 def missing_indexes(observed: Observations) -> Iterator[Bottleneck]:
@@ -102,63 +171,119 @@ def missing_indexes(observed: Observations) -> Iterator[Bottleneck]:
             continue
         needed = "the first ones in order" if missing.ordered else f"{max(missing.rows, 1):,.0f}"
         evidence = [f"reads {missing.table_rows:,} rows to find {needed}", _executions(*uses)]
+        share = observed.explained_share(*uses)
         if proof is not None:
             evidence.append(
                 f"one look-up takes {proof.after_ms:.2f} ms with the index, {proof.before_ms:.1f} ms without"
             )
+            share = None if share is None else share * _saved_share(observed, proof, uses)
         yield Bottleneck(
             kind="Database",
             title=f"missing index on {missing.table} ({missing.column})",
-            severity="critical",
+            severity=severity(share, executions=sum(use.executions for use in uses)),
             proof="proven" if proof is not None else "suspected",
             where=uses[0].site or None,
-            share=observed.explained_share(*uses),
+            share=share,
             evidence=tuple(evidence),
             remedy=missing.create,
         )
 
 
+def _saved_share(observed: Observations, proof: IndexProof, uses: list[StatementStats]) -> float:
+    """Return the share of the statements' time that the index saves.
+
+    It is the planner's estimate for the whole statement, and no more than the look-up's measured saving,
+    except where the database is so busy that its load makes each look-up slower than the proof found it.
+    """
+    saved = 1 - proof.cost_after / proof.cost_before if proof.cost_before else 1.0
+    mean_ms = sum(use.total_s for use in uses) * 1000 / max(sum(use.executions for use in uses), 1)
+    if not observed.is_database_busy and mean_ms > 0:
+        saved = min(saved, (proof.before_ms - proof.after_ms) / mean_ms)
+    return min(max(saved, 0.0), 1.0)
+
+
 def slow_statements(observed: Observations) -> Iterator[Bottleneck]:
     """Statements that are slow on average, and quick ones that take much of the time in total."""
+    by_line: dict[tuple[str, str], list[StatementStats]] = {}
     for use in observed.evidence.statements:
         plan = observed.plans.get(use.fingerprint)
         if use.fingerprint in ROUND_TRIPS or use.repeating_requests or (plan is not None and plan.missing):
             continue  # reported by another rule
-        slow = use.mean_ms > observed.limits["db_query_time_avg"]
-        share = observed.explained_share(use)
-        if not use.route or not (slow or (share is not None and share >= FREQUENT)):
+        if use.route:
+            by_line.setdefault((use.fingerprint, use.site), []).append(use)
+    for (fingerprint, site), uses in by_line.items():
+        executions = sum(use.executions for use in uses)
+        slow = (
+            sum(use.total_s for use in uses) * 1000 / max(executions, 1)
+            > observed.limits["db_query_time_avg"]
+        )
+        share, plan = observed.explained_share(*uses), observed.plans.get(fingerprint)
+        if not (slow or (share is not None and share >= FREQUENT)):
             continue
         yield Bottleneck(
             kind="Database",
-            title=f"{'slow' if slow else 'frequent'} statement in {use.route}",
-            severity="critical" if slow else "high",
-            where=use.site or _endpoint(observed, use.route),
+            title=f"{'slow' if slow else 'frequent'} statement in {_routes(uses)}",
+            severity=severity(share, executions=executions),
+            where=site or _endpoint(observed, uses[0].route),
             share=share,
             evidence=(
-                _executions(use),
-                abbreviate(use.fingerprint),
+                _executions(*uses),
+                abbreviate(fingerprint),
                 *(plan.lines[:6] if plan is not None else ()),
             ),
-            remedy="read its plan, fetch fewer rows, or cache the result"
-            if slow
-            else "cache the result, or run it less often",
+            remedy=_slow_remedy(fingerprint) if slow else "cache the result, or run it less often",
         )
+
+
+def _slow_remedy(statement: str) -> str:
+    if statement.upper().startswith(("SELECT", "WITH")) and " FOR " not in statement.upper():
+        return "read its plan, fetch fewer rows, or cache the result"
+    return "read its plan, and look for locks that it waits for: shorten the transactions that hold them"
 
 
 def connection_churn(observed: Observations) -> Iterator[Bottleneck]:
-    """Connections opened within requests: no pool, or one that overflows all the time."""
+    """Connections opened within requests: no pool, an engine for each request, or a pool that overflows."""
     uses = [use for use in observed.evidence.statements if use.fingerprint == "CONNECT" and use.route]
+    uses.sort(key=lambda use: -use.total_s)
     share = observed.share(sum(use.slow_s for use in uses))
     opened = sum(use.executions for use in uses)
-    if share is not None and share >= SMALL and opened > 0.05 * observed.evidence.requests:
-        yield Bottleneck(
-            kind="Connection Pool",
-            title="many requests open a new connection",
-            severity="high",
-            share=share,
-            evidence=(f"{opened:,} opened in {observed.evidence.requests:,} requests", _executions(*uses)),
-            remedy="raise pool_size to the number of connections used at once, and lower max_overflow",
+    if share is None or share < SMALL or opened <= CHURN * observed.evidence.requests:
+        return
+    where, remedy = _churn_cause(observed, uses)
+    yield Bottleneck(
+        kind="Connection Pool",
+        title="many requests open a new connection",
+        severity=severity(share),
+        where=where or None,
+        share=share,
+        evidence=(f"{opened:,} opened in {observed.evidence.requests:,} requests", _executions(*uses)),
+        remedy=remedy,
+    )
+
+
+def _churn_cause(observed: Observations, uses: list[StatementStats]) -> tuple[str, str]:
+    """Return the line and the remedy of connections that are opened in requests."""
+    evidence = observed.evidence
+    site = next((use.site for use in uses if use.site), "") or _endpoint(observed, uses[0].route) or ""
+    engines = min(evidence.workers + CHURN * evidence.requests, MANY_POOLS)
+    many = [pool for pool in evidence.pools if pool.pools > engines]
+    if many:
+        where = max(many, key=lambda pool: pool.pools).site
+        return where or site, "create the engine once, when the module is imported, and not in each request"
+    if not evidence.pools and evidence.pool_kinds and "NullPool" in evidence.pool_kinds:
+        return site, "keep connections open: create the engine without poolclass=NullPool"
+    if not evidence.pools:
+        return site, "keep connections open in a pool (create_engine without poolclass has one)"
+    pool = max(evidence.pools, key=lambda one: one.checkouts)
+    if pool.max_overflow == 0:
+        return (
+            site,
+            "find why connections are closed early: pool_recycle, invalidated or detached connections",
         )
+    return (
+        pool.site or site,
+        "raise pool_size to the number of connections used at once, and lower max_overflow",
+    )
 
 
 def full_pools(observed: Observations) -> Iterator[Bottleneck]:
@@ -166,15 +291,18 @@ def full_pools(observed: Observations) -> Iterator[Bottleneck]:
     for pool in observed.evidence.pools:
         limit = observed.limits["db_connection_pool_usage"] / 100
         if pool.wait_p95_ms <= POOL_WAIT * observed.slow_ms and not (
-            pool.timeouts or pool.full_share > limit
+            pool.timeouts or pool.waiting or pool.full_share > limit
         ):
             continue
+        share = observed.share(sum(route.slow_wait_s for route in observed.evidence.routes))
+        if (pool.waiting or pool.timeouts) and (share or 0.0) < SMALL:
+            share = None  # some never got a connection: that is a line of the report, whatever time it took
         yield Bottleneck(
             kind="Connection Pool",
             title=f"full {_percent(pool.full_share)} of the time",
             severity="high",
             where=pool.site or None,
-            share=observed.share(sum(route.slow_wait_s for route in observed.evidence.routes)),
+            share=share,
             evidence=(
                 *_pool_lines(pool),
                 f"statements run in {_percent(observed.used_share)} of the time they are checked out",
@@ -190,7 +318,7 @@ def busy_cpus(observed: Observations) -> Iterator[Bottleneck]:
     resources = observed.resources
     if resources is None or resources.machine is None:
         return
-    machine, groups = resources.machine.mean, resources.groups
+    machine = resources.busiest[1] or resources.machine.mean
     if observed.app_cores >= ONE_CORE:
         costliest = observed.evidence.routes[0].route if observed.evidence.routes else "the costliest route"
         yield Bottleneck(
@@ -205,9 +333,9 @@ def busy_cpus(observed: Observations) -> Iterator[Bottleneck]:
         )
     if machine.cpu >= min(MACHINE_FULL, observed.limits["cpu_usage"] / 100 + 0.1):
         yield _busy_machine(observed, machine.cpu, machine.cpu_pressure)
-    database = groups.get("database")
-    if database is not None and database.mean.cpu_cores >= 0.7 * resources.cores:
-        yield _busy_database(observed, f"{database.mean.cpu_cores:.2f} of {resources.cores} cores used")
+    database = observed.cores_of("database")
+    if database >= 0.7 * resources.cores:
+        yield _busy_database(observed, f"{database:.2f} of {resources.cores} cores used")
 
 
 def _busy_database(observed: Observations, cores: str) -> Bottleneck:
@@ -254,9 +382,9 @@ def _is_read(use: StatementStats) -> bool:
 def _busy_machine(observed: Observations, cpu: float, pressure: float) -> Bottleneck:
     """A machine without a free core, and the processes that use it."""
     assert observed.resources is not None
-    groups, cores = observed.resources.groups, observed.resources.cores
-    others = cpu * cores - sum(use.mean.cpu_cores for use in groups.values())
-    used = "".join(f"{name} {use.mean.cpu_cores:.2f}, " for name, use in groups.items())
+    groups, cores = observed.resources.busiest[0], observed.resources.cores
+    others = cpu * cores - sum(groups.values())
+    used = "".join(f"{name} {one:.2f}, " for name, one in groups.items())
     by_others = others > cores / 2
     return Bottleneck(
         kind="Machine" if by_others else "CPU",
@@ -301,20 +429,67 @@ def machine_limits(observed: Observations) -> Iterator[Bottleneck]:
         )
 
 
+def unfinished_requests(observed: Observations) -> Iterator[Bottleneck]:
+    """Requests without a response at the end of a trial: a deadlock, or a call without a timeout."""
+    for route in observed.evidence.routes:
+        if not route.unfinished:
+            continue
+        lines = observed.evidence.unfinished_at[:3]
+        waiting = route.unfinished_waiting
+        yield Bottleneck(
+            kind="Requests",
+            title=f"{route.route} does not finish",
+            severity="critical" if route.unfinished > SMALL * route.requests else "high",
+            where=lines[0][0] if lines else route.endpoint or None,
+            share=None,
+            evidence=(
+                f"{route.unfinished:,} requests without a response at the end of a trial, "
+                f"the oldest for {route.unfinished_s:.1f} s; {route.requests:,} finished",
+                *((f"{waiting:,} of them wait for a connection of the pool",) if waiting else ()),
+                *(f"{count}× stands at {line}" for line, count in lines),
+            ),
+            remedy="return connections before other work that needs one, and give the pool a timeout"
+            if waiting > route.unfinished / 2
+            else "find what it waits for there (a lock, a call without a timeout) and bound the wait",
+        )
+
+
 def late_event_loops(observed: Observations) -> Iterator[Bottleneck]:
     """A late event loop, unless the busy CPU alone explains it."""
     loop = observed.evidence.loop
-    if loop is None or loop.p95_ms <= LOOP_LAG_MS or (observed.app_cores >= ONE_CORE and not loop.blockers):
+    if loop is None or loop.p95_ms <= LOOP_LAG_MS:
         return
-    lines = tuple(f"{times}× blocked at {line}" for line, times in loop.blockers[:3])
+    samples = sum(times for _, times in loop.blockers)
+    line, times = loop.blockers[0] if loop.blockers else ("", 0)
+    blocks = times > samples / 2  # else the loop was late on any line on which it happened to be
+    if observed.app_cores >= ONE_CORE and not blocks:
+        return
     yield Bottleneck(
         kind="Event loop",
-        title=f"runs callbacks {loop.p95_ms:.0f} ms late at p95",
+        title=f"has not run for {loop.stuck_s:.0f} s"
+        if loop.stuck_s
+        else f"runs callbacks {loop.p95_ms:.0f} ms late at p95",
         severity="high" if observed.app_cores < ONE_CORE else "medium",
-        where=loop.blockers[0][0] if loop.blockers else None,
-        evidence=(f"p50 {loop.p50_ms:.0f} ms, longest {loop.max_ms:.0f} ms", *lines),
-        remedy="move the blocking call to a thread (asyncio.to_thread), or declare the endpoint with def",
+        where=line if blocks else None,
+        evidence=(
+            f"p50 {loop.p50_ms:.0f} ms, longest {loop.max_ms:.0f} ms",
+            *(f"late {count}× at {place}" for place, count in loop.blockers[:3]),
+        ),
+        remedy=_loop_remedy(observed, blocks=blocks),
     )
+
+
+def _loop_remedy(observed: Observations, *, blocks: bool) -> str:
+    if observed.is_starved and blocks:
+        return (
+            "make this line cheaper, or compute in another process: it uses the CPU, and a thread of the "
+            "same process does not give it more"
+        )
+    if observed.is_starved:
+        return "find what uses the CPU: the loop waits for a core or the interpreter, on whatever line it is"
+    if blocks:
+        return "move the blocking call to a thread (asyncio.to_thread), or declare the endpoint with def"
+    return "find the call that blocks: no line of the service stands out"
 
 
 def busy_threads(observed: Observations) -> Iterator[Bottleneck]:
@@ -328,6 +503,13 @@ def busy_threads(observed: Observations) -> Iterator[Bottleneck]:
             evidence=(f"up to {use.waiting_max} requests waited, {_percent(use.waiting_share)} of the time",),
             remedy="shorten what they wait for; more threads help only while CPU and pool are not full",
         )
+
+
+def _routes(uses: Sequence[StatementStats]) -> str:
+    """Return the route that spends the most time there, and the number of the others."""
+    routes = list(dict.fromkeys(use.route for use in sorted(uses, key=lambda use: -use.total_s)))
+    others = len(routes) - 1
+    return f"{routes[0]} and {others} more route{'s' if others > 1 else ''}" if others else routes[0]
 
 
 def _endpoint(observed: Observations, route: str) -> str | None:
@@ -355,12 +537,17 @@ def _pool_lines(pool: PoolStats) -> tuple[str, ...]:
     overflow = f" + {pool.max_overflow}" if pool.max_overflow else ""
     lines = [
         f"{pool.size}{overflow} connections per worker, all in use {_percent(pool.full_share)} of the time",
-        f"checkouts wait {pool.wait_p95_ms:.0f} ms at p95; {pool.wait_count:,} of {pool.checkouts:,} waited",
+        f"checkouts wait {pool.wait_p95_ms:.0f} ms at p95; {pool.wait_count + pool.waiting:,} of "
+        f"{max(pool.checkouts + pool.timeouts, pool.wait_count) + pool.waiting:,} waited",
     ]
+    if pool.waiting:
+        lines.append(f"{pool.waiting:,} of them still waited at the end, the longest {pool.waiting_s:.1f} s")
     return (*lines, f"{pool.timeouts:,} checkouts timed out") if pool.timeouts else tuple(lines)
 
 
-RULES: tuple[Callable[[Observations], Iterator[Bottleneck]], ...] = (
+Rule = Callable[[Observations], Iterator[Bottleneck]]
+RULES: tuple[Rule, ...] = (
+    unfinished_requests,
     n_plus_ones,
     missing_indexes,
     slow_statements,

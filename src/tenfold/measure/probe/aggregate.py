@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +27,9 @@ except ImportError as error:
 
 MINUTES_US = 10 * 60 * 1_000_000
 STATEMENTS = 5_000  # (route, statement, site) kept apart; the others are summed up under "(other)"
-MEDIAN_EVERY = 50  # requests of a route between two updates of its median
 LINES = 200
 TICK_US = 50_000  # interval of the probe's timer in the event loop
+STUCK_S = 1.0  # a loop that is late for longer, and still is at the end, is stuck
 
 OTHER_ROUTE = ("(other)", "")
 OTHER_STATEMENT = ("(other)", "")
@@ -71,39 +72,109 @@ class TextTable:
         return self.statements.get(number, OTHER_STATEMENT)
 
 
+@dataclass(frozen=True, slots=True)
+class SlowHalf:
+    """The slower half of a route's requests: all buckets above the median's, and its part of that bucket.
+
+    It is determined at the end, over all requests: a route's first ones are in it when they were slow.
+    """
+
+    bucket: int = -1
+    part: float = 1.0
+
+    @classmethod
+    def of(cls, counts: Mapping[int, float]) -> SlowHalf:
+        """Return the slower half of requests that are counted by bucket."""
+        left = sum(counts.values()) / 2
+        for bucket in sorted(counts, reverse=True):
+            if counts[bucket] >= left:
+                return cls(bucket, left / counts[bucket] if counts[bucket] else 0.0)
+            left -= counts[bucket]
+        return cls()
+
+    def sum(self, values: Mapping[int, float]) -> float:
+        """Return the part of a sum by bucket that belongs to the slower half."""
+        above = sum(value for bucket, value in values.items() if bucket > self.bucket)
+        return above + self.part * values.get(self.bucket, 0.0)
+
+
+def _bucket(seconds: float) -> int:
+    """Return the bucket of a duration: eight for each doubling, 9 % wide."""
+    return int(math.log2(max(seconds, 1e-6) * 1e6) * 8)
+
+
+def _add(total: dict[int, float], more: Mapping[int, float]) -> None:
+    for bucket, value in more.items():
+        total[bucket] = total.get(bucket, 0.0) + value
+
+
 @dataclass
 class _RouteTotals:
     label: str
     endpoint: str
-    requests: int = 0
-    total_s: float = 0.0
-    slow_s: float = 0.0
-    slow_wait_s: float = 0.0
-    median_s: float = math.inf
-    histogram: Any = field(default_factory=_histogram)
+    counts: dict[int, float] = field(default_factory=dict)  # requests, by bucket of their duration
+    seconds: dict[int, float] = field(default_factory=dict)
+    waits: dict[int, float] = field(default_factory=dict)
 
-    def add(self, request: probe_protocol.RequestRecord) -> bool:
-        """Count a request; return whether it is slower than its route's median."""
-        self.requests += 1
-        self.total_s += request.duration_s
-        self.histogram.record_value(_us(request.duration_s))
-        if self.requests % MEDIAN_EVERY == 0 or self.requests == 10:
-            self.median_s = _ms(self.histogram, 50) / 1000
-        slow = request.duration_s > self.median_s
-        if slow:
-            self.slow_s += request.duration_s
-            self.slow_wait_s += min(request.pool_wait_s, request.duration_s)
-        return slow
+    def add(self, request: probe_protocol.RequestRecord) -> int:
+        """Count a request; return its bucket."""
+        bucket, duration = _bucket(request.duration_s), request.duration_s
+        self.counts[bucket] = self.counts.get(bucket, 0.0) + 1
+        self.seconds[bucket] = self.seconds.get(bucket, 0.0) + duration
+        self.waits[bucket] = self.waits.get(bucket, 0.0) + min(request.pool_wait_s, duration)
+        return bucket
 
-    def stats(self) -> RouteStats:
+    def merge(self, other: _RouteTotals) -> None:
+        _add(self.counts, other.counts)
+        _add(self.seconds, other.seconds)
+        _add(self.waits, other.waits)
+
+    @property
+    def slow_half(self) -> SlowHalf:
+        return SlowHalf.of(self.counts)
+
+    def stats(self, unfinished: _Unfinished) -> RouteStats:
+        slow = self.slow_half
         return RouteStats(
             route=self.label,
             endpoint=self.endpoint,
-            requests=self.requests,
-            total_s=self.total_s,
-            slow_s=self.slow_s,
-            slow_wait_s=self.slow_wait_s,
+            requests=round(sum(self.counts.values())),
+            total_s=sum(self.seconds.values()) + unfinished.seconds,
+            slow_s=slow.sum(self.seconds) + unfinished.seconds,
+            slow_wait_s=slow.sum(self.waits) + min(unfinished.wait_s, unfinished.seconds),
+            unfinished=unfinished.count,
+            unfinished_s=unfinished.longest_s,
+            unfinished_waiting=unfinished.waiting,
         )
+
+
+@dataclass
+class _Unfinished:
+    """The requests of one route that had not finished at the end of a trial."""
+
+    count: int = 0
+    seconds: float = 0.0
+    longest_s: float = 0.0
+    waiting: int = 0
+    wait_s: float = 0.0
+
+    def add(self, record: probe_protocol.UnfinishedRecord, *, since: float, now: float) -> None:
+        """Add one worker's; their time counts from ``since`` on: earlier time belongs to earlier trials."""
+        self.count += record.count
+        ages = [now - max(started, since) for started in record.started]
+        seconds = max(sum(ages), 0.0) * record.count / max(len(ages), 1)
+        self.seconds += seconds
+        self.longest_s = max(self.longest_s, record.longest_s)
+        self.waiting += record.waiting
+        self.wait_s += min(record.wait_s, seconds)
+
+    def merge(self, other: _Unfinished) -> None:
+        """Add those of another trial: they may be the same requests, whose times are added."""
+        self.count = max(self.count, other.count)
+        self.waiting = max(self.waiting, other.waiting)
+        self.seconds += other.seconds
+        self.wait_s += other.wait_s
+        self.longest_s = max(self.longest_s, other.longest_s)
 
 
 @dataclass
@@ -114,21 +185,28 @@ class _StatementTotals:
     repeating_requests: int = 0
     repetitions: int = 0
     total_s: float = 0.0
-    slow_s: float = 0.0
+    seconds: dict[int, float] = field(default_factory=dict)  # by bucket of their requests' durations
 
-    def add(self, executions: int, seconds: float, *, slow: bool, request: bool) -> None:
+    def add(self, executions: int, seconds: float, *, bucket: int | None) -> None:
+        """Add executions in one request, or outside of any (``bucket`` is None)."""
         self.executions += executions
         self.total_s += seconds
-        self.slow_s += seconds if slow else 0.0
-        if not request:
+        if bucket is None:
             return
+        self.seconds[bucket] = self.seconds.get(bucket, 0.0) + seconds
         self.requests += 1
         self.executions_max = max(self.executions_max, executions)
         if is_repetition(executions, seconds):
             self.repeating_requests += 1
             self.repetitions += executions
 
-    def stats(self, route: str, text: tuple[str, str]) -> StatementStats:
+    def merge(self, other: _StatementTotals) -> None:
+        for name in ("executions", "requests", "repeating_requests", "repetitions", "total_s"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.executions_max = max(self.executions_max, other.executions_max)
+        _add(self.seconds, other.seconds)
+
+    def stats(self, route: str, text: tuple[str, str], slow: SlowHalf) -> StatementStats:
         return StatementStats(
             route=route,
             fingerprint=text[0],
@@ -139,7 +217,7 @@ class _StatementTotals:
             repeating_requests=self.repeating_requests,
             repetitions_mean=self.repetitions / max(self.repeating_requests, 1),
             total_s=self.total_s,
-            slow_s=self.slow_s,
+            slow_s=slow.sum(self.seconds),
             mean_ms=self.total_s * 1000 / max(self.executions, 1),
         )
 
@@ -154,11 +232,15 @@ class _PoolTotals:
     checkouts: int = 0
     wait_count: int = 0
     timeouts: int = 0
+    waits_now: dict[tuple[int, int], tuple[int, float]] = field(
+        default_factory=dict
+    )  # by owner: as of its last batch
     waits: Any = field(default_factory=_histogram)
 
     def add(self, owner: int, state: probe_protocol.PoolRecord, seconds: float) -> None:
         if len(self.owners) < 1_000:
             self.owners.add((owner, state.number))
+            self.waits_now[owner, state.number] = (state.waiting, state.waiting_s)
         self.seconds += seconds
         self.full_s += min(state.full_s, seconds)
         self.held_s += state.held_s
@@ -166,19 +248,43 @@ class _PoolTotals:
         self.checkouts += state.checkouts
         self.wait_count += state.wait_count
         self.timeouts += state.timeouts
+
         for wait in state.waits_s:
             self.waits.record_value(_us(wait))
 
+    def merge(self, other: _PoolTotals) -> None:
+        self.owners |= other.owners
+        for name in ("seconds", "full_s", "held_s", "checkouts", "wait_count", "timeouts"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.checked_out_max = max(self.checked_out_max, other.checked_out_max)
+        for owner, (count, longest_s) in other.waits_now.items():
+            mine = self.waits_now.get(owner, (0, 0.0))
+            self.waits_now[owner] = (max(mine[0], count), max(mine[1], longest_s))
+        self.waits.add(other.waits)
+
+    @property
+    def waiting(self) -> int:
+        """Checkouts that waited at the end of a trial."""
+        return sum(count for count, _ in self.waits_now.values())
+
+    @property
+    def waiting_s(self) -> float:
+        """The longest of them, so far."""
+        return max((longest_s for _, longest_s in self.waits_now.values()), default=0.0)
+
     @property
     def is_used(self) -> bool:
-        return self.checkouts + self.timeouts > 0 or self.full_s > 0
+        return self.checkouts + self.timeouts + self.waiting > 0 or self.full_s > 0
 
     def wait_ms(self, percentile: float) -> float:
         """Return a percentile over all checkouts; one that got a connection at once waited 0 ms."""
-        at_once = 100 * (1 - self.wait_count / max(self.checkouts + self.timeouts, self.wait_count, 1))
-        if percentile <= at_once:
+        checkouts = max(self.checkouts + self.timeouts, self.wait_count) + self.waiting
+        if self.waiting and percentile > 100 * (1 - self.waiting / checkouts):
+            return self.waiting_s * 1000  # those that still wait are taken to wait the longest
+        at_once = 100 * (1 - (self.wait_count + self.waiting) / max(checkouts, 1))
+        if percentile <= at_once or not self.wait_count:
             return 0.0
-        return _ms(self.waits, 100 * (percentile - at_once) / (100 - at_once))
+        return _ms(self.waits, min(100 * (percentile - at_once) * checkouts / (100 * self.wait_count), 100))
 
     def stats(self, key: tuple[str, int, int]) -> PoolStats:
         return PoolStats(
@@ -193,11 +299,16 @@ class _PoolTotals:
             held_s=self.held_s,
             full_share=self.full_s / self.seconds if self.seconds else 0.0,
             wait_p95_ms=self.wait_ms(95),
+            waiting=self.waiting,
+            waiting_s=self.waiting_s,
         )
 
 
 class Aggregate:
-    """Totals since ``since`` (``time.perf_counter()``); requests that started earlier are not counted."""
+    """Totals since ``since`` (``time.perf_counter()``); finished requests that started earlier do not count.
+
+    Aggregates of several trials are merged into one.
+    """
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -208,56 +319,137 @@ class Aggregate:
         self._lags = _histogram()
         self._blockers: Counter[str] = Counter()
         self._threads = [0.0, 0.0, 0, 0, 0]  # seconds, seconds with waiters, total, busy_max, waiting_max
+        self._unfinished: dict[int, dict[str, _Unfinished]] = {}  # by worker, as of its last batch
+        self._unfinished_at: dict[int, Mapping[str, int]] = {}
+        self._endpoints: dict[str, str] = {}
+        self._late: dict[int, float] = {}  # of the workers' event loops, as of their last batches
+        self._pool_kinds: set[str] = set()
         self._sqlalchemy = False
         self._dropped = 0
+        self._ended: float | None = None  # of a merged one: the sum of its parts' seconds after ``since``
+
+    @classmethod
+    def merge(cls, parts: Sequence[tuple[Aggregate, float]]) -> Aggregate:
+        """Return the sum of several trials' aggregates, each with the time at which it ended."""
+        whole = cls(0.0)
+        for part, now in parts:
+            whole._merge(part)
+            whole._ended = (whole._ended or 0.0) + now - part.since
+        return whole
+
+    def _merge(self, other: Aggregate) -> None:
+        self._workers |= other._workers
+        for label, route in other._routes.items():
+            self._routes.setdefault(label, _RouteTotals(label, route.endpoint)).merge(route)
+        for key, statement in other._statements.items():
+            self._statements.setdefault(key, _StatementTotals()).merge(statement)
+        for pool_key, pool in other._pools.items():
+            self._pools.setdefault(pool_key, _PoolTotals()).merge(pool)
+        self._lags.add(other._lags)
+        self._blockers.update(other._blockers)
+        seconds, waiting, *most = other._threads
+        self._threads[:2] = [self._threads[0] + seconds, self._threads[1] + waiting]
+        self._threads[2:] = [max(pair) for pair in zip(self._threads[2:], most, strict=True)]
+        for worker, by_route in other._unfinished.items():
+            mine = self._unfinished.setdefault(worker, {})
+            for label, unfinished in by_route.items():
+                mine.setdefault(label, _Unfinished()).merge(unfinished)
+        self._unfinished_at.update({key: lines for key, lines in other._unfinished_at.items() if lines})
+        self._endpoints.update(other._endpoints)
+        for worker, late_s in other._late.items():
+            self._late[worker] = max(self._late.get(worker, 0.0), late_s)
+        self._pool_kinds |= other._pool_kinds
+        self._sqlalchemy |= other._sqlalchemy
+        self._dropped += other._dropped
 
     def add(self, worker: int, batch: probe_protocol.Batch, texts: TextTable, *, now: float) -> None:
         """Add one worker's batch, whose texts are in ``texts`` already."""
         self._workers.add(worker)
         self._sqlalchemy |= batch.sqlalchemy
         self._dropped += batch.dropped
+        self._pool_kinds.update(batch.pool_kinds)
+        self._add_unfinished(worker, batch, texts, now=now)
         for request in batch.requests:
             if request.started >= self.since:
                 self._add_request(request, texts)
         if now - batch.seconds >= self.since:  # else it covers time before ``since``, too
             for number, (executions, seconds) in batch.outside.items():
                 totals = self._statement_totals("", texts.statement(number))
-                totals.add(int(executions), seconds, slow=False, request=False)
+                totals.add(int(executions), seconds, bucket=None)
             self._add_process(worker, batch)
 
     def evidence(self, now: float) -> Evidence:
         """Return the evidence so far."""
-        statements = [totals.stats(*key) for key, totals in self._statements.items()]
+        slow = {label: route.slow_half for label, route in self._routes.items()}
+        statements = [
+            totals.stats(*key, slow.get(key[0]) or SlowHalf.of(totals.seconds))
+            for key, totals in self._statements.items()
+        ]
+        routes = self._route_stats()
         lines = tuple(self._blockers.most_common(10))
         return Evidence(
-            seconds=now - self.since,
+            seconds=now - self.since if self._ended is None else self._ended,
             workers=len(self._workers),
             seen={
-                "requests": bool(self._routes),
+                "requests": bool(routes),
                 "sqlalchemy": self._sqlalchemy,
                 "pool": any(pool.is_used for pool in self._pools.values()),
-                "event loop": self._lags.total_count > 0,
+                "event loop": self._lags.total_count > 0 or self._stuck_s > STUCK_S,
                 "threads": self._threads[0] > 0,
             },
-            routes=tuple(
-                sorted((r.stats() for r in self._routes.values()), key=lambda stats: -stats.total_s)
-            ),
+            routes=routes,
             statements=tuple(sorted(statements, key=lambda stats: -stats.total_s)),
             pools=tuple(pool.stats(key) for key, pool in self._pools.items() if pool.is_used),
             loop=self._loop_stats(lines),
             threads=self._thread_stats(),
+            unfinished_at=tuple(self._stuck_lines().most_common(10)),
+            pool_kinds=tuple(sorted(self._pool_kinds)),
             dropped=self._dropped,
         )
+
+    def _route_stats(self) -> tuple[RouteStats, ...]:
+        unfinished: dict[str, _Unfinished] = {}
+        for by_route in self._unfinished.values():
+            for label, one in by_route.items():
+                total = unfinished.setdefault(label, _Unfinished())
+                total.count += one.count
+                total.seconds += one.seconds
+                total.waiting += one.waiting
+                total.wait_s += one.wait_s
+                total.longest_s = max(total.longest_s, one.longest_s)
+        routes = {label: _RouteTotals(label, self._endpoints.get(label, "")) for label in unfinished}
+        routes |= self._routes
+        stats = [route.stats(unfinished.get(label, _Unfinished())) for label, route in routes.items()]
+        return tuple(sorted(stats, key=lambda one: -one.total_s))
+
+    def _stuck_lines(self) -> Counter[str]:
+        lines: Counter[str] = Counter()
+        for of_worker in self._unfinished_at.values():
+            lines.update(of_worker)
+        return lines
+
+    def _add_unfinished(
+        self, worker: int, batch: probe_protocol.Batch, texts: TextTable, *, now: float
+    ) -> None:
+        """Replace what the worker's earlier batch said of its running requests."""
+        by_route: dict[str, _Unfinished] = {}
+        for record in batch.unfinished:
+            label, endpoint = texts.route(record.route)
+            self._endpoints[label] = endpoint
+            by_route.setdefault(label, _Unfinished()).add(record, since=self.since, now=now)
+        self._unfinished[worker] = by_route
+        self._unfinished_at[worker] = batch.unfinished_at
+        self._late[worker] = min(batch.loop_late_s, now - self.since)
 
     def _add_request(self, request: probe_protocol.RequestRecord, texts: TextTable) -> None:
         label, endpoint = texts.route(request.route)
         route = self._routes.get(label)
         if route is None:
             route = self._routes[label] = _RouteTotals(label, endpoint)
-        slow = route.add(request)
+        bucket = route.add(request)
         for number, (executions, seconds) in request.executions.items():
             totals = self._statement_totals(label, texts.statement(number))
-            totals.add(int(executions), seconds, slow=slow, request=True)
+            totals.add(int(executions), seconds, bucket=bucket)
 
     def _statement_totals(self, route: str, text: tuple[str, str]) -> _StatementTotals:
         key = (route, text)
@@ -283,15 +475,25 @@ class Aggregate:
             threads[3] = max(threads[3], batch.threads_busy)
             threads[4] = max(threads[4], batch.threads_waiting)
 
+    @property
+    def _stuck_s(self) -> float:
+        return max(self._late.values(), default=0.0)
+
     def _loop_stats(self, lines: tuple[tuple[str, int], ...]) -> LoopStats | None:
-        if not self._lags.total_count:
+        stuck_s = self._stuck_s if self._stuck_s > STUCK_S else 0.0
+        if not self._lags.total_count and not stuck_s:
             return None
+        lags = _histogram()
+        lags.add(self._lags)
+        if stuck_s:  # as much as if it had run just now
+            lags.record_corrected_value(_us(stuck_s), TICK_US)
         return LoopStats(
-            ticks=int(self._lags.total_count),
-            p50_ms=_ms(self._lags, 50),
-            p95_ms=_ms(self._lags, 95),
-            max_ms=_ms(self._lags, 100),
+            ticks=int(lags.total_count),
+            p50_ms=_ms(lags, 50),
+            p95_ms=_ms(lags, 95),
+            max_ms=_ms(lags, 100),
             blockers=lines,
+            stuck_s=stuck_s,
         )
 
     def _thread_stats(self) -> ThreadStats | None:

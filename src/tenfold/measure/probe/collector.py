@@ -77,6 +77,13 @@ class Collector:
         with self._lock:
             self._tally = Aggregate(time.perf_counter())
 
+    def cut(self) -> tuple[Aggregate, float]:
+        """Reset, and return the records so far with their end, to be merged with those of other trials."""
+        with self._lock:
+            now = time.perf_counter()
+            ended, self._tally = self._tally, Aggregate(now)
+            return ended, now
+
     def evidence(self) -> Evidence:
         """Return the evidence since the last reset."""
         with self._lock:

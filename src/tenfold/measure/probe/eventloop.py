@@ -61,6 +61,8 @@ class LoopMonitor:
         batch.threads_busy, batch.threads_total = self._busy, self._total
         batch.threads_waiting = self._waiting
         self._busy, self._waiting = -1, 0
+        if not self.idle and (late := time.perf_counter() - self._due) > STUCK_S:
+            batch.loop_late_s = late  # its tick is not recorded before it runs, which may be never
 
     def _schedule(self) -> None:
         assert self._loop is not None

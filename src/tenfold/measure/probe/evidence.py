@@ -1,8 +1,8 @@
 """Evidence from inside the service during a trial. Values only.
 
 Times are measured in the app's worker: waiting before the worker accepts a request is not included. "Slow"
-requests are those slower than the running median of their own route: comparing where their time went with
-where all time went shows what makes the slow half slow.
+requests are those slower than the median of their own route: comparing where their time went with where all
+time went shows what makes the slow half slow. Requests that have not finished count with their time so far.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float
     slow_s: float  # total time of the slow requests
     slow_wait_s: float  # part of it spent waiting for a connection
+    unfinished: int = 0  # requests of a second or more without a response at the end of a trial
+    unfinished_s: float = 0.0  # the longest of them, so far
+    unfinished_waiting: int = 0  # of them, for a connection
 
 
 class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +59,9 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: int
     held_s: float  # connection-seconds checked out: two connections for three seconds are six
     full_share: float  # share of the time without a free connection, mean over the pools
-    wait_p95_ms: float  # over all checkouts, those without a wait included
+    wait_p95_ms: float  # over all checkouts, those without a wait and those that still wait included
+    waiting: int = 0  # checkouts of a second or more that still waited at the end of a trial
+    waiting_s: float = 0.0  # the longest of them, so far
 
 
 class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +72,7 @@ class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
     p95_ms: float
     max_ms: float
     blockers: tuple[tuple[str, int], ...]  # lines that blocked the loop and their samples, most first
+    stuck_s: float = 0.0  # a callback was due for so long and had not run
 
 
 class ThreadStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +95,19 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolStats, ...] = ()
     loop: LoopStats | None = None
     threads: ThreadStats | None = None
+    unfinished_at: tuple[tuple[str, int], ...] = ()  # lines on which unfinished requests stood, most first
+    pool_kinds: tuple[str, ...] = ()  # classes of the pools that opened connections
     dropped: int = 0  # requests that did not fit into the workers' buffers
 
     @property
     def requests(self) -> int:
         """Number of requests, dropped ones not included."""
         return sum(route.requests for route in self.routes)
+
+    @property
+    def unfinished(self) -> int:
+        """Number of requests that had not finished."""
+        return sum(route.unfinished for route in self.routes)
 
     @property
     def slow_s(self) -> float:

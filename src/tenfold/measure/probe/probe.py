@@ -55,11 +55,14 @@ class Probe:
         root_path = scope.get("root_path", "")
 
         def send_and_record(message: Message) -> Awaitable[None]:
-            if ends_answer(message):
+            if message["type"] == "http.response.start":
+                recorder.begin_response(request)
+            elif ends_answer(message):
                 recorder.stop_clock(request)
             return send(message)
 
         token = recorder.current.set(request)
+        recorder.begin_request(request, scope, root_path)
         try:
             await self._app(scope, receive, send_and_record)
         finally:

@@ -13,6 +13,8 @@ import msgspec
 
 LENGTH = struct.Struct("!I")
 FRAME_LIMIT = 32 * 1024 * 1024  # bytes; the collector closes the connection on a longer frame
+UNFINISHED_S = 1.0  # age from which a running request is reported
+UNFINISHED = 200  # requests of a route whose starts are reported
 OTHER = 0  # number of the route or statement that sums up all beyond the limit
 
 # statement number → [executions, seconds]
@@ -27,6 +29,18 @@ class RequestRecord(msgspec.Struct, array_like=True):
     route: int = OTHER
     pool_wait_s: float = 0.0
     executions: Executions = msgspec.field(default_factory=dict)
+    waits_since: float = 0.0  # for a connection; 0 while it does not wait
+
+
+class UnfinishedRecord(msgspec.Struct, array_like=True):
+    """The requests of one route that have run for a second or more without a response."""
+
+    route: int
+    count: int = 0
+    longest_s: float = 0.0
+    started: list[float] = msgspec.field(default_factory=list)  # of at most UNFINISHED of them
+    waiting: int = 0  # of them, for a connection
+    wait_s: float = 0.0  # their time of waiting for a connection, all together
 
 
 class RouteText(msgspec.Struct, array_like=True, frozen=True):
@@ -61,6 +75,8 @@ class PoolRecord(msgspec.Struct, array_like=True):
     held_s: float  # connection-seconds checked out: two connections for three seconds are six
     waits_s: list[float] = msgspec.field(default_factory=list)  # a sample of the waits
     wait_count: int = 0  # checkouts that waited, all of them
+    waiting: int = 0  # checkouts that have waited for a second or more and still wait
+    waiting_s: float = 0.0  # the longest of them, so far
 
 
 class Hello(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -86,6 +102,10 @@ class Batch(msgspec.Struct, array_like=True, tag=True):
     threads_busy: int = -1  # most at once; -1: not seen
     threads_total: int = 0
     threads_waiting: int = 0
+    unfinished: list[UnfinishedRecord] = msgspec.field(default_factory=list)
+    unfinished_at: dict[str, int] = msgspec.field(default_factory=dict)  # lines on which they stand: requests
+    loop_late_s: float = 0.0  # a callback is due for so long and has not run
+    pool_kinds: list[str] = msgspec.field(default_factory=list)  # classes of pools that opened a connection
 
 
 def pack(message: Hello | Batch) -> bytes:

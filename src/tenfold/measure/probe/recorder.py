@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenfold.asgi import mount_path, path_in_app, route_template
 from tenfold.callsites import CallSite, CallSites
 from tenfold.fingerprint import fingerprint
 from tenfold.measure.probe import probe_protocol
+from tenfold.measure.probe.stuck_lines import current_task, stuck_lines
 
 REQUESTS = 5_000  # finished requests kept for the emitter; more are counted as dropped
 BATCH = 2_000  # requests sent in one frame
@@ -36,6 +37,15 @@ _IDENTIFIER = re.compile(
 )
 
 
+class _RunningRequest(NamedTuple):
+    """A request that has not finished."""
+
+    request: probe_protocol.RequestRecord
+    scope: Mapping[str, Any]
+    root_path: str
+    task: Any  # the asyncio task that runs it; None on another loop
+
+
 class Recorder:
     """Requests and their statements, between the hooks that record them and the emitter that sends them."""
 
@@ -47,6 +57,8 @@ class Recorder:
         self.sites = CallSites(root)
         self.sqlalchemy = False  # a statement or a pool has been recorded
         self.dropped = 0
+        self.pool_kinds: set[str] = set()
+        self._running: dict[int, _RunningRequest] = {}
         self._requests: deque[probe_protocol.RequestRecord] = deque()
         self._outside: probe_protocol.Executions = {}
         self._routes: dict[tuple[str, str], int] = {}
@@ -86,14 +98,23 @@ class Recorder:
             entry[0] += 1
             entry[1] += seconds
 
+    def begin_request(
+        self, request: probe_protocol.RequestRecord, scope: Mapping[str, Any], root_path: str
+    ) -> None:
+        """Remember a request until its response begins: one that never does has to be seen as well."""
+        self._running[id(request)] = _RunningRequest(request, scope, root_path, current_task())
+
+    def begin_response(self, request: probe_protocol.RequestRecord) -> None:
+        """Forget that a request runs: a response that streams for minutes is not stuck."""
+        self._running.pop(id(request), None)
+
     def record_request(
         self, request: probe_protocol.RequestRecord, scope: Mapping[str, Any], root_path: str
     ) -> None:
         """Record a request that the app has finished; its route is known only now."""
         self.stop_clock(request)
-        method = str(scope.get("method", ""))
-        path = _route_name(scope, root_path)
-        request.route = self._routes.get((method, path)) or self._number_route(method, path, scope)
+        self._running.pop(id(request), None)
+        request.route = self._route(scope, root_path)
         if len(self._requests) < REQUESTS:
             self._requests.append(request)
         else:
@@ -106,6 +127,7 @@ class Recorder:
 
     def drain(self, seconds: float) -> probe_protocol.Batch:
         """Return everything since the last call. Texts are read last: no number is sent before its text."""
+        unfinished, lines = self._unfinished()
         requests = [self._requests.popleft() for _ in range(min(len(self._requests), BATCH))]
         outside, self._outside = self._outside, {}
         dropped, routes, statements = self.dropped, len(self._route_texts), len(self._statement_texts)
@@ -117,9 +139,39 @@ class Recorder:
             statements=self._statement_texts[self._sent_statements : statements],
             requests=requests,
             outside=outside,
+            unfinished=unfinished,
+            unfinished_at=lines,
+            pool_kinds=sorted(self.pool_kinds),
         )
         self._sent_dropped, self._sent_routes, self._sent_statements = dropped, routes, statements
         return batch
+
+    def _unfinished(self) -> tuple[list[probe_protocol.UnfinishedRecord], dict[str, int]]:
+        """Return the requests that have run for a second or more, by route, and the lines they stand on."""
+        now = time.perf_counter()
+        by_route: dict[int, probe_protocol.UnfinishedRecord] = {}
+        tasks = []
+        for running in list(self._running.values()):
+            request = running.request
+            age = now - request.started
+            if age < probe_protocol.UNFINISHED_S or request.duration_s >= 0:
+                continue
+            number = self._route(running.scope, running.root_path)
+            record = by_route.setdefault(number, probe_protocol.UnfinishedRecord(number))
+            record.count += 1
+            record.longest_s = max(record.longest_s, age)
+            if len(record.started) < probe_protocol.UNFINISHED:
+                record.started.append(request.started)
+            if request.waits_since:
+                record.waiting += 1
+            record.wait_s += request.pool_wait_s + (now - request.waits_since if request.waits_since else 0.0)
+            tasks.append(running.task)
+        return list(by_route.values()), stuck_lines(self.sites, tasks) if by_route else {}
+
+    def _route(self, scope: Mapping[str, Any], root_path: str) -> int:
+        method = str(scope.get("method", ""))
+        path = _route_name(scope, root_path)
+        return self._routes.get((method, path)) or self._number_route(method, path, scope)
 
     def _number_statement(self, key: tuple[str, CallSite]) -> int:
         sql, site = key

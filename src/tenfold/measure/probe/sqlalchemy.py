@@ -13,6 +13,7 @@ later are not included. Under an async engine it includes the wait until the eve
 
 from __future__ import annotations
 
+import itertools
 import sys
 import weakref
 from collections.abc import Callable
@@ -22,12 +23,15 @@ from typing import Any
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.recorder import Recorder
 
+POOL_KINDS = 20
+POOLS = 500  # recorded between two frames
 WAITS = 500  # waits kept per pool between two frames
 
 # One recorder per process: the hooks stay installed, and the last recorder receives their records.
 _recorder: Recorder | None = None
-_pools: list[weakref.ref[Any]] = []
+_recorders: list[PoolRecorder] = []  # of every pool that has been used; a dropped pool is drained once more
 _installed = False
+_numbers = itertools.count()
 
 
 def install(recorder: Recorder) -> bool:
@@ -45,7 +49,7 @@ def install(recorder: Recorder) -> bool:
             _wrap(DefaultDialect, name, _wrap_execute)
         _wrap(DefaultDialect, "do_commit", lambda do: _wrap_round_trip("COMMIT", do))
         _wrap(DefaultDialect, "do_rollback", lambda do: _wrap_round_trip("ROLLBACK", do))
-        _wrap(Pool, "_create_connection", lambda do: _wrap_round_trip("CONNECT", do))
+        _wrap(Pool, "_create_connection", lambda do: _wrap_round_trip("CONNECT", do, record=_note_kind))
         # create_engine() reads the arguments of __init__, which therefore stays as it is.
         QueuePool.__new__ = staticmethod(_new_pool)  # type: ignore[assignment]
         _wrap(QueuePool, "_do_get", _wrap_get)
@@ -55,18 +59,25 @@ def install(recorder: Recorder) -> bool:
 
 def drain_pools() -> list[probe_protocol.PoolRecord]:
     """Return the records since the last call of every pool that has been used."""
-    return [pool.__dict__["_tenfold"].drain() for pool in _live_pools()]
+    recorders = list(_recorders)
+    dropped = {id(one) for one in recorders if one.is_dropped}
+    _recorders[:] = [one for one in _recorders if id(one) not in dropped]
+    return [one.drain() for one in recorders]
 
 
 def reset_pools() -> None:
     """Discard the pools' records: a new collector listens."""
-    for pool in _live_pools():
-        pool.__dict__["_tenfold"] = PoolRecorder(pool)
+    pools = [pool for one in _recorders if (pool := one.pool()) is not None]
+    _recorders.clear()
+    for pool in pools:
+        _record_pool(pool)
 
 
-def _live_pools() -> list[Any]:
-    _pools[:] = [reference for reference in _pools if reference() is not None]
-    return [pool for reference in _pools if (pool := reference()) is not None]
+def _record_pool(pool: Any) -> PoolRecorder:
+    recorder = pool.__dict__["_tenfold"] = PoolRecorder(pool)
+    if len(_recorders) < POOLS:
+        _recorders.append(recorder)
+    return recorder
 
 
 class PoolRecorder:
@@ -77,12 +88,20 @@ class PoolRecorder:
     """
 
     def __init__(self, pool: Any) -> None:
-        self._pool = weakref.ref(pool)
+        self.pool = weakref.ref(pool)
+        self._site, self._size = getattr(pool, "_tenfold_site", ""), int(pool.size())
+        self._max_overflow = int(pool._max_overflow)
+        self._waits: dict[int, float] = {}  # checkouts that wait, and since when
         self._capacity = pool.size() + pool._max_overflow if pool._max_overflow >= 0 else sys.maxsize
         self._waiting = 0
         self._full_since = perf_counter() if self.is_exhausted(pool) else 0.0
         self._checked_out, self._counted_at = pool.checkedout(), perf_counter()
         self._clear()
+
+    @property
+    def is_dropped(self) -> bool:
+        """True once the pool is gone, as the pool of an engine that is created for each request."""
+        return self.pool() is None
 
     def is_exhausted(self, pool: Any) -> bool:
         """Return whether the next checkout has to wait."""
@@ -97,6 +116,11 @@ class PoolRecorder:
             return self._record_checkout(pool, do_get(pool))
         started = perf_counter()
         self._waiting += 1
+        number = next(_numbers)
+        self._waits[number] = started
+        request = _recorder.current.get() if _recorder is not None else None
+        if request is not None:
+            request.waits_since = started
         try:
             return self._record_checkout(pool, do_get(pool))
         except BaseException as error:
@@ -104,7 +128,10 @@ class PoolRecorder:
             raise
         finally:
             self._waiting -= 1
-            self._record_wait(perf_counter() - started)
+            self._waits.pop(number, None)
+            if request is not None:
+                request.waits_since = 0.0
+            self._record_wait(perf_counter() - started, request)
 
     def record_return(self) -> None:
         """Record that a connection is returned."""
@@ -115,17 +142,17 @@ class PoolRecorder:
 
     def drain(self) -> probe_protocol.PoolRecord:
         """Return the counts as of now, and start again from zero."""
-        pool = self._pool()
-        self._set_checked_out(self._checked_out)
+        now = perf_counter()
+        waits = [one for one in list(self._waits.values()) if now - one >= probe_protocol.UNFINISHED_S]
+        self._set_checked_out(0 if self.is_dropped else self._checked_out)
         if self._full_since:
-            now = perf_counter()
             self.full_s += now - self._full_since
             self._full_since = now
         state = probe_protocol.PoolRecord(
             number=id(self),
-            site=getattr(pool, "_tenfold_site", ""),
-            size=pool.size() if pool is not None else 0,
-            max_overflow=getattr(pool, "_max_overflow", 0),
+            site=self._site,
+            size=self._size,
+            max_overflow=self._max_overflow,
             checked_out_max=self.checked_out_max,
             checkouts=self.checkouts,
             timeouts=self.timeouts,
@@ -133,6 +160,8 @@ class PoolRecorder:
             held_s=self.held_s,
             waits_s=self.waits,
             wait_count=self.wait_count,
+            waiting=len(waits),
+            waiting_s=now - min(waits, default=now),
         )
         self._clear()
         return state
@@ -156,11 +185,10 @@ class PoolRecorder:
         self.held_s += self._checked_out * (now - self._counted_at)
         self._checked_out, self._counted_at = max(count, 0), now
 
-    def _record_wait(self, seconds: float) -> None:
+    def _record_wait(self, seconds: float, request: probe_protocol.RequestRecord | None) -> None:
         self.wait_count += 1
         if len(self.waits) < WAITS:
             self.waits.append(seconds)
-        request = _recorder.current.get() if _recorder is not None else None
         if request is not None:
             request.pool_wait_s += seconds
 
@@ -185,12 +213,20 @@ def _wrap_execute(do: Callable[..., Any]) -> Callable[..., Any]:
     return execute
 
 
-def _wrap_round_trip(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+def _note_kind(pool: Any) -> None:
+    if _recorder is not None and len(_recorder.pool_kinds) < POOL_KINDS:
+        _recorder.pool_kinds.add(type(pool).__name__)
+
+
+def _wrap_round_trip(
+    name: str, do: Callable[..., Any], *, record: Callable[[Any], None] = lambda owner: None
+) -> Callable[..., Any]:
     def round_trip(*args: Any) -> Any:
         if _recorder is None or not _recorder.is_on:
             return do(*args)
         started = perf_counter()
         try:
+            record(args[0])
             return do(*args)
         finally:
             _recorder.record_statement(name, sys._getframe(1), perf_counter() - started)
@@ -212,8 +248,7 @@ def _wrap_get(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
         pool_recorder = pool.__dict__.get("_tenfold")
         if pool_recorder is None:
             _recorder.sqlalchemy = True
-            pool_recorder = pool.__dict__["_tenfold"] = PoolRecorder(pool)
-            _pools.append(weakref.ref(pool))
+            pool_recorder = _record_pool(pool)
         return pool_recorder.check_out(pool, do_get)
 
     return get

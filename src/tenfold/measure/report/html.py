@@ -85,7 +85,7 @@ def _latency(report: Report) -> Figure | None:
     lines = {
         "p50": [(rate, ms.p50) for rate, ms in measured],
         "p95": [(rate, ms.p95) for rate, ms in measured],
-        "p99": [(rate, ms.p99) for rate, ms in measured],
+        "p99": [(rate, ms.p99) for rate, ms in measured if ms.p99 is not None],
     }
     return _figure(
         "Latency by arrival rate",

@@ -21,11 +21,11 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Percentiles in milliseconds."""
+    """Percentiles in milliseconds, of 20 requests or more."""
 
     p50: float
     p95: float
-    p99: float
+    p99: float | None  # None for fewer than 100 requests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +66,8 @@ class EndpointReport:
     requests: int
     failed: int
     refused: int
-    corrected_ms: Latency
-    raw_ms: Latency
+    corrected_ms: Latency | None  # None for fewer than 20 requests
+    raw_ms: Latency | None
     statuses: dict[str, int] = field(default_factory=dict)
 
 
@@ -92,6 +92,7 @@ class TrialReport:
     steal: float
     started_s: float = 0.0
     verdict: str = ""
+    bad_share_low: float = 0.0  # lower 99.9 % limit of the share of bad arrivals, runs of them weighed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +161,7 @@ class Report:
     raw_latency_ms: Latency | None = None  # near the capacity, from the moment of sending
     measured_rate: float | None = None  # arrivals per second at which these percentiles were measured
     samples: int = 0  # requests behind these percentiles
+    latency_note: str = ""  # how percentiles outside the objective go with the capacity; empty for others
     error_share: float | None = None
     refused_share: float | None = None
     achieved_rps: float | None = None

@@ -5,48 +5,82 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tenfold.measure.load import histogram
+from tenfold.measure.report.consistency import FAILED_REASON, FEW, FEW_P99, SEARCHED, missed_percentile
 from tenfold.measure.report.report import CapacityReport, EndpointReport, Latency, TrialReport
-from tenfold.measure.search.capacity import Capacity
-from tenfold.measure.settings import MeasureSettings
-from tenfold.measure.trial import Endpoint, Trial
+from tenfold.measure.search.capacity import SKIP_S, Capacity
+from tenfold.measure.search.sequential import join_blocks, share_limits, skip_start, variance_inflation
+from tenfold.measure.settings import MeasureSettings, Objective
+from tenfold.measure.trial import Block, Endpoint, Trial
 
 NEAR = 0.85  # of the interval's lower end: from this rate on a trial is near the capacity
 CHANGED = 0.25  # an endpoint whose median response size changes by more under load is reported
-FEW = 20  # responses of an endpoint for which sizes are compared
+TINY = 1e-9  # rates that differ by less are equal
+BAD_CONFIDENCE = 0.998  # two-sided, of a trial's share of bad arrivals
 MOST = 0.5  # of the arrivals failed: there is no rate to search for
 
 
 def latency(encoded: Iterable[str]) -> Latency | None:
-    """Return percentiles of the merged ``encoded`` histograms, or None when they are empty."""
+    """Return percentiles of the merged ``encoded`` histograms; None for fewer than 20 latencies in them."""
     whole = histogram.merge(one for one in encoded if one)
-    if not histogram.count(whole):
+    count = histogram.count(whole)
+    if count < FEW:
         return None
     found = histogram.percentiles(whole, (50, 95, 99))
-    return Latency(p50=found[50], p95=found[95], p99=found[99])
+    return Latency(p50=found[50], p95=found[95], p99=found[99] if count >= FEW_P99 else None)
 
 
-def near_capacity(trials: Sequence[Trial], capacity: Capacity | None) -> tuple[Trial, ...]:
-    """Return the trials near the capacity: from just below the interval to its middle.
+def near_capacity(
+    trials: Sequence[Trial], capacity: Capacity | None, *, bad_share: float = 0.05
+) -> tuple[Trial, ...]:
+    """Return the trials near the capacity whose percentiles stand beside it.
 
-    If there is none, the ones at the highest rate up to the interval's lower end, else at the lowest rate.
+    They are those from just below the interval to its middle; if these miss the objective as a whole, those
+    below the interval that meet it, the fastest first. Without any, the ones at the highest rate up to the
+    interval's lower end, else at the lowest rate.
     """
-    counted = [
-        t for t in trials if t.offered and t.request.purpose in ("ramp", "search", "confirm", "closed")
-    ]
+    counted = [t for t in trials if t.offered and t.request.purpose in (*SEARCHED, "closed")]
     counted = counted or [t for t in trials if t.offered]
     if not counted:
         return ()
     low = capacity.low if capacity is not None else None
     if low:
         high = capacity.high if capacity is not None and capacity.high else low
-        near = [t for t in counted if NEAR * low <= t.request.rate <= (low + high) / 2]
-        if near:
-            return tuple(near)
-        below = [t.request.rate for t in counted if t.request.rate <= low]
-        if below:
-            return tuple(t for t in counted if t.request.rate == max(below))
+        near = [t for t in counted if NEAR * low <= t.request.rate <= (low + high) / 2 + TINY]
+        below = [t for t in counted if t.request.rate <= low + TINY]
+        met = [t for t in below if t.bad <= bad_share * t.offered and t.requests >= FEW]
+        for some in (near, [t for t in near if t in below], _fastest(met)):
+            if some and bad_share_of(some) <= bad_share:
+                return tuple(some)
+        if near or below:
+            return tuple(near or _fastest(below))
     lowest = min(t.request.rate for t in counted)
     return tuple(t for t in counted if t.request.rate == lowest)
+
+
+def _fastest(trials: Sequence[Trial]) -> list[Trial]:
+    rate = max((t.request.rate for t in trials), default=0.0)
+    return [t for t in trials if t.request.rate == rate]
+
+
+def bad_share_of(trials: Sequence[Trial]) -> float:
+    """Return the share of bad arrivals of all trials together; 0 without arrivals."""
+    offered = sum(t.offered for t in trials)
+    return sum(t.bad for t in trials) / offered if offered else 0.0
+
+
+def latency_note(
+    found: Latency | None, capacity: Capacity, near: Sequence[Trial], *, objective: Objective
+) -> str:
+    """Return how percentiles that miss the objective go with the capacity; empty when none does."""
+    missed = missed_percentile(found, slow_ms=objective.slow_ms, bad_share=objective.bad_share)
+    if capacity.low is None or (missed is None and bad_share_of(near) <= objective.bad_share):
+        return ""
+    what = f"{missed[0]} is above the objective" if missed else "the objective was missed"
+    if missed and bad_share_of(near) <= objective.bad_share:
+        return f"{what}, which counts arrivals: {100 * bad_share_of(near):.1f} % of them were bad"
+    if max(t.request.rate for t in near) > capacity.low + TINY:
+        return f"{what} at this rate, which is inside the interval"
+    return f"{what} in these trials, and met by all trials together"
 
 
 def endpoints(trials: Sequence[Trial]) -> tuple[EndpointReport, ...]:
@@ -56,12 +90,12 @@ def endpoints(trials: Sequence[Trial]) -> tuple[EndpointReport, ...]:
         for endpoint in trial.endpoints:
             parts.setdefault(endpoint.name, []).append(endpoint)
     made = [one for name, many in parts.items() if (one := _endpoint(name, many)) is not None]
-    return tuple(sorted(made, key=lambda e: -e.corrected_ms.p95))
+    return tuple(sorted(made, key=lambda e: (-(e.corrected_ms.p95 if e.corrected_ms else 0.0), e.name)))
 
 
 def _endpoint(name: str, parts: Sequence[Endpoint]) -> EndpointReport | None:
     corrected, raw = latency(p.corrected for p in parts), latency(p.raw for p in parts)
-    if corrected is None or raw is None:
+    if not any(p.requests for p in parts):
         return None
     return EndpointReport(
         name=name,
@@ -109,7 +143,19 @@ def trial(one: Trial, *, started_s: float, verdict: str) -> TrialReport:
         steal=one.generator.steal_share,
         started_s=started_s,
         verdict=verdict,
+        bad_share_low=bad_share_low(blocks),
     )
+
+
+def bad_share_low(blocks: Sequence[Block]) -> float:
+    """Return the lower 99.9 % limit of a trial's share of bad arrivals, without its first second.
+
+    Bad arrivals come in runs: counts are divided by their variance inflation, as in the search.
+    """
+    counts = join_blocks(skip_start(blocks, skip_s=SKIP_S), seconds=1.0)
+    inflation = variance_inflation(counts)
+    offered, bad = sum(c.offered for c in counts), sum(c.bad for c in counts)
+    return share_limits(bad / inflation, offered / inflation, confidence=BAD_CONFIDENCE)[0]
 
 
 def requests_per_arrival(trials: Sequence[Trial]) -> float:
@@ -129,23 +175,22 @@ def capacity(
         low=found.low,
         high=found.high,
         confidence=found.confidence,
-        reason=_failure_reason(trials) or _reason(found, settings, ceiling),
+        reason=_failure_reason(found, trials) or _reason(found, settings, ceiling),
         seconds=found.seconds,
         trials=found.trials,
         requests_per_arrival=requests_per_arrival(trials),
     )
 
 
-def _failure_reason(trials: Sequence[Trial]) -> str:
-    """Return a sentence if most arrivals failed: then there is no rate to search for."""
+def _failure_reason(found: Capacity, trials: Sequence[Trial]) -> str:
+    """Return a sentence if most arrivals of the search failed and none of its rates passed."""
+    trials = [t for t in trials if t.request.purpose not in ("overload", "recovery")]
     offered = sum(t.offered for t in trials)
     failed = sum(b.failed for t in trials for b in t.blocks)
-    if not offered or failed < MOST * offered:
+    if found.outcome in ("found", "at_least") or not offered or failed < MOST * offered:
         return ""
     most_frequent = next(iter(errors(trials)), "no response")
-    return (
-        f"{100 * failed / offered:.0f} % of the arrivals failed ({most_frequent}): fix that before measuring"
-    )
+    return f"{100 * failed / offered:.0f} % of the arrivals failed ({most_frequent}): {FAILED_REASON}"
 
 
 def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -> str:

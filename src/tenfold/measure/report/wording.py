@@ -47,6 +47,10 @@ def headline(report: Report) -> str:
     if capacity.outcome == "at_least" and capacity.low is not None:
         return f"at least {_rate(capacity.low * scale)} requests/s"
     if capacity.outcome == "below":
+        if capacity.high is not None and capacity.high > 1:
+            return (
+                f"misses its objective at every rate tried, from {_rate(capacity.high * scale)} requests/s on"
+            )
         return "misses its objective even at one request at a time"
     return "undecided"
 
