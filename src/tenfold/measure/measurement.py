@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -242,6 +243,12 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | No
     if steal > STEAL_NOTICED:
         found.append(
             f"other machines took up to {100 * steal:.0f} % of this one's CPU; the interval is wider"
+        )
+    silent = sum((Counter(t.silent) for t in trials), Counter[str]())
+    if silent:
+        found.append(
+            f"{silent.total()} arrivals sent no request that Locust knows "
+            f"(task {silent.most_common(1)[0][0]}) and are left out; send with self.client"
         )
     if sum(b.refused for t in trials for b in t.blocks):
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")

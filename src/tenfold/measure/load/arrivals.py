@@ -34,6 +34,7 @@ class ArrivalResult(IntEnum):
     REFUSED = 3
     FAILED = 4
     UNSENT = 5
+    SILENT = 6  # no request that Locust knows: no result
 
 
 class Stage(IntEnum):
@@ -48,7 +49,7 @@ class Stage(IntEnum):
 
 # As plain numbers: an attribute of an enum costs more than the arithmetic around it.
 _PENDING, _GOOD = int(ArrivalResult.PENDING), int(ArrivalResult.GOOD)
-_SLOW, _UNSENT = int(ArrivalResult.SLOW), int(ArrivalResult.UNSENT)
+_SLOW, _UNSENT, _SILENT = int(ArrivalResult.SLOW), int(ArrivalResult.UNSENT), int(ArrivalResult.SILENT)
 _WAITING, _SENT = int(Stage.WAITING), int(Stage.SENT)
 _ANSWERED, _OVER = int(Stage.ANSWERED), int(Stage.OVER)
 
@@ -137,8 +138,8 @@ class ArrivalLog:
         self._worst[arrival] = max(self._worst[arrival], result)
 
     def finish(self, arrival: int, now_s: float) -> None:
-        """Note that its task is over."""
-        self._decide(arrival, self._worst[arrival] or _GOOD)
+        """Note that its task is over; without any request it has no result."""
+        self._decide(arrival, self._worst[arrival] or _SILENT)
         self._leave(arrival, now_s)
 
     def cut(self, now_s: float, *, released: int) -> None:
@@ -180,7 +181,7 @@ class ArrivalLog:
         block = Block(
             start_s=start,
             seconds=end - start,
-            offered=last - first,
+            offered=last - first - results[ArrivalResult.SILENT],
             good=results[ArrivalResult.GOOD],
             slow=results[ArrivalResult.SLOW],
             failed=results[ArrivalResult.FAILED],
@@ -188,6 +189,7 @@ class ArrivalLog:
             unsent=results[ArrivalResult.UNSENT],
             late=self.late[self._final],
             in_flight=self._in_flight_at_end,
+            silent=results[ArrivalResult.SILENT],
         )
         self._final, self._in_flight_at_end = self._final + 1, None
         return block

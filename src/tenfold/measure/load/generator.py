@@ -10,6 +10,7 @@ import difflib
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,6 +46,9 @@ GRACE_S = 20.0
 INTERRUPT_S = 3.0
 CALIBRATION_S = 1.5
 NEAR_CEILING = 0.7
+# Arrivals without a request are left out; above this share, and this number, nothing can be concluded.
+SILENT_SHARE = 0.05
+LEAST_SILENT = 5
 
 OnBlock = Callable[[Block], None]
 Answer = TypeVar("Answer", UsersStarted, CalibrationDone)
@@ -89,6 +93,8 @@ class Generator:
         self._owned = owned
         self._cwd = cwd
         self._ceiling = 0.0
+        self._judged = 0  # arrivals with a result, in all trials
+        self._silent: Counter[str] = Counter()
         self._process = GeneratorProcess(environ=environ, cwd=cwd)
 
     def __enter__(self) -> Self:
@@ -129,7 +135,8 @@ class Generator:
         the trial may end. Ctrl-C ends the trial and returns what there is, with ``interrupted`` set.
 
         Raises:
-            ScenarioError: no user can be logged in any more, or the locustfile stopped the test.
+            ScenarioError: no user can be logged in any more, the locustfile stopped the test, or too many
+                arrivals sent no request that Locust knows.
             MeasurementError: the generator's process ended or does not answer.
         """
         command = RunOpenLoop(
@@ -198,12 +205,16 @@ class Generator:
         try:
             self._process.send(command)
             done = self._collect(blocks, deadline, request, on_block)
-            return _trial_of(request, blocks, done)
+            trial = _trial_of(request, blocks, done)
         except KeyboardInterrupt:
-            return self._interrupted(blocks, request, slow_s)
+            trial = self._interrupted(blocks, request, slow_s)
         except BaseException:
             self._process.kill()
             raise
+        self._judged += trial.offered
+        self._silent.update(trial.silent)
+        _require_requests(dict(self._silent.most_common()), judged=self._judged)
+        return trial
 
     def _collect(
         self, blocks: list[Block], deadline: float, request: TrialRequest, on_block: OnBlock | None
@@ -269,6 +280,20 @@ def _trial_of(request: TrialRequest, blocks: list[Block], done: TrialDone) -> Tr
         requests=done.requests,
         errors=done.errors,
         notes=done.notes,
+        silent=done.silent,
+    )
+
+
+def _require_requests(silent: Mapping[str, int], *, judged: int) -> None:
+    """Raise ScenarioError when too many arrivals sent nothing that Locust knows: they have no result."""
+    count = sum(silent.values())
+    if count < LEAST_SILENT or count <= SILENT_SHARE * (count + judged):
+        return
+    task, share = next(iter(silent)), 100 * count / (count + judged)
+    raise ScenarioError(
+        f"{share:.0f} % of the arrivals sent no request that Locust knows (task {task}), so that nothing can "
+        "be concluded; send with self.client, or report each request with events.request.fire in the task's "
+        "own greenlet"
     )
 
 
@@ -286,6 +311,7 @@ def _without_answer(blocks: list[Block]) -> TrialDone:
         requests=0,
         errors={},
         notes={},
+        silent={},
     )
 
 

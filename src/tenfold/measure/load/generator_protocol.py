@@ -111,6 +111,7 @@ class TrialDone(msgspec.Struct, tag=True):
     requests: int
     errors: Mapping[str, int]
     notes: Mapping[str, int]
+    silent: Mapping[str, int] = msgspec.field(default_factory=dict)  # arrivals without a request, by task
 
 
 class CalibrationDone(msgspec.Struct, tag=True):

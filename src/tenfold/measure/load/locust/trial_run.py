@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import Counter
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -21,9 +22,11 @@ _STAT = Path("/proc/stat")
 class ActiveArrival:
     """An arrival that a user is sending: its requests so far and the one under way."""
 
-    __slots__ = ("_number", "_requests", "_trial", "_waited_ms", "request", "sent_s")
+    __slots__ = ("_number", "_requests", "_trial", "_waited_ms", "is_over", "request", "sent_s", "task")
 
     def __init__(self, trial: TrialRun, number: int, waited_ms: float) -> None:
+        self.task = ""  # the newest task of the locustfile that it ran, as "Visitor.browse"
+        self.is_over = False
         self._trial = trial
         self._number = number
         self._waited_ms = waited_ms  # from the due time until the user started it
@@ -80,8 +83,9 @@ class ActiveArrival:
     def finish(self) -> None:
         """End the arrival: the user's task is over."""
         trial = self._trial
+        self.is_over = True
         if not self._requests:
-            trial.without_request += 1
+            trial.silent[self.task] += 1
         trial.active.discard(self)
         trial.arrivals.finish(self._number, trial.now())
 
@@ -96,7 +100,7 @@ class TrialRun:
         self.arrivals = arrivals
         self.answers = AnswerCounts()
         self.active: set[ActiveArrival] = set()
-        self.without_request = 0
+        self.silent: Counter[str] = Counter()  # arrivals without a request, by task
         self._zero = perf_counter()
         self._cpu_s = self._wall_s = self._steal = 0.0
         self._ticks = (0, 0)
@@ -150,7 +154,6 @@ class TrialRun:
             active.record_unanswered()
         self.active.clear()
         notes = {
-            "arrivals without a request": self.without_request,
             "logins": logins,
             "requests unanswered at the end": len(unanswered),
         }
@@ -165,6 +168,7 @@ class TrialRun:
             requests=answers.requests,
             errors=dict(answers.errors.most_common()),
             notes={what: count for what, count in notes.items() if count},
+            silent=dict(self.silent.most_common()),
         )
 
     def _health(self) -> GeneratorHealth:
