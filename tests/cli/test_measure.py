@@ -193,6 +193,7 @@ def test_refusing_service_has_no_capacity(folder: Path, service: Service) -> Non
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert found["refused_share"] == 1.0 and found["capacity"]["outcome"] == "below"
+    assert found["latency_ms"] is None and found["samples"] == 0, "a refusal has no latency"
 
 
 @pytest.mark.parametrize("service", [{"seconds": 0.02}], indirect=True)

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Purpose = Literal["warm-up", "ramp", "search", "confirm", "overload", "recovery", "closed"]
+# "alone" and "wait" send one arrival at a time, each when the one before is over, ``rate`` a second at most;
+# "wait" begins when all requests of earlier trials are answered.
+Purpose = Literal["warm-up", "alone", "ramp", "search", "confirm", "wait", "overload", "recovery", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class TrialRequest:
     purpose: Purpose
     seed: int
     rule: StopRule | None = None
-    settle_s: float = 3.0  # longest wait at the end until nothing is in flight
+    settle_s: float = 3.0  # longest wait until nothing is in flight: at the end, of a "wait" at the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,16 @@ class Trial:
     def bad(self) -> int:
         """Arrivals that missed the objective."""
         return self.offered - self.good
+
+    @property
+    def refused_requests(self) -> int:
+        """Requests that were refused (429, 503)."""
+        return sum(endpoint.refused for endpoint in self.endpoints)
+
+    @property
+    def failed_requests(self) -> int:
+        """Requests that failed."""
+        return sum(endpoint.failed for endpoint in self.endpoints)
 
     @property
     def bad_share(self) -> float:

@@ -92,6 +92,7 @@ def test_unanswered_arrival_is_slow_and_waiting_one_unsent_slow_ms_after_the_blo
     log.start(0, 0.1, free=True)
     log.release(1)
     assert log.final_blocks(0.69) == []
+    log.worsen(0, ArrivalResult.SLOW)
     (block,) = log.final_blocks(0.71)
     assert (block.slow, block.unsent, block.in_flight) == (1, 1, 2)
     # Later answers do not change a result.
@@ -108,6 +109,38 @@ def test_task_of_several_requests_holds_its_block_open_for_hold_s() -> None:
     assert log.final_blocks(0.5 + SLOW_S + HOLD_S - 0.01) == []
     (block,) = log.final_blocks(0.5 + SLOW_S + HOLD_S)
     assert block.good == 1
+
+
+@pytest.mark.parametrize(
+    ("sends", "silent", "slow"), [(None, 1, 0), (0.4, 0, 1)], ids=["sends nothing", "is not answered"]
+)
+def test_task_without_an_answer_is_judged_after_hold_s(sends: float | None, silent: int, slow: int) -> None:
+    log = ArrivalLog([0.1], duration_s=0.5, slow_s=SLOW_S, hold_s=3.0)
+    log.release(0)
+    log.start(0, 0.1, free=True, sending=False)
+    if sends:
+        log.note_sending(0, under_way=True)
+    assert log.final_blocks(0.5 + SLOW_S + 2.9) == []
+    (block,) = log.final_blocks(0.5 + SLOW_S + 3.0)
+    assert (block.silent, block.slow, block.offered) == (silent, slow, slow)
+
+
+def test_requests_are_in_flight_and_not_tasks() -> None:
+    log = ArrivalLog([0.1], duration_s=2.0, slow_s=SLOW_S)
+    seen = [log.in_flight]
+    log.release(0)
+    seen.append(log.in_flight)  # waits for a user
+    log.start(0, 0.1, free=True, sending=False)
+    seen.append(log.in_flight)  # the task sleeps
+    for _ in range(2):
+        log.note_sending(0, under_way=True)
+        seen.append(log.in_flight)
+        log.record_answer(0, ArrivalResult.GOOD)
+        log.note_sending(0, under_way=False)
+        seen.append(log.in_flight)
+    assert log.unfinished == 1
+    log.finish(0, 1.0)
+    assert seen == [0, 1, 0, 1, 0, 1, 0] and log.unfinished == log.in_flight == 0
 
 
 def test_only_a_delay_despite_an_idle_user_counts_as_late() -> None:

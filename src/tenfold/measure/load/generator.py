@@ -28,10 +28,12 @@ from tenfold.measure.load.generator_protocol import (
     LoadScenario,
     Message,
     RunClosedLoop,
+    RunOneAtATime,
     RunOpenLoop,
     ScenarioLoaded,
     StartUsers,
     Stop,
+    StopUsers,
     TrialDone,
     UsersStarted,
 )
@@ -40,7 +42,7 @@ from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
 
 LOAD_TIMEOUT_S = 60.0
-LOGIN_TIMEOUT_S = 45.0
+LOGIN_TIMEOUT_S = 30.0
 # Time that a trial may take beyond its own length: logins before it, histograms after it, a busy machine.
 GRACE_S = 20.0
 INTERRUPT_S = 3.0
@@ -119,17 +121,25 @@ class Generator:
         """The generator's process, the leader of its own process group."""
         return self._process.pid
 
-    def start_users(self, users: int) -> int:
-        """Log ``users`` users in, a few at a time, and return how many are logged in.
+    def start_users(self, users: int, *, timeout_s: float = LOGIN_TIMEOUT_S) -> int:
+        """Log ``users`` users in, a few at a time, and return how many are logged in after ``timeout_s``.
 
         Raises:
             ScenarioError: none of them got through ``on_start``; it quotes the service's answer.
             MeasurementError: the generator's process ended.
         """
-        return self._ask(StartUsers(users), UsersStarted, LOGIN_TIMEOUT_S).users
+        return self._ask(StartUsers(users, timeout_s), UsersStarted, timeout_s + GRACE_S).users
+
+    def restart_users(self, users: int) -> int:
+        """Stop every user and log ``users`` in again, since a restarted service may not know them any more.
+
+        Raises as :meth:`start_users` does.
+        """
+        self._ask(StopUsers(), UsersStarted, GRACE_S)
+        return self.start_users(users)
 
     def run(self, request: TrialRequest, on_block: OnBlock | None = None) -> Trial:
-        """Run an open-loop trial.
+        """Run an open-loop trial, or one arrival at a time (the purposes "alone" and "wait").
 
         ``on_block`` is called with each block as soon as it is final; then ``request.rule`` decides whether
         the trial may end. Ctrl-C ends the trial and returns what there is, with ``interrupted`` set.
@@ -139,6 +149,14 @@ class Generator:
                 arrivals sent no request that Locust knows.
             MeasurementError: the generator's process ended or does not answer.
         """
+        if request.purpose in ("alone", "wait"):
+            alone = RunOneAtATime(
+                rate=request.rate,
+                duration_s=request.duration_s,
+                seed=request.seed,
+                idle_s=request.settle_s if request.purpose == "wait" else 0.0,
+            )
+            return self._trial(alone, request, on_block)
         command = RunOpenLoop(
             rate=request.rate,
             duration_s=request.duration_s,
@@ -197,7 +215,10 @@ class Generator:
         self.user_classes, self.client = loaded.user_classes, loaded.client
 
     def _trial(
-        self, command: RunOpenLoop | RunClosedLoop, request: TrialRequest, on_block: OnBlock | None
+        self,
+        command: RunOpenLoop | RunClosedLoop | RunOneAtATime,
+        request: TrialRequest,
+        on_block: OnBlock | None,
     ) -> Trial:
         blocks: list[Block] = []
         slow_s = self._settings.objective.slow_ms / 1000

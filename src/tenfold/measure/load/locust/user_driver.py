@@ -63,6 +63,7 @@ class UserDriver:
         "greenlet",
         "logging_in",
         "login_errors",
+        "notes_sending",
         "on_end",
         "user",
     )
@@ -81,6 +82,7 @@ class UserDriver:
         self.logging_in = True
         self.login_errors: list[str] = []
         self.active: ActiveArrival | None = None
+        self.notes_sending = False  # its client tells when it sends
         self._next_turn = next_turn
         self._on_login = on_login
 
@@ -158,6 +160,7 @@ class UserDriver:
         """Give the client an event of its own, and note when it sends."""
         send = getattr(client, "request", None)
         if callable(send) and isinstance(getattr(client, "request_event", None), EventHook):
+            self.notes_sending = True
             client.request_event = UserHook(self, hook)
             client.request = self._noting_requests(client, send)
 
@@ -173,7 +176,7 @@ class UserDriver:
             try:
                 return send(method, url, *args, **options)
             finally:
-                active.request = None
+                active.end_request()
 
         return request
 
