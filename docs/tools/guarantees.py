@@ -68,10 +68,12 @@ def collect(tests: Path) -> list[Guarantee]:
     """The guarantees that the tests below a folder are marked with, in the order of files and lines."""
     found: dict[str, Guarantee] = {}
     for file in sorted(tests.rglob("test_*.py")):
-        for test, call in _calls(ast.parse(file.read_text())):
+        module = ast.parse(file.read_text())
+        constants = _constants(module)
+        for test, call in _calls(module):
             place = "::".join(filter(None, (str(file.relative_to(tests)), test)))
-            sentence, *notes = [ast.literal_eval(one) for one in call.args]
-            options = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+            sentence, *notes = [_text(one, constants) for one in call.args]
+            options = {str(one.arg): _text(one.value, constants) for one in call.keywords}
             _add(found.setdefault(sentence, Guarantee(sentence)), _marker(call), place, notes, **options)
     return list(found.values())
 
@@ -104,6 +106,21 @@ def _calls(module: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     for statement in module.body:
         if isinstance(statement, ast.Assign) and _names(statement) == ["pytestmark"]:
             yield from (("", call) for call in _markers(statement.value))
+
+
+def _constants(module: ast.Module) -> dict[str, str]:
+    """The texts that a module gives names to, for a sentence that several markers share."""
+    return {
+        name: str(ast.literal_eval(statement.value))
+        for statement in module.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for name in _names(statement)
+    }
+
+
+def _text(node: ast.expr, constants: dict[str, str]) -> str:
+    name = node.id if isinstance(node, ast.Name) else ""
+    return constants[name] if name in constants else str(ast.literal_eval(node))
 
 
 def _names(assignment: ast.Assign) -> list[str]:

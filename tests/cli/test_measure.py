@@ -38,6 +38,16 @@ class Visitor(FastHttpUser):
         self.client.get("/page")
 """
 
+PAST_LOCUST = """
+import urllib.request
+from locust import FastHttpUser, task
+
+class Visitor(FastHttpUser):
+    @task
+    def visit(self):
+        urllib.request.urlopen(self.host + "/page").read()
+"""
+
 
 class Service(http.server.ThreadingHTTPServer):
     """Answers /page with ``status`` after ``seconds``, one at a time, and refuses every login."""
@@ -158,6 +168,7 @@ def test_impossible_measurement_is_one_sentence(
         ("import nosuchmodule\n", "nosuchmodule"),
         ("x = 1\n", "no user class"),
         (LOGIN, "answered 401"),
+        (PAST_LOCUST, "(task Visitor.visit), so that nothing can be concluded; send with self.client"),
     ],
 )
 def test_broken_scenario_is_one_sentence(folder: Path, service: Service, text: str, sentence: str) -> None:
@@ -182,6 +193,7 @@ def test_refusing_service_has_no_capacity(folder: Path, service: Service) -> Non
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert found["refused_share"] == 1.0 and found["capacity"]["outcome"] == "below"
+    assert found["latency_ms"] is None and found["samples"] == 0, "a refusal has no latency"
 
 
 @pytest.mark.parametrize("service", [{"seconds": 0.02}], indirect=True)

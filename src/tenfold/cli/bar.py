@@ -22,6 +22,9 @@ WORDS = {
     "ramp": "doubling",
     "search": "bisecting",
     "confirm": "confirming",
+    "alone": "one at a time",
+    "wait": "waiting until idle",
+    "restart": "restarting",
     "overload": "overloading",
     "recovery": "recovering",
 }
@@ -32,7 +35,7 @@ def status(progress: Progress, *, width: int) -> str:
     """Phase, rates and time in at most ``width`` columns; the newest rates survive when room is short."""
     head = f"{WORDS.get(progress.phase, progress.phase):<11}"
     tail = f"{progress.elapsed_s:4.0f} s"
-    if progress.phase in ("ramp", "search", "confirm"):
+    if progress.phase not in ("warm-up", "overload", "recovery", "diagnosing"):
         tail = f"{progress.elapsed_s:4.0f} of {progress.budget_s:.0f} s"
     seen = [f"{rate:.3g} {MARKS.get(verdict, '?')}" for rate, verdict in progress.verdicts]
     if progress.rate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from tenfold.measure.report.comparison import Comparison
     from tenfold.measure.report.report import Report
     from tenfold.settings import Settings
+    from tenfold.stack import Stack
 
 EXAMPLE = "tenfold measure http://127.0.0.1:8000 --scenario locustfile.py --min-rps 50"
 HOLDS, FAILS, UNDECIDED = 0, 1, 2
+# The first logins may take this share of the budget, and no longer than this.
+LOGIN_SHARE, MAX_LOGIN_S = 1 / 3, 30.0
 
 
 def measure(
@@ -128,6 +132,7 @@ def _measure(
     scenario = settings.root / settings.measure.scenario
     with ExitStack() as running:
         inside: StackObserver | None = None
+        stack: Stack | None = None
         service = settings.service.app
         if target is None:
             stack = running.enter_context(_stack(settings, bar))
@@ -142,7 +147,7 @@ def _measure(
             Generator(scenario, target, settings=settings.measure, owned=owned, cwd=settings.root)
         )
         bar.say(f"\nMeasuring {service}   {objective(settings.measure.objective)}")
-        return _run(settings, generator, service, target, inside, bar, closed_s)
+        return _run(settings, generator, service, target, inside, bar, closed_s, stack)
 
 
 def _stack(settings: Settings, bar: Bar) -> Any:
@@ -171,6 +176,7 @@ def _run(
     inside: StackObserver | None,
     bar: Bar,
     closed_s: float | None,
+    stack: Stack | None,
 ) -> Report:
     from tenfold.measure.closed_loop import measure_closed_loop
     from tenfold.measure.measurement import Measurement
@@ -181,7 +187,9 @@ def _run(
             generator, declared, service=service, target=target, duration_s=closed_s, progress=bar.show
         )
     bar.step(f"logging in {declared.users} users")
-    generator.start_users(declared.users)
+    begun = time.monotonic()
+    generator.start_users(declared.users, timeout_s=min(MAX_LOGIN_S, LOGIN_SHARE * declared.budget_s))
+    logins_s = time.monotonic() - begun
     bar.step("measuring the generator's maximum rate")
     ceiling = generator.calibrate()
     measurement = Measurement(
@@ -191,9 +199,18 @@ def _run(
         target=target,
         inside=inside,
         ceiling=ceiling,
+        restart=None if stack is None else partial(_restart, stack, generator, declared.users),
         progress=bar.show,
     )
-    return measurement.run()
+    return measurement.run(spent_s=logins_s)
+
+
+def _restart(stack: Stack, generator: Generator, users: int) -> None:
+    """Start every app instance again, and log the users in: the service may not know them any more."""
+    for server in stack.servers:
+        if server.kind == "app":
+            stack.restart(server)
+    generator.restart_users(users)
 
 
 def _baseline(settings: Settings, name: str) -> Path:

@@ -39,7 +39,7 @@ def measure_closed_loop(
         ),
     )
     ends = summary.endpoints([trial])
-    requests = sum(e.requests for e in ends)
+    requests = trial.requests
     return Report(
         tenfold=__version__,
         service=service,
@@ -54,9 +54,9 @@ def measure_closed_loop(
         latency_ms=summary.latency([trial.raw]),
         raw_latency_ms=summary.latency([trial.raw]),
         measured_rate=trial.request.rate,
-        samples=requests,
-        error_share=sum(e.failed for e in ends) / requests if requests else None,
-        refused_share=sum(e.refused for e in ends) / requests if requests else None,
+        samples=requests - trial.refused_requests,
+        error_share=trial.failed_requests / requests if requests else None,
+        refused_share=trial.refused_requests / requests if requests else None,
         achieved_rps=requests / trial.seconds if trial.seconds else None,
         generator_cpu=trial.generator.cpu_share,
         endpoints=ends,

@@ -6,20 +6,27 @@ import math
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from tenfold import __version__
-from tenfold.measure import overload
+from tenfold.measure import overload, recovery
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.load.target import without_credentials
 from tenfold.measure.report import summary
 from tenfold.measure.report.consistency import consistent_capacity, unsteady_notice, unsteady_trials
-from tenfold.measure.report.report import ObjectiveReport, OverloadReport, Report, TrialReport
+from tenfold.measure.report.report import (
+    BottleneckReport,
+    ObjectiveReport,
+    OverloadReport,
+    Report,
+    TrialReport,
+)
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Trial, TrialRequest
@@ -61,6 +68,8 @@ class Measurement:
         target: the URL that is loaded.
         inside: the entered observer of the stack; None when only the target's answers can be seen.
         ceiling: the generator's highest rate, arrivals per second; None when it was not calibrated.
+        restart: starts the service's instances again and logs the users in; None where tenfold does not
+            run them. A service that does not recover from overload ends the search then.
         progress: called at every change, at least with every block (0.5 s).
     """
 
@@ -73,6 +82,7 @@ class Measurement:
         target: str,
         inside: StackObserver | None = None,
         ceiling: float | None = None,
+        restart: Callable[[], None] | None = None,
         progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self._settings = settings
@@ -80,6 +90,9 @@ class Measurement:
         self._service = service
         self._target = without_credentials(target)
         self._inside = inside
+        self._restart = restart
+        self._spent_s = 0.0
+        self._findings: list[BottleneckReport] = []
         self._progress = progress
         self._ceiling = ceiling or None
         self._search = CapacitySearch(settings, ceiling=CEILING_SHARE * ceiling if ceiling else math.inf)
@@ -91,15 +104,16 @@ class Measurement:
         self._steps = OptionalSteps()
         self._begun = time.monotonic()
 
-    def run(self) -> Report:
+    def run(self, *, spent_s: float = 0.0) -> Report:
         """Search for the capacity, diagnose the bottlenecks, and run the overload trials.
 
+        ``spent_s``: seconds of the budget that were spent already, on logins.
         Ctrl-C ends it early: the report says so and holds what is known by then.
 
         Raises:
             MeasurementError: the generator itself failed.
         """
-        self._begun = time.monotonic()
+        self._begun, self._spent_s = time.monotonic(), spent_s
         started = datetime.now(UTC)
         with self._gauge:
             return self._measure(started)
@@ -124,9 +138,51 @@ class Measurement:
 
     def _search_capacity(self) -> None:
         """Run the trials that the search requests."""
+        self._search.spend(self._spent_s)
         while not self._interrupted and (request := self._search.next_trial()) is not None:
-            self._search.record(self._run(request))
+            began_s = time.monotonic()
+            trial = self._run(request)
+            recovered = self._recover(trial)
+            restarted = not recovered and self._restart_service(trial)
+            elapsed_s = time.monotonic() - began_s
+            self._search.record(trial, elapsed_s=elapsed_s, recovered=recovered)
             self._note_verdict()
+            if not recovered and not restarted:
+                self._search.stop("recovery")
+
+    def _recover(self, trial: Trial) -> bool:
+        """Wait until the service is idle and answers as before; False when it does not."""
+        objective = self._settings.objective
+        if self._interrupted or not recovery.is_needed(trial, objective):
+            return True
+        limit_s = recovery.limit_s(objective)
+        seconds = min(limit_s, self._settings.budget_s - self._elapsed_s())
+        if seconds < recovery.LEAST_S:
+            return True
+        request = recovery.wait_request(trial, seconds=seconds)
+        self._show("wait")
+        waited = self._generator.run(request, on_block=lambda block: self._show("wait"))
+        self._interrupted = self._interrupted or waited.interrupted
+        assert request.rule is not None
+        if request.rule.should_stop(waited.blocks):
+            return True
+        if self._interrupted or seconds < limit_s / 2 or trial.request.purpose == "warm-up":
+            return True  # not known: the budget or Ctrl-C ended the wait
+        if not self._findings:
+            restarted = self._restart is not None
+            self._findings.append(recovery.finding(trial, waited, restarted=restarted))
+        return False
+
+    def _restart_service(self, trial: Trial) -> bool:
+        """Restart the service, if tenfold runs it, and return whether it answers then."""
+        if self._restart is None:
+            return False
+        self._show("restart")
+        self._restart()
+        return self._recover(trial)
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._begun + self._spent_s
 
     def _run(self, request: TrialRequest) -> Trial:
         """Run one trial and keep it; Ctrl-C makes it the last one."""
@@ -135,8 +191,8 @@ class Measurement:
                 "the start of a trial's records", lambda: inside.begin_trial(request.rate), otherwise=None
             )
         started_s = time.monotonic() - self._begun
-        self._show(request)
-        trial = self._generator.run(request, on_block=lambda block: self._show(request))
+        self._show(request.purpose, request.rate)
+        trial = self._generator.run(request, on_block=lambda block: self._show(request.purpose, request.rate))
         if inside is not None:
             inside.end_load(trial.settled_s)
         self._interrupted = self._interrupted or trial.interrupted
@@ -151,12 +207,12 @@ class Measurement:
             self._reports[-1] = replace(self._reports[-1], verdict=verdicts[-1][1])
         self._verdicts = verdicts
 
-    def _show(self, request: TrialRequest) -> None:
+    def _show(self, phase: str, rate: float = 0.0) -> None:
         self._progress(
             Progress(
-                request.purpose,
-                request.rate,
-                time.monotonic() - self._begun,
+                phase,
+                rate,
+                self._elapsed_s(),
                 self._settings.budget_s,
                 tuple(self._verdicts),
             )
@@ -203,7 +259,7 @@ class Measurement:
         )
         ends = run("endpoints", lambda: summary.endpoints(near), otherwise=())
         speed = self._gauge.spread
-        requests = sum(e.requests for e in ends)
+        requests, refused = sum(t.requests for t in near), sum(t.refused_requests for t in near)
         seconds = sum(t.seconds for t in near)
         rate = sum(t.request.rate * t.seconds for t in near) / seconds if seconds else None
         latency = run("latencies", lambda: summary.latency(t.corrected for t in near), otherwise=None)
@@ -227,9 +283,9 @@ class Measurement:
             raw_latency_ms=run("raw latencies", lambda: summary.latency(t.raw for t in near), otherwise=None),
             latency_note=summary.latency_note(latency, capacity, near, objective=objective),
             measured_rate=rate,
-            samples=requests,
-            error_share=sum(e.failed for e in ends) / requests if requests else None,
-            refused_share=sum(e.refused for e in ends) / requests if requests else None,
+            samples=requests - refused,
+            error_share=sum(t.failed_requests for t in near) / requests if requests else None,
+            refused_share=refused / requests if requests else None,
             achieved_rps=requests / seconds if seconds and sum(t.offered for t in near) else None,
             overload=overloaded,
             generator_cpu=max((t.generator.cpu_share for t in near), default=None),
@@ -239,7 +295,7 @@ class Measurement:
             trials=tuple(self._reports),
             resources=diagnosis.groups,
             series=diagnosis.series,
-            bottlenecks=diagnosis.bottlenecks,
+            bottlenecks=(*self._findings, *diagnosis.bottlenecks),
             notices=(
                 *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),
                 *run("notices", lambda: notices(trials, near, speed=speed), otherwise=()),
@@ -265,6 +321,12 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | No
     if steal > STEAL_NOTICED:
         found.append(
             f"other machines took up to {100 * steal:.0f} % of this one's CPU; the interval is wider"
+        )
+    silent = sum((Counter(t.silent) for t in trials), Counter[str]())
+    if silent:
+        found.append(
+            f"{silent.total()} arrivals sent no request that Locust knows "
+            f"(task {silent.most_common(1)[0][0]}) and are left out; send with self.client"
         )
     if sum(b.refused for t in trials for b in t.blocks):
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")

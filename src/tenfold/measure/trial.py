@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Purpose = Literal["warm-up", "ramp", "search", "confirm", "overload", "recovery", "closed"]
+# "alone" and "wait" send one arrival at a time, each when the one before is over, ``rate`` a second at most;
+# "wait" begins when all requests of earlier trials are answered.
+Purpose = Literal["warm-up", "alone", "ramp", "search", "confirm", "wait", "overload", "recovery", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Block:
 
     An arrival still in flight ``slow_ms`` after its due time is already bad, so a block is final
     ``slow_ms`` after its end, however long its slowest answer takes.
-    ``offered == good + slow + failed + refused + unsent`` always holds.
+    ``offered == good + slow + failed + refused + unsent`` always holds. An arrival without a request that
+    Locust knows has no result: it is counted as ``silent`` and in none of the others.
     """
 
     start_s: float
@@ -34,6 +37,7 @@ class Block:
     unsent: int = 0
     late: int = 0  # started later than 5 % of the objective although a user was free: the generator's fault
     in_flight: int = 0  # arrivals due and not finished when the block ended
+    silent: int = 0
 
     @property
     def bad(self) -> int:
@@ -57,7 +61,7 @@ class TrialRequest:
     purpose: Purpose
     seed: int
     rule: StopRule | None = None
-    settle_s: float = 3.0  # longest wait at the end until nothing is in flight
+    settle_s: float = 3.0  # longest wait until nothing is in flight: at the end, of a "wait" at the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,8 @@ class Endpoint:
     failed: int  # exceptions, 4xx and 5xx other than refusals, and failures marked by the locustfile
     refused: int  # 429 and 503
     statuses: Mapping[str, int]  # "200": 51, "error": 2 (no answer at all)
-    corrected: str  # latency from the due time
-    raw: str  # latency from the sending of the request
+    corrected: str  # latency from the due time; refusals have none
+    raw: str  # latency from the sending of the request; refusals have none
     bytes_p50: int = 0  # of successful answers: shows answers that change under load
 
 
@@ -105,11 +109,12 @@ class Trial:
     errors: Mapping[str, int] = field(default_factory=dict)  # the most frequent messages, bounded in number
     # Counts of other events: "arrivals without a request", "logins", "requests unanswered at the end".
     notes: Mapping[str, int] = field(default_factory=dict)
+    silent: Mapping[str, int] = field(default_factory=dict)  # arrivals without a request, by task
     interrupted: bool = False
 
     @property
     def offered(self) -> int:
-        """Arrivals that were due."""
+        """Arrivals that were due and have a result."""
         return sum(block.offered for block in self.blocks)
 
     @property
@@ -121,6 +126,16 @@ class Trial:
     def bad(self) -> int:
         """Arrivals that missed the objective."""
         return self.offered - self.good
+
+    @property
+    def refused_requests(self) -> int:
+        """Requests that were refused (429, 503)."""
+        return sum(endpoint.refused for endpoint in self.endpoints)
+
+    @property
+    def failed_requests(self) -> int:
+        """Requests that failed."""
+        return sum(endpoint.failed for endpoint in self.endpoints)
 
     @property
     def bad_share(self) -> float:

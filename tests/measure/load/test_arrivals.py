@@ -69,7 +69,7 @@ def test_every_due_arrival_gets_exactly_one_result(
     blocks += log.final_blocks(duration_s + SLOW_S + HOLD_S + 0.001)
     assert log.is_complete
     assert all(map(adds_up, blocks))
-    assert total(blocks) == len(due)
+    assert total(blocks) + sum(block.silent for block in blocks) == len(due)
     assert [block.start_s for block in blocks] == [i * 0.5 for i in range(len(blocks))]
     assert sum(block.seconds for block in blocks) == pytest.approx(duration_s)
 
@@ -79,6 +79,7 @@ def test_block_is_final_as_soon_as_its_arrivals_are() -> None:
     for i in (0, 1):
         log.release(i)
         log.start(i, log.due[i], free=True)
+        log.record_answer(i, ArrivalResult.GOOD)
         log.finish(i, 0.3)
     assert log.final_blocks(0.49) == []
     (block,) = log.final_blocks(0.5)
@@ -91,6 +92,7 @@ def test_unanswered_arrival_is_slow_and_waiting_one_unsent_slow_ms_after_the_blo
     log.start(0, 0.1, free=True)
     log.release(1)
     assert log.final_blocks(0.69) == []
+    log.worsen(0, ArrivalResult.SLOW)
     (block,) = log.final_blocks(0.71)
     assert (block.slow, block.unsent, block.in_flight) == (1, 1, 2)
     # Later answers do not change a result.
@@ -109,10 +111,43 @@ def test_task_of_several_requests_holds_its_block_open_for_hold_s() -> None:
     assert block.good == 1
 
 
+@pytest.mark.parametrize(
+    ("sends", "silent", "slow"), [(None, 1, 0), (0.4, 0, 1)], ids=["sends nothing", "is not answered"]
+)
+def test_task_without_an_answer_is_judged_after_hold_s(sends: float | None, silent: int, slow: int) -> None:
+    log = ArrivalLog([0.1], duration_s=0.5, slow_s=SLOW_S, hold_s=3.0)
+    log.release(0)
+    log.start(0, 0.1, free=True, sending=False)
+    if sends:
+        log.note_sending(0, under_way=True)
+    assert log.final_blocks(0.5 + SLOW_S + 2.9) == []
+    (block,) = log.final_blocks(0.5 + SLOW_S + 3.0)
+    assert (block.silent, block.slow, block.offered) == (silent, slow, slow)
+
+
+def test_requests_are_in_flight_and_not_tasks() -> None:
+    log = ArrivalLog([0.1], duration_s=2.0, slow_s=SLOW_S)
+    seen = [log.in_flight]
+    log.release(0)
+    seen.append(log.in_flight)  # waits for a user
+    log.start(0, 0.1, free=True, sending=False)
+    seen.append(log.in_flight)  # the task sleeps
+    for _ in range(2):
+        log.note_sending(0, under_way=True)
+        seen.append(log.in_flight)
+        log.record_answer(0, ArrivalResult.GOOD)
+        log.note_sending(0, under_way=False)
+        seen.append(log.in_flight)
+    assert log.unfinished == 1
+    log.finish(0, 1.0)
+    assert seen == [0, 1, 0, 1, 0, 1, 0] and log.unfinished == log.in_flight == 0
+
+
 def test_only_a_delay_despite_an_idle_user_counts_as_late() -> None:
     log = ArrivalLog([0.1, 0.2, 0.3], duration_s=0.5, slow_s=SLOW_S)
     for i, (lag, free) in enumerate([(0.011, True), (0.009, True), (0.1, False)]):
         log.release(i)
+        log.record_answer(i, ArrivalResult.GOOD)
         log.start(i, log.due[i] + lag, free=free)
         log.finish(i, 0.45)
     (block,) = log.final_blocks(0.5)
@@ -125,6 +160,7 @@ def test_cut_ends_the_trial_there() -> None:
     for i in (0, 1):
         log.release(i)
         log.start(i, log.due[i], free=True)
+        log.record_answer(i, ArrivalResult.GOOD)
         log.finish(i, log.due[i])
     log.cut(0.65, released=2)
     blocks = log.final_blocks(5.0)

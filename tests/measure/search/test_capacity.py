@@ -77,6 +77,27 @@ def test_objective_missed_at_one_request_at_a_time_is_below() -> None:
     assert found.seconds < 30
 
 
+def test_objective_missed_by_the_only_request_that_was_sent_is_below() -> None:
+    """One at a time, a request that is not answered is the only one."""
+
+    def run(request: TrialRequest) -> Trial:
+        offered = 1 if request.purpose == "alone" else 8
+        blocks = (Block(0.0, 0.5, offered, 0, slow=offered), Block(0.5, 10.0, 0, 0))
+        return Trial(request, 10.5, 0.4, blocks, CALM)
+
+    assert run_search(run).outcome == "below"
+
+
+def test_capacity_below_one_at_a_time_is_found() -> None:
+    """One at a time meets the objective, every open-loop rate that was tried misses it."""
+    bad = scripted(lambda rate: 1.0)
+    good = scripted(lambda rate: 0.0)
+    found = run_search(lambda request: (good if request.purpose == "alone" else bad)(request))
+    assert found.outcome == "found" and found.low is not None and found.high is not None
+    assert 0 < found.low < found.high <= 2.0
+    assert found.low == pytest.approx(0.25)  # 5 % of arrivals may find the service busy
+
+
 def test_capacity_of_a_few_requests_per_second_is_found() -> None:
     found = run_search(scripted(step(3.0)))
     assert found.outcome == "found"
@@ -172,6 +193,20 @@ def test_interrupted_trial_ends_the_search_and_is_counted() -> None:
     assert (found.outcome, found.stopped_by) == ("found", "interrupted")
     with pytest.raises(ValueError, match="has ended"):
         search.record(trial)
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_rate_that_the_service_does_not_recover_from_has_failed(recovered: bool) -> None:
+    search, run = CapacitySearch(MeasureSettings()), scripted(step(1000))
+    for _ in range(3):
+        request = search.next_trial()
+        assert request is not None
+        search.record(run(request), recovered=recovered or request.rate < 40)
+    assert search.progress().verdicts[-1][1] == ("passed" if recovered else "failed")
+    search.stop("recovery")
+    found = search.result()
+    assert search.next_trial() is None and found.stopped_by == "recovery"
+    assert found.outcome == ("at_least" if recovered else "found")
 
 
 def test_elapsed_time_beyond_the_trials_counts_against_the_budget() -> None:

@@ -24,25 +24,31 @@ UNANSWERED = "unanswered"
 class EndpointCounts:
     """Latencies, statuses and sizes of one endpoint's answers."""
 
-    __slots__ = ("corrected_ms", "failed", "raw_ms", "refused", "sizes", "statuses")
+    __slots__ = ("corrected_ms", "failed", "raw_ms", "refused", "requests", "sizes", "statuses")
 
     def __init__(self) -> None:
         self.corrected_ms: array[float] = array("d")
         self.raw_ms: array[float] = array("d")
         self.sizes: array[int] = array("q")
         self.statuses: Counter[int | str] = Counter()
+        self.requests = 0
         self.failed = 0
         self.refused = 0
 
     def add(self, status: int | str, result: int, corrected_ms: float, raw_ms: float, size: int) -> None:
-        """Count one request; ``status`` 0 means that there was no answer at all."""
+        """Count one request; ``status`` 0 means that there was no answer at all.
+
+        A refusal is counted and has no latency: it says nothing about how fast the service answers.
+        """
+        self.requests += 1
+        self.statuses[status] += 1
+        if result == ArrivalResult.REFUSED:
+            self.refused += 1
+            return
         self.corrected_ms.append(corrected_ms)
         self.raw_ms.append(raw_ms)
-        self.statuses[status] += 1
         if result == ArrivalResult.FAILED:
             self.failed += 1
-        elif result == ArrivalResult.REFUSED:
-            self.refused += 1
         else:
             self.sizes.append(size)
 
@@ -50,7 +56,7 @@ class EndpointCounts:
         """Everything counted so far, with its histograms."""
         return Endpoint(
             name=name,
-            requests=len(self.raw_ms),
+            requests=self.requests,
             failed=self.failed,
             refused=self.refused,
             statuses={str(status or "error"): count for status, count in _by_frequency(self.statuses)},
@@ -86,21 +92,21 @@ class AnswerCounts:
     @property
     def requests(self) -> int:
         """Requests of all endpoints."""
-        return sum(len(counts.raw_ms) for counts in self._by_name.values())
+        return sum(counts.requests for counts in self._by_name.values())
 
     def summaries(self) -> tuple[Endpoint, ...]:
         """All endpoints, the busiest first."""
-        found = sorted(self._by_name.items(), key=lambda item: (-len(item[1].raw_ms), item[0]))
+        found = sorted(self._by_name.items(), key=lambda item: (-item[1].requests, item[0]))
         return tuple(counts.summary(f"{method} {name}".strip()) for (method, name), counts in found)
 
     def corrected_ms(self) -> Iterator[float]:
-        """Every latency from its due time; an unsent arrival took at least as long as it waited."""
+        """Answered requests' latencies from their due times; an unsent arrival took as long as it waited."""
         yield from self.unsent_ms
         for counts in self._by_name.values():
             yield from counts.corrected_ms
 
     def raw_ms(self) -> Iterator[float]:
-        """Every latency from the sending of the request."""
+        """Latencies of answered requests from their sending."""
         for counts in self._by_name.values():
             yield from counts.raw_ms
 

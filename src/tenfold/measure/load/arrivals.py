@@ -2,10 +2,10 @@
 
 Pure: the log is told what happened and when, in seconds on the trial's clock, and never reads a clock itself.
 
-An arrival has its result when its task ends. One that is still without its first answer ``slow_s`` after
-its due time is slow, one that found no user by then is unsent. A task of several requests may honestly
-take longer than ``slow_s``; it holds its block open for at most ``HOLD_S`` more and is then judged by the
-answers it has.
+An arrival has its result when its task ends, or as soon as one of its requests is slow, refused or failed;
+one that found no user within ``slow_s`` is unsent. A task may honestly take longer than ``slow_s`` (several
+requests, time between them); it holds its block open for at most ``hold_s`` more and is then judged by the
+answers it has. In flight are requests, not tasks: the time that a task spends on its own is no queue.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class ArrivalResult(IntEnum):
     REFUSED = 3
     FAILED = 4
     UNSENT = 5
+    SILENT = 6  # no request that Locust knows: no result
 
 
 class Stage(IntEnum):
@@ -41,15 +42,16 @@ class Stage(IntEnum):
 
     SCHEDULED = 0
     WAITING = 1  # due; no user has started it yet
-    SENT = 2
-    ANSWERED = 3  # its first request was answered
-    OVER = 4
+    STARTED = 2  # its task runs, and has sent nothing yet
+    SENT = 3
+    ANSWERED = 4  # its first request was answered
+    OVER = 5
 
 
 # As plain numbers: an attribute of an enum costs more than the arithmetic around it.
 _PENDING, _GOOD = int(ArrivalResult.PENDING), int(ArrivalResult.GOOD)
-_SLOW, _UNSENT = int(ArrivalResult.SLOW), int(ArrivalResult.UNSENT)
-_WAITING, _SENT = int(Stage.WAITING), int(Stage.SENT)
+_SLOW, _UNSENT, _SILENT = int(ArrivalResult.SLOW), int(ArrivalResult.UNSENT), int(ArrivalResult.SILENT)
+_WAITING, _STARTED, _SENT = int(Stage.WAITING), int(Stage.STARTED), int(Stage.SENT)
 _ANSWERED, _OVER = int(Stage.ANSWERED), int(Stage.OVER)
 
 
@@ -70,17 +72,25 @@ class ArrivalLog:
         duration_s: the horizon; :meth:`cut` brings it nearer.
         slow_s: the objective's limit.
         block_s: length of a block.
+        hold_s: the longest wait for a task that is still going on when its arrival could be slow already.
     """
 
     def __init__(
-        self, due: Sequence[float], *, duration_s: float, slow_s: float, block_s: float = BLOCK_S
+        self,
+        due: Sequence[float],
+        *,
+        duration_s: float,
+        slow_s: float,
+        block_s: float = BLOCK_S,
+        hold_s: float = HOLD_S,
     ) -> None:
         self.due: array[float] = array("d", due)
         self.horizon_s = duration_s
         self.slow_s = slow_s
         self.slow_ms = slow_s * 1000
         self.late_s = slow_s * LATE_SHARE
-        self.in_flight = 0  # due, and neither finished nor dropped
+        self.in_flight = 0  # requests under way, and due arrivals that no user has started
+        self.unfinished = 0  # due, and neither finished nor dropped
         self.last_over_s = 0.0
         self.lags_s: array[float] = array("d")
         self.late: Counter[int] = Counter()
@@ -88,13 +98,15 @@ class ArrivalLog:
         self._stage = bytearray(len(self.due))
         self._worst = bytearray(len(self.due))
         self._result = bytearray(len(self.due))
+        self._in_flight = bytearray(len(self.due))
+        self._hold_s = hold_s
         self._final = 0  # blocks returned so far
         self._in_flight_at_end: int | None = None  # of the next block
 
     def add(self, due_s: float) -> int:
         """Append an arrival, not earlier than the last, and return its number."""
         self.due.append(due_s)
-        for column in (self._stage, self._worst, self._result):
+        for column in (self._stage, self._worst, self._result, self._in_flight):
             column.append(0)
         return len(self.due) - 1
 
@@ -103,15 +115,18 @@ class ArrivalLog:
         if self._result[arrival] != _PENDING:
             return False
         self._stage[arrival] = _WAITING
-        self.in_flight += 1
+        self.unfinished += 1
+        self._set_in_flight(arrival, 1)
         return True
 
-    def start(self, arrival: int, now_s: float, *, free: bool) -> None:
+    def start(self, arrival: int, now_s: float, *, free: bool, sending: bool = True) -> None:
         """Note that a user starts it.
 
         ``free``: a user was idle when it was released, so that the delay is the generator's own.
+        ``sending``: a request counts as under way; without it, :meth:`note_sending` tells.
         """
-        self._stage[arrival] = _SENT
+        self._stage[arrival] = _SENT if sending else _STARTED
+        self._set_in_flight(arrival, int(sending))
         if free:
             lag = now_s - self.due[arrival]
             self.lags_s.append(lag)
@@ -127,9 +142,16 @@ class ArrivalLog:
         self._decide(arrival, _UNSENT)
         self._leave(arrival, now_s)
 
+    def note_sending(self, arrival: int, *, under_way: bool) -> None:
+        """Note that one of its requests begins or ends."""
+        if self._stage[arrival] < _OVER:
+            self._stage[arrival] = max(self._stage[arrival], _SENT)
+            self._set_in_flight(arrival, int(under_way))
+
     def record_answer(self, arrival: int, result: int) -> None:
         """Record the result of one of its requests."""
-        self._stage[arrival] = _ANSWERED
+        if self._stage[arrival] < _OVER:
+            self._stage[arrival] = _ANSWERED
         self._worst[arrival] = max(self._worst[arrival], result)
 
     def worsen(self, arrival: int, result: int) -> None:
@@ -137,15 +159,16 @@ class ArrivalLog:
         self._worst[arrival] = max(self._worst[arrival], result)
 
     def finish(self, arrival: int, now_s: float) -> None:
-        """Note that its task is over."""
-        self._decide(arrival, self._worst[arrival] or _GOOD)
+        """Note that its task is over; without any request it has no result."""
+        self._decide(arrival, self._worst[arrival] or _SILENT)
         self._leave(arrival, now_s)
 
     def cut(self, now_s: float, *, released: int) -> None:
         """End the load here, and forget the arrivals from number ``released`` on."""
         horizon = now_s if released >= len(self.due) else min(now_s, self.due[released])
         self.horizon_s = max(min(horizon, self.horizon_s), self._final * self._block_s)
-        del self.due[released:], self._stage[released:], self._worst[released:], self._result[released:]
+        for column in (self.due, self._stage, self._worst, self._result, self._in_flight):
+            del column[released:]
 
     @property
     def is_complete(self) -> bool:
@@ -180,7 +203,7 @@ class ArrivalLog:
         block = Block(
             start_s=start,
             seconds=end - start,
-            offered=last - first,
+            offered=last - first - results[ArrivalResult.SILENT],
             good=results[ArrivalResult.GOOD],
             slow=results[ArrivalResult.SLOW],
             failed=results[ArrivalResult.FAILED],
@@ -188,6 +211,7 @@ class ArrivalLog:
             unsent=results[ArrivalResult.UNSENT],
             late=self.late[self._final],
             in_flight=self._in_flight_at_end,
+            silent=results[ArrivalResult.SILENT],
         )
         self._final, self._in_flight_at_end = self._final + 1, None
         return block
@@ -200,12 +224,11 @@ class ArrivalLog:
             if overdue_s < 0:
                 return False
             stage, worst = self._stage[arrival], self._worst[arrival]
-            if stage < _SENT:
+            if stage < _STARTED:
                 self._decide(arrival, _UNSENT)
-            elif worst > _GOOD or overdue_s >= HOLD_S:
-                self._decide(arrival, worst or _SLOW)
-            elif stage == _SENT:
-                self._decide(arrival, _SLOW)
+            elif worst > _GOOD or overdue_s >= self._hold_s:
+                # A task that has sent nothing in all that time has no result.
+                self._decide(arrival, worst or (_SILENT if stage == _STARTED else _SLOW))
             else:
                 return False
         return True
@@ -217,8 +240,13 @@ class ArrivalLog:
     def _leave(self, arrival: int, now_s: float) -> None:
         if _WAITING <= self._stage[arrival] < _OVER:
             self._stage[arrival] = _OVER
-            self.in_flight -= 1
+            self._set_in_flight(arrival, 0)
+            self.unfinished -= 1
             self.last_over_s = now_s
+
+    def _set_in_flight(self, arrival: int, value: int) -> None:
+        self.in_flight += value - self._in_flight[arrival]
+        self._in_flight[arrival] = value
 
     def _block_of(self, arrival: int) -> int:
         return int(self.due[arrival] / self._block_s)

@@ -10,6 +10,7 @@ import difflib
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,10 +28,12 @@ from tenfold.measure.load.generator_protocol import (
     LoadScenario,
     Message,
     RunClosedLoop,
+    RunOneAtATime,
     RunOpenLoop,
     ScenarioLoaded,
     StartUsers,
     Stop,
+    StopUsers,
     TrialDone,
     UsersStarted,
 )
@@ -39,12 +42,15 @@ from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
 
 LOAD_TIMEOUT_S = 60.0
-LOGIN_TIMEOUT_S = 45.0
+LOGIN_TIMEOUT_S = 30.0
 # Time that a trial may take beyond its own length: logins before it, histograms after it, a busy machine.
 GRACE_S = 20.0
 INTERRUPT_S = 3.0
 CALIBRATION_S = 1.5
 NEAR_CEILING = 0.7
+# Arrivals without a request are left out; above this share, and this number, nothing can be concluded.
+SILENT_SHARE = 0.05
+LEAST_SILENT = 5
 
 OnBlock = Callable[[Block], None]
 Answer = TypeVar("Answer", UsersStarted, CalibrationDone)
@@ -89,6 +95,8 @@ class Generator:
         self._owned = owned
         self._cwd = cwd
         self._ceiling = 0.0
+        self._judged = 0  # arrivals with a result, in all trials
+        self._silent: Counter[str] = Counter()
         self._process = GeneratorProcess(environ=environ, cwd=cwd)
 
     def __enter__(self) -> Self:
@@ -113,25 +121,42 @@ class Generator:
         """The generator's process, the leader of its own process group."""
         return self._process.pid
 
-    def start_users(self, users: int) -> int:
-        """Log ``users`` users in, a few at a time, and return how many are logged in.
+    def start_users(self, users: int, *, timeout_s: float = LOGIN_TIMEOUT_S) -> int:
+        """Log ``users`` users in, a few at a time, and return how many are logged in after ``timeout_s``.
 
         Raises:
             ScenarioError: none of them got through ``on_start``; it quotes the service's answer.
             MeasurementError: the generator's process ended.
         """
-        return self._ask(StartUsers(users), UsersStarted, LOGIN_TIMEOUT_S).users
+        return self._ask(StartUsers(users, timeout_s), UsersStarted, timeout_s + GRACE_S).users
+
+    def restart_users(self, users: int) -> int:
+        """Stop every user and log ``users`` in again, since a restarted service may not know them any more.
+
+        Raises as :meth:`start_users` does.
+        """
+        self._ask(StopUsers(), UsersStarted, GRACE_S)
+        return self.start_users(users)
 
     def run(self, request: TrialRequest, on_block: OnBlock | None = None) -> Trial:
-        """Run an open-loop trial.
+        """Run an open-loop trial, or one arrival at a time (the purposes "alone" and "wait").
 
         ``on_block`` is called with each block as soon as it is final; then ``request.rule`` decides whether
         the trial may end. Ctrl-C ends the trial and returns what there is, with ``interrupted`` set.
 
         Raises:
-            ScenarioError: no user can be logged in any more, or the locustfile stopped the test.
+            ScenarioError: no user can be logged in any more, the locustfile stopped the test, or too many
+                arrivals sent no request that Locust knows.
             MeasurementError: the generator's process ended or does not answer.
         """
+        if request.purpose in ("alone", "wait"):
+            alone = RunOneAtATime(
+                rate=request.rate,
+                duration_s=request.duration_s,
+                seed=request.seed,
+                idle_s=request.settle_s if request.purpose == "wait" else 0.0,
+            )
+            return self._trial(alone, request, on_block)
         command = RunOpenLoop(
             rate=request.rate,
             duration_s=request.duration_s,
@@ -190,7 +215,10 @@ class Generator:
         self.user_classes, self.client = loaded.user_classes, loaded.client
 
     def _trial(
-        self, command: RunOpenLoop | RunClosedLoop, request: TrialRequest, on_block: OnBlock | None
+        self,
+        command: RunOpenLoop | RunClosedLoop | RunOneAtATime,
+        request: TrialRequest,
+        on_block: OnBlock | None,
     ) -> Trial:
         blocks: list[Block] = []
         slow_s = self._settings.objective.slow_ms / 1000
@@ -198,12 +226,16 @@ class Generator:
         try:
             self._process.send(command)
             done = self._collect(blocks, deadline, request, on_block)
-            return _trial_of(request, blocks, done)
+            trial = _trial_of(request, blocks, done)
         except KeyboardInterrupt:
-            return self._interrupted(blocks, request, slow_s)
+            trial = self._interrupted(blocks, request, slow_s)
         except BaseException:
             self._process.kill()
             raise
+        self._judged += trial.offered
+        self._silent.update(trial.silent)
+        _require_requests(dict(self._silent.most_common()), judged=self._judged)
+        return trial
 
     def _collect(
         self, blocks: list[Block], deadline: float, request: TrialRequest, on_block: OnBlock | None
@@ -269,6 +301,20 @@ def _trial_of(request: TrialRequest, blocks: list[Block], done: TrialDone) -> Tr
         requests=done.requests,
         errors=done.errors,
         notes=done.notes,
+        silent=done.silent,
+    )
+
+
+def _require_requests(silent: Mapping[str, int], *, judged: int) -> None:
+    """Raise ScenarioError when too many arrivals sent nothing that Locust knows: they have no result."""
+    count = sum(silent.values())
+    if count < LEAST_SILENT or count <= SILENT_SHARE * (count + judged):
+        return
+    task, share = next(iter(silent)), 100 * count / (count + judged)
+    raise ScenarioError(
+        f"{share:.0f} % of the arrivals sent no request that Locust knows (task {task}), so that nothing can "
+        "be concluded; send with self.client, or report each request with events.request.fire in the task's "
+        "own greenlet"
     )
 
 
@@ -286,6 +332,7 @@ def _without_answer(blocks: list[Block]) -> TrialDone:
         requests=0,
         errors={},
         notes={},
+        silent={},
     )
 
 

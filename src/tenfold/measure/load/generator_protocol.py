@@ -31,9 +31,10 @@ class LoadScenario(msgspec.Struct, tag=True):
 
 
 class StartUsers(msgspec.Struct, tag=True):
-    """Log users in until there are ``users`` of them."""
+    """Log users in until there are ``users`` of them, or ``timeout_s`` is over."""
 
     users: int
+    timeout_s: float
 
 
 class RunOpenLoop(msgspec.Struct, tag=True):
@@ -52,6 +53,20 @@ class RunClosedLoop(msgspec.Struct, tag=True):
     users: int
     spawn_rate: float
     duration_s: float
+
+
+class RunOneAtATime(msgspec.Struct, tag=True):
+    """Run a trial of one arrival at a time."""
+
+    rate: float  # arrivals per second, at most
+    duration_s: float
+    seed: int
+    idle_s: float  # longest wait at the beginning until every request of earlier trials is answered
+    login_s: float = 5.0
+
+
+class StopUsers(msgspec.Struct, tag=True):
+    """Stop every user; StartUsers follows."""
 
 
 class Calibrate(msgspec.Struct, tag=True):
@@ -111,6 +126,7 @@ class TrialDone(msgspec.Struct, tag=True):
     requests: int
     errors: Mapping[str, int]
     notes: Mapping[str, int]
+    silent: Mapping[str, int] = msgspec.field(default_factory=dict)  # arrivals without a request, by task
 
 
 class CalibrationDone(msgspec.Struct, tag=True):
@@ -124,6 +140,8 @@ Message = (
     | StartUsers
     | RunOpenLoop
     | RunClosedLoop
+    | RunOneAtATime
+    | StopUsers
     | Calibrate
     | Stop
     | Close

@@ -205,6 +205,7 @@ def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -
     if found.outcome == "at_least":
         sends = f"; the generator sends at most {ceiling:,.0f}/s" if ceiling else ""
         limits = {"generator": f"limited by the generator{sends}", "interrupted": "interrupted"}
+        limits["recovery"] = "the search ended when the service did not recover from overload"
         budget = f"no rate failed within the budget of {settings.budget_s:g} s{sends}"
         return limits.get(found.stopped_by, budget)
     width = f"{100 * (found.width or 0):.0f} % wide"
@@ -212,6 +213,7 @@ def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -
         "width": f"{width}, as narrow as required",
         "budget": f"{width} when the budget of {settings.budget_s:g} s ended; a longer --budget-s narrows it",
         "generator": f"{width}; limited by the generator",
+        "recovery": f"{width}; the search ended when the service did not recover from overload",
     }.get(found.stopped_by, f"{width} when it was interrupted")
 
 

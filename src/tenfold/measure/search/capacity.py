@@ -7,7 +7,8 @@
 
 It has five steps, within its budget:
 
-1. *warm up*: fill pools and caches; a service that misses its objective here is tried one request at a time;
+1. *warm up*: fill pools and caches; a service that misses its objective here is tried one request at a time,
+   each sent when the one before is answered, on an idle service;
 2. *ramp*: double the rate every three seconds until a trial fails or the number in flight grows steadily;
 3. *search*: bisect the logarithm of the rate with a sequential probability ratio test per trial;
 4. *confirm*: longer trials below and above in turn, where the posterior of the capacity is widest;
@@ -41,7 +42,7 @@ from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Purpose, StopRule, Trial, TrialRequest
 
 CapacityOutcome = Literal["found", "at_least", "below", "undecided"]
-StopCause = Literal["width", "budget", "generator", "interrupted", "objective"]
+StopCause = Literal["width", "budget", "generator", "interrupted", "objective", "recovery"]
 
 SKIP_S = 1.0  # not counted: the service is empty when a trial begins
 WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
@@ -52,6 +53,7 @@ _ENDS: dict[str, str] = {
     "budget": "the budget ended: give it more seconds",
     "generator": "the generator became the limit: give it more of a core",
     "interrupted": "the search was interrupted: let it run on",
+    "recovery": "the service stopped recovering from a trial: see what stops it",
 }
 CLOSE = 1.2  # a bracket that needs no more bisecting: high / low
 LEAST_S = 3.0  # a shorter trial is not worth its settling
@@ -150,7 +152,8 @@ class CapacitySearch:
         self._verdicts: list[tuple[float, RateVerdict]] = []
         self._spent_s, self._asked, self._settling_s = 0.0, 0, 0.5
         self._stopped_by: StopCause = "budget"
-        self._objective_missed = False
+        self._objective_missed = self._alone_passed = False
+        self._recovered = True  # from the newest trial
         self._last_estimate: CapacityEstimate | None = None
         self._plan = self._steps()
         self._request: TrialRequest | None = next(self._plan, None)
@@ -159,10 +162,11 @@ class CapacitySearch:
         """Return the next trial to run, or None when the search has ended."""
         return self._request
 
-    def record(self, trial: Trial, *, elapsed_s: float | None = None) -> None:
+    def record(self, trial: Trial, *, elapsed_s: float | None = None, recovered: bool = True) -> None:
         """Record the trial that ``next_trial`` requested.
 
-        ``elapsed_s``: its whole duration, where that is more than its seconds and its settling. An
+        ``elapsed_s``: its whole duration, where that is more than its seconds and its settling.
+        ``recovered``: False for a trial from which the service does not recover; its rate has failed. An
         interrupted trial ends the search. Raises ValueError when the search has ended already.
         """
         if self._request is None:
@@ -171,14 +175,25 @@ class CapacitySearch:
         self._spent_s += took_s
         self._settling_s = 0.7 * self._settling_s + 0.3 * max(took_s - trial.seconds, 0.0)
         self._trials.append(trial)
+        self._recovered = recovered
         if trial.interrupted:
-            self._count(trial)
+            if trial.request.purpose != "alone":
+                self._count(trial)
             self._stopped_by, self._request = "interrupted", None
             return
         try:
             self._request = self._plan.send(trial)
         except StopIteration:
             self._request = None
+
+    def stop(self, cause: StopCause) -> None:
+        """End the search: the service cannot be tried any more."""
+        if self._request is not None:
+            self._stopped_by, self._request = cause, None
+
+    def spend(self, seconds: float) -> None:
+        """Count time outside the trials against the budget."""
+        self._spent_s += seconds
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -201,6 +216,10 @@ class CapacitySearch:
             return self._capacity("below", "objective", high=self._lone_rate)
         if failed and any(verdict != "failed" for _, verdict in self._verdicts):
             return self._found(cause)
+        if failed and self._alone_passed:
+            # At this rate so many arrivals find the service idle that the objective holds.
+            idle_rate = self._objective.bad_share / self._slow_s
+            return self._capacity("found", cause, low=min(idle_rate, *failed), high=min(failed))
         if passed:
             return self._capacity("at_least", cause, low=max(passed), clean_rate=max(passed))
         return self._capacity("undecided", cause, reason=f"no rate passed before {_ENDS[cause]}")
@@ -223,11 +242,14 @@ class CapacitySearch:
         limit = self._objective.bad_share
         if not trial.offered or share_limits(trial.bad, trial.offered)[0] <= limit:
             return False
-        lone = yield from self._run(self._lone_rate, 10 / self._lone_rate, "warm-up", StopWhenOverloaded(0.9))
-        if lone is not None:
-            counted = skip_start(lone.blocks, skip_s=SKIP_S)
-            offered, bad = sum(b.offered for b in counted), sum(b.bad for b in counted)
-            self._objective_missed = offered > 0 and share_limits(bad, offered)[0] > limit
+        # Not counted in the estimate: at one request at a time no request waits, at any rate some do.
+        lone = yield from self._run(
+            self._lone_rate, 10 / self._lone_rate, "alone", StopWhenOverloaded(0.9), counted=False
+        )
+        if lone is not None and lone.offered:
+            none_met = lone.bad == lone.offered  # a single request, when the service does not answer it
+            self._objective_missed = none_met or share_limits(lone.bad, lone.offered)[0] > limit
+            self._alone_passed = not self._objective_missed
         return True
 
     def _ramp(self, rate: float) -> Generator[TrialRequest, Trial, tuple[float | None, float | None, float]]:
@@ -283,7 +305,7 @@ class CapacitySearch:
     # Their parts.
 
     def _run(
-        self, rate: float, seconds: float, purpose: Purpose, rule: StopRule
+        self, rate: float, seconds: float, purpose: Purpose, rule: StopRule, *, counted: bool = True
     ) -> Generator[TrialRequest, Trial, Trial | None]:
         """Run a trial that the generator does not limit; None without one, or when the budget is used up."""
         for _ in range(1 + REPEATS):
@@ -293,7 +315,8 @@ class CapacitySearch:
             whole_s = floor(2 * min(seconds, left_s)) / 2  # whole blocks within the budget
             trial = yield self._ask(rate, whole_s, purpose, rule)
             if not trial.generator.is_limited():
-                self._count(trial)
+                if counted:
+                    self._count(trial)
                 return trial
         self._stopped_by = "generator"
         return None
@@ -311,7 +334,7 @@ class CapacitySearch:
             return
         backlog = uncompleted(counted, achieved_share=self._objective.achieved_share)
         self._counts.append(TrialCounts(trial.request.rate, trial.seconds, _add_bad(counts, backlog)))
-        verdict = "failed" if backlog else self._test.decide(counted)
+        verdict = "failed" if backlog or not self._recovered else self._test.decide(counted)
         self._verdicts.append((trial.request.rate, verdict))
 
     def _estimate(self) -> CapacityEstimate:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -28,6 +29,9 @@ class Service:
         self.seen: Counter[str] = Counter()
         self.login_status = 200
         self.url = ""
+        self.locks_at: float = float("inf")  # requests at once that lock it up for good
+        self.at_once = 0
+        self.quota: float = float("inf")  # requests that are answered; 429 after that
         self._stalled_until = 0.0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -44,6 +48,17 @@ class Service:
     def stall(self, seconds: float) -> None:
         self._stalled_until = time.monotonic() + seconds
 
+    def restart(self) -> None:
+        """Answer again, and hang up on those who wait."""
+
+        def hang_up() -> None:
+            self._stalled_until = 0.0
+            for task in asyncio.all_tasks(self._loop):
+                if task.get_name() == "connection":
+                    task.cancel()
+
+        self._loop.call_soon_threadsafe(hang_up)
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
@@ -57,6 +72,13 @@ class Service:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name("connection")
+        with suppress(asyncio.CancelledError):  # the server stops
+            await self._serve_connection(reader, writer)
+
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -72,6 +94,16 @@ class Service:
 
     async def _answer(self, path: str) -> bytes:
         self.seen[path] += 1
+        self.at_once += 1
+        try:
+            return await self._work(path)
+        finally:
+            self.at_once -= 1
+
+    async def _work(self, path: str) -> bytes:
+        if self.at_once > self.locks_at:
+            self.stall(1e6)
+        self.quota -= 1
         while (stalled := self._stalled_until - time.monotonic()) > 0:
             await asyncio.sleep(stalled)
         if path.startswith("/sleep/"):
@@ -79,7 +111,7 @@ class Service:
         fixed = {"/fail": 500, "/refuse": 503, "/limit": 429, "/missing": 404, "/login": self.login_status}
         body = b'{"token": "t"}'
         return b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-            fixed.get(path, 200),
+            429 if self.quota < 0 else fixed.get(path, 200),
             len(body),
             body,
         )

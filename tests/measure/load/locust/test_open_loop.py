@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tenfold.errors import ScenarioError
 from tenfold.measure.load import histogram
 from tenfold.measure.load.generator import Generator
 from tenfold.measure.load.schedule import poisson
@@ -103,7 +104,6 @@ def test_result_follows_the_answer(generator: Make, request_for: Ask, tmp_path: 
 TASKS = [
     ("raises", "failed", "KeyError: 'token' (locustfile.py:"),
     ("raises_after_an_answer", "failed", "KeyError: 'no' (locustfile.py:"),
-    ("nothing", "good", ""),
     ("fails_by_hand", "failed", "GET /fast: CatchResponseError: wrong"),
     ("calls_a_refusal_a_success", "refused", "GET /refuse answered 503"),
     ("fails_second", "failed", "GET /fail answered 500"),
@@ -123,8 +123,6 @@ def test_result_follows_the_task(generator: Make, request_for: Ask, tmp_path: Pa
                 raise KeyError("token")
             def raises_after_an_answer(self):
                 self.client.get("/fast").json()["no"]
-            def nothing(self):
-                pass
             def fails_by_hand(self):
                 with self.client.get("/fast", catch_response=True) as answer:
                     answer.failure("wrong")
@@ -148,7 +146,77 @@ def test_result_follows_the_task(generator: Make, request_for: Ask, tmp_path: Pa
         assert total(trial, result) == trial.offered, (task, trial)
         assert bool(trial.errors) == bool(error)
         assert all(message.startswith(error) for message in trial.errors)
-        assert trial.notes.get("arrivals without a request", 0) == (trial.offered if task == "nothing" else 0)
+        assert not trial.silent
+
+
+# Tasks that send past Locust, and the request that it knows of each, if any.
+SILENT = {
+    "another client, an error": "past(self.host + '/fail')",
+    "another client, a success": "past(self.host + '/fast')",
+    "nothing": "pass",
+    "another greenlet": (
+        "gevent.spawn(self.environment.events.request.fire, request_type='x', name='y', "
+        "response_time=1.0, response_length=0, exception=None).join()"
+    ),
+    "too late": "gevent.spawn_later(0.3, self.client.get, '/fast')",
+}
+HEARD = {
+    "client in another greenlet": "gevent.spawn(self.client.get, '/fast').join()",
+    "event in its own greenlet": (
+        "self.environment.events.request.fire("
+        "request_type='x', name='y', response_time=1.0, response_length=0, exception=None)"
+    ),
+}
+
+
+def sending(body: str, *, every: int = 1) -> str:
+    """A locustfile whose every n-th arrival runs ``body``, the others a request that Locust knows."""
+    return f"""
+        import contextlib, gevent, itertools, urllib.request
+        turn = itertools.count()
+        def past(url):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(url)
+        class Visitor(FastHttpUser):
+            @task
+            def browse(self):
+                if next(turn) % {every}:
+                    self.client.get("/fast")
+                else:
+                    {body}
+        """
+
+
+@pytest.mark.guarantee(
+    "an arrival without a request that Locust knows is never a success",
+    pattern="measure",
+    under="requests past self.client, from other greenlets, or none",
+)
+@pytest.mark.parametrize("case", SILENT)
+def test_arrival_without_known_request_has_no_result(generator: Make, request_for: Ask, case: str) -> None:
+    one = generator(sending(SILENT[case]), slow_ms=2000.0)
+    one.start_users(3)
+    with pytest.raises(ScenarioError, match=r"100 % of the arrivals .*task Visitor.browse.*self.client"):
+        one.run(request_for(rate=30.0))
+
+
+@pytest.mark.control("an arrival without a request that Locust knows is never a success", "requests it knows")
+@pytest.mark.parametrize("case", HEARD)
+def test_the_control_known_requests_have_results(generator: Make, request_for: Ask, case: str) -> None:
+    one = generator(sending(HEARD[case]), slow_ms=2000.0)
+    one.start_users(3)
+    trial = one.run(request_for(rate=30.0))
+    assert trial.good == trial.offered == trial.requests > 5 and not trial.silent
+
+
+def test_few_arrivals_without_a_request_are_left_out_and_counted(generator: Make, request_for: Ask) -> None:
+    one = generator(sending("pass", every=40), slow_ms=2000.0)
+    one.start_users(3)
+    trial = one.run(request_for(rate=120.0, duration_s=2.0))
+    assert_adds_up(trial)
+    silent = trial.silent["Visitor.browse"]
+    assert silent == total(trial, "silent") >= 5
+    assert trial.offered + silent == len(poisson(rate=120.0, duration_s=2.0, seed=1))
 
 
 @pytest.mark.guarantee("a queue shows in the latencies", pattern="measure", under="a service that stalls")

@@ -69,7 +69,7 @@ class ClosedLoop:
         if self._load_going and now < self._trial.arrivals.horizon_s:
             arrival = self._trial.arrivals.add(now)
             self._trial.arrivals.release(arrival)
-            driver.active = self._trial.begin(arrival, now, free=True)
+            driver.active = self._trial.begin(arrival, now, free=True, notes_sending=driver.notes_sending)
 
     def _wait_for_end(self) -> None:
         trial = self._trial

@@ -21,18 +21,21 @@ from tenfold.measure.load.generator_protocol import (
     LoadScenario,
     Message,
     RunClosedLoop,
+    RunOneAtATime,
     RunOpenLoop,
     ScenarioLoaded,
     StartUsers,
     Stop,
+    StopUsers,
     UsersStarted,
 )
 from tenfold.measure.load.locust import calibration, scenario, user_driver
 from tenfold.measure.load.locust.closed_loop import ClosedLoop
+from tenfold.measure.load.locust.one_at_a_time import OneAtATime
 from tenfold.measure.load.locust.open_loop import OpenLoop
 from tenfold.measure.load.locust.user_pool import UserPool
 
-LOGIN_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 3.0
 
 
 def serve(fd: int) -> None:
@@ -50,7 +53,7 @@ class CommandServer:
     def __init__(self, connection: GeneratorConnection) -> None:
         self._connection = connection
         self._commands: Queue = Queue()
-        self._trial: OpenLoop | ClosedLoop | None = None
+        self._trial: OpenLoop | OneAtATime | ClosedLoop | None = None
         self._environment: Any = None
         self._users: UserPool | None = None
         self._slow_s = 0.0
@@ -90,8 +93,10 @@ class CommandServer:
             return self._load_scenario(command)
         if isinstance(command, StartUsers):
             return self._start_users(command)
-        if isinstance(command, RunOpenLoop):
-            return self._run_open_loop(command)
+        if isinstance(command, StopUsers):
+            return self._stop_users()
+        if isinstance(command, RunOpenLoop | RunOneAtATime):
+            return self._run_trial(command)
         if isinstance(command, RunClosedLoop):
             return self._run_closed_loop(command)
         if isinstance(command, Calibrate):
@@ -131,13 +136,21 @@ class CommandServer:
 
     def _start_users(self, command: StartUsers) -> UsersStarted:
         users = self._start_test()
-        users.fill(command.users, timeout_s=LOGIN_TIMEOUT_S)
+        users.fill(command.users, timeout_s=command.timeout_s)
         locust.events.spawning_complete.fire(user_count=users.users)
         return UsersStarted(users.users, users.failed)
 
-    def _run_open_loop(self, command: RunOpenLoop) -> Message:
+    def _stop_users(self) -> UsersStarted:
         users = self._start_test()
-        self._trial = OpenLoop(users, command, slow_s=self._slow_s, emit=self._connection.send)
+        users.stop_all(timeout_s=STOP_TIMEOUT_S)
+        return UsersStarted(users.users, users.failed)
+
+    def _run_trial(self, command: RunOpenLoop | RunOneAtATime) -> Message:
+        users, emit = self._start_test(), self._connection.send
+        if isinstance(command, RunOpenLoop):
+            self._trial = OpenLoop(users, command, slow_s=self._slow_s, emit=emit)
+        else:
+            self._trial = OneAtATime(users, command, slow_s=self._slow_s, emit=emit)
         try:
             return self._trial.run()
         finally:

@@ -12,7 +12,7 @@ from tenfold.measure.load.arrivals import ArrivalLog
 from tenfold.measure.load.generator_protocol import BlockDone, Message, RunOpenLoop, TrialDone
 from tenfold.measure.load.locust.trial_run import TICK_S, TrialRun
 from tenfold.measure.load.locust.user_pool import UserPool
-from tenfold.measure.load.schedule import arrival_shares, draw_classes, poisson
+from tenfold.measure.load.schedule import draw_classes, poisson
 
 # Little's law: with more users than this busy, the mean is beyond the objective anyway.
 SPARE_USERS = 1.25
@@ -54,7 +54,7 @@ class OpenLoop:
         logins = users.logins
         due = poisson(rate=command.rate, duration_s=command.duration_s, seed=command.seed)
         trial = TrialRun(ArrivalLog(due, duration_s=command.duration_s, slow_s=self._slow_s))
-        classes = draw_classes(len(due), shares=self._shares(), seed=command.seed)
+        classes = draw_classes(len(due), shares=users.arrival_shares(), seed=command.seed)
         gc.collect()
         gc.freeze()
         users.replacing = True
@@ -76,13 +76,6 @@ class OpenLoop:
     def _users_needed(self) -> int:
         spare = OVERLOAD_USERS if self._command.overload else SPARE_USERS
         return max(len(self._users.classes), math.ceil(self._command.rate * self._slow_s * spare) + 1)
-
-    def _shares(self) -> list[float]:
-        return arrival_shares(
-            self._users.users,
-            weights=[of_class.weight for of_class in self._users.classes],
-            fixed=[of_class.fixed for of_class in self._users.classes],
-        )
 
     def _release(self, trial: TrialRun, classes: bytes) -> None:
         """Hand each arrival to a user of its class when it is due."""
@@ -107,7 +100,7 @@ class OpenLoop:
         while not trial.arrivals.is_complete:
             gevent.sleep(TICK_S / 10)
         deadline = trial.now() + self._settle_s
-        while trial.arrivals.in_flight and trial.now() < deadline:
+        while trial.arrivals.unfinished and trial.now() < deadline:
             gevent.sleep(TICK_S / 10)
             deadline = min(deadline, trial.now() + self._settle_s)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import Counter
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -21,9 +22,22 @@ _STAT = Path("/proc/stat")
 class ActiveArrival:
     """An arrival that a user is sending: its requests so far and the one under way."""
 
-    __slots__ = ("_number", "_requests", "_trial", "_waited_ms", "request", "sent_s")
+    __slots__ = (
+        "_notes_sending",
+        "_number",
+        "_requests",
+        "_trial",
+        "_waited_ms",
+        "is_over",
+        "request",
+        "sent_s",
+        "task",
+    )
 
-    def __init__(self, trial: TrialRun, number: int, waited_ms: float) -> None:
+    def __init__(self, trial: TrialRun, number: int, waited_ms: float, *, notes_sending: bool) -> None:
+        self._notes_sending = notes_sending
+        self.task = ""  # the newest task of the locustfile that it ran, as "Visitor.browse"
+        self.is_over = False
         self._trial = trial
         self._number = number
         self._waited_ms = waited_ms  # from the due time until the user started it
@@ -34,6 +48,22 @@ class ActiveArrival:
     def send(self, method: str, name: str) -> None:
         """Note that a request is sent now."""
         self.request, self.sent_s = (method, name), self._trial.now()
+        self._trial.arrivals.note_sending(self._number, under_way=True)
+
+    def end_request(self) -> None:
+        """Note that the request under way has ended."""
+        self.request = None
+        self._trial.arrivals.note_sending(self._number, under_way=False)
+
+    @property
+    def is_left_over(self) -> bool:
+        """True when its trial is over and a request of it is, as far as is known, still under way."""
+        return self._trial.is_closed and (self.request is not None or not self._notes_sending)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """True when its trial is over and its task goes on without a request under way."""
+        return self._trial.is_closed and self.request is None
 
     def record(
         self, method: str, name: str, *, status: int, raw_ms: float, size: int, failure: str | None
@@ -66,8 +96,8 @@ class ActiveArrival:
         self._trial.answers.add_error(message)
 
     def mark_if_slow(self, now: float) -> None:
-        """Mark the arrival slow when a later request has taken too long already, before it is answered."""
-        if self.request and self._requests and now - self.sent_s > self._trial.arrivals.slow_s:
+        """Mark the arrival slow when the request under way has taken too long already."""
+        if self.request and self._corrected((now - self.sent_s) * 1000) > self._trial.arrivals.slow_ms:
             self._trial.arrivals.worsen(self._number, ArrivalResult.SLOW)
 
     def record_unanswered(self) -> None:
@@ -80,8 +110,9 @@ class ActiveArrival:
     def finish(self) -> None:
         """End the arrival: the user's task is over."""
         trial = self._trial
+        self.is_over = True
         if not self._requests:
-            trial.without_request += 1
+            trial.silent[self.task] += 1
         trial.active.discard(self)
         trial.arrivals.finish(self._number, trial.now())
 
@@ -96,7 +127,8 @@ class TrialRun:
         self.arrivals = arrivals
         self.answers = AnswerCounts()
         self.active: set[ActiveArrival] = set()
-        self.without_request = 0
+        self.silent: Counter[str] = Counter()  # arrivals without a request, by task
+        self.is_closed = False
         self._zero = perf_counter()
         self._cpu_s = self._wall_s = self._steal = 0.0
         self._ticks = (0, 0)
@@ -110,10 +142,19 @@ class TrialRun:
         self._zero = perf_counter() + LEAD_S
         self._cpu_s, self._wall_s, self._ticks = process_time(), time.monotonic(), _cpu_ticks()
 
-    def begin(self, arrival: int, now: float, *, free: bool) -> ActiveArrival:
-        """Start an arrival that a user has taken over; ``free``: a user was idle when it was due."""
-        self.arrivals.start(arrival, now, free=free)
-        active = ActiveArrival(self, arrival, (now - self.arrivals.due[arrival]) * 1000)
+    def begin(self, arrival: int, now: float, *, free: bool, notes_sending: bool) -> ActiveArrival:
+        """Start an arrival that a user has taken over.
+
+        Args:
+            arrival: its number.
+            now: seconds on the trial's clock.
+            free: a user was idle when it was due.
+            notes_sending: the user's client tells when it sends; otherwise only answers are known, and the
+                arrival counts as in flight until its task is over.
+        """
+        self.arrivals.start(arrival, now, free=free, sending=not notes_sending)
+        waited_ms = (now - self.arrivals.due[arrival]) * 1000
+        active = ActiveArrival(self, arrival, waited_ms, notes_sending=notes_sending)
         self.active.add(active)
         return active
 
@@ -144,13 +185,13 @@ class TrialRun:
     def close(self, *, users: int, logins: int) -> TrialDone:
         """Record unanswered requests, and sum up. Later answers are in no trial."""
         arrivals, answers = self.arrivals, self.answers
-        settled_s = self.now() if arrivals.in_flight else arrivals.last_over_s
+        settled_s = self.now() if arrivals.unfinished else arrivals.last_over_s
         unanswered = [active for active in self.active if active.request]
         for active in unanswered:
             active.record_unanswered()
         self.active.clear()
+        self.is_closed = True
         notes = {
-            "arrivals without a request": self.without_request,
             "logins": logins,
             "requests unanswered at the end": len(unanswered),
         }
@@ -165,6 +206,7 @@ class TrialRun:
             requests=answers.requests,
             errors=dict(answers.errors.most_common()),
             notes={what: count for what, count in notes.items() if count},
+            silent=dict(self.silent.most_common()),
         )
 
     def _health(self) -> GeneratorHealth:

@@ -9,9 +9,9 @@ The corrected latency of an arrival's first request is the time from its due tim
 plus what the client measured. What the locustfile does before it sends (``time.sleep`` in a task) is
 neither the service's time nor the generator's, and is left out.
 
-Three places of Locust 2 are replaced in this process: ``TaskSet.wait``, ``User.start`` and the root task
-set. Requests find their user through the client's own event object, since the arguments of
-``events.request`` do not carry it; listeners of the locustfile still hear every one.
+These places of Locust 2 are replaced in this process: ``TaskSet.wait``, ``TaskSet.execute_task``,
+``User.start`` and the root task set. Requests find their user through the client's own event object, since
+the arguments of ``events.request`` do not carry it; listeners of the locustfile still hear every one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from locust.user.task import (
 from tenfold.measure.load.locust.trial_run import ActiveArrival
 
 _sleep_wait_time: Callable[[Any], None] = TaskSet.wait
+_run_task: Callable[[Any, Any], None] = TaskSet.execute_task
 _start_greenlet: Callable[[Any, Any], Any] = locust.User.start
 _MARK = "_tenfold_driver"
+_ARRIVAL = "_tenfold_arrival"  # of a greenlet that a task started: the arrival in which it sends
 _ENLIST = "_tenfold_enlist"
 
 Think = Callable[[], None]
@@ -61,6 +63,7 @@ class UserDriver:
         "greenlet",
         "logging_in",
         "login_errors",
+        "notes_sending",
         "on_end",
         "user",
     )
@@ -79,6 +82,7 @@ class UserDriver:
         self.logging_in = True
         self.login_errors: list[str] = []
         self.active: ActiveArrival | None = None
+        self.notes_sending = False  # its client tells when it sends
         self._next_turn = next_turn
         self._on_login = on_login
 
@@ -115,8 +119,9 @@ class UserDriver:
         error = meta.get("exception")
         status = getattr(meta.get("response"), "status_code", None) or 0
         failure = None if error is None else _message(meta, status, error)
-        if self.active is not None:
-            self.active.record(
+        active = self._arrival()
+        if active is not None:
+            active.record(
                 meta["request_type"],
                 meta["name"],
                 status=status,
@@ -126,6 +131,23 @@ class UserDriver:
             )
         elif self.logging_in and failure is not None:
             self.login_errors.append(failure)
+
+    def _arrival(self) -> ActiveArrival | None:
+        """The arrival to which an answer belongs that is reported now.
+
+        A greenlet that the task started may report when the task is over: then the arrival has its result,
+        and the next one must not get the answer.
+        """
+        current = getcurrent()
+        if current is self.greenlet:
+            return self.active
+        started_in: ActiveArrival | None = getattr(current, _ARRIVAL, self.active)
+        return None if started_in is None or started_in.is_over else started_in
+
+    def start_task(self, task: Any) -> None:
+        """Note the name of the task that the user starts."""
+        if self.active is not None:
+            self.active.task = f"{type(self.user).__name__}.{getattr(task, '__name__', task)}"
 
     def record_exception(self, message: str) -> None:
         """Record that the task ended with an exception that is not Locust's own."""
@@ -138,6 +160,7 @@ class UserDriver:
         """Give the client an event of its own, and note when it sends."""
         send = getattr(client, "request", None)
         if callable(send) and isinstance(getattr(client, "request_event", None), EventHook):
+            self.notes_sending = True
             client.request_event = UserHook(self, hook)
             client.request = self._noting_requests(client, send)
 
@@ -146,12 +169,14 @@ class UserDriver:
             active = self.active
             if active is None:
                 return send(method, url, *args, **options)
+            if (current := getcurrent()) is not self.greenlet:
+                setattr(current, _ARRIVAL, active)
             name = options.get("name") or (args[0] if args else None)
             active.send(method, name or getattr(client, "request_name", None) or url)
             try:
                 return send(method, url, *args, **options)
             finally:
-                active.request = None
+                active.end_request()
 
         return request
 
@@ -191,6 +216,10 @@ class RootTaskSet(DefaultTaskSet):
         if driver is not None:
             driver.finish_login()
 
+    def execute_task(self, task: Any) -> None:
+        _note_task(self.user, task)
+        super().execute_task(task)  # type: ignore[no-untyped-call]
+
 
 def driver_of(user: Any) -> UserDriver | None:
     """Return the driver of a user, or None for a user without one."""
@@ -198,9 +227,10 @@ def driver_of(user: Any) -> UserDriver | None:
 
 
 def install() -> None:
-    """Replace Locust's waiting, its starting of users and its root task set, and listen to user errors."""
+    """Replace Locust's waiting, its starting of tasks and users and its root task set; listen to errors."""
     locust.user.users.DefaultTaskSet = RootTaskSet  # type: ignore[attr-defined]
     TaskSet.wait = _wait  # type: ignore[method-assign]
+    TaskSet.execute_task = _execute_task  # type: ignore[method-assign]
     locust.User.start = _start  # type: ignore[method-assign, assignment]
     locust.events.request = RequestHook()
     locust.events.user_error.add_listener(_user_error)
@@ -248,6 +278,18 @@ def _wait(tasks: Any) -> None:
         _sleep_wait_time(tasks)
     else:
         driver.wait(partial(_sleep_wait_time, tasks))
+
+
+def _execute_task(tasks: Any, task: Any) -> None:
+    """Replacement of ``TaskSet.execute_task``."""
+    _note_task(tasks.user, task)
+    _run_task(tasks, task)
+
+
+def _note_task(user: Any, task: Any) -> None:
+    driver = driver_of(user)
+    if driver is not None:
+        driver.start_task(task)
 
 
 def _user_error(user_instance: Any, exception: BaseException, tb: Any, **_: Any) -> None:

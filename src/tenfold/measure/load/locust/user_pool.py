@@ -22,7 +22,7 @@ from tenfold.measure.load.locust.user_driver import (
     enlist_users_of,
     exception_text,
 )
-from tenfold.measure.load.schedule import apportion
+from tenfold.measure.load.schedule import apportion, arrival_shares
 
 # Between trials logins may follow each other as fast as the service answers a few of them at once.
 LOGINS_PER_S = 200.0
@@ -67,7 +67,7 @@ class ClassPool:
         self.drop_expired()
         queued = bool(self.queue)
         trial, arrival = self.queue.popleft() if queued else self._wait(driver)
-        return trial.begin(arrival, trial.now(), free=not queued)
+        return trial.begin(arrival, trial.now(), free=not queued, notes_sending=driver.notes_sending)
 
     def _wait(self, driver: UserDriver) -> tuple[TrialRun, int]:
         self._idle.append(driver)
@@ -124,6 +124,7 @@ class UserPool:
         self.classes = [ClassPool(user_class) for user_class in user_classes]
         # In a closed loop: lets a user go on to its next task. None in an open loop.
         self.closed_turn: Callable[[UserDriver, Think], None] | None = None
+        self._drivers: set[UserDriver] = set()
         self.replacing = False  # whether a user that stops itself is followed by another at once
         self.logging_in = 0
         self.logged_in = 0  # users that got through on_start with every request answered well, ever
@@ -146,6 +147,25 @@ class UserPool:
         return self.logged_in + self.failed
 
     @property
+    def unanswered(self) -> int:
+        """Users whose request of an earlier trial is still unanswered."""
+        return sum(1 for driver in self._drivers if driver.active is not None and driver.active.is_left_over)
+
+    def arrival_shares(self) -> list[float]:
+        """Share of arrivals of each class."""
+        return arrival_shares(
+            self.users,
+            weights=[of_class.weight for of_class in self.classes],
+            fixed=[of_class.fixed for of_class in self.classes],
+        )
+
+    def stop_all(self, *, timeout_s: float) -> None:
+        """Stop every user; ``on_stop`` runs, but for no longer than ``timeout_s``."""
+        greenlets = [driver.greenlet for driver in self._drivers if driver.greenlet is not None]
+        gevent.killall(greenlets, timeout=timeout_s)
+        gevent.killall(greenlets, timeout=timeout_s)  # those that hang in their on_stop
+
+    @property
     def _living(self) -> int:
         return sum(of_class.living for of_class in self.classes)
 
@@ -164,6 +184,7 @@ class UserPool:
             on_login=self._logged_in,
             on_end=partial(self._remove, of_class),
         )
+        self._drivers.add(driver)
         attach(driver, self._hook)
         return driver
 
@@ -181,6 +202,7 @@ class UserPool:
         """Count a user out whose greenlet ended: it stopped itself, was stopped, or raised."""
         of_class.living -= 1
         of_class.remove(driver)
+        self._drivers.discard(driver)
         if driver.logging_in:
             driver.logging_in = False
             self.logging_in -= 1
