@@ -13,6 +13,7 @@ from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
+from tenfold.measure.diagnosis.service_log import last_error
 from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import Evidence
@@ -116,6 +117,10 @@ class StackObserver:
         self._trial = None
         if len(self._records) > TRIALS:  # the slowest one is the farthest from the limit
             self._records.remove(min(self._records, key=lambda one: one.rate))
+
+    def last_error(self) -> str:
+        """Return the last error in the logs of the app's instances; empty when there is none."""
+        return last_error(self._stack)
 
     def diagnose(self, low: float | None, high: float | None, *, begun: float) -> Diagnosis:
         """Rank the bottlenecks of the trials at and beyond the limit.
