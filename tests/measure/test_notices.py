@@ -1,4 +1,4 @@
-"""Notices say what is so: arrivals without a free user, failures with their log, what is slow from outside."""
+"""Notices and reasons: arrivals without a free user, failures with their log, what is slow from outside."""
 
 from __future__ import annotations
 

@@ -33,10 +33,7 @@ INFO: 127.0.0.1 "POST /login" 500
     ("error", "found"),
     [
         ("KeyError: 'ada'", "KeyError: 'ada' at login.py:42"),
-        (
-            "sqlalchemy.exc.OperationalError: (psycopg) refused",
-            "sqlalchemy.exc.OperationalError: (psycopg) refused at login.py:42",
-        ),
+        ("sqlalchemy.exc.DBAPIError: gone", "sqlalchemy.exc.DBAPIError: gone at login.py:42"),
         ("shop.errors.NoSuchUserError", "shop.errors.NoSuchUserError at login.py:42"),
         ("not an exception", ""),
     ],
@@ -72,11 +69,10 @@ def stack(tmp_path: Path) -> Any:
 
 
 def test_login_that_fails_in_the_service_quotes_its_log(stack: Any) -> None:
-    with pytest.raises(
-        ScenarioError, match=r"answered 500; .*; the log of app 1 says KeyError: 'ada' at login.py:42"
-    ):
-        with failed_logins_with_log(stack):
-            raise ScenarioError("POST /login answered 500; the service fails there: look at its log")
+    with pytest.raises(ScenarioError) as caught, failed_logins_with_log(stack):
+        raise ScenarioError("POST /login answered 500; the service fails there: look at its log")
+    assert "answered 500; the service fails" in str(caught.value)
+    assert "; the log of app 1 says KeyError: 'ada' at login.py:42 (" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["POST /login answered 401; check the login", "RuntimeError: no account"])
