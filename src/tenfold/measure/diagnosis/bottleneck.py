@@ -14,8 +14,8 @@ Proof = Literal["proven", "suspected"]
 class Bottleneck:
     """One limit of the service, with its evidence and remedy."""
 
-    # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads", "Machine",
-    # "Requests"
+    # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads",
+    # "Machine", "Requests"
     kind: str
     title: str
     severity: Severity
