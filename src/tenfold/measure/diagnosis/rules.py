@@ -19,6 +19,9 @@ from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, PoolStats, Sta
 FEW = 10  # executions: fewer of them are not critical, whatever they took
 CHURN = 0.05  # of the requests: as many new connections, or engines, are worth a line
 MANY_POOLS = 500  # from one line; the probes count no more than 1,000
+STALLED_S = 2.0  # no request of any route finishes: they wait for one another …
+HANGS_S, HANGS_ALONE_S = 3.0, 10.0  # … for this long, or this long while others finish, …
+HANGS_TIMES = 3  # … and for this multiple of the longest one that finished
 SMALL = 0.02  # a smaller share of the slow requests' time is not reported
 FREQUENT = 0.15  # a statement with this share of it is reported although each execution is quick
 POOL_WAIT = 0.1  # of the objective's slow_ms: a longer p95 wait for a connection is reported
@@ -430,9 +433,14 @@ def machine_limits(observed: Observations) -> Iterator[Bottleneck]:
 
 
 def unfinished_requests(observed: Observations) -> Iterator[Bottleneck]:
-    """Requests without a response at the end of a trial: a deadlock, or a call without a timeout."""
+    """Requests without a response at the end of a trial: a deadlock, or a call without a timeout.
+
+    A backlog is something else: its requests finish one after the other, though late.
+    """
+    stalled = observed.evidence.stalled_s >= STALLED_S
     for route in observed.evidence.routes:
-        if not route.unfinished:
+        hangs = route.unfinished_s >= (HANGS_S if stalled else HANGS_ALONE_S)
+        if not route.unfinished or not hangs or route.unfinished_s < HANGS_TIMES * route.longest_s:
             continue
         lines = observed.evidence.unfinished_at[:3]
         waiting = route.unfinished_waiting
@@ -443,10 +451,10 @@ def unfinished_requests(observed: Observations) -> Iterator[Bottleneck]:
             where=lines[0][0] if lines else route.endpoint or None,
             share=None,
             evidence=(
-                f"{route.unfinished:,} requests without a response at the end of a trial, "
-                f"the oldest for {route.unfinished_s:.1f} s; {route.requests:,} finished",
-                *((f"{waiting:,} of them wait for a connection of the pool",) if waiting else ()),
-                *(f"{count}× stands at {line}" for line, count in lines),
+                f"without a response at the end of a trial: {route.unfinished:,}, "
+                f"the oldest for {route.unfinished_s:.1f} s; finished: {route.requests:,}",
+                *((f"waiting for a connection of the pool: {waiting:,}",) if waiting else ()),
+                *(f"standing at {line}: {count:,}" for line, count in lines),
             ),
             remedy="return connections before other work that needs one, and give the pool a timeout"
             if waiting > route.unfinished / 2
