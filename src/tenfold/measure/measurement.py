@@ -138,7 +138,9 @@ class Measurement:
         self._show(request)
         trial = self._generator.run(request, on_block=lambda block: self._show(request))
         if inside is not None:
-            inside.end_load(trial.settled_s)
+            self._steps.run(
+                "the end of a trial's records", lambda: inside.end_trial(trial.settled_s), otherwise=None
+            )
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
         self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
@@ -264,7 +266,7 @@ def notices(
     trials: Sequence[Trial],
     near: Sequence[Trial],
     *,
-    settings: MeasureSettings,
+    settings: MeasureSettings | None = None,
     speed: float | None = None,
 ) -> tuple[str, ...]:
     """Conditions of the measurement that limit what its numbers mean, one sentence each."""
@@ -283,7 +285,7 @@ def notices(
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")
     unsent = sum(b.unsent for t in near for b in t.blocks)
     if unsent > UNSENT_NOTICED * sum(t.offered for t in near):
-        found.append(_unsent_notice(near, unsent, settings))
+        found.append(_unsent_notice(near, unsent, settings or MeasureSettings()))
     return tuple(found)
 
 

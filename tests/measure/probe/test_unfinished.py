@@ -164,6 +164,19 @@ def test_only_requests_that_wait_far_longer_than_others_are_called_hanging(
     assert bool(list(rank(evidence))) == reported
 
 
+def test_routes_that_wait_for_each_other_are_one_bottleneck() -> None:
+    def route(name: str, unfinished: int) -> RouteStats:
+        return RouteStats(
+            route=name, endpoint="app.py:1", requests=9, total_s=1.0, slow_s=0.5, slow_wait_s=0.0,
+            unfinished=unfinished, unfinished_s=20.0,
+        )  # fmt: skip
+
+    routes = (route("GET /a", 3), route("GET /b", 39), route("GET /c", 0))
+    (found,) = rank(Evidence(seconds=9, workers=1, seen={}, routes=routes, stalled_s=9.0))
+    assert found.title == "GET /b and 1 more route do not finish"
+    assert found.evidence[0].startswith("without a response at the end of a trial: 42,")
+
+
 def unfinished(*started: float, wait_s: float = 0.0) -> probe_protocol.Batch:
     record = probe_protocol.UnfinishedRecord(1, len(started), 9.0, list(started), 0, wait_s)
     return probe_protocol.Batch(0.25, 0, True, unfinished=[record])

@@ -437,29 +437,34 @@ def unfinished_requests(observed: Observations) -> Iterator[Bottleneck]:
 
     A backlog is something else: its requests finish one after the other, though late.
     """
-    stalled = observed.evidence.stalled_s >= STALLED_S
-    for route in observed.evidence.routes:
-        hangs = route.unfinished_s >= (HANGS_S if stalled else HANGS_ALONE_S)
-        if not route.unfinished or not hangs or route.unfinished_s < HANGS_TIMES * route.longest_s:
-            continue
-        lines = observed.evidence.unfinished_at[:3]
-        waiting = route.unfinished_waiting
-        yield Bottleneck(
-            kind="Requests",
-            title=f"{route.route} does not finish",
-            severity="critical" if route.unfinished > SMALL * route.requests else "high",
-            where=lines[0][0] if lines else route.endpoint or None,
-            share=None,
-            evidence=(
-                f"without a response at the end of a trial: {route.unfinished:,}, "
-                f"the oldest for {route.unfinished_s:.1f} s; finished: {route.requests:,}",
-                *((f"waiting for a connection of the pool: {waiting:,}",) if waiting else ()),
-                *(f"standing at {line}: {count:,}" for line, count in lines),
-            ),
-            remedy="return connections before other work that needs one, and give the pool a timeout"
-            if waiting > route.unfinished / 2
-            else "find what it waits for there (a lock, a call without a timeout) and bound the wait",
-        )
+    evidence = observed.evidence
+    hangs_s = HANGS_S if evidence.stalled_s >= STALLED_S else HANGS_ALONE_S
+    routes = [
+        route
+        for route in sorted(evidence.routes, key=lambda route: -route.unfinished)
+        if route.unfinished and route.unfinished_s >= max(hangs_s, HANGS_TIMES * route.longest_s)
+    ]
+    if not routes:
+        return
+    lines = evidence.unfinished_at[:3]
+    hanging = sum(route.unfinished for route in routes)
+    waiting = sum(route.unfinished_waiting for route in routes)
+    finished = sum(route.requests for route in routes)
+    yield Bottleneck(
+        kind="Requests",
+        title=f"{_names([route.route for route in routes])} {'do' if routes[1:] else 'does'} not finish",
+        severity="critical" if hanging > SMALL * finished else "high",
+        where=lines[0][0] if lines else routes[0].endpoint or None,
+        evidence=(
+            f"without a response at the end of a trial: {hanging:,}, "
+            f"the oldest for {max(route.unfinished_s for route in routes):.1f} s; finished: {finished:,}",
+            *((f"waiting for a connection of the pool: {waiting:,}",) if waiting else ()),
+            *(f"standing at {line}: {count:,}" for line, count in lines),
+        ),
+        remedy="return connections before other work that needs one, and give the pool a timeout"
+        if waiting > hanging / 2
+        else "find what they wait for there (a lock, a call without a timeout) and bound the wait",
+    )
 
 
 def late_event_loops(observed: Observations) -> Iterator[Bottleneck]:
@@ -515,9 +520,12 @@ def busy_threads(observed: Observations) -> Iterator[Bottleneck]:
 
 def _routes(uses: Sequence[StatementStats]) -> str:
     """Return the route that spends the most time there, and the number of the others."""
-    routes = list(dict.fromkeys(use.route for use in sorted(uses, key=lambda use: -use.total_s)))
-    others = len(routes) - 1
-    return f"{routes[0]} and {others} more route{'s' if others > 1 else ''}" if others else routes[0]
+    return _names([use.route for use in sorted(uses, key=lambda use: -use.total_s)])
+
+
+def _names(routes: Sequence[str]) -> str:
+    first, *others = dict.fromkeys(routes)
+    return f"{first} and {len(others)} more route{'s' if others[1:] else ''}" if others else first
 
 
 def _endpoint(observed: Observations, route: str) -> str | None:
