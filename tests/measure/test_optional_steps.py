@@ -58,6 +58,7 @@ FAULTS = [
     Fault(summary, "errors", "errors"),
     Fault(measurement, "machine", "the machine"),
     Fault(measurement, "notices", "notices"),
+    Fault(observer.StackObserver, "last_error", "the service's log"),
 ]
 
 
@@ -85,6 +86,8 @@ def test_failed_step_is_reported_and_the_capacity_kept(
         fail_in_the_report(monkeypatch)
     else:
         monkeypatch.setattr(fault.owner, fault.name, fail)
+    if fault.name == "last_error":
+        monkeypatch.setattr(measurement, "names_failure", lambda messages: True)
     found = measure_inside(address)
     assert found.capacity is not None and found.capacity.outcome == "found"
     (line,) = [line for line in found.not_measured if line.startswith(f"{fault.step}: ")]

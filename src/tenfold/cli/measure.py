@@ -125,6 +125,7 @@ def _measure(
 ) -> Report:
     """Start the stack, if any, and the generator; measure; stop both."""
     from tenfold.measure.diagnosis.observer import StackObserver
+    from tenfold.measure.diagnosis.service_log import failed_logins_with_log
     from tenfold.measure.load.generator import Generator
     from tenfold.measure.load.target import require_loopback, without_credentials
     from tenfold.measure.report.wording import objective
@@ -140,6 +141,7 @@ def _measure(
             inside = running.enter_context(
                 StackObserver(stack, objective=settings.measure.objective, may_create_index=True)
             )
+            running.enter_context(failed_logins_with_log(stack))
         else:
             require_loopback(target, owned=owned)
             service = without_credentials(target)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from tenfold.measure.report.report import BottleneckReport, Latency, Report
-from tenfold.measure.report.wording import headline, milliseconds, number, recovery, share, weight
+from tenfold.measure.report.wording import headline, milliseconds, number, recovery, share, slowest, weight
 
 WIDTH = 80
 LABEL = 12
@@ -96,6 +96,8 @@ def _limits(report: Report) -> Iterator[str]:
             yield from _bottleneck(rank, bottleneck)
     elif report.inside:
         yield "What stops it: nothing that was measured explains it"
+    if named := slowest(report):
+        yield from _wrap("", named, indent=0)
     if report.not_measured:
         yield from _wrap("", "Not measured: " + "; ".join(report.not_measured), indent=2)
 

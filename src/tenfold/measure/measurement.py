@@ -17,6 +17,7 @@ from tenfold.measure import overload, recovery
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
+from tenfold.measure.diagnosis.service_log import names_failure
 from tenfold.measure.load.target import without_credentials
 from tenfold.measure.report import summary
 from tenfold.measure.report.consistency import consistent_capacity, unsteady_notice, unsteady_trials
@@ -194,7 +195,9 @@ class Measurement:
         self._show(request.purpose, request.rate)
         trial = self._generator.run(request, on_block=lambda block: self._show(request.purpose, request.rate))
         if inside is not None:
-            inside.end_load(trial.settled_s)
+            self._steps.run(
+                "the end of a trial's records", lambda: inside.end_trial(trial.settled_s), otherwise=None
+            )
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
         self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
@@ -298,10 +301,17 @@ class Measurement:
             bottlenecks=(*self._findings, *diagnosis.bottlenecks),
             notices=(
                 *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),
-                *run("notices", lambda: notices(trials, near, speed=speed), otherwise=()),
+                *run(
+                    "notices",
+                    lambda: notices(trials, near, speed=speed, settings=self._settings),
+                    otherwise=(),
+                ),
             ),
             errors=run("errors", lambda: summary.errors(trials), otherwise={}),
         )
+        if self._inside is not None and names_failure(report.errors):
+            logged = run("the service's log", self._inside.last_error, otherwise="")
+            report = replace(report, notices=(*report.notices, *filter(None, [logged])))
         return replace(report, not_measured=(*diagnosis.not_measured, *self._steps.failures))
 
 
@@ -309,7 +319,13 @@ def _verdict(trial: Trial) -> str:
     return "generator limited" if trial.generator.is_limited() else ""
 
 
-def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | None = None) -> tuple[str, ...]:
+def notices(
+    trials: Sequence[Trial],
+    near: Sequence[Trial],
+    *,
+    settings: MeasureSettings | None = None,
+    speed: float | None = None,
+) -> tuple[str, ...]:
     """Conditions of the measurement that limit what its numbers mean, one sentence each."""
     found = list(summary.changed_answers(trials))
     if speed is not None and speed > UNSTEADY:
@@ -332,8 +348,22 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | No
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")
     unsent = sum(b.unsent for t in near for b in t.blocks)
     if unsent > UNSENT_NOTICED * sum(t.offered for t in near):
-        found.append("some arrivals found no free user in time and count as unsent; raise --max-users")
+        found.append(_unsent_notice(near, unsent, settings or MeasureSettings()))
     return tuple(found)
+
+
+def _unsent_notice(near: Sequence[Trial], unsent: int, settings: MeasureSettings) -> str:
+    """Say why arrivals found no free user: more users help only while the service answers in time."""
+    users = max(t.users for t in near)
+    what = f"{unsent:,} arrivals found all {users:,} users busy and count as unsent"
+    raw = summary.latency(t.raw for t in near)
+    if raw is None or raw.p95 > settings.objective.slow_ms:
+        return (
+            f"{what}: the users waited for responses slower than the objective, and more would wait as well"
+        )
+    if users >= settings.max_users:
+        return f"{what}, although the service answers in time; raise --max-users above {settings.max_users:,}"
+    return f"{what}, although the service answers in time; log more of them in at the start (--users)"
 
 
 def machine(trials: Sequence[Trial], *, speed: float | None = None) -> dict[str, str | int | float]:

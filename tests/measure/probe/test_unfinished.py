@@ -13,7 +13,7 @@ from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.aggregate import Aggregate, TextTable
 from tenfold.measure.probe.collector import Collector
-from tenfold.measure.probe.evidence import Evidence
+from tenfold.measure.probe.evidence import Evidence, RouteStats
 from tenfold.measure.probe.recorder import Recorder
 from tests.measure.conftest import Service, mark
 from tests.support.waiting import eventually
@@ -45,6 +45,10 @@ def seen(collector: Collector, condition: Callable[[Evidence], object]) -> Evide
     return collector.evidence()
 
 
+def hangs(found: Evidence, requests: int) -> bool:
+    return found.unfinished >= requests and found.stalled_s > 3 and found.routes[0].unfinished_s > 3
+
+
 def rank(evidence: Evidence) -> Analysis:
     return BottleneckDetector().rank(evidence, None)
 
@@ -63,9 +67,7 @@ def test_hanging_requests_are_reported_while_they_hang(
     service: Service, collector: Collector, path: str, line: str
 ) -> None:
     with hanging(service, path):
-        evidence = seen(
-            collector, lambda found: found.unfinished == 4 and mark(line) in dict(found.unfinished_at)
-        )
+        evidence = seen(collector, lambda found: hangs(found, 4) and mark(line) in dict(found.unfinished_at))
         (route,) = evidence.routes
         assert (route.route, route.requests, route.unfinished) == (f"GET {path}", 0, 4)
         assert route.unfinished_s >= 1
@@ -78,7 +80,7 @@ def test_hanging_requests_are_reported_while_they_hang(
             mark(line),
         )
         assert first.severity == "critical"
-        assert "4 requests without a response" in first.evidence[0]
+        assert "without a response at the end of a trial: 4," in first.evidence[0]
         assert not any(line.startswith("requests: not seen") for line in analysis.not_measured)
     assert seen(collector, lambda found: found.requests == 4).unfinished == 0
 
@@ -98,7 +100,7 @@ def test_the_control_hanging_requests_are_missing_among_finished_ones(
 def test_checkouts_that_wait_for_ever_are_counted(service: Service, collector: Collector) -> None:
     with hanging(service, "/nested", 6):
         evidence = seen(
-            collector, lambda found: sum(pool.waiting for pool in found.pools) >= 2 and found.unfinished
+            collector, lambda found: sum(pool.waiting for pool in found.pools) >= 2 and hangs(found, 1)
         )
         pool = next(pool for pool in evidence.pools if pool.site == mark("small"))
         assert pool.wait_count == 0  # none of the waits has ended
@@ -108,7 +110,7 @@ def test_checkouts_that_wait_for_ever_are_counted(service: Service, collector: C
         lines = " ".join(full.evidence)
         assert "still waited at the end" in lines and " 0 of 0 waited" not in lines
         stuck = find(analysis, "GET /nested does not finish")
-        assert any("wait for a connection of the pool" in line for line in stuck.evidence)
+        assert any("waiting for a connection of the pool" in line for line in stuck.evidence)
         assert stuck.remedy.startswith("return connections before")
 
 
@@ -131,6 +133,48 @@ def test_streaming_response_is_not_taken_for_a_hanging_request(
         pass
     assert seen(collector, lambda found: found.requests == 2).routes[0].total_s > 4
     assert collector.evidence().unfinished == 0
+
+
+def test_backlog_that_is_worked_off_is_not_taken_for_a_deadlock(
+    service: Service, collector: Collector
+) -> None:
+    """A hundred requests of 0.1 s wait for four connections: each finishes, the last ones late."""
+    with hanging(service, "/hold", 100):
+        evidence = seen(collector, lambda found: found.unfinished)
+        assert not [one for one in rank(evidence) if one.kind == "Requests"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stalled_s", "reported"),
+    [
+        ({"unfinished_s": 3.0}, 2.0, True),
+        ({"unfinished_s": 2.9}, 2.0, False),
+        ({"unfinished_s": 9.9}, 1.9, False),  # others finish: a backlog, or one slow request
+        ({"unfinished_s": 10.0}, 0.0, True),
+        ({"unfinished_s": 10.0, "longest_s": 4.0}, 9.0, False),  # it is a slow route
+        ({"unfinished_s": 10.0, "unfinished": 0}, 9.0, False),
+    ],
+)
+def test_only_requests_that_wait_far_longer_than_others_are_called_hanging(
+    changes: dict[str, float], stalled_s: float, reported: bool
+) -> None:
+    values = {"requests": 90, "total_s": 1.0, "slow_s": 0.5, "slow_wait_s": 0.0, "unfinished": 1}
+    route = RouteStats(route="GET /", endpoint="app.py:1", **(values | changes))  # type: ignore[arg-type]
+    evidence = Evidence(seconds=9, workers=1, seen={}, routes=(route,), stalled_s=stalled_s)
+    assert bool(list(rank(evidence))) == reported
+
+
+def test_routes_that_wait_for_each_other_are_one_bottleneck() -> None:
+    def route(name: str, unfinished: int) -> RouteStats:
+        return RouteStats(
+            route=name, endpoint="app.py:1", requests=9, total_s=1.0, slow_s=0.5, slow_wait_s=0.0,
+            unfinished=unfinished, unfinished_s=20.0,
+        )  # fmt: skip
+
+    routes = (route("GET /a", 3), route("GET /b", 39), route("GET /c", 0))
+    (found,) = rank(Evidence(seconds=9, workers=1, seen={}, routes=routes, stalled_s=9.0))
+    assert found.title == "GET /b and 1 more route do not finish"
+    assert found.evidence[0].startswith("without a response at the end of a trial: 42,")
 
 
 def unfinished(*started: float, wait_s: float = 0.0) -> probe_protocol.Batch:

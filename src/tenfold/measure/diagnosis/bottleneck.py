@@ -14,9 +14,9 @@ Proof = Literal["proven", "suspected"]
 class Bottleneck:
     """One limit of the service, with its evidence and remedy."""
 
-    kind: (
-        str  # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads"
-    )
+    # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads",
+    # "Machine", "Requests"
+    kind: str
     title: str
     severity: Severity
     remedy: str

@@ -13,6 +13,7 @@ from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
+from tenfold.measure.diagnosis.service_log import last_error
 from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import Evidence
@@ -84,7 +85,6 @@ class StackObserver:
         )
         self._open = ExitStack()
         self._trial: tuple[float, float] | None = None  # rate and start of the running one
-        self._load_end: float | None = None
         self._records: list[TrialRecord] = []
 
     def __enter__(self) -> StackObserver:
@@ -98,24 +98,24 @@ class StackObserver:
         self._open.close()
 
     def begin_trial(self, rate: float) -> None:
-        """Start the records of a trial, which last until the next one starts."""
-        self._end_trial()
+        """Start the records of a trial."""
         self._collector.reset()
-        self._trial, self._load_end = (rate, time.monotonic()), None
+        self._trial = (rate, time.monotonic())
 
-    def end_load(self, settled_s: float) -> None:
-        """Note that the trial's load ended ``settled_s`` seconds ago: CPU use counts until then."""
-        self._load_end = time.monotonic() - settled_s
-
-    def _end_trial(self) -> None:
+    def end_trial(self, settled_s: float) -> None:
+        """End the records of a trial, if one runs; CPU counts until its load ended, ``settled_s`` ago."""
         if self._trial is None:
             return
         rate, start = self._trial
-        end = time.monotonic() if self._load_end is None else max(self._load_end, start)
+        end = max(time.monotonic() - settled_s, start)
         self._records.append(TrialRecord(rate, start, end, *self._collector.cut()))
         self._trial = None
         if len(self._records) > TRIALS:  # the slowest one is the farthest from the limit
             self._records.remove(min(self._records, key=lambda one: one.rate))
+
+    def last_error(self) -> str:
+        """Return the last error in the logs of the app's instances; empty when there is none."""
+        return last_error(self._stack)
 
     def diagnose(self, low: float | None, high: float | None, *, begun: float) -> Diagnosis:
         """Rank the bottlenecks of the trials at and beyond the limit.
@@ -126,7 +126,6 @@ class StackObserver:
         """
         steps = OptionalSteps()
         nothing = Evidence(seconds=0.0, workers=0, seen={})
-        steps.run("the end of a trial's records", self._end_trial, otherwise=None)
         records = at_the_limit(self._records, low, high)
         evidence = steps.run("the probes' records", lambda: _evidence(records), otherwise=nothing)
         whole = steps.run("CPU and memory", self._sampler.series, otherwise=Resources(1, ()))

@@ -19,6 +19,9 @@ from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, PoolStats, Sta
 FEW = 10  # executions: fewer of them are not critical, whatever they took
 CHURN = 0.05  # of the requests: as many new connections, or engines, are worth a line
 MANY_POOLS = 500  # from one line; the probes count no more than 1,000
+STALLED_S = 2.0  # no request of any route finishes: they wait for one another …
+HANGS_S, HANGS_ALONE_S = 3.0, 10.0  # … for this long, or this long while others finish, …
+HANGS_TIMES = 3  # … and for this multiple of the longest one that finished
 SMALL = 0.02  # a smaller share of the slow requests' time is not reported
 FREQUENT = 0.15  # a statement with this share of it is reported although each execution is quick
 POOL_WAIT = 0.1  # of the objective's slow_ms: a longer p95 wait for a connection is reported
@@ -430,28 +433,38 @@ def machine_limits(observed: Observations) -> Iterator[Bottleneck]:
 
 
 def unfinished_requests(observed: Observations) -> Iterator[Bottleneck]:
-    """Requests without a response at the end of a trial: a deadlock, or a call without a timeout."""
-    for route in observed.evidence.routes:
-        if not route.unfinished:
-            continue
-        lines = observed.evidence.unfinished_at[:3]
-        waiting = route.unfinished_waiting
-        yield Bottleneck(
-            kind="Requests",
-            title=f"{route.route} does not finish",
-            severity="critical" if route.unfinished > SMALL * route.requests else "high",
-            where=lines[0][0] if lines else route.endpoint or None,
-            share=None,
-            evidence=(
-                f"{route.unfinished:,} requests without a response at the end of a trial, "
-                f"the oldest for {route.unfinished_s:.1f} s; {route.requests:,} finished",
-                *((f"{waiting:,} of them wait for a connection of the pool",) if waiting else ()),
-                *(f"{count}× stands at {line}" for line, count in lines),
-            ),
-            remedy="return connections before other work that needs one, and give the pool a timeout"
-            if waiting > route.unfinished / 2
-            else "find what it waits for there (a lock, a call without a timeout) and bound the wait",
-        )
+    """Requests without a response at the end of a trial: a deadlock, or a call without a timeout.
+
+    A backlog is something else: its requests finish one after the other, though late.
+    """
+    evidence = observed.evidence
+    hangs_s = HANGS_S if evidence.stalled_s >= STALLED_S else HANGS_ALONE_S
+    routes = [
+        route
+        for route in sorted(evidence.routes, key=lambda route: -route.unfinished)
+        if route.unfinished and route.unfinished_s >= max(hangs_s, HANGS_TIMES * route.longest_s)
+    ]
+    if not routes:
+        return
+    lines = evidence.unfinished_at[:3]
+    hanging = sum(route.unfinished for route in routes)
+    waiting = sum(route.unfinished_waiting for route in routes)
+    finished = sum(route.requests for route in routes)
+    yield Bottleneck(
+        kind="Requests",
+        title=f"{_names([route.route for route in routes])} {'do' if routes[1:] else 'does'} not finish",
+        severity="critical" if hanging > SMALL * finished else "high",
+        where=lines[0][0] if lines else routes[0].endpoint or None,
+        evidence=(
+            f"without a response at the end of a trial: {hanging:,}, "
+            f"the oldest for {max(route.unfinished_s for route in routes):.1f} s; finished: {finished:,}",
+            *((f"waiting for a connection of the pool: {waiting:,}",) if waiting else ()),
+            *(f"standing at {line}: {count:,}" for line, count in lines),
+        ),
+        remedy="return connections before other work that needs one, and give the pool a timeout"
+        if waiting > hanging / 2
+        else "find what they wait for there (a lock, a call without a timeout) and bound the wait",
+    )
 
 
 def late_event_loops(observed: Observations) -> Iterator[Bottleneck]:
@@ -507,9 +520,12 @@ def busy_threads(observed: Observations) -> Iterator[Bottleneck]:
 
 def _routes(uses: Sequence[StatementStats]) -> str:
     """Return the route that spends the most time there, and the number of the others."""
-    routes = list(dict.fromkeys(use.route for use in sorted(uses, key=lambda use: -use.total_s)))
-    others = len(routes) - 1
-    return f"{routes[0]} and {others} more route{'s' if others > 1 else ''}" if others else routes[0]
+    return _names([use.route for use in sorted(uses, key=lambda use: -use.total_s)])
+
+
+def _names(routes: Sequence[str]) -> str:
+    first, *others = dict.fromkeys(routes)
+    return f"{first} and {len(others)} more route{'s' if others[1:] else ''}" if others else first
 
 
 def _endpoint(observed: Observations, route: str) -> str | None:

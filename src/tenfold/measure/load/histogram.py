@@ -51,6 +51,12 @@ def count(encoded: str) -> int:
     return int(HdrHistogram.decode(encoded).get_total_count())
 
 
+def mean(encoded: str) -> float:
+    """Mean latency in milliseconds; 0 when empty."""
+    histogram = HdrHistogram.decode(encoded)
+    return float(histogram.get_mean_value()) / 1000 if histogram.get_total_count() else 0.0
+
+
 def percentiles(encoded: str, points: Sequence[float]) -> dict[float, float]:
     """Latencies in milliseconds at ``points`` (0..100); NaN for an empty histogram."""
     histogram = HdrHistogram.decode(encoded)

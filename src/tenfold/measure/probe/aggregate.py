@@ -115,10 +115,12 @@ class _RouteTotals:
     counts: dict[int, float] = field(default_factory=dict)  # requests, by bucket of their duration
     seconds: dict[int, float] = field(default_factory=dict)
     waits: dict[int, float] = field(default_factory=dict)
+    longest_s: float = 0.0
 
     def add(self, request: probe_protocol.RequestRecord) -> int:
         """Count a request; return its bucket."""
         bucket, duration = _bucket(request.duration_s), request.duration_s
+        self.longest_s = max(self.longest_s, duration)
         self.counts[bucket] = self.counts.get(bucket, 0.0) + 1
         self.seconds[bucket] = self.seconds.get(bucket, 0.0) + duration
         self.waits[bucket] = self.waits.get(bucket, 0.0) + min(request.pool_wait_s, duration)
@@ -128,6 +130,7 @@ class _RouteTotals:
         _add(self.counts, other.counts)
         _add(self.seconds, other.seconds)
         _add(self.waits, other.waits)
+        self.longest_s = max(self.longest_s, other.longest_s)
 
     @property
     def slow_half(self) -> SlowHalf:
@@ -142,6 +145,7 @@ class _RouteTotals:
             total_s=sum(self.seconds.values()) + unfinished.seconds,
             slow_s=slow.sum(self.seconds) + unfinished.seconds,
             slow_wait_s=slow.sum(self.waits) + min(unfinished.wait_s, unfinished.seconds),
+            longest_s=self.longest_s,
             unfinished=unfinished.count,
             unfinished_s=unfinished.longest_s,
             unfinished_waiting=unfinished.waiting,
@@ -322,6 +326,8 @@ class Aggregate:
         self._unfinished: dict[int, dict[str, _Unfinished]] = {}  # by worker, as of its last batch
         self._unfinished_at: dict[int, Mapping[str, int]] = {}
         self._endpoints: dict[str, str] = {}
+        self._finished_at = since  # the last one
+        self._stalled_s = 0.0  # the longest time without a finished request at the end of a merged trial
         self._late: dict[int, float] = {}  # of the workers' event loops, as of their last batches
         self._pool_kinds: set[str] = set()
         self._sqlalchemy = False
@@ -334,6 +340,7 @@ class Aggregate:
         whole = cls(0.0)
         for part, now in parts:
             whole._merge(part)
+            whole._stalled_s = max(whole._stalled_s, part._stall(now))
             whole._ended = (whole._ended or 0.0) + now - part.since
         return whole
 
@@ -402,10 +409,17 @@ class Aggregate:
             pools=tuple(pool.stats(key) for key, pool in self._pools.items() if pool.is_used),
             loop=self._loop_stats(lines),
             threads=self._thread_stats(),
+            stalled_s=self._stall(now),
             unfinished_at=tuple(self._stuck_lines().most_common(10)),
             pool_kinds=tuple(sorted(self._pool_kinds)),
             dropped=self._dropped,
         )
+
+    def _stall(self, now: float) -> float:
+        """Return for how long no request has finished, if some are waiting; 0 otherwise."""
+        if self._ended is not None or not any(self._unfinished.values()):
+            return self._stalled_s
+        return max(now - self._finished_at, 0.0)
 
     def _route_stats(self) -> tuple[RouteStats, ...]:
         unfinished: dict[str, _Unfinished] = {}
@@ -447,6 +461,7 @@ class Aggregate:
         if route is None:
             route = self._routes[label] = _RouteTotals(label, endpoint)
         bucket = route.add(request)
+        self._finished_at = max(self._finished_at, request.started + request.duration_s)
         for number, (executions, seconds) in request.executions.items():
             totals = self._statement_totals(label, texts.statement(number))
             totals.add(int(executions), seconds, bucket=bucket)

@@ -25,6 +25,7 @@ class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float
     slow_s: float  # total time of the slow requests
     slow_wait_s: float  # part of it spent waiting for a connection
+    longest_s: float = 0.0  # the longest finished request
     unfinished: int = 0  # requests of a second or more without a response at the end of a trial
     unfinished_s: float = 0.0  # the longest of them, so far
     unfinished_waiting: int = 0  # of them, for a connection
@@ -95,6 +96,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolStats, ...] = ()
     loop: LoopStats | None = None
     threads: ThreadStats | None = None
+    stalled_s: float = 0.0  # no request had finished for so long at the end of a trial, while some ran
     unfinished_at: tuple[tuple[str, int], ...] = ()  # lines on which unfinished requests stood, most first
     pool_kinds: tuple[str, ...] = ()  # classes of the pools that opened connections
     dropped: int = 0  # requests that did not fit into the workers' buffers

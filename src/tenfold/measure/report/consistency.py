@@ -219,14 +219,16 @@ def _counts_add_up(report: Report) -> Iterator[str]:
         parts = one.good + one.slow + one.failed + one.refused + one.unsent
         if one.offered != parts:
             yield f"the trial at {one.rate:g}/s offered {one.offered} arrivals, and {parts} have a result"
-    if report.endpoints and sum(one.requests for one in report.endpoints) != report.samples:
+    requests = sum(one.requests for one in report.endpoints)
+    refused = sum(one.refused for one in report.endpoints)
+    if report.endpoints and report.samples not in (requests, requests - refused):  # refusals have no latency
         yield f"the endpoints' requests do not add up to {report.samples}"
     for name, share, count in (
         ("failed", report.error_share, sum(one.failed for one in report.endpoints)),
-        ("were refused", report.refused_share, sum(one.refused for one in report.endpoints)),
+        ("were refused", report.refused_share, refused),
     ):
-        if share is not None and not math.isclose(share * report.samples, count, abs_tol=0.5):
-            yield f"{100 * share:.1f} % of {report.samples} requests {name}, and {count} did"
+        if report.endpoints and share is not None and not math.isclose(share * requests, count, abs_tol=0.5):
+            yield f"{100 * share:.1f} % of {requests} requests {name}, and {count} did"
 
 
 def _overload_is_beyond_the_capacity(report: Report) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tenfold.errors import DependencyError
 from tenfold.measure.report.chart import Axis, Series, chart
 from tenfold.measure.report.report import Report, TrialReport
-from tenfold.measure.report.wording import facts, headline, number, objective, weight
+from tenfold.measure.report.wording import facts, headline, number, objective, slowest, weight
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -47,6 +47,7 @@ def render(report: Report) -> str:
         headline=headline(report),
         objective=objective(report.objective),
         facts=facts(report),
+        slowest=slowest(report),
         figures=[f for f in (_latency(report), _misses(report), _cpu(report)) if f is not None],
         conditions=_conditions(report),
     )

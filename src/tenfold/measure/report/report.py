@@ -69,6 +69,7 @@ class EndpointReport:
     corrected_ms: Latency | None  # None for fewer than 20 requests
     raw_ms: Latency | None
     statuses: dict[str, int] = field(default_factory=dict)
+    mean_ms: float = 0.0  # from the scheduled arrival, of however few requests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

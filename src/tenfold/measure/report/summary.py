@@ -90,7 +90,7 @@ def endpoints(trials: Sequence[Trial]) -> tuple[EndpointReport, ...]:
         for endpoint in trial.endpoints:
             parts.setdefault(endpoint.name, []).append(endpoint)
     made = [one for name, many in parts.items() if (one := _endpoint(name, many)) is not None]
-    return tuple(sorted(made, key=lambda e: (-(e.corrected_ms.p95 if e.corrected_ms else 0.0), e.name)))
+    return tuple(sorted(made, key=lambda e: (-(e.corrected_ms.p95 if e.corrected_ms else e.mean_ms), e.name)))
 
 
 def _endpoint(name: str, parts: Sequence[Endpoint]) -> EndpointReport | None:
@@ -105,6 +105,7 @@ def _endpoint(name: str, parts: Sequence[Endpoint]) -> EndpointReport | None:
         corrected_ms=corrected,
         raw_ms=raw,
         statuses=_sum(p.statuses for p in parts),
+        mean_ms=histogram.mean(histogram.merge(p.corrected for p in parts if p.corrected)),
     )
 
 
@@ -175,7 +176,7 @@ def capacity(
         low=found.low,
         high=found.high,
         confidence=found.confidence,
-        reason=_failure_reason(found, trials) or _reason(found, settings, ceiling),
+        reason=_failure_reason(found, trials) or _reason(found, trials, settings, ceiling),
         seconds=found.seconds,
         trials=found.trials,
         requests_per_arrival=requests_per_arrival(trials),
@@ -193,14 +194,27 @@ def _failure_reason(found: Capacity, trials: Sequence[Trial]) -> str:
     return f"{100 * failed / offered:.0f} % of the arrivals failed ({most_frequent}): {FAILED_REASON}"
 
 
-def _reason(found: Capacity, settings: MeasureSettings, ceiling: float | None) -> str:
+def _at_which_rates(found: Capacity) -> str:
+    return "even one at a time" if not found.high or found.high <= 1 else "at every rate that was tried"
+
+
+def _slowest(trials: Sequence[Trial]) -> str:
+    """Return the slowest endpoint of the lowest rate, in parentheses."""
+    first = endpoints(near_capacity(trials, None))[:1]
+    return "".join(f" (the slowest is {one.name}, {one.mean_ms:,.0f} ms on average)" for one in first)
+
+
+def _reason(
+    found: Capacity, trials: Sequence[Trial], settings: MeasureSettings, ceiling: float | None
+) -> str:
     """Return one sentence: why the search stopped, and what that means for the interval."""
     if found.reason:
         return found.reason
     if found.outcome == "below":
         return (
-            f"more than {100 * settings.objective.bad_share:g} % of the arrivals miss the objective even "
-            "one at a time: fix what stops it, or measure against a looser objective (--p95-ms)"
+            f"more than {100 * settings.objective.bad_share:g} % of the arrivals miss the objective "
+            f"{_at_which_rates(found)}{_slowest(trials)}: fix that, or measure against a looser objective "
+            "(--p95-ms)"
         )
     if found.outcome == "at_least":
         sends = f"; the generator sends at most {ceiling:,.0f}/s" if ceiling else ""

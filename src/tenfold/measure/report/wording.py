@@ -36,6 +36,19 @@ def weight(one: BottleneckReport) -> str:
     return f"{100 * one.share:.0f} % of the time of requests slower than their route's median"
 
 
+def slowest(report: Report) -> str:
+    """Return the slowest endpoint near the capacity, for a report without a bottleneck; else nothing."""
+    if report.bottlenecks or not report.endpoints:
+        return ""
+    one = report.endpoints[0]
+    latency = (
+        f"p95 {milliseconds(one.corrected_ms.p95)}"
+        if one.corrected_ms
+        else f"mean {milliseconds(one.mean_ms)}"
+    )
+    return f"The slowest endpoint is {one.name}: {latency}, {one.requests:,} requests"
+
+
 def headline(report: Report) -> str:
     """Return the result in a few words. Rates are requests per second; an arrival may be several requests."""
     capacity = report.capacity

@@ -127,6 +127,14 @@ def test_login_that_fails_for_all_users_quotes_the_answer(
     assert service.seen["/login"] <= 20, "it goes on although every login fails"
 
 
+def test_login_that_fails_in_the_service_is_not_blamed_on_the_locustfile(
+    generator: Make, service: Any
+) -> None:
+    service.login_status = 500
+    with pytest.raises(ScenarioError, match="answered 500; the service fails there: look at its log"):
+        generator(LOGIN).start_users(200)
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_trial_without_logged_in_user_is_refused(
     generator: Make, request_for: Ask, service: Any, closed: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ LOGINS_AT_ONCE = 8
 LOGIN_SHARE = 0.1
 LEAST_LOGINS_PER_S = 10.0
 REINFORCE_EVERY_S = 0.05
+_SERVICE_FAILED = re.compile(r"answered 5\d\d")  # a failure of the service, not of the login
 HOPELESS_AFTER = 3
 
 
@@ -283,9 +285,9 @@ class UserPool:
     def _why_no_login(self, within_s: float) -> str:
         if not self.failed:
             return f"no user got through on_start within {within_s:g} s; look at the service's log"
-        return (
-            f"none of {self.failed} users got through on_start: {self.login_errors[-1]}; "
-            "check the login in the locustfile"
+        failed = _SERVICE_FAILED.search(self.login_errors[-1])
+        return f"none of {self.failed} users got through on_start: {self.login_errors[-1]}; " + (
+            "the service fails there: look at its log" if failed else "check the login in the locustfile"
         )
 
     def _spawn(self, of_class: ClassPool) -> None:
