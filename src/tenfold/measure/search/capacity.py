@@ -42,7 +42,7 @@ from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Purpose, StopRule, Trial, TrialRequest
 
 CapacityOutcome = Literal["found", "at_least", "below", "undecided"]
-StopCause = Literal["width", "budget", "generator", "interrupted", "objective", "recovery"]
+StopCause = Literal["width", "budget", "generator", "interrupted", "objective", "recovery", "refusals"]
 
 SKIP_S = 1.0  # not counted: the service is empty when a trial begins
 WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
@@ -53,6 +53,7 @@ _ENDS: dict[str, str] = {
     "budget": "the budget ended: give it more seconds",
     "generator": "the generator became the limit: give it more of a core",
     "interrupted": "the search was interrupted: let it run on",
+    "refusals": "the service refused single requests: lift its rate limit",
     "recovery": "the service stopped recovering from a trial: see what stops it",
 }
 CLOSE = 1.2  # a bracket that needs no more bisecting: high / low
