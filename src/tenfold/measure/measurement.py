@@ -33,6 +33,7 @@ STEAL_NOTICED = 0.02
 # The report mentions a core whose speed for the same work changes by this factor.
 UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
+LONG_TASK_S = 2.0  # a task of this length is mentioned in the report
 # The search requests no more than this share of the generator's ceiling.
 CEILING_SHARE = 0.9
 
@@ -338,6 +339,15 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | No
             f"{silent.total()} arrivals sent no request that Locust knows "
             f"(task {silent.most_common(1)[0][0]}) and are left out; send with self.client"
         )
+    task_s = max((t.task_s for t in trials), default=0.0)
+    if task_s >= LONG_TASK_S:
+        found.append(
+            f"tasks last up to {task_s:.0f} s: each trial needs {2 * task_s:.0f} s of load before and after "
+            "what is counted; give it more --budget-s, or put fewer requests into one task"
+        )
+    unended = sum((Counter(t.unended) for t in trials), Counter[str]())
+    if unended:
+        found.append(f"the task {unended.most_common(1)[0][0]} did not end: its users were stopped")
     if sum(b.refused for t in trials for b in t.blocks):
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")
     unsent = sum(b.unsent for t in near for b in t.blocks)

@@ -130,7 +130,7 @@ def limited_capacity(
             low=limit.low,
             high=limit.high,
             clean_rate=None,
-            reason=f"the service refuses more with {limit.statuses}: that is its rate limit, not what it can do",
+            reason=f"the service refuses more ({limit.statuses}): a rate limit, not what it can do",
         ),
         limit,
     )

@@ -23,6 +23,7 @@ from tenfold.measure.load.locust.user_driver import (
     exception_text,
 )
 from tenfold.measure.load.schedule import apportion, arrival_shares
+from tenfold.measure.trial import TASK_LIMIT_S
 
 # Between trials logins may follow each other as fast as the service answers a few of them at once.
 LOGINS_PER_S = 200.0
@@ -125,6 +126,7 @@ class UserPool:
         # In a closed loop: lets a user go on to its next task. None in an open loop.
         self.closed_turn: Callable[[UserDriver, Think], None] | None = None
         self._drivers: set[UserDriver] = set()
+        self.task_s: float | None = None  # what a task takes beyond its first answer; None before it is known
         self.replacing = False  # whether a user that stops itself is followed by another at once
         self.logging_in = 0
         self.logged_in = 0  # users that got through on_start with every request answered well, ever
@@ -158,6 +160,23 @@ class UserPool:
             weights=[of_class.weight for of_class in self.classes],
             fixed=[of_class.fixed for of_class in self.classes],
         )
+
+    def learn_task_time(self, trial: TrialRun) -> None:
+        """Keep what the trial tells about how long tasks take."""
+        if (task_s := trial.task_s) is not None:
+            self.task_s = min(max(task_s, self.task_s or 0.0), TASK_LIMIT_S)
+
+    def stop_unfinished(self) -> None:
+        """Stop the users whose task of an earlier trial still goes on: it would load the next one.
+
+        One that waits for an answer may end with it; it is stopped when it sends again.
+        """
+        for driver in list(self._drivers):
+            active = driver.active
+            if active is not None and active.is_unfinished:
+                driver.greenlet.kill(block=False)
+            elif active is not None and active.is_left_over:
+                active.is_stopped = True
 
     def stop_all(self, *, timeout_s: float) -> None:
         """Stop every user; ``on_stop`` runs, but for no longer than ``timeout_s``."""
