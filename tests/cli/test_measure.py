@@ -199,6 +199,16 @@ def test_refusing_service_has_no_capacity(folder: Path, service: Service) -> Non
     assert found["latency_ms"] is None and found["samples"] == 0, "a refusal has no latency"
 
 
+def test_logins_that_block_count_against_the_budget(folder: Path, service: Service) -> None:
+    text = LOGIN.replace('self.client.post("/login")', "next(turn) and time.sleep(600)")
+    (folder / "locustfile.py").write_text("import itertools, time\nturn = itertools.count()\n" + text)
+    began = time.monotonic()
+    done = tenfold(folder, service.url, "--budget-s", "10", "--json")
+    capacity = json.loads(done.stdout)["capacity"]
+    assert capacity["seconds"] <= 10 + 5, "logins, and the wait before a trial, are in it"
+    assert time.monotonic() - began < 45, "every trial waited for logins, beyond the budget"
+
+
 @pytest.mark.parametrize("service", [{"seconds": 0.005, "per_minute": 40}], indirect=True)
 def test_rate_limit_is_no_capacity(folder: Path, service: Service) -> None:
     done = tenfold(folder, service.url, "--budget-s", "14", "--min-rps", "8", "--json")

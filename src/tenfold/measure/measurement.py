@@ -33,6 +33,7 @@ STEAL_NOTICED = 0.02
 # The report mentions a core whose speed for the same work changes by this factor.
 UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
+LEAST_LOGIN_S = 0.5  # for the logins before a trial, when the budget ends
 LONG_TASK_S = 2.0  # a task of this length is mentioned in the report
 # The search requests no more than this share of the generator's ceiling.
 CEILING_SHARE = 0.9
@@ -214,6 +215,8 @@ class Measurement:
             self._window_from = time.monotonic()
         started_s = time.monotonic() - self._begun
         self._show(request.purpose, request.rate)
+        left_s = self._settings.budget_s - self._elapsed_s() - request.duration_s
+        request = replace(request, login_s=min(request.login_s, max(left_s, LEAST_LOGIN_S)))
         trial = self._generator.run(request, on_block=lambda block: self._show(request.purpose, request.rate))
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
@@ -345,6 +348,8 @@ def notices(trials: Sequence[Trial], near: Sequence[Trial], *, speed: float | No
             f"tasks last up to {task_s:.0f} s: each trial needs {2 * task_s:.0f} s of load before and after "
             "what is counted; give it more --budget-s, or put fewer requests into one task"
         )
+    if failed := sum(t.notes.get("logins failed", 0) for t in trials):
+        found.append(f"{failed} logins failed (see the errors): fewer users than asked for sent requests")
     unended = sum((Counter(t.unended) for t in trials), Counter[str]())
     if unended:
         found.append(f"the task {unended.most_common(1)[0][0]} did not end: its users were stopped")

@@ -64,6 +64,7 @@ class TrialRequest:
     purpose: Purpose
     seed: int
     rule: StopRule | None = None
+    login_s: float = 5.0  # longest wait at the beginning for the users that the rate needs
     settle_s: float = 3.0  # longest wait until nothing is in flight: at the end, of a "wait" at the beginning
 
 

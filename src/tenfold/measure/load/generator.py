@@ -155,6 +155,7 @@ class Generator:
                 rate=request.rate,
                 duration_s=request.duration_s,
                 seed=request.seed,
+                login_s=request.login_s,
                 idle_s=request.settle_s if request.purpose == "wait" else 0.0,
             )
             return self._trial(alone, request, on_block)
@@ -164,6 +165,7 @@ class Generator:
             seed=request.seed,
             settle_s=request.settle_s,
             overload=request.purpose == "overload",
+            login_s=request.login_s,
         )
         return self._trial(command, request, on_block)
 
@@ -224,7 +226,7 @@ class Generator:
         blocks: list[Block] = []
         slow_s = self._settings.objective.slow_ms / 1000
         deadline = time.monotonic() + request.duration_s + slow_s + HOLD_S + request.settle_s + GRACE_S
-        deadline += 3 * self._longest_s
+        deadline += request.login_s + 3 * self._longest_s
         try:
             self._process.send(command)
             done = self._collect(blocks, deadline, request, on_block)

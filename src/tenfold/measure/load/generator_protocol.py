@@ -45,6 +45,7 @@ class RunOpenLoop(msgspec.Struct, tag=True):
     seed: int
     settle_s: float
     overload: bool
+    login_s: float = 5.0
 
 
 class RunClosedLoop(msgspec.Struct, tag=True):

@@ -67,7 +67,12 @@ class OneAtATime:
             users.replacing = False
             gevent.kill(blocks)
         self._emit_final()
-        return trial.close(users=users.users, logins=users.logins - logins, task_s=users.task_s or 0.0)
+        return trial.close(
+            users=users.users,
+            logins=users.logins - logins,
+            login_errors=users.take_login_errors(),
+            task_s=users.task_s or 0.0,
+        )
 
     def _send(self) -> None:
         trial, users, arrivals = self._trial, self._users, self._trial.arrivals

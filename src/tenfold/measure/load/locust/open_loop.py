@@ -19,7 +19,6 @@ from tenfold.measure.trial import SHORT_TASK_S, TASK_LIMIT_S
 # Little's law: with more users than this busy, the mean is beyond the objective anyway.
 SPARE_USERS = 1.25
 OVERLOAD_USERS = 5.0
-FILL_TIMEOUT_S = 5.0
 
 
 class OpenLoop:
@@ -56,7 +55,7 @@ class OpenLoop:
         """Carry the trial out. Blocks the calling greenlet until it is over."""
         command, users = self._command, self._users
         users.stop_unfinished()
-        users.fill(self._users_needed(), timeout_s=FILL_TIMEOUT_S, going=lambda: self._load_going)
+        users.fill(self._users_needed(), timeout_s=command.login_s, going=lambda: self._load_going)
         logins = users.logins
         due = self._schedule()
         trial = TrialRun(
@@ -80,7 +79,12 @@ class OpenLoop:
             gevent.killall(background)
             gc.unfreeze()
         users.learn_task_time(trial)
-        return trial.close(users=users.users, logins=users.logins - logins, task_s=users.task_s or 0.0)
+        return trial.close(
+            users=users.users,
+            logins=users.logins - logins,
+            login_errors=users.take_login_errors(),
+            task_s=users.task_s or 0.0,
+        )
 
     def _schedule(self) -> array[float]:
         """Due times: from ``lead_s`` before what is counted until its last task may be over."""

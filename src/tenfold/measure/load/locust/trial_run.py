@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -227,7 +228,9 @@ class TrialRun:
         times = sorted(self.task_times_s)
         return times[int(0.95 * len(times))] if len(times) >= LEAST_TASKS else None
 
-    def close(self, *, users: int, logins: int, task_s: float = 0.0) -> TrialDone:
+    def close(
+        self, *, users: int, logins: int, login_errors: Mapping[str, int], task_s: float = 0.0
+    ) -> TrialDone:
         """Record unanswered requests, and sum up. Later answers are in no trial."""
         unended = Counter(active.task for active in self.active if active.is_unended(self.now()))
         arrivals, answers = self.arrivals, self.answers
@@ -239,6 +242,7 @@ class TrialRun:
         self.is_closed = True
         notes = {
             "logins": logins,
+            "logins failed": sum(login_errors.values()),
             "requests unanswered at the end": len(unanswered),
         }
         return TrialDone(
@@ -250,7 +254,8 @@ class TrialRun:
             raw=histogram.encode(answers.raw_ms()),
             users=users,
             requests=answers.requests,
-            errors=dict(answers.errors.most_common()),
+            errors=dict(answers.errors.most_common())
+            | {f"login: {message}": count for message, count in login_errors.items()},
             notes={what: count for what, count in notes.items() if count},
             silent=dict(self.silent.most_common()),
             unended=dict(unended.most_common()),

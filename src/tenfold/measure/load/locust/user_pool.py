@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -14,6 +14,7 @@ from gevent import get_hub
 from locust.event import EventHook
 
 from tenfold.errors import ScenarioError
+from tenfold.measure.load.answers import MAX_MESSAGES, MESSAGE_LENGTH
 from tenfold.measure.load.locust.trial_run import ActiveArrival, TrialRun
 from tenfold.measure.load.locust.user_driver import (
     Think,
@@ -132,6 +133,7 @@ class UserPool:
         self.logged_in = 0  # users that got through on_start with every request answered well, ever
         self.failed = 0  # users that did not get through, or had a request of on_start fail
         self.login_errors: list[str] = []
+        self._new_login_errors: Counter[str] = Counter()  # since the last trial
         self.max_users = max_users
         self._spawn_rate = spawn_rate
         self._environment = environment
@@ -160,6 +162,11 @@ class UserPool:
             weights=[of_class.weight for of_class in self.classes],
             fixed=[of_class.fixed for of_class in self.classes],
         )
+
+    def take_login_errors(self) -> dict[str, int]:
+        """Return the errors of logins since the last call, and forget them."""
+        errors, self._new_login_errors = self._new_login_errors, Counter()
+        return dict(errors.most_common(MAX_MESSAGES))
 
     def learn_task_time(self, trial: TrialRun) -> None:
         """Keep what the trial tells about how long tasks take."""
@@ -322,4 +329,5 @@ class UserPool:
         else:
             self.failed += 1
             self.login_errors = [*self.login_errors[-9:], driver.login_errors[0]]
+            self._new_login_errors[driver.login_errors[0][:MESSAGE_LENGTH]] += 1
             driver.login_errors = []
