@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import os
 import signal
 import subprocess
@@ -54,8 +55,9 @@ class Service(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, *, status: int = 200, seconds: float = 0.0) -> None:
+    def __init__(self, *, status: int = 200, seconds: float = 0.0, per_minute: float = math.inf) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.left = per_minute  # a test is over before the next minute
         self.status, self.seconds, self.turn = status, seconds, threading.Lock()
 
     @property
@@ -70,7 +72,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with self.server.turn:
             time.sleep(self.server.seconds)
-        self.answer(self.server.status)
+            self.server.left -= 1
+        self.answer(429 if self.server.left < 0 else self.server.status)
 
     def do_POST(self) -> None:
         self.answer(401)
@@ -194,6 +197,26 @@ def test_refusing_service_has_no_capacity(folder: Path, service: Service) -> Non
     found = json.loads(done.stdout)
     assert found["refused_share"] == 1.0 and found["capacity"]["outcome"] == "below"
     assert found["latency_ms"] is None and found["samples"] == 0, "a refusal has no latency"
+
+
+def test_logins_that_block_count_against_the_budget(folder: Path, service: Service) -> None:
+    text = LOGIN.replace('self.client.post("/login")', "next(turn) and time.sleep(600)")
+    (folder / "locustfile.py").write_text("import itertools, time\nturn = itertools.count()\n" + text)
+    began = time.monotonic()
+    done = tenfold(folder, service.url, "--budget-s", "10", "--json")
+    capacity = json.loads(done.stdout)["capacity"]
+    assert capacity["seconds"] <= 10 + 5, "logins, and the wait before a trial, are in it"
+    assert time.monotonic() - began < 45, "every trial waited for logins, beyond the budget"
+
+
+@pytest.mark.parametrize("service", [{"seconds": 0.005, "per_minute": 40}], indirect=True)
+def test_rate_limit_is_no_capacity(folder: Path, service: Service) -> None:
+    done = tenfold(folder, service.url, "--budget-s", "14", "--min-rps", "8", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1, done.stdout
+    assert found["bottlenecks"][0]["kind"] == "Rate limit"
+    assert found["latency_ms"] is None or found["latency_ms"]["p50"] >= 5
+    assert found["samples"] <= 40
 
 
 @pytest.mark.parametrize("service", [{"seconds": 0.02}], indirect=True)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from tenfold import __version__
-from tenfold.measure import overload, recovery
+from tenfold.measure import overload, recovery, refusals
 from tenfold.measure.diagnosis.machine_speed import SpeedGauge
 from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
@@ -37,6 +37,8 @@ STEAL_NOTICED = 0.02
 # The report mentions a core whose speed for the same work changes by this factor.
 UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
+LEAST_LOGIN_S = 0.5  # for the logins before a trial, when the budget ends
+LONG_TASK_S = 2.0  # a task of this length is mentioned in the report
 # The search requests no more than this share of the generator's ceiling.
 CEILING_SHARE = 0.9
 
@@ -94,6 +96,8 @@ class Measurement:
         self._restart = restart
         self._spent_s = 0.0
         self._findings: list[BottleneckReport] = []
+        self._sent: list[refusals.SentTrial] = []  # those of the search, and the waits between them
+        self._limited = False  # by a rate limit that refuses single requests
         self._progress = progress
         self._ceiling = ceiling or None
         self._search = CapacitySearch(settings, ceiling=CEILING_SHARE * ceiling if ceiling else math.inf)
@@ -130,12 +134,16 @@ class Measurement:
         except KeyboardInterrupt:
             # It came between two trials; within one, the generator ends the trial and returns its blocks.
             self._interrupted = True
+        _, limit = refusals.limited_capacity(self._search.result(), self._sent, limited=self._limited)
+        if limit is not None:
+            each = summary.requests_per_arrival(self._trials)
+            self._findings.append(refusals.finding(limit, requests_per_arrival=each))
         return self._report(started, self._capacity(), diagnosis, overloaded)
 
     def _capacity(self) -> Capacity:
-        """The search's capacity, or less of a claim where a trial refutes it."""
-        bad_share = self._settings.objective.bad_share
-        return consistent_capacity(self._search.result(), self._reports, bad_share=bad_share)
+        """The search's capacity, or less of a claim where refusals or a trial refute it."""
+        found, _ = refusals.limited_capacity(self._search.result(), self._sent, limited=self._limited)
+        return consistent_capacity(found, self._reports, bad_share=self._settings.objective.bad_share)
 
     def _search_capacity(self) -> None:
         """Run the trials that the search requests."""
@@ -144,12 +152,12 @@ class Measurement:
             began_s = time.monotonic()
             trial = self._run(request)
             recovered = self._recover(trial)
-            restarted = not recovered and self._restart_service(trial)
+            restarted = not recovered and not self._limited and self._restart_service(trial)
             elapsed_s = time.monotonic() - began_s
             self._search.record(trial, elapsed_s=elapsed_s, recovered=recovered)
             self._note_verdict()
             if not recovered and not restarted:
-                self._search.stop("recovery")
+                self._search.stop("refusals" if self._limited else "recovery")
 
     def _recover(self, trial: Trial) -> bool:
         """Wait until the service is idle and answers as before; False when it does not."""
@@ -161,18 +169,40 @@ class Measurement:
         if seconds < recovery.LEAST_S:
             return True
         request = recovery.wait_request(trial, seconds=seconds)
-        self._show("wait")
-        waited = self._generator.run(request, on_block=lambda block: self._show("wait"))
-        self._interrupted = self._interrupted or waited.interrupted
+        waited = self._wait(request)
         assert request.rule is not None
         if request.rule.should_stop(waited.blocks):
             return True
+        if not self._interrupted and self._is_limited(trial, waited):
+            self._limited = True
+            return False
         if self._interrupted or seconds < limit_s / 2 or trial.request.purpose == "warm-up":
             return True  # not known: the budget or Ctrl-C ended the wait
         if not self._findings:
             restarted = self._restart is not None
             self._findings.append(recovery.finding(trial, waited, restarted=restarted))
         return False
+
+    def _wait(self, request: TrialRequest) -> Trial:
+        """Send single arrivals; they are in no trial of the report."""
+        started_s = time.monotonic() - self._begun
+        self._show("wait")
+        waited = self._generator.run(request, on_block=lambda block: self._show("wait"))
+        self._interrupted = self._interrupted or waited.interrupted
+        self._sent.append(refusals.SentTrial(started_s, waited))
+        return waited
+
+    def _is_limited(self, trial: Trial, waited: Trial) -> bool:
+        """Return whether a rate limit refuses single requests; watch it until its rate is known."""
+        only_refused = refusals.is_only_refused(trial.blocks)
+        if not refusals.is_limited(waited.blocks) or not (only_refused or self._restart is None):
+            return False
+        seconds = self._settings.budget_s - self._elapsed_s()
+        if seconds < recovery.LEAST_S:
+            return only_refused
+        watched = self._wait(refusals.watch_request(waited, seconds=seconds))
+        # A service that is stuck refuses as well, but lets nothing through again.
+        return only_refused or any(block.good for block in watched.blocks)
 
     def _restart_service(self, trial: Trial) -> bool:
         """Restart the service, if tenfold runs it, and return whether it answers then."""
@@ -193,6 +223,8 @@ class Measurement:
             )
         started_s = time.monotonic() - self._begun
         self._show(request.purpose, request.rate)
+        left_s = self._settings.budget_s - self._elapsed_s() - request.duration_s
+        request = replace(request, login_s=min(request.login_s, max(left_s, LEAST_LOGIN_S)))
         trial = self._generator.run(request, on_block=lambda block: self._show(request.purpose, request.rate))
         if inside is not None:
             self._steps.run(
@@ -200,6 +232,8 @@ class Measurement:
             )
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
+        if request.purpose not in ("overload", "recovery"):
+            self._sent.append(refusals.SentTrial(started_s, trial))
         self._reports.append(summary.trial(trial, started_s=started_s, verdict=_verdict(trial)))
         return trial
 
@@ -230,7 +264,8 @@ class Measurement:
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:
         settings = self._settings
-        if self._interrupted or not settings.overload_s or capacity.outcome != "found":
+        is_capacity = capacity.outcome == "found" and capacity.stopped_by != "refusals"
+        if self._interrupted or not settings.overload_s or not is_capacity:
             return None
         assert capacity.low is not None and capacity.high is not None
         overload_request, recovery_request = overload.overload_requests(
@@ -344,6 +379,17 @@ def notices(
             f"{silent.total()} arrivals sent no request that Locust knows "
             f"(task {silent.most_common(1)[0][0]}) and are left out; send with self.client"
         )
+    task_s = max((t.task_s for t in trials), default=0.0)
+    if task_s >= LONG_TASK_S:
+        found.append(
+            f"tasks last up to {task_s:.0f} s: each trial needs {2 * task_s:.0f} s of load before and after "
+            "what is counted; give it more --budget-s, or put fewer requests into one task"
+        )
+    if failed := sum(t.notes.get("logins failed", 0) for t in trials):
+        found.append(f"{failed} logins failed (see the errors): fewer users than asked for sent requests")
+    unended = sum((Counter(t.unended) for t in trials), Counter[str]())
+    if unended:
+        found.append(f"the task {unended.most_common(1)[0][0]} did not end: its users were stopped")
     if sum(b.refused for t in trials for b in t.blocks):
         found.append("some requests were refused (429 or 503): they count as refusals, never as fast answers")
     unsent = sum(b.unsent for t in near for b in t.blocks)

@@ -62,7 +62,8 @@ def limit_s(objective: Objective) -> float:
 
 def wait_request(trial: Trial, *, seconds: float) -> TrialRequest:
     """The request for the wait after a trial."""
-    answers = trial.request.purpose != "warm-up"
+    refused = sum(block.refused for block in trial.blocks)
+    answers = trial.request.purpose != "warm-up" or bool(trial.good and refused)
     idle_s = seconds / 2 if answers else seconds
     rule = StopWhenIdle(answers)
     return TrialRequest(PROBE_RATE, seconds, "wait", trial.request.seed, rule=rule, settle_s=idle_s)

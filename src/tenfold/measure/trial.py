@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+TASK_LIMIT_S = 20.0  # a task that goes on for longer does not end
+SHORT_TASK_S = 0.5  # a longer task needs load before and after the arrivals that are counted
+
 # "alone" and "wait" send one arrival at a time, each when the one before is over, ``rate`` a second at most;
 # "wait" begins when all requests of earlier trials are answered.
 Purpose = Literal["warm-up", "alone", "ramp", "search", "confirm", "wait", "overload", "recovery", "closed"]
@@ -61,6 +64,7 @@ class TrialRequest:
     purpose: Purpose
     seed: int
     rule: StopRule | None = None
+    login_s: float = 5.0  # longest wait at the beginning for the users that the rate needs
     settle_s: float = 3.0  # longest wait until nothing is in flight: at the end, of a "wait" at the beginning
 
 
@@ -110,7 +114,14 @@ class Trial:
     # Counts of other events: "arrivals without a request", "logins", "requests unanswered at the end".
     notes: Mapping[str, int] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)  # arrivals without a request, by task
+    unended: Mapping[str, int] = field(default_factory=dict)  # arrivals whose task does not end, by task
+    task_s: float = 0.0  # what a task takes beyond its first answer, 95th percentile of all trials so far
     interrupted: bool = False
+
+    @property
+    def extra_s(self) -> float:
+        """Seconds that the next trial takes beyond its own length: load before and after what is counted."""
+        return 2 * self.task_s if self.task_s > SHORT_TASK_S else 0.0
 
     @property
     def offered(self) -> int:

@@ -68,7 +68,8 @@ class ArrivalLog:
     """Arrivals by number, in the order of their due times.
 
     Args:
-        due: seconds, ascending; :meth:`add` appends to them in a closed loop.
+        due: seconds, ascending; :meth:`add` appends to them in a closed loop. Those before 0 and after the
+            horizon are load that is not counted.
         duration_s: the horizon; :meth:`cut` brings it nearer.
         slow_s: the objective's limit.
         block_s: length of a block.
@@ -99,7 +100,7 @@ class ArrivalLog:
         self._worst = bytearray(len(self.due))
         self._result = bytearray(len(self.due))
         self._in_flight = bytearray(len(self.due))
-        self._hold_s = hold_s
+        self.hold_s = hold_s
         self._final = 0  # blocks returned so far
         self._in_flight_at_end: int | None = None  # of the next block
 
@@ -171,6 +172,31 @@ class ArrivalLog:
             del column[released:]
 
     @property
+    def final_s(self) -> float:
+        """End of the last block that was returned."""
+        return self._final * self._block_s
+
+    @property
+    def counted(self) -> int:
+        """Arrivals that belong to a block: due from 0 to the horizon."""
+        return bisect_left(self.due, self.horizon_s) - bisect_left(self.due, 0.0)
+
+    @property
+    def late_counted(self) -> int:
+        """Late arrivals among those."""
+        return sum(
+            number for block, number in self.late.items() if 0 <= block * self._block_s < self.horizon_s
+        )
+
+    def is_counted(self, arrival: int) -> bool:
+        """Return whether the arrival belongs to a block."""
+        return 0 <= self.due[arrival] < self.horizon_s
+
+    def is_good(self, arrival: int) -> bool:
+        """Return whether all its requests so far met the objective."""
+        return self._worst[arrival] == _GOOD
+
+    @property
     def is_complete(self) -> bool:
         """True once every block was returned."""
         return self._final * self._block_s >= self.horizon_s - 1e-9
@@ -226,7 +252,7 @@ class ArrivalLog:
             stage, worst = self._stage[arrival], self._worst[arrival]
             if stage < _STARTED:
                 self._decide(arrival, _UNSENT)
-            elif worst > _GOOD or overdue_s >= self._hold_s:
+            elif worst > _GOOD or overdue_s >= self.hold_s:
                 # A task that has sent nothing in all that time has no result.
                 self._decide(arrival, worst or (_SILENT if stage == _STARTED else _SLOW))
             else:
@@ -249,4 +275,4 @@ class ArrivalLog:
         self._in_flight[arrival] = value
 
     def _block_of(self, arrival: int) -> int:
-        return int(self.due[arrival] / self._block_s)
+        return int(self.due[arrival] // self._block_s)

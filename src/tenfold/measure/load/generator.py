@@ -39,7 +39,7 @@ from tenfold.measure.load.generator_protocol import (
 )
 from tenfold.measure.load.target import require_listening, require_loopback
 from tenfold.measure.settings import MeasureSettings
-from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
+from tenfold.measure.trial import TASK_LIMIT_S, Block, GeneratorHealth, Trial, TrialRequest
 
 LOAD_TIMEOUT_S = 60.0
 LOGIN_TIMEOUT_S = 30.0
@@ -95,6 +95,7 @@ class Generator:
         self._owned = owned
         self._cwd = cwd
         self._ceiling = 0.0
+        self._longest_s = TASK_LIMIT_S  # that a task may take, and load before what is counted
         self._judged = 0  # arrivals with a result, in all trials
         self._silent: Counter[str] = Counter()
         self._process = GeneratorProcess(environ=environ, cwd=cwd)
@@ -154,6 +155,7 @@ class Generator:
                 rate=request.rate,
                 duration_s=request.duration_s,
                 seed=request.seed,
+                login_s=request.login_s,
                 idle_s=request.settle_s if request.purpose == "wait" else 0.0,
             )
             return self._trial(alone, request, on_block)
@@ -163,6 +165,7 @@ class Generator:
             seed=request.seed,
             settle_s=request.settle_s,
             overload=request.purpose == "overload",
+            login_s=request.login_s,
         )
         return self._trial(command, request, on_block)
 
@@ -223,6 +226,7 @@ class Generator:
         blocks: list[Block] = []
         slow_s = self._settings.objective.slow_ms / 1000
         deadline = time.monotonic() + request.duration_s + slow_s + HOLD_S + request.settle_s + GRACE_S
+        deadline += request.login_s + 3 * self._longest_s
         try:
             self._process.send(command)
             done = self._collect(blocks, deadline, request, on_block)
@@ -232,6 +236,8 @@ class Generator:
         except BaseException:
             self._process.kill()
             raise
+        self._longest_s = trial.task_s or self._longest_s
+        _require_endings(trial)
         self._judged += trial.offered
         self._silent.update(trial.silent)
         _require_requests(dict(self._silent.most_common()), judged=self._judged)
@@ -302,7 +308,19 @@ def _trial_of(request: TrialRequest, blocks: list[Block], done: TrialDone) -> Tr
         errors=done.errors,
         notes=done.notes,
         silent=done.silent,
+        unended=done.unended,
+        task_s=done.task_s,
     )
+
+
+def _require_endings(trial: Trial) -> None:
+    """Raise ScenarioError when too many tasks do not end: an arrival is a task, from its start to its end."""
+    count, started = sum(trial.unended.values()), trial.offered + sum(trial.silent.values())
+    if count > SILENT_SHARE * started:
+        raise ScenarioError(
+            f"the task {next(iter(trial.unended))} does not end (longer than {TASK_LIMIT_S:g} s), so that "
+            "nothing can be concluded; let it end, since Locust starts tasks again by itself (no while True)"
+        )
 
 
 def _require_requests(silent: Mapping[str, int], *, judged: int) -> None:

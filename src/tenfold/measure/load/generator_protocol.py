@@ -45,6 +45,7 @@ class RunOpenLoop(msgspec.Struct, tag=True):
     seed: int
     settle_s: float
     overload: bool
+    login_s: float = 5.0
 
 
 class RunClosedLoop(msgspec.Struct, tag=True):
@@ -127,6 +128,8 @@ class TrialDone(msgspec.Struct, tag=True):
     errors: Mapping[str, int]
     notes: Mapping[str, int]
     silent: Mapping[str, int] = msgspec.field(default_factory=dict)  # arrivals without a request, by task
+    unended: Mapping[str, int] = msgspec.field(default_factory=dict)  # arrivals whose task does not end
+    task_s: float = 0.0
 
 
 class CalibrationDone(msgspec.Struct, tag=True):

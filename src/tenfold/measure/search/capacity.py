@@ -42,7 +42,7 @@ from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Purpose, StopRule, Trial, TrialRequest
 
 CapacityOutcome = Literal["found", "at_least", "below", "undecided"]
-StopCause = Literal["width", "budget", "generator", "interrupted", "objective", "recovery"]
+StopCause = Literal["width", "budget", "generator", "interrupted", "objective", "recovery", "refusals"]
 
 SKIP_S = 1.0  # not counted: the service is empty when a trial begins
 WARM_UP_RATE, WARM_UP_S = 5.0, 3.0
@@ -53,6 +53,7 @@ _ENDS: dict[str, str] = {
     "budget": "the budget ended: give it more seconds",
     "generator": "the generator became the limit: give it more of a core",
     "interrupted": "the search was interrupted: let it run on",
+    "refusals": "the service refused single requests: lift its rate limit",
     "recovery": "the service stopped recovering from a trial: see what stops it",
 }
 CLOSE = 1.2  # a bracket that needs no more bisecting: high / low
@@ -154,6 +155,7 @@ class CapacitySearch:
         self._stopped_by: StopCause = "budget"
         self._objective_missed = self._alone_passed = False
         self._recovered = True  # from the newest trial
+        self._extra_s = 0.0  # of every further trial, beyond its own length
         self._last_estimate: CapacityEstimate | None = None
         self._plan = self._steps()
         self._request: TrialRequest | None = next(self._plan, None)
@@ -175,7 +177,7 @@ class CapacitySearch:
         self._spent_s += took_s
         self._settling_s = 0.7 * self._settling_s + 0.3 * max(took_s - trial.seconds, 0.0)
         self._trials.append(trial)
-        self._recovered = recovered
+        self._recovered, self._extra_s = recovered, trial.extra_s
         if trial.interrupted:
             if trial.request.purpose != "alone":
                 self._count(trial)
@@ -309,7 +311,7 @@ class CapacitySearch:
     ) -> Generator[TrialRequest, Trial, Trial | None]:
         """Run a trial that the generator does not limit; None without one, or when the budget is used up."""
         for _ in range(1 + REPEATS):
-            left_s = self._settings.budget_s - self._spent_s - min(self._settling_s, 2.0)
+            left_s = self._settings.budget_s - self._spent_s - min(self._settling_s, 2.0) - self._extra_s
             if left_s < LEAST_S:
                 return None
             whole_s = floor(2 * min(seconds, left_s)) / 2  # whole blocks within the budget

@@ -163,7 +163,36 @@ def test_login_that_fails_for_some_users_is_no_error(generator: Make, request_fo
         """
     )
     assert one.start_users(6) == 6
-    assert one.run(request_for(duration_s=0.5)).good > 0
+    trial = one.run(request_for(duration_s=0.5))
+    assert trial.good > 0
+    # Shown once, with their reason.
+    assert trial.notes["logins failed"] >= 5
+    (message,) = trial.errors
+    assert message.startswith("login: RuntimeError: not me") and trial.errors[message] >= 5
+    again = one.run(request_for(rate=5.0, duration_s=0.5))
+    assert not again.errors and "logins failed" not in again.notes
+
+
+def test_logins_that_block_end_with_their_time(generator: Make, request_for: Ask, service: Any) -> None:
+    """One user got through; every later login hangs."""
+    one = generator(
+        """
+        import itertools, time
+        turn = itertools.count()
+        class Visitor(FastHttpUser):
+            def on_start(self):
+                if next(turn):
+                    time.sleep(600)
+            @task
+            def one(self):
+                self.client.get("/fast")
+        """
+    )
+    began = time.monotonic()
+    assert one.start_users(6, timeout_s=1.5) == 1
+    trial = one.run(request_for(rate=120.0, duration_s=0.5, login_s=0.5))
+    assert trial.offered > 0
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.guarantee("the generator exits with its parent, and its own death is reported")

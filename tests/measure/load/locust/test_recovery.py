@@ -72,7 +72,7 @@ def test_arrivals_of_a_closed_loop_of_one_never_overlap(
 
 def measure(one: Generator, service: Any, **options: Any) -> tuple[Report, list[Progress]]:
     shown: list[Progress] = []
-    settings = MeasureSettings(objective=Objective(slow_ms=200.0), budget_s=16, overload_s=0)
+    settings = MeasureSettings(objective=Objective(slow_ms=200.0), budget_s=19, overload_s=0)
     one.start_users(10)
     measurement = Measurement(
         settings, one, service="it", target=service.url, progress=shown.append, **options

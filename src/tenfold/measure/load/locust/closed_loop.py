@@ -55,7 +55,9 @@ class ClosedLoop:
             users.require_users()
             while not trial.arrivals.is_complete:
                 self._tick()
-            return trial.close(users=users.users, logins=users.logins - logins)
+            return trial.close(
+                users=users.users, logins=users.logins - logins, login_errors=users.take_login_errors()
+            )
         finally:
             self._load_going = False
             self._runner.stop()

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import gevent
 
-from tenfold.measure.load.arrivals import ArrivalLog
+from tenfold.measure.load.arrivals import HOLD_S, ArrivalLog
 from tenfold.measure.load.generator_protocol import BlockDone, Message, RunOneAtATime, TrialDone
 from tenfold.measure.load.locust.trial_run import TICK_S, TrialRun
 from tenfold.measure.load.locust.user_pool import UserPool
 from tenfold.measure.load.schedule import draw_classes
+from tenfold.measure.trial import TASK_LIMIT_S
 
 MAX_CLASSES_DRAWN = 100_000
 POLL_S = 0.002
@@ -34,7 +35,14 @@ class OneAtATime:
         self._command = command
         self._emit = emit
         self._load_going = True
-        self._trial = TrialRun(ArrivalLog((), duration_s=command.duration_s, slow_s=slow_s))
+        self._trial = TrialRun(
+            ArrivalLog(
+                (),
+                duration_s=command.duration_s,
+                slow_s=slow_s,
+                hold_s=max(HOLD_S, 1.25 * (users.task_s or TASK_LIMIT_S)),
+            )
+        )
 
     def stop(self, *, settle: bool) -> None:
         """End the load now; an unanswered request is not waited for."""
@@ -44,6 +52,7 @@ class OneAtATime:
     def run(self) -> TrialDone:
         """Carry the trial out. Blocks the calling greenlet until it is over."""
         users, trial = self._users, self._trial
+        users.stop_unfinished()
         logins = users.logins
         users.fill(len(users.classes), timeout_s=self._command.login_s, going=lambda: self._load_going)
         trial.start_clock()
@@ -58,7 +67,12 @@ class OneAtATime:
             users.replacing = False
             gevent.kill(blocks)
         self._emit_final()
-        return trial.close(users=users.users, logins=users.logins - logins)
+        return trial.close(
+            users=users.users,
+            logins=users.logins - logins,
+            login_errors=users.take_login_errors(),
+            task_s=users.task_s or 0.0,
+        )
 
     def _send(self) -> None:
         trial, users, arrivals = self._trial, self._users, self._trial.arrivals

@@ -22,7 +22,7 @@ from typing import Any
 
 import locust
 import locust.user.users
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from locust.event import EventHook
 from locust.exception import StopUser
 from locust.user.task import (
@@ -114,13 +114,20 @@ class UserDriver:
         if active is not None:
             active.finish()
 
-    def record(self, meta: dict[str, Any]) -> None:
-        """Record a request of this user; ``meta`` is what Locust tells its listeners."""
+    def record(self, meta: dict[str, Any], *, may_be_flow: bool = False) -> None:
+        """Record a request of this user; ``meta`` is what Locust tells its listeners.
+
+        ``may_be_flow``: the locustfile fired the event. When it timed several requests as one, it is no
+        further request; its failure is one of the arrival.
+        """
         error = meta.get("exception")
         status = getattr(meta.get("response"), "status_code", None) or 0
         failure = None if error is None else _message(meta, status, error)
         active = self._arrival()
-        if active is not None:
+        if active is not None and may_be_flow and active.is_flow(meta.get("response_time") or 0.0):
+            if failure is not None:
+                active.record_exception(failure)
+        elif active is not None:
             active.record(
                 meta["request_type"],
                 meta["name"],
@@ -169,6 +176,8 @@ class UserDriver:
             active = self.active
             if active is None:
                 return send(method, url, *args, **options)
+            if active.is_stopped:  # its trial is over, and the next one must not get its requests
+                raise GreenletExit
             if (current := getcurrent()) is not self.greenlet:
                 setattr(current, _ARRIVAL, active)
             name = options.get("name") or (args[0] if args else None)
@@ -190,7 +199,7 @@ class RequestHook(EventHook):
     def fire(self, *, reverse: bool = False, **meta: Any) -> None:
         driver = getattr(getcurrent(), _MARK, None)
         if driver is not None:
-            driver.record(meta)
+            driver.record(meta, may_be_flow=True)
         if self._handlers:
             EventHook.fire(self, reverse=reverse, **meta)
 

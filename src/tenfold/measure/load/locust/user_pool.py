@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -15,6 +15,7 @@ from gevent import get_hub
 from locust.event import EventHook
 
 from tenfold.errors import ScenarioError
+from tenfold.measure.load.answers import MAX_MESSAGES, MESSAGE_LENGTH
 from tenfold.measure.load.locust.trial_run import ActiveArrival, TrialRun
 from tenfold.measure.load.locust.user_driver import (
     Think,
@@ -24,6 +25,7 @@ from tenfold.measure.load.locust.user_driver import (
     exception_text,
 )
 from tenfold.measure.load.schedule import apportion, arrival_shares
+from tenfold.measure.trial import TASK_LIMIT_S
 
 # Between trials logins may follow each other as fast as the service answers a few of them at once.
 LOGINS_PER_S = 200.0
@@ -127,11 +129,13 @@ class UserPool:
         # In a closed loop: lets a user go on to its next task. None in an open loop.
         self.closed_turn: Callable[[UserDriver, Think], None] | None = None
         self._drivers: set[UserDriver] = set()
+        self.task_s: float | None = None  # what a task takes beyond its first answer; None before it is known
         self.replacing = False  # whether a user that stops itself is followed by another at once
         self.logging_in = 0
         self.logged_in = 0  # users that got through on_start with every request answered well, ever
         self.failed = 0  # users that did not get through, or had a request of on_start fail
         self.login_errors: list[str] = []
+        self._new_login_errors: Counter[str] = Counter()  # since the last trial
         self.max_users = max_users
         self._spawn_rate = spawn_rate
         self._environment = environment
@@ -160,6 +164,28 @@ class UserPool:
             weights=[of_class.weight for of_class in self.classes],
             fixed=[of_class.fixed for of_class in self.classes],
         )
+
+    def take_login_errors(self) -> dict[str, int]:
+        """Return the errors of logins since the last call, and forget them."""
+        errors, self._new_login_errors = self._new_login_errors, Counter()
+        return dict(errors.most_common(MAX_MESSAGES))
+
+    def learn_task_time(self, trial: TrialRun) -> None:
+        """Keep what the trial tells about how long tasks take."""
+        if (task_s := trial.task_s) is not None:
+            self.task_s = min(max(task_s, self.task_s or 0.0), TASK_LIMIT_S)
+
+    def stop_unfinished(self) -> None:
+        """Stop the users whose task of an earlier trial still goes on: it would load the next one.
+
+        One that waits for an answer may end with it; it is stopped when it sends again.
+        """
+        for driver in list(self._drivers):
+            active = driver.active
+            if active is not None and active.is_unfinished:
+                driver.greenlet.kill(block=False)
+            elif active is not None and active.is_left_over:
+                active.is_stopped = True
 
     def stop_all(self, *, timeout_s: float) -> None:
         """Stop every user; ``on_stop`` runs, but for no longer than ``timeout_s``."""
@@ -305,4 +331,5 @@ class UserPool:
         else:
             self.failed += 1
             self.login_errors = [*self.login_errors[-9:], driver.login_errors[0]]
+            self._new_login_errors[driver.login_errors[0][:MESSAGE_LENGTH]] += 1
             driver.login_errors = []
