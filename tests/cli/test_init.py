@@ -17,6 +17,7 @@ from tenfold.cli import main
 from tenfold.cli.discovery import App, find_apps
 from tenfold.cli.init_files import scenario_file, settings_file
 from tenfold.settings import Settings, load
+from tests.support.users import folder_with_a_closed_one
 
 FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
 
@@ -34,6 +35,14 @@ def write(**files: str) -> None:
 
 
 # ------------------------------------------------------------------ finding
+
+
+def test_folders_of_other_users_are_passed_over() -> None:
+    with folder_with_a_closed_one() as folder:
+        (folder / "main.py").write_text("import closed\n" + FASTAPI)
+        (folder / "theirs.py").write_text(FASTAPI)
+        (folder / "theirs.py").chmod(0)
+        assert [app.app for app in find_apps(folder)] == ["main:app"]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ CASES: list[dict] = [
     {"connections": 128, "keepalive": 0, "max_fails": 0, "tries": 1, "client_idle_s": 0},
     {"server_names": ("shop.example", "*.shop.example", "127.0.0.1")},
     {"scheme": "https"},
+    *({"listen": listen} for listen in ("18084", "*:18085", "[::1]:18086", "localhost:18087")),
+    {"nodes": nodes("unix:/run/app.sock", "127.0.0.1:2"), "method": "sticky"},
     *({"method": method, "nodes": nodes("127.0.0.1:1", "127.0.0.1:2")} for method in METHODS),
     *(
         {"method": "hash", "hash_key": key}
@@ -130,6 +132,10 @@ def test_options_that_the_version_cannot_express_are_refused() -> None:
         {"listen": "127.0.0.1:80; include /etc/passwd"},
         {"listen": "127.0.0.1"},
         {"listen": "127.0.0.1:99999"},
+        {"listen": "99999"},
+        {"listen": "0"},
+        {"listen": "*"},
+        {"listen": "80; include /etc/passwd"},
         {"nodes": ()},
         {"account": ("nobody; load_module x", "nogroup")},
         {"account": ("nobody", "a b")},
@@ -161,7 +167,17 @@ def test_invalid_values_are_refused(values: dict) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1:1;}", "127.0.0.1:1\nserver evil:80", "unix:/tmp/socket", "$host:80", "127.0.0.1:٨٠"],
+    [
+        "127.0.0.1:1;}",
+        "127.0.0.1:1\nserver evil:80",
+        "unix:/tmp/a;b",
+        "unix:relative",
+        "unix:/",
+        "unix:/a b",
+        "unix:/a:/b",
+        "$host:80",
+        "127.0.0.1:٨٠",
+    ],
 )
 def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(SettingsError, match="nginx"):

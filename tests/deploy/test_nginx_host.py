@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
+import socketserver
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tenfold.balancing.upstream import Node
-from tenfold.deploy.nginx import UNTRUSTED_HEADERS
+from tenfold.balancing.upstream import Node, Upstream
+from tenfold.deploy.nginx import UNTRUSTED_HEADERS, FrontDoor
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_nginx
 from tests.balancing.support.instances import Instance, RunningNginx, nginx_before
@@ -188,6 +193,38 @@ def test_scheme_of_a_balancer_in_front_is_told(
     with nginx_before(nginx, tmp_path, (Node(address=app.address),), scheme=scheme) as front:
         _, headers = send(front, app, "GET / HTTP/1.1", "Host: a", "X-Forwarded-Proto: evil")
     assert headers["x-forwarded-proto"] == told
+
+
+class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+class _Echo(socketserver.StreamRequestHandler):
+    """Answers with the Host header."""
+
+    def handle(self) -> None:
+        lines = iter(self.rfile.readline, b"\r\n")
+        host = next(line.split()[1] for line in lines if line.lower().startswith(b"host:"))
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(host), host))
+
+
+def test_nginx_listens_on_and_passes_to_unix_sockets(nginx: Program) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="tenfold-u-"))  # short: a socket's path has 107 characters
+
+    def listen_on_a_socket(text: str) -> str:
+        added = FrontDoor(listen=f"unix:{folder}/front.sock", version=(1, 22, 1), upstream=upstream).listen
+        return re.sub(r"(listen 127\.0\.0\.1:\d+)", rf"\1; listen {added}", text)
+
+    upstream = Upstream(nodes=(Node(address=f"unix:{folder}/app.sock"),))
+    with _UnixServer(f"{folder}/app.sock", _Echo) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with nginx_before(nginx, folder, upstream.nodes, rewrite=listen_on_a_socket):
+            transport = httpx.HTTPTransport(uds=f"{folder}/front.sock")
+            with httpx.Client(transport=transport) as client:
+                answer = client.get("http://shop.example:81/")
+        server.shutdown()
+    shutil.rmtree(folder)
+    assert (answer.status_code, answer.text) == (200, "shop.example:81")
 
 
 def test_address_of_ipv6_is_told_in_brackets(nginx: Program, app: Instance, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 from typing import Annotated, Any
 
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 
 from tenfold.errors import SessionEndedError, SessionError, SessionSizeError, SettingsError
 from tenfold.sessions import MemoryStore, ServerSessions, Session, SessionMiddleware, current
@@ -386,3 +386,28 @@ def test_cache_control_of_responses_with_a_session(client: Client, path: str, ex
 )
 def test_vary_is_added_if_missing(client: Client, vary: str, expected: list[str]) -> None:
     assert client.get(f"/cached?vary={vary}").header("vary") == expected
+
+
+def test_request_session_of_starlette_is_the_session_once_it_is_put_there() -> None:
+    async def provide(request: Request) -> None:
+        request.scope["session"] = await current(request)
+
+    app = FastAPI(dependencies=[Depends(provide)])
+
+    @app.get("/authorize")
+    def authorize(request: Request) -> str:
+        """Use it as Authlib does."""
+        key = "_state_shop_1"
+        request.session[key] = {"data": {"nonce": "x"}}
+        request.session["gone"] = 1
+        request.session.pop("gone")
+        return request.session[key]["data"]["nonce"]
+
+    @app.get("/callback")
+    def callback(request: Request) -> list[Any]:
+        return [request.session.get("_state_shop_1"), request.session.get("gone"), dict(request.session)]
+
+    client = Client(SessionMiddleware(app, store=MemoryStore()))
+    assert client.get("/authorize").json == "x"
+    state = {"data": {"nonce": "x"}}
+    assert client.get("/callback").json == [state, None, {"_state_shop_1": state}]

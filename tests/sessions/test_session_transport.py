@@ -60,6 +60,13 @@ def test_token_from_cookie_headers(lines: list[bytes], token: str) -> None:
     assert CookieTransport().token([(b"cookie", line) for line in lines]) == token
 
 
+@pytest.mark.parametrize("age_s", [-1, 0, 1.5, "60", True])
+def test_age_of_a_cookie_is_whole_seconds_above_zero(age_s: Any) -> None:
+    with pytest.raises(SettingsError, match="max_age_s"):
+        CookieTransport(max_age_s=age_s)
+    assert b"Max-Age=60" in CookieTransport(max_age_s=60).response_header("x")[1]
+
+
 @given(st.lists(st.binary(max_size=80), max_size=4))
 def test_any_header_bytes_are_accepted(lines: list[bytes]) -> None:
     assert isinstance(CookieTransport().token([(b"cookie", line) for line in lines]), str)

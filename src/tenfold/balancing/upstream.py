@@ -13,24 +13,38 @@ WITHOUT_BACKUP = ("random_two", "ip_hash", "hash")
 """Methods for which nginx refuses backup servers."""
 
 _ADDRESS = re.compile(r"(\[[0-9a-f:]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?):([1-9]\d{0,4})", re.ASCII)
+_SOCKET = re.compile(r"unix:(/[A-Za-z0-9._-]+)+", re.ASCII)
+_ANY_HOST = re.compile(r"(?:\*:)?([1-9]\d{0,4})", re.ASCII)
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*", re.ASCII)
 _KEY = re.compile(r"uri|client|(?P<kind>cookie|header|argument):(?P<name>[A-Za-z0-9_-]{1,64})", re.ASCII)
 
 
 def require_address(address: str) -> None:
-    """Refuse an address that is not host and port: nginx could read it as more.
+    """Refuse an address that is neither host and port nor a Unix socket: nginx could read it as more.
 
     Raises:
-        SettingsError: it is not host and port.
+        SettingsError: it is neither.
     """
+    if _SOCKET.fullmatch(address):
+        return
     if not _ADDRESS.fullmatch(address):
         raise SettingsError(
             f"nginx: {address!r} cannot be written into nginx.conf: "
-            "an address should look like 127.0.0.1:8000"
+            "an address should look like 127.0.0.1:8000 or unix:/run/app.sock"
         )
     if int(address.rpartition(":")[2]) > 65535:
         raise SettingsError(f"nginx: {address!r} has no port below 65536")
+
+
+def require_listen(address: str) -> None:
+    """Refuse what nginx cannot listen on; besides addresses that is a port of all interfaces, ``80``.
+
+    Raises:
+        SettingsError: it is neither an address nor a port.
+    """
+    port = _ANY_HOST.fullmatch(address)
+    require_address(f"0.0.0.0:{port[1]}" if port else address)
 
 
 def is_host_name(name: str) -> bool:
@@ -50,7 +64,7 @@ class Node:
     """One instance behind the balancer.
 
     Attributes:
-        address: host and port.
+        address: host and port, or ``unix:/path``.
         weight: its share in relation to the others'.
         backup: gets requests only when every other node is down.
         down: gets none; it keeps its place, so that hashes to the others stay.

@@ -87,7 +87,7 @@ def _python_files(root: Path) -> Iterator[Path]:
             for name in folders
             if not name.startswith(".")
             and name not in _SKIPPED
-            and not Path(folder, name, "pyvenv.cfg").exists()
+            and not os.path.exists(Path(folder, name, "pyvenv.cfg"))
         )
         yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
 
@@ -101,7 +101,7 @@ def _module_and_folder(file: Path, root: Path, tree: ast.Module) -> tuple[str, P
     for depth, parent in enumerate(parents, 1):
         if parent == "src" or not parent.isidentifier():
             cut = depth
-    if _imports_a_neighbour(tree, file.parent) and not Path(file.parent, "__init__.py").exists():
+    if _imports_a_neighbour(tree, file.parent) and not os.path.exists(Path(file.parent, "__init__.py")):
         cut = len(parents)
     return ".".join([*parents[cut:], name]), PurePosixPath(*parents[:cut])
 
@@ -119,7 +119,8 @@ def _imports_a_neighbour(tree: ast.Module, folder: Path) -> bool:
         for alias in statement.names
     }
     return any(
-        Path(folder, f"{module}.py").is_file() or Path(folder, module).is_dir() for module in modules - {""}
+        os.path.isfile(Path(folder, f"{module}.py")) or os.path.isdir(Path(folder, module))
+        for module in modules - {""}
     )
 
 

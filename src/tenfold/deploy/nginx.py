@@ -15,7 +15,7 @@ from tenfold.balancing.nginx import KEEPALIVE_MIN_TIMEOUT, Fragment, fragment, m
 from tenfold.balancing.upstream import (
     Upstream,
     is_host_name,
-    require_address,
+    require_listen,
     require_number,
     require_seconds,
 )
@@ -71,7 +71,7 @@ class FrontDoor:
     """An nginx that listens on one address and passes requests to one upstream.
 
     Attributes:
-        listen: host and port.
+        listen: host and port, ``80`` or ``*:80`` for all of IPv4, or ``unix:/path``.
         upstream: the app's instances.
         version: of the nginx that will read it; options that it lacks are refused or written in another way.
         account: user and group of the workers, for a master that runs as root.
@@ -102,7 +102,7 @@ class FrontDoor:
 
     def __post_init__(self) -> None:
         """Refuse values that could inject a directive."""
-        require_address(self.listen)
+        require_listen(self.listen)
         for name in self.account or ():
             if not _NAME.fullmatch(name):
                 raise SettingsError(

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from math import ceil, isfinite
 from threading import Lock
 from types import MappingProxyType
+from typing import Any
 
 from tenfold.errors import SettingsError
 from tenfold.hashing.placement import Key, Placement
@@ -43,6 +45,10 @@ class BoundedLoads:
         self._loads: Counter[str] = Counter()
         self._held = 0
         self._changes = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle placement and factor; slots are this process's own."""
+        return partial(type(self), factor=self._factor), (self._placement,)
 
     @property
     def nodes(self) -> Mapping[str, float]:

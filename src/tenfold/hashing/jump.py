@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
+from typing import Any
 
 from tenfold.errors import SettingsError
 from tenfold.hashing.placement import Key, encode_key, hash64, parse_nodes
@@ -56,6 +57,10 @@ class Jump:
     def nodes(self) -> Mapping[str, float]:
         """Every node in order, each with a weight of 1."""
         return self._nodes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the nodes in their order."""
+        return type(self), (self._names,)
 
     def get_node(self, key: Key) -> str | None:
         """Return the node of a key, or None where there is no node."""

@@ -12,6 +12,7 @@ from itertools import islice
 from math import log
 from threading import Lock
 from types import MappingProxyType
+from typing import Any
 
 from tenfold.hashing.placement import (
     Key,
@@ -74,6 +75,10 @@ class Rendezvous:
             if node not in self._nodes:
                 raise unknown_node_error(node, self._nodes)
             self._nodes = MappingProxyType({name: w for name, w in self._nodes.items() if name != node})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the nodes."""
+        return type(self), (dict(self._nodes),)
 
     def _bids(self, key: Key) -> Iterator[tuple[float, str]]:
         data = encode_key(key)

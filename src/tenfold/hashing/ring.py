@@ -10,10 +10,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from struct import pack
 from threading import Lock
+from typing import Any
 from zlib import crc32
 
 from tenfold.errors import SettingsError
@@ -125,6 +127,10 @@ class HashRing:
         ring = HashRing(virtual_nodes=self.virtual_nodes)
         ring._circle = self._circle
         return ring
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle nodes and virtual nodes; the points are computed again."""
+        return partial(type(self), virtual_nodes=self.virtual_nodes), (dict(self.nodes),)
 
     def shares(self) -> dict[str, float]:
         """Return the exact share of all positions that each node owns: the lengths of its arcs."""

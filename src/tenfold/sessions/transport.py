@@ -46,8 +46,8 @@ class CookieTransport:
         secure: False for development over plain HTTP: no ``Secure``, and hence no ``__Host-`` prefix.
         same_site: ``lax``, ``strict``, or ``none`` for pages that are embedded elsewhere; ``none`` needs a
             protection against cross-site requests of your own.
-        max_age_s: how long a browser keeps it; None: until it is closed. The session itself ends by the
-            backend's ``idle_s`` and ``absolute_s``.
+        max_age_s: how long a browser keeps it, whole seconds above 0; None: until it is closed.
+            The session itself ends by the backend's ``idle_s`` and ``absolute_s``.
     """
 
     vary = b"Cookie"
@@ -65,6 +65,11 @@ class CookieTransport:
             raise SettingsError(
                 f"a cookie named {name!r} with same_site={same_site!r} cannot be set: name it with letters, "
                 "digits, - and _, and use lax, strict or none"
+            )
+        if max_age_s is not None and (type(max_age_s) is not int or max_age_s < 1):
+            raise SettingsError(
+                f"a cookie's max_age_s is {max_age_s!r}: use whole seconds above 0, or None "
+                "for a cookie that ends with the browser"
             )
         if same_site == "none" and not secure:
             raise SettingsError("browsers refuse SameSite=None without Secure: leave secure=True")

@@ -106,7 +106,7 @@ def _find(
 
 
 def _is_program(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _wheel_folder(package: str) -> Path | None:

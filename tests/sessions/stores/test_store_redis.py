@@ -5,10 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from redis.asyncio import Redis
 
 from tenfold.breaker import Breaker
@@ -245,6 +252,35 @@ def test_wrong_password_is_reported_and_not_shown(redis_server: RedisServer, cli
     text = asyncio.run(run())
     assert "refuses our password" in text
     assert "not-the-password" not in text
+
+
+def test_certificate_that_is_not_trusted_is_named(tmp_path: Path) -> None:
+    async def run() -> str:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self_signed_certificate(tmp_path))
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+        store = RedisStore(f"rediss://:pw@127.0.0.1:{server.sockets[0].getsockname()[1]}/0", timeout_s=5)
+        try:
+            return await error_text(store.read("a"))
+        finally:
+            await store.aclose()
+            server.close()
+
+    assert "do not agree on TLS: compare certificate" in asyncio.run(run())
+
+
+def self_signed_certificate(folder: Path) -> Path:
+    """Write a certificate and its key into one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    signed = made.sign(key, hashes.SHA256())
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = folder / "server.pem"
+    file.write_bytes(text + signed.public_bytes(Encoding.PEM))
+    return file
 
 
 # A server's reply, whether it counts as a failure, and the error message.

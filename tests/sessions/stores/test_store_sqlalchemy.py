@@ -222,6 +222,33 @@ def test_unreachable_database_is_one_sentence_without_its_password() -> None:
     assert "the-password" not in sentence
 
 
+REFUSALS = [
+    (
+        "postgresql+psycopg://stranger:the-password@{server}/postgres",
+        "refuses our user, password or database",
+    ),
+    ("postgresql+psycopg://owner:the-password@{server}/nowhere", "refuses our user, password or database"),
+    ("postgresql+psycopg://owner:the-password@{server}/postgres?sslmode=require", "do not agree on TLS"),
+]
+
+
+@pytest.mark.parametrize(("url", "reason"), REFUSALS)
+def test_refused_login_and_tls_are_named(postgresql_server: PostgreSQLServer, url: str, reason: str) -> None:
+    async def run() -> str:
+        server = f"127.0.0.1:{postgresql_server.port}"
+        engine = create_async_engine(url.format(server=server))
+        store = SQLStore(engine, timeout_s=10)
+        try:
+            return await error_text(store.read(HANDLE))
+        finally:
+            await store.aclose()
+            await engine.dispose()
+
+    sentence = asyncio.run(run())
+    assert reason in sentence
+    assert "the-password" not in sentence
+
+
 def test_cancelled_calls_leave_the_pool_usable(postgresql_server: PostgreSQLServer) -> None:
     async def run() -> None:
         async with open_store(postgresql_server.url, timeout_s=5) as store:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tenfold.settings import Settings
+from tenfold.verify.sessions.instances import _named_folders
 from tenfold.verify.sessions.local_files import changed_files, changed_open_files, files_with
+from tests.support.users import folder_with_a_closed_one
 from tests.support.waiting import eventually
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows open modes")
@@ -80,3 +83,15 @@ def test_file_that_stays_open_for_writing_is_found_anywhere(tmp_path: Path) -> N
 
 def test_ended_process_has_no_open_files() -> None:
     assert changed_open_files([2**22 + 1], since_ns=time.time_ns()) == set()
+
+
+def test_folders_of_other_users_are_passed_over() -> None:
+    with folder_with_a_closed_one() as folder:
+        (folder / "mine").write_text("4711")
+        with pytest.raises(PermissionError):  # the control
+            (folder / "closed" / "inner").is_dir()
+        found = changed_files([folder, folder / "closed"], since_ns=0)
+        assert found == {folder / "mine", folder / "unreadable"}
+        assert files_with(["4711"], found) == [folder / "mine"]
+        named = {"A": str(folder), "B": str(folder / "closed" / "inner"), "C": "/no/such/folder"}
+        assert _named_folders(Settings.model_validate({"service": {"environment": named}})) == {folder}

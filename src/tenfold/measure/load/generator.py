@@ -7,6 +7,7 @@ session, so that Ctrl-C reaches only the measuring process, and it ends when the
 from __future__ import annotations
 
 import difflib
+import os
 import subprocess
 import sys
 import time
@@ -284,10 +285,10 @@ class Generator:
 
 def _require_file(scenario: Path, cwd: Path | None) -> Path:
     path = (cwd or Path.cwd()) / scenario
-    if path.is_file():
+    if os.path.isfile(path):
         return path.resolve()
     folder = path.parent
-    names = [one.name for one in folder.glob("*.py")] if folder.is_dir() else []
+    names = [one.name for one in folder.glob("*.py")] if os.path.isdir(folder) else []
     near = difflib.get_close_matches(path.name, names, n=1)
     hint = f"; did you mean {scenario.with_name(near[0])}?" if near else "; give the path of a locustfile"
     raise ScenarioError(f"no file {scenario}{hint}")

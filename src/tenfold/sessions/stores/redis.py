@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
-from tenfold.sessions.stores.store import StoredPayload
+from tenfold.sessions.stores.store import StoredPayload, is_tls_error
 
 try:
     from redis.asyncio import Redis
@@ -262,6 +262,8 @@ def _reason(error: Exception) -> str:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
+    if is_tls_error(error):
+        return "and this client do not agree on TLS: compare certificate and host name with the store's URL"
     return f"cannot be reached ({type(error).__name__}): start it, or correct the store's URL"
 
 

@@ -8,13 +8,14 @@ tables until :meth:`SQLStore.sweep` is called: from a scheduled task, say every 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from tenfold.breaker import Breaker
 from tenfold.errors import DependencyError, SessionStoreError, SettingsError
-from tenfold.sessions.stores.store import StoredPayload
+from tenfold.sessions.stores.store import StoredPayload, is_tls_error
 
 try:
     from sqlalchemy import (
@@ -236,7 +237,22 @@ class SQLStore:
             return (
                 f"refuses a statement ({kind}): run SQLStore.create_tables(), grant the use of {self._table}"
             )
+        if _is_login_error(error):
+            return "refuses our user, password or database: compare them with the engine's URL"
+        if is_tls_error(error):
+            return "and this client do not agree on TLS: compare certificate, host name and sslmode"
         return f"cannot be reached ({type(error).__name__}): start it, or correct the engine's URL"
+
+
+_LOGIN = re.compile(
+    r"authentication failed|no password supplied|pg_hba\.conf|(role|database) .* does not exist"
+)
+
+
+def _is_login_error(error: Exception) -> bool:
+    """Return whether the server refused the login: SQLSTATE 28… and 3D000, or libpq's text without one."""
+    state = str(getattr(getattr(error, "orig", None) or error, "sqlstate", None) or "")
+    return state.startswith(("28", "3D")) or _LOGIN.search(str(error)) is not None
 
 
 def _in_thread(engine: Engine, work: Callable[[Connection], Result]) -> Result:

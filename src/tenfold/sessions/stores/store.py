@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Store", "StoredPayload"]
+__all__ = ["Store", "StoredPayload", "is_tls_error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,15 @@ class StoredPayload:
 
     version: int
     payload: bytes
+
+
+def is_tls_error(error: BaseException | None) -> bool:
+    """Return whether TLS failed, a certificate as a rule, and not the network: by the chain of causes."""
+    while error is not None:
+        if type(error).__module__ == "ssl" or "certificate" in str(error).lower() or "SSL" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Store(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from tenfold.measure.trial import TrialRequest
@@ -17,7 +18,7 @@ LIGHT_RATE, LIGHT_S = 10.0, 4.0
 
 def has_scenario(settings: Settings) -> bool:
     """Return whether the declared locustfile exists."""
-    return (settings.root / settings.measure.scenario).is_file()
+    return os.path.isfile(settings.root / settings.measure.scenario)
 
 
 def open_generator(stack: Stack, settings: Settings) -> Generator:

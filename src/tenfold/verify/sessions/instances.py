@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -177,7 +178,7 @@ def _named_folders(settings: Settings) -> set[Path]:
         for name, value in settings.service.environment.items()
         if value.startswith("/") and name.lower() != "prometheus_multiproc_dir"
     }
-    return {path for path in paths if path.is_dir() and path != temporary_folder()}
+    return {path for path in paths if os.path.isdir(path) and path != temporary_folder()}
 
 
 def _judge_files(files: Sequence[Path], stack: Stack) -> Finding:
