@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.util import greenlet_spawn
 
 from tenfold.database import DatabaseRouter, HealthLimits, pool_options
 from tenfold.database.asyncpg import libpq_parameters, translate
@@ -18,6 +17,7 @@ from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import CommitUnknownError, DeadlineExceededError, ReadOnlyError, SettingsError
 from tests.database.conftest import Servers
+from tests.database.support.drivers import run, sessions, with_driver
 from tests.database.support.proxy import Proxy
 from tests.support.waiting import eventually
 
@@ -28,46 +28,6 @@ BUMP = text("update counters set value = value + 1 where id = 33 returning value
 LOOK = text("select value, inet_server_port() from counters where id = 33")
 
 each_driver = pytest.mark.parametrize("driver", DRIVERS)
-
-
-def with_driver(url: str, driver: str, **query: str) -> str:
-    made = make_url(url).set(drivername="postgresql+" + driver.split(maxsplit=1)[0]).update_query_dict(query)
-    return made.render_as_string(hide_password=False)
-
-
-def run(driver: str, router: DatabaseRouter, work: Callable[[], Any]) -> Any:
-    """Run ``work`` as the driver needs it: in a greenlet of SQLAlchemy's for asyncio."""
-    if driver in ("psycopg", "psycopg2"):
-        return work()
-
-    async def scenario() -> Any:
-        try:
-            return await greenlet_spawn(work)
-        finally:
-            await router.aclose()
-
-    return asyncio.run(scenario())
-
-
-def sessions(driver: str, router: DatabaseRouter, use: str, **options: Any) -> Any:
-    """A synchronous session over the router's connections of the driver's kind."""
-    if driver in ("psycopg", "psycopg2"):
-        return getattr(router, use)(**options)
-    scope = getattr(router, use)(**options)
-    made = scope._make_async().sync_session
-
-    class Scope:
-        def __enter__(self) -> Any:
-            return made
-
-        def __exit__(self, kind: Any, *_: Any) -> None:
-            try:
-                if kind is None and scope._commits:
-                    made.commit()
-            finally:
-                made.close()
-
-    return Scope()
 
 
 @pytest.fixture
@@ -298,9 +258,9 @@ def test_parameters_of_a_url_win_over_defaults(
                 assert session.scalar(text("show a.b")) == "x y"
         with pytest.raises(ReadOnlyError), sessions(driver, router, "read") as session:
             session.execute(BUMP)
+        eventually(lambda: router.servers()[f"127.0.0.1:{servers.replicas[0].port}/app"]["serving"])
 
     run(driver, router, work)
-    eventually(lambda: router.servers()[f"127.0.0.1:{servers.replicas[0].port}/app"]["serving"])
 
 
 @pytest.mark.guarantee(PROMISE)

@@ -19,7 +19,16 @@ from enum import IntEnum
 from functools import lru_cache, partial
 from typing import Any
 
-__all__ = ["Effect", "effect_of", "is_in_block", "may_have_state", "track_reads", "track_writes"]
+__all__ = [
+    "Effect",
+    "effect_of",
+    "execute",
+    "execute_outside_transaction",
+    "is_in_block",
+    "may_have_state",
+    "track_reads",
+    "track_writes",
+]
 
 # In a connection record's info, which is cleared when the connection ends.
 _MUST_CLOSE = "tenfold must close"
