@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -151,6 +152,26 @@ def test_many_threads_share_few_connections(router_of: Callable[..., DatabaseRou
                     assert session.execute(LOOK, {"id": number}).one()[0] == written
 
     in_threads(10, visit)
+
+
+@pytest.mark.guarantee(PROMISE)
+@pytest.mark.parametrize("driver", ["psycopg asyncio", "asyncpg"])
+def test_many_tasks_share_few_connections(router_of: Callable[..., DatabaseRouter], driver: str) -> None:
+    router = router_of(driver)
+
+    async def visit(number: int) -> None:
+        for _ in range(15):
+            with router.consistency_context():
+                async with router.write() as session:
+                    written = (await session.execute(BUMP, {"id": number})).scalar()
+                async with router.read() as session:
+                    assert (await session.execute(LOOK, {"id": number})).one()[0] == written
+
+    async def scenario() -> None:
+        await asyncio.gather(*(visit(number) for number in range(10)))
+        await router.aclose()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.control(PROMISE)
