@@ -22,7 +22,6 @@ from tests.database.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 MakeRouter = Callable[..., DatabaseRouter]
-PROMISE = "routers and pools keep their promises with each driver"
 DRIVERS = ["psycopg", "psycopg2", "psycopg asyncio", "asyncpg"]
 BUMP = text("update counters set value = value + 1 where id = 33 returning value")
 LOOK = text("select value, inet_server_port() from counters where id = 33")
@@ -40,7 +39,11 @@ def router_of(servers: Servers, make_router: MakeRouter) -> Callable[..., Databa
     return make
 
 
-@pytest.mark.guarantee(PROMISE, pattern="replicas", under="psycopg, psycopg2 and asyncpg, sync and async")
+@pytest.mark.guarantee(
+    "routers and pools keep their promises with each driver",
+    pattern="replicas",
+    under="psycopg, psycopg2 and asyncpg, sync and async",
+)
 @each_driver
 def test_own_writes_are_read_from_a_replica(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -68,7 +71,7 @@ def test_own_writes_are_read_from_a_replica(
         run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("replicas", [0, 2])
 def test_read_session_refuses_writes(
@@ -87,7 +90,7 @@ def test_read_session_refuses_writes(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("use", ["read", "write", "analytics"])
 def test_deadline_ends_a_running_statement(
@@ -109,7 +112,7 @@ def test_deadline_ends_a_running_statement(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_enforced_deadline_ends_a_statement_of_another_pool(
@@ -129,7 +132,7 @@ def test_enforced_deadline_ends_a_statement_of_another_pool(
     run(driver, router_of("psycopg"), work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("number", range(2))
 def test_statement_whose_server_is_lost_is_repeated_elsewhere(
@@ -154,7 +157,7 @@ def test_statement_whose_server_is_lost_is_repeated_elsewhere(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_read_on_a_hung_replica_is_cut_and_repeated(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -170,7 +173,7 @@ def test_read_on_a_hung_replica_is_cut_and_repeated(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_connection_lost_in_commit_is_of_unknown_outcome(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -191,7 +194,7 @@ def test_connection_lost_in_commit_is_of_unknown_outcome(
     proxy.close()
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_unreachable_replica_is_left_out(
     servers: Servers, router_of: Callable[..., DatabaseRouter], make_router: MakeRouter, driver: str
@@ -210,7 +213,7 @@ def test_unreachable_replica_is_left_out(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_state_of_a_session_does_not_reach_the_next(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -239,7 +242,7 @@ def test_state_of_a_session_does_not_reach_the_next(
 # ------------------------------------------------------------------ parameters
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_parameters_of_a_url_win_over_defaults(
     servers: Servers, make_router: MakeRouter, driver: str
@@ -263,7 +266,7 @@ def test_parameters_of_a_url_win_over_defaults(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize(
     ("query", "options", "shown"),
@@ -308,6 +311,11 @@ def test_driver_of_the_other_kind_is_refused(make_router: MakeRouter) -> None:
 
     with pytest.raises(SettingsError, match="psycopg2 has no asyncio"):
         asyncio.run(scenario())
+
+
+def test_driver_that_was_not_tried_is_refused(make_router: MakeRouter) -> None:
+    with pytest.raises(SettingsError, match="does not work with pg8000"):
+        make_router(("postgresql+pg8000://127.0.0.1/shop", []))
 
 
 @pytest.mark.parametrize(
@@ -359,7 +367,7 @@ def test_sampler_gets_what_libpq_knows() -> None:
     }
 
 
-@pytest.mark.control(PROMISE)
+@pytest.mark.control("routers and pools keep their promises with each driver")
 def test_the_control_without_translation_asyncpg_refuses_the_url(servers: Servers) -> None:
     url = with_driver(servers.primary.url, "asyncpg", connect_timeout="3")
 

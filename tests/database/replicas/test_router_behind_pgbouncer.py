@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from tenfold.database import DatabaseRouter, HealthLimits
+from tenfold.database import DatabaseRouter, HealthLimits, pool_options
 from tenfold.database.pools.pgbouncer import driver_options
 from tenfold.deadlines import deadline
-from tenfold.errors import DeadlineExceededError, NoReplicaError, ReadOnlyError
+from tenfold.errors import DeadlineExceededError, NoReplicaError, ReadOnlyError, SettingsError
 from tests.database.conftest import Servers, in_threads
 from tests.database.support import pgbouncer_server
 from tests.database.support.drivers import run, sessions, with_driver
@@ -22,7 +22,6 @@ from tests.database.support.pgbouncer_server import Program, Running, run_pgboun
 from tests.support.waiting import eventually
 
 MakeRouter = Callable[..., DatabaseRouter]
-PROMISE = "a router works behind PgBouncer in transaction mode"
 BUMP = text("update counters set value = value + 1 where id = :id returning value")
 LOOK = text("select value, inet_server_port() from counters where id = :id")
 program = pgbouncer_server.program
@@ -62,7 +61,11 @@ def router_of(poolers: list[Running], make_router: MakeRouter) -> Callable[..., 
     return make
 
 
-@pytest.mark.guarantee(PROMISE, pattern="replicas", under="PgBouncer 1.18 and 1.24, each driver")
+@pytest.mark.guarantee(
+    "a router works behind PgBouncer in transaction mode",
+    pattern="replicas",
+    under="PgBouncer 1.18 and 1.24, each driver",
+)
 @each_driver
 def test_own_writes_are_read_from_the_replica(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -91,7 +94,7 @@ def test_own_writes_are_read_from_the_replica(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("a router works behind PgBouncer in transaction mode")
 @each_driver
 @pytest.mark.parametrize("replicas", [0, 1])
 def test_read_session_refuses_writes(
@@ -114,7 +117,7 @@ def test_read_session_refuses_writes(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("a router works behind PgBouncer in transaction mode")
 @each_driver
 @pytest.mark.parametrize("use", ["read", "write", "analytics"])
 def test_deadline_and_state_end_with_the_transaction(
@@ -139,7 +142,7 @@ def test_deadline_and_state_end_with_the_transaction(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("a router works behind PgBouncer in transaction mode")
 def test_many_threads_share_few_connections(router_of: Callable[..., DatabaseRouter]) -> None:
     router = router_of("psycopg")
 
@@ -154,7 +157,7 @@ def test_many_threads_share_few_connections(router_of: Callable[..., DatabaseRou
     in_threads(10, visit)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("a router works behind PgBouncer in transaction mode")
 @pytest.mark.parametrize("driver", ["psycopg asyncio", "asyncpg"])
 def test_many_tasks_share_few_connections(router_of: Callable[..., DatabaseRouter], driver: str) -> None:
     router = router_of(driver)
@@ -174,11 +177,27 @@ def test_many_tasks_share_few_connections(router_of: Callable[..., DatabaseRoute
     asyncio.run(scenario())
 
 
-@pytest.mark.control(PROMISE)
-def test_the_control_session_settings_do_not_pass_pgbouncer(
-    poolers: list[Running], make_router: MakeRouter
+@pytest.mark.guarantee("a router works behind PgBouncer in transaction mode")
+def test_options_may_come_from_a_function_of_the_url(poolers: list[Running], make_router: MakeRouter) -> None:
+    primary, replica = (pooler.url for pooler in poolers)
+    matching = driver_options("psycopg", version=poolers[0].version)
+    engine = {"engine": lambda url: pool_options(url, metrics=False, **matching)}
+    router = make_router((primary, [replica]), options=engine)
+    for use in ("read", "analytics"):
+        with pytest.raises(ReadOnlyError), getattr(router, use)() as session:
+            session.execute(LOOK, {"id": 1})
+            session.execute(BUMP, {"id": 1})
+
+
+@pytest.mark.control("a router works behind PgBouncer in transaction mode")
+@pytest.mark.parametrize("replicas", [0, 1])
+@pytest.mark.parametrize("use", ["read", "analytics"])
+def test_the_control_router_that_is_not_told_of_pgbouncer_is_refused(
+    poolers: list[Running], make_router: MakeRouter, replicas: int, use: str
 ) -> None:
     primary, replica = (pooler.url for pooler in poolers)
-    router = make_router((primary, [replica]))
-    with pytest.raises(NoReplicaError), router.analytics() as session:
+    router = make_router((primary, [replica][:replicas]))
+    with pytest.raises((SettingsError, NoReplicaError)) as caught, getattr(router, use)() as session:
         session.execute(LOOK, {"id": 1})
+    if replicas or use == "read":
+        assert "driver_options" in str(caught.value)

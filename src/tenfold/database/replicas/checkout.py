@@ -23,7 +23,7 @@ from tenfold.database.replicas.freshness import (
 from tenfold.database.replicas.read_counters import ReadOutcome
 from tenfold.database.replicas.servers import DatabaseServer
 from tenfold.database.session_state import may_have_state
-from tenfold.errors import DeadlineExceededError, PositionError
+from tenfold.errors import DeadlineExceededError, PositionError, SettingsError
 from tenfold.positions import Token
 
 __all__ = ["REPLAY_CONFLICT", "Checkout", "ServerLostError"]
@@ -33,6 +33,10 @@ REPLAY_CONFLICT = "40001"  # a hot standby ended the statement, because replay n
 # In a connection's info, which is cleared when it ends.
 _INFO_POSITION, _INFO_POLL = "tenfold replay position", "tenfold socket poll"
 _MAX_DEAD = 100
+_BEHIND_PGBOUNCER = (
+    "PgBouncer refuses the settings that a read's connection starts with: pass options={'engine': "
+    "tenfold.database.pools.pgbouncer.driver_options(…)} to the router, for transaction mode"
+)
 
 
 class ServerLostError(Exception):
@@ -78,12 +82,15 @@ class Checkout:
 
         Raises:
             ServerLostError: none can be opened.
+            SettingsError: a PgBouncer is there, of which the router was not told.
         """
         engine = server.engine(asynchronous)
         for _ in range(_MAX_DEAD):
             try:
                 connection = engine.connect()
             except (DBAPIError, OSError) as error:  # asyncpg's is bare
+                if "unsupported startup parameter" in str(error):
+                    raise SettingsError(_BEHIND_PGBOUNCER) from error
                 raise ServerLostError(server.name) from error
             bare: Any = connection.connection
             info = bare._connection_record.info  # which `bare.info` is, after 1 µs

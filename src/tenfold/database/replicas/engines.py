@@ -123,8 +123,8 @@ def _check_driver(url: URL, asynchronous: bool) -> None:
         return
     if asynchronous and url.get_driver_name() == "psycopg2":
         raise SettingsError("psycopg2 has no asyncio: use `with`, or postgresql+psycopg:// in the URL")
-    if not asynchronous and url.get_driver_name() == "asyncpg":
-        raise SettingsError("asyncpg is for asyncio: use `async with`, or postgresql+psycopg:// in the URL")
+    if not asynchronous and (name := url.get_driver_name()) in ("asyncpg", "psycopg_async"):
+        raise SettingsError(f"{name} is for asyncio: use `async with`, or postgresql+psycopg:// in the URL")
 
 
 def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
