@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
 
-__all__ = ["SESSION_DRIVERS", "enforce_deadlines"]
+__all__ = ["enforce_deadlines"]
 
 TimeoutScope = Literal["session", "transaction", "mixed"]
 
