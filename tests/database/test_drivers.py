@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.util import greenlet_spawn
 
 from tenfold.database import DatabaseRouter, HealthLimits, pool_options
 from tenfold.database.asyncpg import libpq_parameters, translate
@@ -18,56 +17,16 @@ from tenfold.database.pools.statement_timeout import enforce_deadlines
 from tenfold.deadlines import deadline
 from tenfold.errors import CommitUnknownError, DeadlineExceededError, ReadOnlyError, SettingsError
 from tests.database.conftest import Servers
+from tests.database.support.drivers import run, sessions, with_driver
 from tests.database.support.proxy import Proxy
 from tests.support.waiting import eventually
 
 MakeRouter = Callable[..., DatabaseRouter]
-PROMISE = "routers and pools keep their promises with each driver"
 DRIVERS = ["psycopg", "psycopg2", "psycopg asyncio", "asyncpg"]
 BUMP = text("update counters set value = value + 1 where id = 33 returning value")
 LOOK = text("select value, inet_server_port() from counters where id = 33")
 
 each_driver = pytest.mark.parametrize("driver", DRIVERS)
-
-
-def with_driver(url: str, driver: str, **query: str) -> str:
-    made = make_url(url).set(drivername="postgresql+" + driver.split(maxsplit=1)[0]).update_query_dict(query)
-    return made.render_as_string(hide_password=False)
-
-
-def run(driver: str, router: DatabaseRouter, work: Callable[[], Any]) -> Any:
-    """Run ``work`` as the driver needs it: in a greenlet of SQLAlchemy's for asyncio."""
-    if driver in ("psycopg", "psycopg2"):
-        return work()
-
-    async def scenario() -> Any:
-        try:
-            return await greenlet_spawn(work)
-        finally:
-            await router.aclose()
-
-    return asyncio.run(scenario())
-
-
-def sessions(driver: str, router: DatabaseRouter, use: str, **options: Any) -> Any:
-    """A synchronous session over the router's connections of the driver's kind."""
-    if driver in ("psycopg", "psycopg2"):
-        return getattr(router, use)(**options)
-    scope = getattr(router, use)(**options)
-    made = scope._make_async().sync_session
-
-    class Scope:
-        def __enter__(self) -> Any:
-            return made
-
-        def __exit__(self, kind: Any, *_: Any) -> None:
-            try:
-                if kind is None and scope._commits:
-                    made.commit()
-            finally:
-                made.close()
-
-    return Scope()
 
 
 @pytest.fixture
@@ -80,7 +39,11 @@ def router_of(servers: Servers, make_router: MakeRouter) -> Callable[..., Databa
     return make
 
 
-@pytest.mark.guarantee(PROMISE, pattern="replicas", under="psycopg, psycopg2 and asyncpg, sync and async")
+@pytest.mark.guarantee(
+    "routers and pools keep their promises with each driver",
+    pattern="replicas",
+    under="psycopg, psycopg2 and asyncpg, sync and async",
+)
 @each_driver
 def test_own_writes_are_read_from_a_replica(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -108,7 +71,7 @@ def test_own_writes_are_read_from_a_replica(
         run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("replicas", [0, 2])
 def test_read_session_refuses_writes(
@@ -127,7 +90,7 @@ def test_read_session_refuses_writes(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("use", ["read", "write", "analytics"])
 def test_deadline_ends_a_running_statement(
@@ -149,7 +112,7 @@ def test_deadline_ends_a_running_statement(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_enforced_deadline_ends_a_statement_of_another_pool(
@@ -169,7 +132,7 @@ def test_enforced_deadline_ends_a_statement_of_another_pool(
     run(driver, router_of("psycopg"), work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize("number", range(2))
 def test_statement_whose_server_is_lost_is_repeated_elsewhere(
@@ -194,7 +157,7 @@ def test_statement_whose_server_is_lost_is_repeated_elsewhere(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_read_on_a_hung_replica_is_cut_and_repeated(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -210,7 +173,7 @@ def test_read_on_a_hung_replica_is_cut_and_repeated(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_connection_lost_in_commit_is_of_unknown_outcome(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -231,7 +194,7 @@ def test_connection_lost_in_commit_is_of_unknown_outcome(
     proxy.close()
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_unreachable_replica_is_left_out(
     servers: Servers, router_of: Callable[..., DatabaseRouter], make_router: MakeRouter, driver: str
@@ -250,7 +213,7 @@ def test_unreachable_replica_is_left_out(
     run(driver, router, work)
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_state_of_a_session_does_not_reach_the_next(
     servers: Servers, router_of: Callable[..., DatabaseRouter], driver: str
@@ -279,7 +242,7 @@ def test_state_of_a_session_does_not_reach_the_next(
 # ------------------------------------------------------------------ parameters
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 def test_parameters_of_a_url_win_over_defaults(
     servers: Servers, make_router: MakeRouter, driver: str
@@ -298,12 +261,12 @@ def test_parameters_of_a_url_win_over_defaults(
                 assert session.scalar(text("show a.b")) == "x y"
         with pytest.raises(ReadOnlyError), sessions(driver, router, "read") as session:
             session.execute(BUMP)
+        eventually(lambda: router.servers()[f"127.0.0.1:{servers.replicas[0].port}/app"]["serving"])
 
     run(driver, router, work)
-    eventually(lambda: router.servers()[f"127.0.0.1:{servers.replicas[0].port}/app"]["serving"])
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("routers and pools keep their promises with each driver")
 @each_driver
 @pytest.mark.parametrize(
     ("query", "options", "shown"),
@@ -348,6 +311,11 @@ def test_driver_of_the_other_kind_is_refused(make_router: MakeRouter) -> None:
 
     with pytest.raises(SettingsError, match="psycopg2 has no asyncio"):
         asyncio.run(scenario())
+
+
+def test_driver_that_was_not_tried_is_refused(make_router: MakeRouter) -> None:
+    with pytest.raises(SettingsError, match="does not work with pg8000"):
+        make_router(("postgresql+pg8000://127.0.0.1/shop", []))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +367,7 @@ def test_sampler_gets_what_libpq_knows() -> None:
     }
 
 
-@pytest.mark.control(PROMISE)
+@pytest.mark.control("routers and pools keep their promises with each driver")
 def test_the_control_without_translation_asyncpg_refuses_the_url(servers: Servers) -> None:
     url = with_driver(servers.primary.url, "asyncpg", connect_timeout="3")
 

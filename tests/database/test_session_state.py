@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from psycopg.pq import TransactionStatus
-from sqlalchemy import event, func, make_url, select, text
+from sqlalchemy import Column, MetaData, Table, Text, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from tenfold.database import DatabaseRouter, session_state
@@ -20,7 +21,6 @@ from tenfold.errors import DeadlineExceededError, ReadOnlyError
 from tests.database.conftest import Servers
 
 MakeRouter = Callable[..., DatabaseRouter]
-PROMISE = "what a session sets does not reach the next one"
 ONE = {"engine": {"pool_size": 1, "max_overflow": 0}}  # so that the next session has the same connection
 
 
@@ -98,7 +98,8 @@ def tenants(servers: Servers) -> Iterator[Servers]:
 STATE = text(
     """select current_setting('search_path'), nullif(current_setting('app.tenant', true), ''), current_user,
        (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
-       (select count(*) from pg_prepared_statements where from_sql), (select count(*) from pg_cursors),
+       (select count(*) from pg_prepared_statements where from_sql),
+       (select count(*) from pg_cursors where name <> ''),
        current_setting('default_transaction_read_only'), current_setting('statement_timeout'),
        to_regclass('pg_temp.scratch')::text"""
 )
@@ -127,7 +128,11 @@ def state(router: DatabaseRouter, use: str, *statements: str) -> Any:
         return session.execute(STATE).one()
 
 
-@pytest.mark.guarantee(PROMISE, pattern="replicas", under="SET, roles, locks, functions, text with COMMIT")
+@pytest.mark.guarantee(
+    "what a session sets does not reach the next one",
+    pattern="replicas",
+    under="SET, roles, locks, functions, text with COMMIT",
+)
 @pytest.mark.parametrize("use", ["read", "analytics", "write"])
 @pytest.mark.parametrize("statement", SETS)
 def test_next_session_finds_no_state(
@@ -141,7 +146,7 @@ def test_next_session_finds_no_state(
     assert state(router, use, statement) == before
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("what a session sets does not reach the next one")
 @pytest.mark.parametrize("statement", SETS)
 def test_next_async_session_finds_no_state(tenants: Servers, make_router: MakeRouter, statement: str) -> None:
     primary, replicas = tenants.urls
@@ -160,7 +165,7 @@ def test_next_async_session_finds_no_state(tenants: Servers, make_router: MakeRo
     asyncio.run(scenario())
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("what a session sets does not reach the next one")
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
 def test_commit_of_a_session_that_reads_keeps_no_state(
     tenants: Servers, make_router: MakeRouter, isolation: str
@@ -176,7 +181,44 @@ def test_commit_of_a_session_that_reads_keeps_no_state(
     assert state(router, "read")[3] == 0
 
 
-@pytest.mark.control(PROMISE)
+@pytest.mark.guarantee("what a session sets does not reach the next one")
+def test_isolation_level_and_reset_of_a_session_do_not_reach_the_next(
+    tenants: Servers, make_router: MakeRouter
+) -> None:
+    primary, replicas = tenants.urls
+    router = make_router((primary, replicas[:1]), options=ONE)
+    with router.read() as session:
+        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        session.execute(text("set search_path to alpha"))
+        session.reset()
+        assert session.scalar(text("show search_path")) != "alpha"
+    session = router.get_read_session()
+    session.execute(text("set search_path to alpha"))
+    session.execute(text("prepare p as select 1"))
+    del session
+    gc.collect()
+    with router.read() as session:
+        assert session.scalar(text("show transaction_isolation")) == "read committed"
+        assert session.scalar(text("show search_path")) != "alpha"
+        assert session.connection().connection.dbapi_connection.autocommit
+        assert session.scalar(text("select count(*) from pg_prepared_statements where from_sql")) == 0
+
+
+@pytest.mark.guarantee("what a session sets does not reach the next one")
+@pytest.mark.parametrize("use", ["read", "write"])
+def test_pool_of_sqlalchemy_itself_hands_no_state_on(
+    tenants: Servers, make_router: MakeRouter, use: str
+) -> None:
+    primary, replicas = tenants.urls
+    plain = {"engine": lambda _: {"pool_size": 1, "max_overflow": 0, "pool_reset_on_return": None}}
+    router = make_router((primary, replicas[:1]), options=plain)
+    before = state(router, use)
+    for statement in SETS:
+        if use == "read" or not ("choose" in statement or statement.startswith("do ")):
+            assert state(router, use, statement) == before
+
+
+@pytest.mark.control("what a session sets does not reach the next one")
 @pytest.mark.parametrize("use", ["read", "write"])
 def test_the_control_without_tracking_the_next_session_finds_the_state(
     tenants: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, use: str
@@ -187,7 +229,7 @@ def test_the_control_without_tracking_the_next_session_finds_the_state(
     assert state(router, use, "set search_path to alpha")[0] == "alpha"
 
 
-@pytest.mark.guarantee(PROMISE)
+@pytest.mark.guarantee("what a session sets does not reach the next one")
 def test_plain_reads_and_local_settings_keep_their_connection(
     tenants: Servers, make_router: MakeRouter
 ) -> None:
@@ -259,6 +301,10 @@ def test_schema_of_a_tenant_is_chosen_by_search_path_or_translation(
     with router.read() as session:
         session.execute(text("set local search_path to alpha"))
         assert session.scalar(text("select name from plans")) == "of alpha"
+    names = select(Table("plans", MetaData(), Column("name", Text)).c.name)
+    with router.read() as session:
+        translated = names.execution_options(schema_translate_map={None: "alpha"})
+        assert session.scalar(translated) == "of alpha"
     with router.read() as session, pytest.raises(DBAPIError, match="does not exist"):
         session.execute(text("select name from plans"))
 

@@ -11,15 +11,15 @@ from typing import Any
 __all__ = [
     "SocketPoll",
     "abandon_connections",
-    "is_unsupported",
-    "refuses_positions",
+    "is_refusal",
     "server_version",
     "shut_down_socket",
     "sqlstate",
 ]
 
-_UNSUPPORTED = {"0A000", "22023", "42601", "55000"}  # not supported, a parameter, a syntax error, not now
-_NO_POSITIONS = {"42883", "0A000", "42501"}  # undefined function, not supported, not allowed
+# Classes of SQLSTATE that say nothing of a statement, only of its moment: connection, transaction, conflict,
+# resources, intervention, system. https://www.postgresql.org/docs/current/errcodes-appendix.html
+_OF_THE_MOMENT = {"08", "25", "40", "53", "57", "58"}
 
 
 # ------------------------------------------------------------------ sockets
@@ -104,14 +104,9 @@ def sqlstate(error: BaseException | None) -> str:
     return str(getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or "")
 
 
-def refuses_positions(error: BaseException) -> bool:
-    """Return whether a server said that it has no log positions, or none for this role."""
-    return sqlstate(error) in _NO_POSITIONS
-
-
-def is_unsupported(error: BaseException) -> bool:
-    """Return whether a server said that it does not know this statement, or does not do it here."""
-    return sqlstate(error) in _UNSUPPORTED
+def is_refusal(error: BaseException) -> bool:
+    """Return whether a server refused a statement for good: it will refuse it the next time, too."""
+    return sqlstate(error)[:2] not in _OF_THE_MOMENT | {""}
 
 
 def server_version(connection: Any) -> int:

@@ -19,7 +19,16 @@ from enum import IntEnum
 from functools import lru_cache, partial
 from typing import Any
 
-__all__ = ["Effect", "effect_of", "is_in_block", "may_have_state", "track_reads", "track_writes"]
+__all__ = [
+    "Effect",
+    "effect_of",
+    "execute",
+    "execute_outside_transaction",
+    "is_in_block",
+    "may_have_state",
+    "track_reads",
+    "track_writes",
+]
 
 # In a connection record's info, which is cleared when the connection ends.
 _MUST_CLOSE = "tenfold must close"
@@ -41,7 +50,7 @@ class Effect(IntEnum):
 
 _TOKEN = re.compile(
     r"""
-    (?P<skipped>  \s+ | --[^\n]* | /\*(?:(?!/\*|\*/).)*\*/ )
+    (?P<skipped>  \s+ | --[^\n]* | /\*(?:(?!/\*|\*/).)*\*/ | (?:(?:%\(\w+\)s|\$\d+)(?:::\w+)?(?:,\s*)?)+ )
   | (?P<text>     [eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' )
   | (?P<dollars>  \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$ )
   | (?P<quoted>   "(?:[^"]|"")*" )
@@ -182,9 +191,8 @@ def track_reads(engine: Any) -> None:
     """Give sessions that read a transaction once they may set state, and end it with ROLLBACK."""
     dialect = engine.dialect
     _listen(engine, _before_read)
-    rollback: Callable[[Any], None] = dialect.do_rollback
     # Nothing was written: COMMIT would only keep what was set.
-    dialect.do_rollback = dialect.do_commit = partial(_end_read, rollback)
+    dialect.do_rollback = dialect.do_commit = partial(_end_read, dialect)
 
 
 def track_writes(engine: Any) -> None:
@@ -221,17 +229,19 @@ def _before_read(_: Any, statement: str, *rest: Any) -> None:
         record.info[_BLOCK] = True
 
 
-def _end_read(rollback: Callable[[Any], None], connection: Any) -> None:
+def _end_read(dialect: Any, connection: Any) -> None:
+    rollback = type(dialect).do_rollback  # looked up each time: the probe of `tenfold measure` may wrap it
     record = connection._connection_record
     info: dict[Any, Any] = {} if record is None else record.info
     if _MAY_HAVE_STATE not in info:
-        return rollback(connection)
+        rollback(dialect, connection)
+        return
     try:
         if _BLOCK in info:
             execute(connection, "ROLLBACK")
             del info[_BLOCK]
         else:
-            rollback(connection)
+            rollback(dialect, connection)
         execute_outside_transaction(connection, "SELECT pg_advisory_unlock_all()")
         del info[_MAY_HAVE_STATE]
     except BaseException:  # a cancellation, too: the next user must not get it

@@ -16,7 +16,9 @@ postgres_url = conftest.postgres_url
 
 
 def test_query_limits_of_a_server(postgres_url: str) -> None:
-    assert query_limits_at(postgres_url) == ServerLimits(max_connections=100, reserved=3, limit=None)
+    of_asyncpg = postgres_url.replace("postgresql:", "postgresql+asyncpg:") + "?ssl=prefer&timeout=3"
+    for url in (postgres_url, of_asyncpg):
+        assert query_limits_at(url) == ServerLimits(max_connections=100, reserved=3, limit=None)
 
 
 def test_a_limit_of_the_role_counts(postgres_url: str) -> None:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,46 +14,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tenfold.database import pool_options
-from tenfold.database.pools.pgbouncer import PgBouncer, driver_options, render
+from tenfold.database.pools.pgbouncer import driver_options
 from tenfold.deadlines import deadline
 from tenfold.errors import DeadlineExceededError
-from tenfold.stack.run_as import unprivileged_account
+from tests.database.support import pgbouncer_server
+from tests.database.support.pgbouncer_server import Program, Running, run_pgbouncer
 from tests.measure import conftest
-from tests.support.waiting import eventually
 
 postgres_url = conftest.postgres_url
+program = pgbouncer_server.program
 PREPARES = (1, 22)  # from there on psycopg's prepared statements work behind it
-ANYWHERE = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian has it, off most users' PATH
-
-
-class Program(NamedTuple):
-    """An installed PgBouncer."""
-
-    path: str
-    version: tuple[int, int]
-
-
-class Running(NamedTuple):
-    """A running PgBouncer with two connections to the server."""
-
-    url: str
-    version: tuple[int, int]
-
-
-def found(name: str) -> Program | None:
-    path = shutil.which(name, path=ANYWHERE)
-    if path is None:
-        return None
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", said)
-    assert numbers is not None
-    return Program(path, (int(numbers[1]), int(numbers[2])))
-
-
-@pytest.fixture(scope="module", params=["pgbouncer", "pgbouncer-debian-13"])
-def program(request: pytest.FixtureRequest, requires_server: Callable[[Any, str], Program]) -> Program:
-    """The PgBouncer of this system, and a newer one that .ci/run unpacks."""
-    return requires_server(found(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -72,49 +36,8 @@ def behind(postgres_url: str) -> int:
         return connection.info.port
 
 
-@contextmanager
-def running(program: Program, behind: int, *changed: str) -> Iterator[Running]:
-    """Run a PgBouncer, with lines of its pgbouncer.ini ``changed``."""
-    port = conftest.free_port()
-    pooler = PgBouncer(
-        host="127.0.0.1",
-        port=behind,
-        databases={"shop": "it's"},
-        users={"pooled": "p\"w' d"},
-        max_db_connections=2,
-        listen_port=port,
-        version=program.version,
-    )
-    folder = Path(tempfile.mkdtemp(prefix="tenfold-"))
-    for file in render(pooler):
-        more = "".join(f"{line}\n" for line in changed) if file.path.suffix == ".ini" else ""
-        (folder / file.path).write_text(file.text + more)
-    account = unprivileged_account()
-    if account is not None:
-        for place in (folder, *folder.iterdir()):
-            os.chown(place, account.uid, account.gid)
-    process = subprocess.Popen(
-        [program.path, "pgbouncer.ini"],
-        cwd=folder,
-        stderr=subprocess.DEVNULL,
-        **({"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}),
-    )
-    url = f"postgresql+psycopg://pooled:p%22w%27%20d@127.0.0.1:{port}/shop"
-    try:
-        eventually(lambda: process.poll() is not None or _accepts(url))
-        yield Running(url, program.version)
-    finally:
-        process.terminate()
-        process.wait(10)
-        shutil.rmtree(folder)
-
-
-def _accepts(url: str) -> bool:
-    try:
-        psycopg.connect(url.replace("+psycopg", ""), connect_timeout=1).close()
-    except psycopg.OperationalError:
-        return False
-    return True
+def running(program: Program, behind: int, *changed: str) -> AbstractContextManager[Running]:
+    return run_pgbouncer(program, behind, *changed, databases={"shop": "it's"}, users={"pooled": "p\"w' d"})
 
 
 @pytest.fixture(scope="module")
@@ -123,20 +46,23 @@ def pooled(program: Program, behind: int) -> Iterator[Running]:
         yield pooler
 
 
-def options(pooled: Running, **changed: Any) -> dict[str, Any]:
+def options(pooled: Running, *, driver: str = "psycopg", **changed: Any) -> dict[str, Any]:
     closes = psycopg.capabilities.has_send_close_prepared()
-    matching = driver_options("psycopg", version=pooled.version, closes_prepared=closes)
-    return pool_options(pooled.url, **{"metrics": False, "timeout_s": 30.0, **matching, **changed})
+    matching = driver_options(driver, version=pooled.version, closes_prepared=closes)
+    return pool_options(
+        pooled.url.replace("psycopg", driver), **{"metrics": False, "timeout_s": 30.0, **matching, **changed}
+    )
 
 
-async def many(pooled: Running, **changed: Any) -> None:
+async def many(pooled: Running, *, driver: str = "psycopg", **changed: Any) -> None:
     """Ten clients at once, each with the same statement often enough to be prepared."""
-    engine = create_async_engine(pooled.url, **options(pooled, **changed))
+    url = pooled.url.replace("psycopg", driver)
+    engine = create_async_engine(url, **options(pooled, driver=driver, **changed))
 
     async def client() -> None:
         async with engine.connect() as connection:
             for number in range(12):
-                query = text("SELECT :number + 0 FROM pg_sleep(0.002)")
+                query = text("SELECT CAST(:number AS int) + 0 FROM pg_sleep(0.002)")
                 assert await connection.scalar(query, {"number": number}) == number
                 await connection.commit()
 
@@ -152,8 +78,9 @@ async def many(pooled: Running, **changed: Any) -> None:
 @pytest.mark.guarantee(
     "PgBouncer's clients do not disturb each other", pattern="pools", under="ten clients on two connections"
 )
-def test_many_clients_share_few_connections(pooled: Running, behind: int, postgres_url: str) -> None:
-    asyncio.run(many(pooled))
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_many_clients_share_few_connections(pooled: Running, driver: str, postgres_url: str) -> None:
+    asyncio.run(many(pooled, driver=driver))
     with psycopg.connect(postgres_url) as connection:
         query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'pooled'"
         assert (connection.execute(query).fetchone() or (0,))[0] <= 2

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tenfold.database.drivers import SocketPoll, is_unsupported, refuses_positions, server_version, sqlstate
+from tenfold.database.drivers import SocketPoll, is_refusal, server_version, sqlstate
 from tenfold.database.pools.statement_timeout import was_ended_by_deadline
 from tenfold.database.replicas.freshness import (
     FULL_POSITION_QUERY,
@@ -23,7 +23,7 @@ from tenfold.database.replicas.freshness import (
 from tenfold.database.replicas.read_counters import ReadOutcome
 from tenfold.database.replicas.servers import DatabaseServer
 from tenfold.database.session_state import may_have_state
-from tenfold.errors import DeadlineExceededError
+from tenfold.errors import DeadlineExceededError, PositionError, SettingsError
 from tenfold.positions import Token
 
 __all__ = ["REPLAY_CONFLICT", "Checkout", "ServerLostError"]
@@ -33,6 +33,10 @@ REPLAY_CONFLICT = "40001"  # a hot standby ended the statement, because replay n
 # In a connection's info, which is cleared when it ends.
 _INFO_POSITION, _INFO_POLL = "tenfold replay position", "tenfold socket poll"
 _MAX_DEAD = 100
+_BEHIND_PGBOUNCER = (
+    "PgBouncer refuses the settings that a read's connection starts with: pass options={'engine': "
+    "tenfold.database.pools.pgbouncer.driver_options(…)} to the router, for transaction mode"
+)
 
 
 class ServerLostError(Exception):
@@ -78,12 +82,15 @@ class Checkout:
 
         Raises:
             ServerLostError: none can be opened.
+            SettingsError: a PgBouncer is there, of which the router was not told.
         """
         engine = server.engine(asynchronous)
         for _ in range(_MAX_DEAD):
             try:
                 connection = engine.connect()
             except (DBAPIError, OSError) as error:  # asyncpg's is bare
+                if "unsupported startup parameter" in str(error):
+                    raise SettingsError(_BEHIND_PGBOUNCER) from error
                 raise ServerLostError(server.name) from error
             bare: Any = connection.connection
             info = bare._connection_record.info  # which `bare.info` is, after 1 µs
@@ -123,11 +130,15 @@ class Checkout:
         try:
             row = self._fetch_row(FULL_POSITION_QUERY if full or self.position is None else POSITION_QUERY)
         except BaseException as error:
-            if refuses_positions(error):
-                self.server.cluster.has_positions = False
+            if is_refusal(error) and not may_have_state(self._info):  # such as another role's
+                self.server.cluster.give_up_positions(self.server.name, error)
                 return None
             self._raise_lost(error)
-        return self._record_position(row)
+        try:
+            return self._record_position(row)
+        except (PositionError, TypeError, ValueError) as error:
+            self.server.cluster.give_up_positions(self.server.name, error)
+            return None
 
     def wait_for(self, token: Token, wait_s: float) -> bool:
         """Let the server wait until it has replayed ``token``; False when it cannot wait by itself.
@@ -144,7 +155,7 @@ class Checkout:
         try:
             self._fetch_row(wait_statement(token.position, wait_s))
         except BaseException as error:
-            if is_unsupported(error):
+            if is_refusal(error):
                 self.server.supports_wait = False
             elif sqlstate(error) != REPLAY_CONFLICT:  # which is about this once
                 self._raise_lost(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from tenfold.database.asyncpg import connect_with
 from tenfold.database.drivers import sqlstate
 from tenfold.database.pools.pool import pool_options
 from tenfold.database.pools.pool_monitor import PoolMonitorOptions
-from tenfold.database.session_state import track_reads, track_writes
+from tenfold.database.session_state import execute, track_reads, track_writes
 from tenfold.database.urls import server_name
 from tenfold.errors import CommitUnknownError, DependencyError, ReadOnlyError, SettingsError
 
@@ -29,6 +29,11 @@ EngineUse = Literal["write", "read", "analytics"]
 _READ_ONLY_SQL_TRANSACTION = "25006"
 _SQLITE_READONLY = 8
 _CONNECT_TIMEOUT_S = 3
+_SETTINGS: Mapping[EngineUse, Sequence[str]] = {
+    "write": (),
+    "read": ("default_transaction_read_only=on",),
+    "analytics": ("default_transaction_read_only=on", "statement_timeout=0"),
+}
 _POOL_OPTIONS = signature(pool_options).parameters.keys() - {"url", "metrics", "registry"}
 _LOST = {"57P01", "57P02", "57P03"}  # the server shuts down, crashed, or starts; 08 is any lost connection
 
@@ -69,7 +74,9 @@ def engine_factory(
     It calls its second argument with each connection of PostgreSQL's drivers that the engine opens.
 
     Reads run in AUTOCOMMIT: each statement has its own snapshot, as under READ COMMITTED, without the two
-    round trips of BEGIN and ROLLBACK, and a check before it really precedes that snapshot.
+    round trips of BEGIN and ROLLBACK, and a check before it really precedes that snapshot. Where timeouts are
+    set for transactions, connections are taken for PgBouncer's: it knows no settings of a session, so that
+    reads run in transactions that only read.
     """
 
     def make(asynchronous: bool, on_connect: Callable[[Any], None]) -> Engine:
@@ -78,12 +85,20 @@ def engine_factory(
         # What the driver is given here would win over the URL's, and with it over "this session only reads".
         given = arguments.pop("options", "")
         chosen["connect_args"] = arguments
-        if use != "write":
+        is_pooled = _is_pooled(url, chosen)
+        if use != "write" and is_pooled:
+            chosen["execution_options"] = {
+                **(chosen.get("execution_options") or {}),
+                "postgresql_readonly": True,
+            }
+        elif use != "write":
             chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
         if url.get_driver_name() == "asyncpg":
             arguments["async_creator_fn"] = connect_with(arguments.get("async_creator_fn"))
         _check_driver(url, asynchronous)
-        target = _prepare_url(url, use, is_primary=is_primary, given=given)
+        target = _prepare_url(
+            url, use, is_primary=is_primary, given=given, settings=() if is_pooled else _SETTINGS[use]
+        )
         engine = _async_engine(target, chosen) if asynchronous else sqlalchemy.create_engine(target, **chosen)
         if engine.dialect.name == "postgresql":
             event.listen(engine, "connect", lambda _, record: on_connect(record.driver_connection))
@@ -92,6 +107,8 @@ def engine_factory(
         event.listen(engine, "handle_error", translate)
         if engine.dialect.name == "postgresql":
             (track_writes if use == "write" else track_reads)(engine)
+        if use == "analytics" and is_pooled:
+            event.listen(engine, "begin", _lift_statement_timeout)
         if use == "write":
             _mark_commits(engine)
         elif engine.dialect.name == "sqlite":
@@ -106,8 +123,8 @@ def _check_driver(url: URL, asynchronous: bool) -> None:
         return
     if asynchronous and url.get_driver_name() == "psycopg2":
         raise SettingsError("psycopg2 has no asyncio: use `with`, or postgresql+psycopg:// in the URL")
-    if not asynchronous and url.get_driver_name() == "asyncpg":
-        raise SettingsError("asyncpg is for asyncio: use `async with`, or postgresql+psycopg:// in the URL")
+    if not asynchronous and (name := url.get_driver_name()) in ("asyncpg", "psycopg_async"):
+        raise SettingsError(f"{name} is for asyncio: use `async with`, or postgresql+psycopg:// in the URL")
 
 
 def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
@@ -118,25 +135,32 @@ def _async_engine(url: URL, options: Mapping[str, Any]) -> Engine:
     return create_async_engine(url, **options).sync_engine
 
 
-def _prepare_url(url: URL, use: EngineUse, *, is_primary: bool, given: str = "") -> URL:
-    """Add the session settings of this use to the URL, after the options that were ``given``."""
+def _is_pooled(url: URL, options: Mapping[str, Any]) -> bool:
+    """Return whether these options of an engine are those for PgBouncer in transaction mode."""
+    monitor = options.get("monitor_options")
+    is_by_transaction = isinstance(monitor, PoolMonitorOptions) and monitor.statement_timeout == "transaction"
+    return is_by_transaction and url.get_backend_name() == "postgresql"
+
+
+def _prepare_url(url: URL, use: EngineUse, *, is_primary: bool, given: str, settings: Sequence[str]) -> URL:
+    """Add the session ``settings`` of this use to the URL, after the options that were ``given``."""
     if url.get_backend_name() != "postgresql":
         return url
     more: dict[str, str] = {}
     own = url.query.get("options", "")
-    settings = [own if isinstance(own, str) else " ".join(own), given]
-    if use != "write":
-        settings.append("-c default_transaction_read_only=on")
-    if use == "analytics":
-        settings.append("-c statement_timeout=0")
-    if any(settings):
-        more["options"] = " ".join(filter(None, settings))
+    options = [own if isinstance(own, str) else " ".join(own), given, *(f"-c {each}" for each in settings)]
+    if any(options):
+        more["options"] = " ".join(filter(None, options))
     if is_primary and isinstance(url.query.get("host"), tuple):
         # Of several hosts the one that takes writes. A session that only reads is never "read-write".
         more["target_session_attrs"] = "read-write" if use == "write" else "primary"
     if not {"connect_timeout", "timeout"} & url.query.keys():
         more["connect_timeout"] = str(_CONNECT_TIMEOUT_S)
     return url.update_query_dict(more)
+
+
+def _lift_statement_timeout(connection: Any) -> None:
+    execute(connection.connection, "SET LOCAL statement_timeout = 0")
 
 
 def _set_query_only(connection: Any, _: Any) -> None:

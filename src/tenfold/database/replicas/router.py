@@ -26,6 +26,7 @@ from tenfold.database.asyncpg import libpq_parameters
 from tenfold.database.drivers import abandon_connections
 from tenfold.database.pools import monitor_thread
 from tenfold.database.pools.pool import pool_options
+from tenfold.database.pools.statement_timeout import SESSION_DRIVERS
 from tenfold.database.replicas.checkout import Checkout, ServerLostError
 from tenfold.database.replicas.consistency import ConsistencyContext, ConsistencyTracker
 from tenfold.database.replicas.engines import EngineUse, engine_factory, engine_options
@@ -115,12 +116,11 @@ class DatabaseRouter:
         self._token_s = freshness.token_s
         self._options: dict[str, Any] = {"engine": {}, "session": {}, **(options or {})}
         self._pool_options = partial(pool_options, metrics=metrics, registry=registry)
-        primary = database_url(primary_url)
+        primary, *replicas = (_check_driver(database_url(url)) for url in (primary_url, *replica_urls))
         self._cluster = Cluster(
             has_positions=primary.get_backend_name() == "postgresql", has_replicas=bool(replica_urls)
         )
         self._tracker = ConsistencyTracker(keys=keys, cluster=self._cluster, limits=freshness)
-        replicas = [database_url(url) for url in replica_urls]
         self._make_servers(primary, replicas, primary_reads)
         self._read_routing, self._report_routing = (
             ReadRouting(
@@ -376,6 +376,15 @@ def _async_session(kind: type[Session], source: ConnectionSource, options: Mappi
 
 def _record_nothing(_: Checkout, __: bool) -> None:
     """A report may be late anyway: it does not move the token."""
+
+
+def _check_driver(url: URL) -> URL:
+    if url.get_backend_name() == "postgresql" and url.get_driver_name() not in SESSION_DRIVERS:
+        raise SettingsError(
+            f"DatabaseRouter does not work with {url.get_driver_name()}: write postgresql+psycopg:// in the "
+            "URL, or postgresql+psycopg2:// or postgresql+asyncpg://"
+        )
+    return url
 
 
 def _check_options(choice: str, primary_reads: int, freshness: FreshnessLimits, health: HealthLimits) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.database.drivers import refuses_positions, shut_down_socket
+from tenfold.database.drivers import is_refusal, shut_down_socket
 from tenfold.database.psycopg import connect_async
 from tenfold.database.replicas.freshness import FULL_POSITION_QUERY, parse_answer
 from tenfold.database.replicas.servers import Cluster, DatabaseServer, HealthLimits, Lag, ServerHealth
+from tenfold.errors import PositionError
 
 __all__ = ["PositionSampler", "SampledServer"]
 
@@ -126,8 +127,8 @@ class PositionSampler:
             except asyncio.CancelledError:
                 raise
             except Exception as error:
-                if refuses_positions(error):  # then nothing is known of lag
-                    self._cluster.has_positions = False
+                if is_refusal(error) or isinstance(error, PositionError | TypeError | ValueError):
+                    self._cluster.give_up_positions(target.name, error)  # then nothing is known of lag
                     target.health.record_answer()
                 else:
                     await self._record_failure(target, error)

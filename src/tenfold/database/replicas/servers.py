@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 from tenfold.breaker import Breaker
-from tenfold.database.drivers import abandon_connections
+from tenfold.database.drivers import abandon_connections, sqlstate
 from tenfold.database.replicas.freshness import ReplayPosition
 from tenfold.positions import SEGMENT_BYTES
 
@@ -29,6 +30,8 @@ __all__ = [
     "may_serve",
     "read_order",
 ]
+
+_log = logging.getLogger("tenfold.database")
 
 # ------------------------------------------------------------------ lag and health
 
@@ -161,6 +164,19 @@ class Cluster:
     segment_bytes: int = SEGMENT_BYTES
     engine_setups: list[Callable[[Any], object]] = field(default_factory=list)
     primary_history: PrimaryHistory = field(default_factory=PrimaryHistory)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def give_up_positions(self, name: str, error: BaseException) -> None:
+        """Go on without log positions after a server refused to tell its own; logged once."""
+        with self._lock:
+            had_positions, self.has_positions = self.has_positions, False
+        if had_positions:
+            _log.warning(
+                "%s does not tell its log position (%s %s): a time after each write stands in for it",
+                name,
+                type(error).__name__,
+                sqlstate(error) or "in its answer",
+            )
 
 
 class DatabaseServer:
