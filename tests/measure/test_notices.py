@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.capacity import constant, exponential
-from benchmarks.virtual import Service
+from benchmarks.support.virtual import Service
 
 from tenfold.cli.report_text import report_lines
 from tenfold.measure.diagnosis.observer import StackObserver
