@@ -88,6 +88,22 @@ def test_objective_missed_by_the_only_request_that_was_sent_is_below() -> None:
     assert run_search(run).outcome == "below"
 
 
+def test_trial_without_counted_arrivals_has_no_verdict() -> None:
+    """At less than one arrival a second a short trial may have none after its first second."""
+    patient = MeasureSettings(objective=Objective(slow_ms=3000), budget_s=60)
+    bad, good = scripted(lambda rate: 1.0), scripted(lambda rate: 0.0)
+
+    def run(request: TrialRequest) -> Trial:
+        if request.purpose == "warm-up":
+            return bad(request)
+        if request.rate < 1 and request.purpose == "ramp":
+            return Trial(request, 3.0, 0.4, (Block(0.0, 0.5, 1, 1), Block(0.5, 2.5, 0, 0)), CALM)
+        return (bad if request.rate > 4 else good)(request)
+
+    found = run_search(run, CapacitySearch(patient))
+    assert found.outcome == "found" and found.high is not None and found.high < 8
+
+
 def test_capacity_below_one_at_a_time_is_found() -> None:
     """One at a time meets the objective, every open-loop rate that was tried misses it."""
     bad = scripted(lambda rate: 1.0)
