@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 import pytest
 from benchmarks.capacity import CASES, Case, covers, erlang_capacity, exponential, tail
 from benchmarks.virtual import Service, VirtualGenerator
@@ -102,6 +103,14 @@ def test_trial_without_counted_arrivals_has_no_verdict() -> None:
 
     found = run_search(run, CapacitySearch(patient))
     assert found.outcome == "found" and found.high is not None and found.high < 8
+
+
+def test_trial_shorter_than_the_objective_is_no_lower_bound() -> None:
+    """One server, 1 s of work, an objective of 3 s: 3 s at 1.3/s show nothing slow."""
+    generator = VirtualGenerator(Service(1, lambda rng, count: np.ones(count)), seed=2, slow_ms=3000)
+    patient = MeasureSettings(objective=Objective(slow_ms=3000), budget_s=60)
+    found = run_search(generator.run, CapacitySearch(patient))
+    assert found.low is None or found.low < 1.0
 
 
 def test_capacity_below_one_at_a_time_is_found() -> None:

@@ -360,7 +360,8 @@ class CapacitySearch:
         high = min(estimate.high * (1 + widened), max(counts.rate for counts in self._counts))
         if high <= slowest:
             return self._capacity("below", cause, high=slowest)
-        if verdict != "failed":
+        lasted_s = max(counts.seconds for counts in self._counts if counts.rate == slowest)
+        if verdict != "failed" and lasted_s - SKIP_S > self._slow_s:  # long enough for a slow arrival to show
             low = max(low, slowest)
         passed = [rate for rate, verdict in self._verdicts if verdict == "passed" and rate <= high]
         return self._capacity(
