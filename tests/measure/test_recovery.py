@@ -57,3 +57,10 @@ def test_wait_after_a_warm_up_asks_only_for_an_idle_service() -> None:
     assert rule("warm-up") == recovery.StopWhenIdle(answers=False)
     assert rule("ramp") == recovery.StopWhenIdle(answers=True)
     assert recovery.limit_s(Objective(slow_ms=5000)) == 50
+
+
+def test_one_long_task_is_enough_and_the_wait_is_long_enough_for_it() -> None:
+    request = TrialRequest(20, 3, "ramp", 1)
+    rule = recovery.wait_request(Trial(request, 3, 0, (), CALM, task_s=10.0), seconds=40).rule
+    assert rule is not None and rule.should_stop(blocks("..g")) and not rule.should_stop(blocks("..b"))
+    assert recovery.limit_s(Objective(), task_s=10.0) == 40

@@ -164,7 +164,7 @@ class Measurement:
         objective = self._settings.objective
         if self._interrupted or not recovery.is_needed(trial, objective):
             return True
-        limit_s = recovery.limit_s(objective)
+        limit_s = recovery.limit_s(objective, task_s=trial.task_s)
         seconds = min(limit_s, self._settings.budget_s - self._elapsed_s())
         if seconds < recovery.LEAST_S:
             return True

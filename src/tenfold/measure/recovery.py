@@ -18,6 +18,7 @@ from tenfold.measure.trial import Block, Trial, TrialRequest
 PROBES = 3
 PROBE_RATE = 10.0  # arrivals per second at most; each waits for the one before
 LIMIT_S, LIMIT_SLOW = 20.0, 10.0  # the longest wait: seconds, or so many times the objective's limit
+LONG_TASK_S = 2.0
 LEAST_S = 3.0  # a shorter wait would prove nothing
 UNANSWERED = "requests unanswered at the end"
 
@@ -30,11 +31,12 @@ class StopWhenIdle:
     """
 
     answers: bool
+    probes: int = PROBES
 
     def should_stop(self, blocks: Sequence[Block]) -> bool:
         """Return whether the wait is over."""
         if self.answers:
-            return is_answering(blocks)
+            return is_answering(blocks, needed=self.probes)
         return any(block.offered for block in blocks)
 
 
@@ -43,21 +45,21 @@ def is_needed(trial: Trial, objective: Objective) -> bool:
     return trial.bad_share > objective.bad_share or bool(trial.notes.get(UNANSWERED))
 
 
-def is_answering(blocks: Sequence[Block]) -> bool:
-    """Return whether the last ``PROBES`` arrivals or more all met the objective."""
+def is_answering(blocks: Sequence[Block], *, needed: int = PROBES) -> bool:
+    """Return whether the last ``needed`` arrivals or more all met the objective."""
     probes = 0
     for block in reversed(blocks):
         if block.bad:
             return False
         probes += block.good
-        if probes >= PROBES:
+        if probes >= needed:
             return True
     return False
 
 
-def limit_s(objective: Objective) -> float:
-    """The longest wait for a service, in seconds."""
-    return max(LIMIT_S, LIMIT_SLOW * objective.slow_ms / 1000)
+def limit_s(objective: Objective, *, task_s: float = 0.0) -> float:
+    """The longest wait for a service, in seconds; long tasks are waited for, the old ones and a new one."""
+    return max(LIMIT_S, LIMIT_SLOW * objective.slow_ms / 1000) + 2 * task_s
 
 
 def wait_request(trial: Trial, *, seconds: float) -> TrialRequest:
@@ -65,7 +67,8 @@ def wait_request(trial: Trial, *, seconds: float) -> TrialRequest:
     refused = sum(block.refused for block in trial.blocks)
     answers = trial.request.purpose != "warm-up" or bool(trial.good and refused)
     idle_s = seconds / 2 if answers else seconds
-    rule = StopWhenIdle(answers)
+    # A long task sends for as long as several short ones.
+    rule = StopWhenIdle(answers, 1 if trial.task_s > LONG_TASK_S else PROBES)
     return TrialRequest(PROBE_RATE, seconds, "wait", trial.request.seed, rule=rule, settle_s=idle_s)
 
 

@@ -39,7 +39,8 @@ class Block:
     refused: int = 0
     unsent: int = 0
     late: int = 0  # started later than 5 % of the objective although a user was free: the generator's fault
-    in_flight: int = 0  # arrivals due and not finished when the block ended
+    # When the block ended: requests under way, and due arrivals that no user had started. Not tasks.
+    in_flight: int = 0
     silent: int = 0
 
     @property

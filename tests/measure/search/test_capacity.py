@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 import pytest
 from benchmarks.capacity import CASES, Case, covers, erlang_capacity, exponential, tail
 from benchmarks.support.virtual import Service, VirtualGenerator
@@ -87,6 +88,30 @@ def test_objective_missed_by_the_only_request_that_was_sent_is_below() -> None:
         return Trial(request, 10.5, 0.4, blocks, CALM)
 
     assert run_search(run).outcome == "below"
+
+
+def test_trial_without_counted_arrivals_has_no_verdict() -> None:
+    """At less than one arrival a second a short trial may have none after its first second."""
+    patient = MeasureSettings(objective=Objective(slow_ms=3000), budget_s=60)
+    bad, good = scripted(lambda rate: 1.0), scripted(lambda rate: 0.0)
+
+    def run(request: TrialRequest) -> Trial:
+        if request.purpose == "warm-up":
+            return bad(request)
+        if request.rate < 1 and request.purpose == "ramp":
+            return Trial(request, 3.0, 0.4, (Block(0.0, 0.5, 1, 1), Block(0.5, 2.5, 0, 0)), CALM)
+        return (bad if request.rate > 4 else good)(request)
+
+    found = run_search(run, CapacitySearch(patient))
+    assert found.outcome == "found" and found.high is not None and found.high < 8
+
+
+def test_trial_shorter_than_the_objective_is_no_lower_bound() -> None:
+    """One server, 1 s of work, an objective of 3 s: 3 s at 1.3/s show nothing slow."""
+    generator = VirtualGenerator(Service(1, lambda rng, count: np.ones(count)), seed=2, slow_ms=3000)
+    patient = MeasureSettings(objective=Objective(slow_ms=3000), budget_s=60)
+    found = run_search(generator.run, CapacitySearch(patient))
+    assert found.low is None or found.low < 1.0
 
 
 def test_capacity_below_one_at_a_time_is_found() -> None:

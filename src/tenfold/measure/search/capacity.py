@@ -151,6 +151,7 @@ class CapacitySearch:
         self._trials: list[Trial] = []
         self._counts: list[TrialCounts] = []
         self._verdicts: list[tuple[float, RateVerdict]] = []
+        self._verdict: RateVerdict = "undecided"  # on the newest trial, counted or not
         self._spent_s, self._asked, self._settling_s = 0.0, 0, 0.5
         self._stopped_by: StopCause = "budget"
         self._objective_missed = self._alone_passed = False
@@ -264,7 +265,7 @@ class CapacitySearch:
             trial = yield from self._run(min(rate, self._ceiling), RAMP_S, "ramp", StopWhenOverloaded())
             if trial is None:
                 return low, None, 0.0
-            if self._verdicts[-1][1] == "failed":
+            if self._verdict == "failed":
                 return low, rate, (trial.offered - trial.blocks[-1].in_flight) / trial.seconds
             low = trial.request.rate
             if low >= self._ceiling:
@@ -283,7 +284,7 @@ class CapacitySearch:
             guess = 0.0
             if (yield from self._run(rate, SEARCH_S, "search", rule)) is None:
                 return
-            verdict = self._verdicts[-1][1]
+            verdict = self._verdict
             if verdict == "undecided":
                 return
             low, high = (rate, high) if verdict == "passed" else (low, rate)
@@ -330,14 +331,18 @@ class CapacitySearch:
         return TrialRequest(rate, seconds, purpose, self._settings.seed * 10_000 + self._asked, rule)
 
     def _count(self, trial: Trial) -> None:
+        self._verdict = "undecided"
         counted = skip_start(trial.blocks, skip_s=SKIP_S)
         counts = join_blocks(counted, seconds=1.0)
         if trial.generator.is_limited() or not sum(count.offered for count in counts):
             return
         backlog = uncompleted(counted, achieved_share=self._objective.achieved_share)
         self._counts.append(TrialCounts(trial.request.rate, trial.seconds, _add_bad(counts, backlog)))
-        verdict = "failed" if backlog or not self._recovered else self._test.decide(counted)
-        self._verdicts.append((trial.request.rate, verdict))
+        if backlog or not self._recovered:
+            self._verdict = "failed"
+        else:
+            self._verdict = self._test.decide(counted)
+        self._verdicts.append((trial.request.rate, self._verdict))
 
     def _estimate(self) -> CapacityEstimate:
         return estimate_capacity(
@@ -355,7 +360,8 @@ class CapacitySearch:
         high = min(estimate.high * (1 + widened), max(counts.rate for counts in self._counts))
         if high <= slowest:
             return self._capacity("below", cause, high=slowest)
-        if verdict != "failed":
+        lasted_s = max(counts.seconds for counts in self._counts if counts.rate == slowest)
+        if verdict != "failed" and lasted_s - SKIP_S > self._slow_s:  # long enough for a slow arrival to show
             low = max(low, slowest)
         passed = [rate for rate, verdict in self._verdicts if verdict == "passed" and rate <= high]
         return self._capacity(
