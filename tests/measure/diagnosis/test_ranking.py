@@ -389,6 +389,12 @@ def test_connection_churn_names_its_line_and_cause(
     assert ("pool_size" in found.remedy) == remedy.startswith("raise pool_size")
 
 
+def test_connection_churn_does_not_follow_from_slow_statements() -> None:
+    analysis = rank(evidence(statements=(REPEATED, CONNECT), pools=(), pool_kinds=("NullPool",)))
+    churn = next(one for one in analysis if one.title == "many requests open a new connection")
+    assert churn.follows_from == () and "NullPool" in churn.remedy
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

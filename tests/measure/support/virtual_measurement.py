@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from benchmarks.virtual import Floats, VirtualGenerator
 
+from tenfold.measure import measurement
 from tenfold.measure.diagnosis.observer import StackObserver
 from tenfold.measure.load import histogram
-from tenfold.measure.measurement import Measurement
 from tenfold.measure.report.report import Report
 from tenfold.measure.settings import MeasureSettings, Objective
 from tenfold.measure.trial import Endpoint, Trial, TrialRequest
@@ -58,14 +59,15 @@ def measure(
     *,
     inside: StackObserver | None = None,
 ) -> Report:
-    """Measure the generator's service."""
-    return Measurement(
-        settings or MeasureSettings(),
-        generator,  # type: ignore[arg-type]  # its on_block is not called
-        service="virtual",
-        target="virtual:",
-        inside=inside,
-    ).run()
+    """Measure the generator's service, on the generator's clock."""
+    with mock.patch.object(measurement, "time", mock.Mock(monotonic=lambda: generator._now)):
+        return measurement.Measurement(
+            settings or MeasureSettings(),
+            generator,  # type: ignore[arg-type]  # its on_block is not called
+            service="virtual",
+            target="virtual:",
+            inside=inside,
+        ).run()
 
 
 def observer(address: Path) -> StackObserver:
