@@ -246,7 +246,7 @@ def test_statements_of_one_loop_are_one_bottleneck() -> None:
     assert found.title == "N+1 in GET /orders"
     assert found.where == "app.py:7"  # the costliest
     assert found.share == pytest.approx(8 * 0.5 / 8)
-    assert "so do 7 more statements, at app.py:6, app.py:5 …" in found.evidence
+    assert "as do 7 more, at app.py:6, app.py:5 …" in found.evidence
 
 
 def test_line_that_several_routes_share_is_one_bottleneck() -> None:

@@ -123,7 +123,7 @@ def _n_plus_one(observed: Observations, uses: list[StatementStats]) -> Bottlenec
         evidence=(
             f"one statement runs {use.repetitions_mean:.0f} times per request, "
             f"at most {use.executions_max}, in {use.repeating_requests} of {use.requests} requests",
-            *((f"so do {len(others)} more statements{more}",) if others else ()),
+            *((f"{'as do' if others[1:] else 'as does'} {len(others)} more{more}",) if others else ()),
             _executions(*uses),
             abbreviate(use.fingerprint),
         ),
