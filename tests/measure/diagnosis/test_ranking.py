@@ -246,7 +246,7 @@ def test_statements_of_one_loop_are_one_bottleneck() -> None:
     assert found.title == "N+1 in GET /orders"
     assert found.where == "app.py:7"  # the costliest
     assert found.share == pytest.approx(8 * 0.5 / 8)
-    assert "so do 7 more statements, at app.py:6, app.py:5 …" in found.evidence
+    assert "as do 7 more, at app.py:6, app.py:5 …" in found.evidence
 
 
 def test_line_that_several_routes_share_is_one_bottleneck() -> None:
@@ -387,6 +387,12 @@ def test_connection_churn_names_its_line_and_cause(
     (found,) = rank(evidence(statements=(CONNECT,), pools=pools, pool_kinds=kinds))
     assert (found.where, remedy in found.remedy) == (where, True)
     assert ("pool_size" in found.remedy) == remedy.startswith("raise pool_size")
+
+
+def test_connection_churn_does_not_follow_from_slow_statements() -> None:
+    analysis = rank(evidence(statements=(REPEATED, CONNECT), pools=(), pool_kinds=("NullPool",)))
+    churn = next(one for one in analysis if one.title == "many requests open a new connection")
+    assert churn.follows_from == () and "NullPool" in churn.remedy
 
 
 @pytest.mark.parametrize(

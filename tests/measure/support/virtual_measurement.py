@@ -60,8 +60,7 @@ def measure(
     inside: StackObserver | None = None,
 ) -> Report:
     """Measure the generator's service, on the generator's clock."""
-    clock = mock.Mock(monotonic=lambda: generator._now)
-    with mock.patch.object(measurement, "time", clock):
+    with mock.patch.object(measurement, "time", mock.Mock(monotonic=lambda: generator._now)):
         return measurement.Measurement(
             settings or MeasureSettings(),
             generator,  # type: ignore[arg-type]  # its on_block is not called

@@ -13,7 +13,16 @@ from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.explain import Plan
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.resources import Resources
-from tenfold.measure.diagnosis.rules import CAUSE, IN_USE, RULES, SMALL, Observations, Rule, abbreviate
+from tenfold.measure.diagnosis.rules import (
+    CAUSE,
+    CHURN_TITLE,
+    IN_USE,
+    RULES,
+    SMALL,
+    Observations,
+    Rule,
+    abbreviate,
+)
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
 
@@ -36,7 +45,7 @@ def rank(
     steps = OptionalSteps()
     found = [one for one in _apply_rules(observed, steps) if one.share is None or one.share >= SMALL]
     later = _consequences(observed, found)
-    found.sort(key=lambda one: (one.kind in later, -_weight(one), _SEVERITY[one.severity]))
+    found.sort(key=lambda one: (_is_later(one, later), -_weight(one), _SEVERITY[one.severity]))
     return Analysis(
         tuple(_with_causes(_most_important(found), later)), (*_not_measured(observed), *steps.failures)
     )
@@ -73,12 +82,17 @@ def _consequences(observed: Observations, found: Sequence[Bottleneck]) -> set[st
     return {"Threads", "CPU"} | ({"Connection Pool"} if observed.used_share >= IN_USE else set())
 
 
+def _is_later(one: Bottleneck, later: set[str]) -> bool:
+    # New connections do not follow from slow statements, although both are about the pool.
+    return one.kind in later and one.title != CHURN_TITLE
+
+
 def _with_causes(found: Sequence[Bottleneck], later: set[str]) -> Iterator[Bottleneck]:
     """Name the causes of each consequence, and advise to fix and measure those first."""
     causes = tuple(rank for rank, one in enumerate(found, 1) if one.kind == "Database")[:3]
     ranks = " and ".join(filter(None, (", ".join(map(str, causes[:-1])), "".join(map(str, causes[-1:])))))
     for one in found:
-        if one.kind in later and causes:
+        if _is_later(one, later) and causes:
             what = "enlarge it" if one.kind == "Connection Pool" else "add more"
             remedy = f"follows from {ranks}: fix that and measure again before you {what}"
             yield replace(one, follows_from=causes, remedy=remedy)

@@ -18,6 +18,7 @@ from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, PoolStats, Sta
 
 FEW = 10  # executions: fewer of them are not critical, whatever they took
 CHURN = 0.05  # of the requests: as many new connections, or engines, are worth a line
+CHURN_TITLE = "many requests open a new connection"
 MANY_POOLS = 500  # from one line; the probes count no more than 1,000
 STALLED_S = 2.0  # no request of any route finishes: they wait for one another …
 HANGS_S, HANGS_ALONE_S = 3.0, 10.0  # … for this long, or this long while others finish, …
@@ -122,7 +123,7 @@ def _n_plus_one(observed: Observations, uses: list[StatementStats]) -> Bottlenec
         evidence=(
             f"one statement runs {use.repetitions_mean:.0f} times per request, "
             f"at most {use.executions_max}, in {use.repeating_requests} of {use.requests} requests",
-            *((f"so do {len(others)} more statements{more}",) if others else ()),
+            *((f"{'as do' if others[1:] else 'as does'} {len(others)} more{more}",) if others else ()),
             _executions(*uses),
             abbreviate(use.fingerprint),
         ),
@@ -255,7 +256,7 @@ def connection_churn(observed: Observations) -> Iterator[Bottleneck]:
     where, remedy = _churn_cause(observed, uses)
     yield Bottleneck(
         kind="Connection Pool",
-        title="many requests open a new connection",
+        title=CHURN_TITLE,
         severity=severity(share),
         where=where or None,
         share=share,
