@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Store", "StoredPayload", "is_tls_error"]
+__all__ = ["Store", "StoredPayload"]
 
 
 @dataclass(frozen=True, slots=True)
