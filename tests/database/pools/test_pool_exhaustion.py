@@ -148,7 +148,7 @@ def test_holding_thread_is_located(engine_of: Callable[..., Engine]) -> None:
             taken.set()
             done.wait()  # mark: holding
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     taken.wait()
     with pytest.raises(PoolTimeoutError, match=f"now at {line(__file__, 'holding')}"):
