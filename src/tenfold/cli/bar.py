@@ -106,7 +106,8 @@ class Bar:
             total=progress.budget_s,
             visible=True,
         )
-        self._log(progress.phase, progress.elapsed_s, status(progress, width=WIDTH))
+        if progress.phase != "wait":  # a few seconds between two trials
+            self._log(progress.phase, progress.elapsed_s, status(progress, width=WIDTH))
 
     def _log(self, phase: str, elapsed_s: float, text: str) -> None:
         last, at = self._logged
