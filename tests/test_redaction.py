@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from tenfold.cli.doctor import check_connections
-from tenfold.database import DatabaseRouter
+from tenfold.database import DatabaseRouter, pool_options
 from tenfold.database.urls import database_url, libpq_url, server_name
 from tenfold.errors import SettingsError, TargetError
 from tenfold.measure.load.target import require_loopback, without_credentials
@@ -47,6 +47,11 @@ def ignoring_refusals(call: Callable[[], object]) -> str:
         return str(error)
 
 
+def pool_name(url: str) -> str:
+    """Return the options of a pool, with its name in metrics and errors."""
+    return repr(pool_options(url))
+
+
 @pytest.mark.guarantee(
     "no password of a URL shows in a server's name, a metric's label or an error",
     pattern="pools",
@@ -62,6 +67,7 @@ def test_database_names_and_errors_show_no_password(password: str, hosts: str) -
             text = f"postgresql://{start}{written}@{hosts}/shop"
             assert MARK not in ignoring_refusals(lambda text=text: server_name(database_url(text)))
             assert MARK not in ignoring_refusals(lambda text=text: database_url(text))
+            assert MARK not in ignoring_refusals(lambda text=text: pool_name(text))
             try:
                 url = make_url(text)
             except (ArgumentError, ValueError):  # SQLAlchemy itself refuses it

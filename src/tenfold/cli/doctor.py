@@ -60,17 +60,10 @@ def check_connections(settings: Settings) -> Finding:
 
     database = settings.database
     try:
-        limits = budget.query_limits_at(_parsed(database.url)) if database.url else database.limits
+        limits = budget.query_limits_at(database.url) if database.url else database.limits
     except TenfoldError as error:
         return Finding(budget.CHECK, str(error), Verdict.FAIL)
     return budget.check_budget(database.fleet, limits)
-
-
-def _parsed(url: str) -> str:
-    """Return the URL as SQLAlchemy reads it; one with a misread password is refused without showing it."""
-    from tenfold.database.urls import database_url
-
-    return database_url(url).render_as_string(hide_password=False)
 
 
 def inspect_tools(settings: Settings) -> list[ToolStatus]:

@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from error
 
-__all__ = ["database_url", "libpq_url", "server_name"]
+__all__ = ["database_url", "libpq_url", "parse_url", "server_name"]
 
 # User and password as SQLAlchemy finds them; atomic, so that no part of them is taken for a host.
 _URL = re.compile(
@@ -27,7 +27,19 @@ _HOST_AND_PORT = re.compile(r"(?P<host>\[[^]]*\]|[^:]*)(?::(?P<port>\d*))?")
 
 
 def database_url(text: str | URL) -> URL:
-    """Parse ``text`` to SQLAlchemy's URL, with psycopg as the driver for PostgreSQL.
+    """Parse ``text`` as :func:`parse_url` does, with psycopg as the driver for PostgreSQL.
+
+    Raises:
+        SettingsError: as :func:`parse_url`.
+    """
+    url = parse_url(text)
+    if url.drivername in ("postgres", "postgresql"):
+        return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def parse_url(text: str | URL) -> URL:
+    """Parse ``text`` to SQLAlchemy's URL.
 
     ``postgresql://user@one:5432,two:5432/shop``, as libpq writes several hosts, is accepted too.
 
@@ -43,8 +55,6 @@ def database_url(text: str | URL) -> URL:
         ) from None
     if not isinstance(text, str) and _may_show_password(url):
         raise _misread()
-    if url.drivername in ("postgres", "postgresql"):
-        return url.set(drivername="postgresql+psycopg")
     return url
 
 

@@ -191,26 +191,24 @@ def query_limits_at(url: str) -> ServerLimits:
     """
     try:
         import psycopg
-        from sqlalchemy import create_engine, make_url
-        from sqlalchemy.exc import ArgumentError, DBAPIError
+        from sqlalchemy import create_engine
+        from sqlalchemy.exc import DBAPIError
         from sqlalchemy.pool import NullPool
+
+        from tenfold.database.urls import parse_url
     except ImportError:
         raise DependencyError(
             "asking a database needs SQLAlchemy and psycopg, which are not installed: "
             "pip install 'tenfold[database]'"
         ) from None
     try:
-        given = make_url(url)
+        given = parse_url(url)
         target = given.set(drivername="postgresql+psycopg", query=libpq_parameters(given.query))
         options: dict[str, Any] = {"application_name": "tenfold doctor"}
         if "connect_timeout" not in target.query:
             options["connect_timeout"] = CONNECT_TIMEOUT_S
         with create_engine(target, poolclass=NullPool, connect_args=options).connect() as connection:
             return query_limits(connection)
-    except ArgumentError:
-        raise SettingsError(
-            "database.url is no URL; it has to be like postgresql://user@host/database"
-        ) from None
     except DBAPIError as error:
         why = " ".join(str(error.orig).split())[:300]
         assert isinstance(error.orig, psycopg.Error)

@@ -26,14 +26,14 @@ from tenfold.database.pools.pool_monitor import (
     track_statements,
 )
 from tenfold.database.pools.statement_timeout import SESSION_DRIVERS, StatementTimeouts
-from tenfold.database.urls import server_name
+from tenfold.database.urls import parse_url, server_name
 from tenfold.deadlines import check_deadline, remaining_s
 from tenfold.errors import DeadlineExceededError, DependencyError, PoolExhaustedError
 from tenfold.metrics import POOL_SIZE, instrument
 from tenfold.types import Finding
 
 try:
-    from sqlalchemy import URL, exc, make_url
+    from sqlalchemy import URL, exc
     from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, QueuePool
     from sqlalchemy.pool.base import _ConnectionRecord
     from sqlalchemy.util import queue
@@ -99,8 +99,9 @@ def pool_options(  # noqa: PLR0913 - one place for every option of a pool
 
     Raises:
         DependencyError: metrics are wanted and prometheus-client is not installed.
+        SettingsError: the URL cannot be read; its text is not shown.
     """
-    target = make_url(url)
+    target = parse_url(url)
     if max_waiting is None:
         max_waiting = (pool_size + max_overflow) * budget.WAITERS_PER_CONNECTION
     monitor_options = PoolMonitorOptions(
