@@ -46,8 +46,6 @@ def test_a_service_does_not_start_when_its_fleet_does_not_fit(postgres_url: str)
 
 @pytest.mark.parametrize("url", ["", "nonsense", "postgresql://shop:hunter2@127.0.0.1:1/shop"])
 def test_error_of_an_unreachable_server_hides_the_password(url: str) -> None:
-    with pytest.raises(
-        SettingsError, match=r"cannot be read|cannot be asked: "
-    ) as caught:
+    with pytest.raises(SettingsError, match=r"cannot be read|cannot be asked: ") as caught:
         query_limits_at(url)
     assert "hunter2" not in str(caught.value)
