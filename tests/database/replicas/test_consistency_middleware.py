@@ -99,7 +99,7 @@ def missed(servers: Servers, make_router: MakeRouter, *, consistent: bool) -> in
 
 
 @pytest.mark.guarantee(
-    "nobody misses their own write through an ASGI app, and in its tasks",
+    "every client sees its own writes through an ASGI app, and in its tasks",
     pattern="replicas",
     under="a replica held back, several instances",
 )
@@ -107,7 +107,7 @@ def test_visitor_reads_own_write_on_every_instance(servers: Servers, make_router
     assert missed(servers, make_router, consistent=True) == 0
 
 
-@pytest.mark.control("nobody misses their own write through an ASGI app, and in its tasks")
+@pytest.mark.control("every client sees its own writes through an ASGI app, and in its tasks")
 def test_the_control_without_the_middleware_reads_are_stale(
     servers: Servers, make_router: MakeRouter
 ) -> None:
@@ -245,7 +245,7 @@ def test_commit_after_the_answer_began_is_logged(local: DatabaseRouter, caplog: 
     assert caplog.text.count("after the answer had begun") == 1
 
 
-@pytest.mark.guarantee("nobody misses their own write through an ASGI app, and in its tasks")
+@pytest.mark.guarantee("every client sees its own writes through an ASGI app, and in its tasks")
 def test_a_task_reads_what_its_request_wrote(servers: Servers, make_router: MakeRouter) -> None:
     web, worker = make_router(servers.urls), make_router(servers.urls)
     with servers.hold_back(servers.replicas[0], 300):
