@@ -12,10 +12,9 @@ is not slowness of the core.
 from __future__ import annotations
 
 import random
-import threading
 import time
-from types import TracebackType
-from typing import Self
+
+from tenfold.measure.diagnosis.sampling_thread import SamplingThread
 
 INTERVAL_S = 0.5
 OBJECTS = 4_000
@@ -23,23 +22,12 @@ REPEATS = 3  # the fastest of three counts: an interrupt is not slowness
 FEWEST = 20  # timings for which a spread is given
 
 
-class SpeedGauge:
+class SpeedGauge(SamplingThread):
     """Time the work twice a second while entered; costs about 0.5 % of a core."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tenfold-speed", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(5.0)
+        super().__init__(name="tenfold-speed")
 
     @property
     def spread(self) -> float | None:
@@ -49,7 +37,7 @@ class SpeedGauge:
     def _run(self) -> None:
         shuffle = random.Random(1)  # noqa: S311 - the same work every time, not a secret
         objects = [(shuffle.random(), str(number)) for number in range(OBJECTS)]
-        while not self._stop.wait(INTERVAL_S):
+        while not self._stopping.wait(INTERVAL_S):
             self._seconds.append(min(_time_work(objects) for _ in range(REPEATS)))
 
 

@@ -8,13 +8,11 @@ resources = sampler.series().between(t0, t1)     # time.monotonic()
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import psutil
@@ -22,6 +20,7 @@ import psutil
 from tenfold.errors import MeasurementError
 from tenfold.measure.diagnosis import processes
 from tenfold.measure.diagnosis.processes import Process
+from tenfold.measure.diagnosis.sampling_thread import SamplingThread
 
 SAMPLES = 20_000  # kept; nearly three hours at twice a second
 FEW = 4  # samples; a shorter trial has no mean of its own
@@ -117,7 +116,7 @@ class Resources(msgspec.Struct, frozen=True):
         return MachineStats(_mean(seen), _max(seen)) if seen else None
 
 
-class ResourceSampler:
+class ResourceSampler(SamplingThread):
     """Sample groups of process trees on a thread while entered.
 
     Args:
@@ -137,18 +136,7 @@ class ResourceSampler:
         self._not_measured: dict[str, str] = {}
         if not Path("/proc/pressure/cpu").exists():
             self._not_measured["pressure (PSI)"] = "this kernel does not report it"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tenfold-resources", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(10.0)
+        super().__init__(name="tenfold-resources")
 
     def series(self) -> Resources:
         """Return everything sampled so far."""
@@ -160,7 +148,7 @@ class ResourceSampler:
 
     def _run(self) -> None:
         before = self._read_counters()
-        while not self._stop.wait(self._interval_s):
+        while not self._stopping.wait(self._interval_s):
             now = self._read_counters()
             self._samples.append(
                 Sample(

@@ -48,7 +48,6 @@ LOGIN_TIMEOUT_S = 30.0
 GRACE_S = 20.0
 INTERRUPT_S = 3.0
 CALIBRATION_S = 1.5
-NEAR_CEILING = 0.7
 # Arrivals without a request are left out; above this share, and this number, nothing can be concluded.
 SILENT_SHARE = 0.05
 LEAST_SILENT = 5
@@ -95,7 +94,6 @@ class Generator:
         self._settings = settings
         self._owned = owned
         self._cwd = cwd
-        self._ceiling = 0.0
         self._longest_s = TASK_LIMIT_S  # that a task may take, and load before what is counted
         self._judged = 0  # arrivals with a result, in all trials
         self._silent: Counter[str] = Counter()
@@ -191,17 +189,7 @@ class Generator:
         """
         with _echo_server() as url:
             done = self._ask(Calibrate(url, CALIBRATION_S), CalibrationDone, CALIBRATION_S + GRACE_S)
-        self._ceiling = done.rate
         return done.rate
-
-    def advice(self, rate: float) -> str:
-        """One sentence when ``rate`` is near the calibrated ceiling, else an empty string."""
-        if not self._ceiling or rate < NEAR_CEILING * self._ceiling:
-            return ""
-        start = f"one generator sends at most {self._ceiling:,.0f} arrivals a second with {self.client}"
-        if self.client == "HttpUser":
-            return f"{start}; let its users inherit from FastHttpUser, which sends several times as many"
-        return f"{start}; at {rate:,.0f} the result is limited by the generator"
 
     def _load_scenario(self, path: Path) -> None:
         self._process.send(

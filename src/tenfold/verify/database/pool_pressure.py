@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
 
 from tenfold.database.psycopg import query_value
 from tenfold.errors import TargetError
+from tenfold.measure.diagnosis.sampling_thread import SamplingThread
 from tenfold.settings import Settings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Server, Stack, Verdict
@@ -101,30 +101,24 @@ def _status(reader: UserAgent, line: str) -> int:
     return _REFUSED if answer.status == 503 and answer.header("Retry-After") else answer.status
 
 
-class ConnectionPeak:
+class ConnectionPeak(SamplingThread):
     """The most connections of the service to each server during a ``with`` block, by polling."""
 
     def __init__(self, servers: Sequence[Server]) -> None:
         self.most = {server.name: 0 for server in servers}
         self._servers = servers
         self._error: Exception | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="connections", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+        super().__init__(name="connections", join_s=_TIMEOUT_S)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()
-        self._thread.join(_TIMEOUT_S)
+        super().__exit__(kind, error, trace)
         if self._error is not None and error is None:
             why = " ".join(str(self._error).split())
             raise TargetError(f"the connections could not be counted: {why}") from self._error
 
-    def _poll(self) -> None:
+    def _run(self) -> None:
         try:
             while not self._stopping.wait(_POLL_S):
                 self._count()

@@ -345,10 +345,6 @@ def test_open_and_closed_trials_can_follow_each_other(generator: Make, request_f
     assert one.run(request_for(duration_s=0.5)).good > 0
 
 
-def test_calibration_returns_a_rate_and_advises_the_faster_client(generator: Make) -> None:
+def test_calibration_returns_a_rate(generator: Make) -> None:
     one = generator(visiting("/fast").replace("FastHttpUser", "HttpUser"))
-    assert one.advice(1e9) == ""
-    ceiling = one.calibrate()
-    assert 50 < ceiling < 50_000
-    assert "FastHttpUser" in one.advice(ceiling)
-    assert one.advice(ceiling / 10) == ""
+    assert 50 < one.calibrate() < 50_000
