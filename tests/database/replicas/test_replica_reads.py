@@ -123,7 +123,8 @@ def test_reads_are_monotonic(servers: Servers, make_router: MakeRouter) -> None:
 @pytest.mark.control("reads never go back in time")
 def test_the_control_without_monotonic_reads_they_go_back(servers: Servers, make_router: MakeRouter) -> None:
     with servers.hold_back(servers.replicas[0], 60):
-        assert went_back(servers, make_router, monotonic=False, reads=150) > 0
+        # Replicas are drawn at random, and on a busy machine one may be left out for a while.
+        assert any(went_back(servers, make_router, monotonic=False, reads=150) for _ in range(5))
 
 
 def snapshots(
