@@ -116,6 +116,13 @@ def test_hot_key_is_the_reason_under_hash() -> None:
     assert "150 of its 250 are for /product/7" in finding.claim
 
 
+def test_few_other_requests_may_be_uneven_by_chance_beside_a_hot_key() -> None:
+    found = loads({A: 6, B: 22, C: 12}, paths=20)
+    found[B].paths["/product/7"] += 120
+    found[B].seconds += [0.01] * 120
+    assert reason(judge(found, method="hash")) == ("hot key", "app 2")
+
+
 @pytest.mark.control("uneven load on a running stack is found with its reason")
 def test_surplus_of_many_keys_is_not_blamed_on_one() -> None:
     found = loads({A: 100, B: 300, C: 100}, paths=50)

@@ -216,13 +216,25 @@ def _uneven_counts(
     paths = loads[address].paths if address in loads else Counter[str]()
     if len(paths) > 1 and excess[address] > 0:
         path, count = paths.most_common(1)[0]
-        if (counts[address] - count) <= (1 + _TOLERANCE) * share * (total - count):
+        if _explains(count, address, counts, weights):
             claim += f"; {count} of its {counts[address]} are for {path}"
             remedy = 'cache what this key answers, split the key, or set balancing.method = "least_conn"'
             numbers |= {"key": path, "key_requests": count}
             return Fault(Reason.HOT_KEY, address, claim, remedy, numbers)
     remedy = "compare balancing.weights with what nginx runs, and look for failed instances in its log"
     return Fault(Reason.UNKNOWN, address, f"{claim}, p = {p:.2g}", remedy, numbers)
+
+
+def _explains(hot: int, address: str, counts: Mapping[str, int], weights: Mapping[str, int]) -> bool:
+    """Return whether one key is half of an instance's surplus, and the rest as even as chance makes it."""
+    total, parts = sum(counts.values()), sum(weights.values())
+    share = weights[address] / parts
+    if hot < (counts[address] - share * total) / 2:
+        return False
+    rest = {one: count - hot * (one == address) for one, count in counts.items()}
+    expected = [(total - hot) * weights[one] / parts for one in rest]
+    even = rest[address] <= (1 + _TOLERANCE) * share * (total - hot)
+    return even or _chance(list(rest.values()), expected) >= CHANCE
 
 
 def _chance(counts: Sequence[int], expected: Sequence[float]) -> float:
