@@ -11,6 +11,7 @@ import tenfold
 
 # A package that is not listed exports nothing.
 PACKAGES: dict[str, list[str]] = {
+    "tenfold.caching": ["InvalidationLog", "QueryCache"],
     "tenfold.cli": ["main"],
     "tenfold.database": [
         "ConsistencyMiddleware",
@@ -60,6 +61,8 @@ PACKAGES: dict[str, list[str]] = {
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {
+    "tenfold.commits": ["after_commit", "find_action", "sync_session"],
+    "tenfold.personal": ["note_personal_read", "watch_personal_reads"],
     "tenfold.balancing.health": ["Health", "HealthMiddleware"],
     "tenfold.asgi": [
         "ASGIApp",

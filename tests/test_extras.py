@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 MODULES = {
     "measure": ("tenfold.measure", "tenfold.cli", "tenfold.metrics"),
     "redis": ("tenfold.redis_pool", "tenfold.sessions.stores.redis", "tenfold.overload.redis"),
+    "caching": ("tenfold.caching", "tenfold.commits"),
     "encryption": ("tenfold.signing", "tenfold.sessions.cookie_sessions"),
     "database": (
         "tenfold.database",

@@ -166,6 +166,21 @@ REPLICA_SERVING = Metric(
     "1 if the replica receives reads, else 0.",
     multiprocess_mode="livemin",
 )
+# The query cache, by function: "module.name".
+CACHE_LOOKUPS = Metric(
+    "tenfold_cache_lookups_total",
+    "counter",
+    ("function", "outcome"),
+    "Lookups of the query cache: memory, redis and coalesced are hits, load is a miss, error a load "
+    "without Redis.",
+)
+CACHE_LOAD_SECONDS = Metric(
+    "tenfold_cache_load_seconds",
+    "histogram",
+    ("function",),
+    "Time that a cached function took when it was called.",
+    _POOL_BUCKETS,
+)
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))
 
 # ------------------------------------------------------------------ registry

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from tenfold.errors import SessionEndedError, SessionError, SessionStoreError, TenfoldError
+from tenfold.personal import note_personal_read
 from tenfold.sessions.backend import Device, MissingSession, SessionBackend, StoredSession
 from tenfold.sessions.record import (
     Changes,
@@ -79,6 +80,7 @@ class Session(MutableMapping[str, Any]):
     # ------------------------------------------------------------------ the mapping
 
     def __getitem__(self, key: str) -> Any:
+        note_personal_read("session")
         values = self._values
         if key in values:
             return values[key]
@@ -136,6 +138,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def principal(self) -> str | None:
         """The id that was passed to :meth:`login`; None without a login."""
+        note_personal_read("principal of the session")
         return self._login or (self._stored.record.principal if self._stored else None)
 
     @property

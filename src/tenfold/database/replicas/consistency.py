@@ -175,6 +175,13 @@ class ConsistencyContext:
         with self._lock:
             self._token = merge_tokens(self._token, token)
 
+    def absorb(self, inner: ConsistencyContext) -> None:
+        """Add what a context inside of this one has seen and done."""
+        if inner.has_changed:
+            if inner._token:
+                self.add(inner._token)
+            self.has_changed, self.has_written = True, self.has_written or inner.has_written
+
     def record_replica_read(self, token: Token) -> None:
         """Move the token after a read on a replica."""
         self._set(token, of_primary=False)
@@ -276,6 +283,33 @@ class ConsistencyTracker:
             yield context
         finally:
             self._current.reset(mark)
+
+    @contextmanager
+    def require(self, token: Token | None) -> Iterator[None]:
+        """Let the reads of a block go to servers that have reached ``token``, and what their reader saw."""
+        if token is None:
+            yield
+            return
+        outer = self._current.get()
+        inner = ConsistencyContext(
+            merge_tokens(outer.token if outer else None, token),
+            counts_reads=outer is not None and outer.counts_reads,
+        )
+        mark = self._current.set(inner)
+        try:
+            yield
+        finally:
+            self._current.reset(mark)
+            if outer is not None:
+                outer.absorb(inner)
+            elif inner.has_written:
+                self._current.set(inner)
+
+    def record_state(self, token: Token) -> None:
+        """Move the token by a state that was shown from elsewhere, such as a cache."""
+        context = self._current.get()
+        if context is not None and context.counts_reads:
+            context.record_replica_read(token)
 
     def record_read(self, checkout: Checkout, _: bool) -> None:
         """Move the token by what a read session's transaction may have shown."""

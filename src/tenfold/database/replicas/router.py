@@ -30,6 +30,7 @@ from tenfold.database.pools.statement_timeout import SESSION_DRIVERS
 from tenfold.database.replicas.checkout import Checkout, ServerLostError
 from tenfold.database.replicas.consistency import ConsistencyContext, ConsistencyTracker
 from tenfold.database.replicas.engines import EngineUse, engine_factory, engine_options
+from tenfold.database.replicas.fence import ReadFence, watch_checkout
 from tenfold.database.replicas.freshness import FreshnessLimits
 from tenfold.database.replicas.read_counters import ReadMetrics, ReadOutcome
 from tenfold.database.replicas.read_routing import ReadRouting
@@ -137,6 +138,13 @@ class DatabaseRouter:
         counters = self._read_routing.counters
         self._metrics = ReadMetrics(counters, self._replicas, registry=registry) if metrics else None
         self._make_sources()
+        self._fence = ReadFence(
+            self._tracker,
+            self._cluster,
+            pin_s=freshness.pin_s,
+            token_s=freshness.token_s,
+            acquire_primary=self._acquire_for_position,
+        )
         self._pid = os.getpid()
         self._started_in = 0
 
@@ -210,6 +218,11 @@ class DatabaseRouter:
     def token_s(self) -> float:
         """The lifetime of a token, seconds."""
         return self._token_s
+
+    @property
+    def fence(self) -> ReadFence:
+        """What a :class:`~tenfold.caching.QueryCache` needs to keep nothing that is older than it seems."""
+        return self._fence
 
     # ------------------------------------------------------------------ state, setup and end
 
@@ -322,7 +335,7 @@ class DatabaseRouter:
         if os.getpid() != self._started_in:
             self._start()
         try:
-            return Checkout.acquire(self._primary, asynchronous=asynchronous)
+            return watch_checkout(Checkout.acquire(self._primary, asynchronous=asynchronous))
         except ServerLostError as error:
             assert error.__cause__ is not None
             raise error.__cause__ from None
@@ -333,14 +346,23 @@ class DatabaseRouter:
         if os.getpid() != self._started_in:
             self._start()
         token = self._tracker.token()
-        return self._read_routing.acquire(
-            token, asynchronous=asynchronous, avoid=avoid, primary_only=primary_only
+        return watch_checkout(
+            self._read_routing.acquire(
+                token, asynchronous=asynchronous, avoid=avoid, primary_only=primary_only
+            )
         )
 
     def _acquire_for_report(self, asynchronous: bool, avoid: frozenset[DatabaseServer], _: bool) -> Checkout:
         if os.getpid() != self._started_in:
             self._start()
-        return self._report_routing.acquire_any_replica(asynchronous=asynchronous, avoid=avoid)
+        return watch_checkout(
+            self._report_routing.acquire_any_replica(asynchronous=asynchronous, avoid=avoid)
+        )
+
+    def _acquire_for_position(self, asynchronous: bool) -> Checkout:
+        if os.getpid() != self._started_in:
+            self._start()
+        return Checkout.acquire(self._primary_reads, asynchronous=asynchronous)
 
     def _start(self) -> None:
         """Start before the first use in a process: a fork has neither the sampling thread nor connections."""

@@ -1,0 +1,143 @@
+"""What SQLAlchemy shows of loads and writes: the tables, snapshots that are too old, uncommitted changes.
+
+Tables of ORM and Core statements, of joined and lazy loads and of flushes are seen; those of raw SQL,
+triggers, cascades in the database and functions are not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from tenfold.errors import DependencyError
+
+try:
+    from sqlalchemy import event
+    from sqlalchemy.engine import Connection, Engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.schema import Table
+    from sqlalchemy.sql import visitors
+except ImportError:
+    raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from None
+
+__all__ = ["find_obstacle", "on_written_tables", "watch_tables"]
+
+_WRITTEN = "tenfold written tables"
+_reading: ContextVar[set[str] | None] = ContextVar("tables of a load", default=None)
+_sessions: WeakKeyDictionary[Connection, Session] = WeakKeyDictionary()
+_listeners: WeakSet[Any] = WeakSet()  # caches
+_lock = threading.Lock()
+_is_listening = False
+
+
+# ------------------------------------------------------------------ snapshots and uncommitted changes
+
+_STATE = (
+    "SELECT current_setting('transaction_isolation') IN ('read committed', 'read uncommitted'), "
+    "txid_current_if_assigned() IS NULL"
+)
+
+
+def find_obstacle(session: Session) -> str:
+    """Say why what this session reads must not be kept for others; empty if it may.
+
+    PostgreSQL is asked for the isolation level and for whether the transaction has written. Elsewhere a
+    transaction that is open before the load counts as a snapshot, and what SQLAlchemy saw counts as writes.
+    """
+    if session.new or session.dirty or session.deleted or session.info.get(_WRITTEN):
+        return "the session has changes of its own"
+    if not session.in_transaction():
+        return ""
+    try:
+        connection = session.connection()
+        if connection.dialect.name != "postgresql":
+            level = connection.get_isolation_level()
+            return "" if level in ("READ COMMITTED", "AUTOCOMMIT") else f"the session's snapshot is {level}"
+        is_per_statement, is_clean = connection.exec_driver_sql(_STATE).one()
+    except SQLAlchemyError as error:
+        return f"the session's state is unknown ({type(error).__name__})"
+    if not is_clean:
+        return "the session has changes of its own"
+    return "" if is_per_statement else "the session reads from a snapshot"
+
+
+# ------------------------------------------------------------------ tables
+
+
+@contextmanager
+def watch_tables() -> Iterator[set[str]]:
+    """Collect the tables that are read inside of a block."""
+    _listen()
+    outer, found = _reading.get(), set[str]()
+    mark = _reading.set(found)
+    try:
+        yield found
+    finally:
+        _reading.reset(mark)
+        if outer is not None:
+            outer.update(found)
+
+
+def on_written_tables(cache: Any) -> None:
+    """Call ``cache.invalidate(*tables, session=…)`` for what sessions of this process write, when they do.
+
+    Args:
+        cache: is not kept alive by this.
+    """
+    _listen()
+    _listeners.add(cache)
+
+
+def _listen() -> None:
+    """Listen to all engines and sessions of this process, once."""
+    global _is_listening  # noqa: PLW0603 - SQLAlchemy's events are of the process, too
+    with _lock:
+        if not _is_listening:
+            event.listen(Engine, "before_cursor_execute", _note_statement)
+            event.listen(Session, "after_begin", _note_connection)
+            event.listen(Session, "after_transaction_end", _forget_writes)
+            _is_listening = True
+
+
+def _note_connection(session: Session, _: SessionTransaction, connection: Connection) -> None:
+    _sessions[connection] = session
+
+
+def _forget_writes(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(_WRITTEN, None)
+
+
+def _note_statement(connection: Connection, _: Any, __: str, ___: Any, context: Any, ____: bool) -> None:
+    if context is None or (compiled := getattr(context, "compiled", None)) is None:
+        return
+    if context.isinsert or context.isupdate or context.isdelete:
+        if _listeners and (session := _sessions.get(connection)) is not None:
+            _note_write(session, _table_name(compiled.dml_compile_state.dml_table))
+    elif (found := _reading.get()) is not None:
+        state = getattr(compiled, "compile_state", None)
+        statement = getattr(state, "statement", None)
+        found |= _tables(compiled.statement) | (_tables(statement) if statement is not None else set())
+
+
+def _note_write(session: Session, table: str) -> None:
+    written: set[str] | None = session.info.get(_WRITTEN)
+    if written is None:
+        written = session.info[_WRITTEN] = set()
+    if table not in written:
+        written.add(table)
+        for cache in list(_listeners):
+            cache.invalidate(table, session=session)
+
+
+def _tables(statement: Any) -> set[str]:
+    return {_table_name(element) for element in visitors.iterate(statement) if isinstance(element, Table)}
+
+
+def _table_name(table: Any) -> str:
+    return str(getattr(table, "fullname", None) or getattr(table, "name", "?")).replace(" ", "_")

@@ -1,0 +1,37 @@
+"""Real servers for caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tenfold.caching import QueryCache
+from tests.database.conftest import disposable_servers, make_router, postgresql, servers
+from tests.sessions.conftest import own_redis, redis_server
+from tests.sessions.support.session_servers import RedisServer
+
+__all__ = ["disposable_servers", "make_router", "own_redis", "postgresql", "redis_server", "servers"]
+
+
+@pytest.fixture
+def make_cache(
+    redis_server: RedisServer, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., QueryCache]]:
+    """A factory of caches over one Redis, as several processes have them; closed afterwards."""
+    made: list[QueryCache] = []
+
+    def make(**options: Any) -> QueryCache:
+        options = {
+            "prefix": f"{request.node.nodeid.encode().hex()}:",
+            "registry": CollectorRegistry(),
+            **options,
+        }
+        made.append(QueryCache(options.pop("redis", redis_server.url), **options))
+        return made[-1]
+
+    yield make
+    for cache in made:
+        cache.close()
