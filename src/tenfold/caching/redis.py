@@ -140,8 +140,9 @@ class RedisServer:
     def _note(self, ticket: int, error: BaseException) -> None:
         """Count a failed call; raise StoreDownError for one that is Redis' fault."""
         if isinstance(error, (RedisError, OSError, TimeoutError, SettingsError)) or _is_of_other_loop(error):
-            self._breaker.record(ticket, False)
-            raise StoreDownError(type(error).__name__) from error
+            is_refusal = isinstance(error, ResponseError)
+            self._breaker.record(ticket, is_refusal)
+            raise StoreDownError(type(error).__name__, is_refusal=is_refusal) from error
         self._breaker.record(ticket, None)
 
     def _check(self, ticket: int, replies: list[Any]) -> list[Any]:
@@ -149,7 +150,7 @@ class RedisServer:
         # A refused command, such as one that a full Redis answers, is an answer: reads still work.
         self._breaker.record(ticket, error is None or isinstance(error, ResponseError))
         if error is not None:
-            raise StoreDownError(type(error).__name__) from error
+            raise StoreDownError(type(error).__name__, is_refusal=isinstance(error, ResponseError)) from error
         return replies
 
     # ------------------------------------------------------------------ clients
@@ -199,7 +200,7 @@ class RedisServer:
             module: Any = redis_async if is_async else redis_sync
             # A pool that makes threads wait for a connection, rather than one that fails beyond its size.
             pool = module.BlockingConnectionPool.from_url(self._url, timeout=timeout_s, **options)
-            return module.Redis(connection_pool=pool)
+            return module.Redis.from_pool(pool)
         if kind == "cluster":
             cluster: Any = AsyncRedisCluster if is_async else RedisCluster
             return cluster.from_url(self._url.replace("+cluster", "", 1), **options)

@@ -42,7 +42,15 @@ _MAX_LOCAL_TAGS = 200_000
 
 
 class StoreDownError(Exception):
-    """Redis cannot be asked, or not in time; never leaves the cache."""
+    """Redis cannot be asked, or not in time; never leaves the cache.
+
+    Attributes:
+        is_refusal: it answered, and refused a command.
+    """
+
+    def __init__(self, reason: str, *, is_refusal: bool = False) -> None:
+        super().__init__(reason)
+        self.is_refusal = is_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,11 @@ class Store(Protocol):
         """End the lease."""
 
     def renew_tags(self, tags: Mapping[str, Tag]) -> Steps[None]:
-        """Replace tags: an invalidation."""
+        """Replace tags: an invalidation.
+
+        Raises:
+            StoreDownError: it was not taken.
+        """
 
 
 def new_generation() -> bytes:
@@ -243,8 +255,15 @@ class RedisStore:
         commands: list[Command] = [
             ("SET", self.key("t", name), tag.pack(), "PX", _ms(self.tag_ttl)) for name, tag in tags.items()
         ]
-        commands += [self._tell(name, tag) for name, tag in tags.items()]
-        yield Execute(commands, is_urgent=True)
+        told = [self._tell(name, tag) for name, tag in tags.items()]
+        try:
+            yield Execute([*commands, *told], is_urgent=True)
+        except StoreDownError as error:
+            if not error.is_refusal:
+                raise
+            # A full Redis takes no writes, but deletions: who misses a tag gives it a new generation.
+            deletions: list[Command] = [("DEL", self.key("t", name)) for name in tags]
+            yield Execute([*deletions, *told], is_urgent=True)
 
     def _tell(self, name: str, tag: Tag) -> Command:
         return ("PUBLISH", self.channel, tag.generation + name.encode(errors="surrogatepass"))
