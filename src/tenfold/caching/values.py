@@ -128,6 +128,8 @@ def _backend(annotation: Any, name: str) -> tuple[Callable[[Any], bytes], Callab
     try:
         decoder = msgspec.msgpack.Decoder(annotation)
         schema = repr(msgspec.inspect.type_info(annotation))
+        if "CustomType(" in schema:
+            raise TypeError(f"{annotation} has values that MessagePack does not know")
     except (TypeError, NameError) as error:
         raise SettingsError(
             f"what {name} returns cannot be cached ({error}): return builtins, a dataclass, a msgspec "
