@@ -14,6 +14,7 @@ import contextlib
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -211,6 +212,7 @@ class QueryCache:
                 negative_ttl=negative_ttl,
                 frozen=frozen,
                 session_factory=session_factory or self._session_factory,
+                names=sys._getframe(1).f_locals,  # of a function that is defined in another
             )
             cached = CachedFunction(function, title, options, max_value_bytes=self._max_value_bytes)
             self._register(cached)
@@ -263,6 +265,7 @@ class QueryCache:
                 return self._answer(call, found)
 
             wrapper = call_sync
+        cached.show_signature(wrapper)
         wrapper.__tenfold_cached__ = cached
         return wrapper
 
@@ -462,6 +465,11 @@ class QueryCache:
 
     def close(self) -> None:
         """End the threads and close connections. In asyncio: ``await cache.aclose()``."""
+        if self._derives_tags:
+            with contextlib.suppress(DependencyError):
+                from tenfold.caching.sqlalchemy import forget_listener
+
+                forget_listener(self)
         if self._log is not None:
             self._log.stop()
         if self._listener is not None:

@@ -56,7 +56,7 @@ class _Observation:
         """Look at a Session before the load: an open snapshot is older than what was read of the tags."""
         from tenfold.caching.sqlalchemy import find_obstacle
 
-        self.obstacle = find_obstacle(session)
+        self.obstacle = find_obstacle(session, is_before=True)
         if self._watch is not None and not self.obstacle:
             self._cache.fence.check_session(self._watch, session, self._load.required)  # type: ignore[union-attr]
 
@@ -64,7 +64,7 @@ class _Observation:
         """Look at it again: the load may have written."""
         from tenfold.caching.sqlalchemy import find_obstacle
 
-        self.obstacle = self.obstacle or find_obstacle(session)
+        self.obstacle = self.obstacle or find_obstacle(session, is_before=False)
 
     def loaded(self, value: Any, seconds: float) -> Loaded:
         """The outcome of the load.

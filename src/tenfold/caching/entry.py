@@ -23,7 +23,7 @@ __all__ = ["Entry", "Serving", "Tag", "TagTemplate", "check_tag", "covers", "jud
 
 GENERATION_BYTES = 9
 MAX_TAGS = 64
-_TAG = re.compile(r"[^\s\x00-\x1f\x7f{}]{1,200}")
+_TAG = re.compile(r"[^@\s\x00-\x1f\x7f{}][^\s\x00-\x1f\x7f{}]{0,199}")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -172,9 +172,8 @@ def check_tag(name: object) -> str:
     """
     if not isinstance(name, str) or not _TAG.fullmatch(name):
         raise SettingsError(
-            f"{str(name)[:60]!r} is no tag: a tag is a text of up to 200 characters without blanks and "
-            "braces, "
-            "such as 'products' or 'product:42'"
+            f"{str(name)[:60]!r} is no tag: a tag is a text of up to 200 characters without blanks, "
+            "braces and a leading @, such as 'products' or 'product:42'"
         )
     return name
 

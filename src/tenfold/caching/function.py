@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class QueryOptions:
     negative_ttl: float | None = None
     frozen: bool = False
     session_factory: Callable[[], Any] | None = None
+    names: Mapping[str, Any] | None = None
 
 
 class CachedFunction:
@@ -50,7 +51,7 @@ class CachedFunction:
         self.function, self.name, self.ttl = function, name, ttl
         self.negative_ttl = min(ttl, NEGATIVE_TTL if options.negative_ttl is None else options.negative_ttl)
         self.is_async = inspect.iscoroutinefunction(function)
-        hints = annotations_of(function, name)
+        self._hints = hints = annotations_of(function, name, names=options.names)
         if returns is None and "return" not in hints:
             raise SettingsError(
                 f"{name} has no return annotation, which says how its values are stored: add one"
@@ -68,7 +69,7 @@ class CachedFunction:
             )
         self.key_function = key
         ignored = list(inspect.signature(function).parameters) if key else options.ignore
-        self.call_key = CallKey(function, name=name, ignore=ignored)
+        self.call_key = CallKey(function, name=name, ignore=ignored, names=options.names)
         self.derives_tags = tags is None
         parameters = inspect.signature(function).parameters if key else self.call_key.names
         self.templates = [TagTemplate(tag, parameters=parameters, function=name) for tag in tags or ()]
@@ -76,6 +77,17 @@ class CachedFunction:
         self.longest_load_s = 0.2
         self._tables: tuple[str, ...] = ()
         self._places = {name: place for place, name in enumerate(self.call_key.signature.parameters)}
+
+    def show_signature(self, wrapper: Any) -> None:
+        """Give a wrapper the function's signature, with annotations that need no names of its module."""
+        signature, hints = self.call_key.signature, self._hints
+        parameters = [
+            parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
+            for parameter in signature.parameters.values()
+        ]
+        returns = hints.get("return", signature.return_annotation)
+        wrapper.__signature__ = signature.replace(parameters=parameters, return_annotation=returns)
+        wrapper.__annotations__ = dict(hints)
 
     @property
     def has_fixed_tags(self) -> bool:

@@ -148,17 +148,25 @@ class CallKey:
         function: its parameters have annotations. Those of SQLAlchemy sessions and connections, and of
             requests and responses, are not part of the key.
         ignore: names of further parameters that are not.
+        names: for annotations that name what only the function's surroundings know.
 
     Raises:
         SettingsError: a parameter cannot be part of a key; the message names it.
     """
 
-    def __init__(self, function: Callable[..., Any], *, name: str, ignore: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str,
+        ignore: Collection[str] = (),
+        names: Mapping[str, Any] | None = None,
+    ) -> None:
         self.signature = inspect.signature(function)
         parameters = self.signature.parameters
         if unknown := set(ignore) - set(parameters):
             raise SettingsError(f"ignore= names {sorted(unknown)[0]!r}, which {name} has no parameter for")
-        hints = annotations_of(function, name)
+        hints = annotations_of(function, name, names=names)
         self.ignored = {
             parameter for parameter in parameters if parameter in ignore or is_ignored(hints.get(parameter))
         }
@@ -219,14 +227,19 @@ class CallKey:
         return dict(zip(self.signature.parameters, values, strict=True))
 
 
-def annotations_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
+def annotations_of(
+    function: Callable[..., Any], name: str, *, names: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The resolved annotations of a function.
+
+    Args:
+        names: what is known where it was defined, besides its module's names.
 
     Raises:
         SettingsError: one names something that cannot be found at run time.
     """
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(function, localns=dict(names or {}), include_extras=True)
     except (NameError, AttributeError, TypeError) as error:
         raise SettingsError(
             f"the annotations of {name} cannot be resolved ({error}): import what they name at run time, "

@@ -34,6 +34,8 @@ except ImportError:
 
 __all__ = ["RedisServer"]
 
+STALL_S = 0.02  # a timeout that is noticed later than this was caused by our own event loop
+ASYNC_CONNECTIONS = 10  # of one event loop: more of them wait for each other
 _FORMS = (
     "write redis://user:password@host:port/0, rediss://…, unix:///path, redis+cluster://host:port or "
     "redis+sentinel://host:port,host:port/service/0"
@@ -47,7 +49,7 @@ class RedisServer:
         server: a URL; or a client of ``redis`` for threads, or of ``redis.asyncio`` for one event loop,
             without ``decode_responses``. The client keeps its own timeouts and retries, and stays open.
         timeout_s: for a call, connecting included.
-        max_connections: of each process to one server, for threads; and for each event loop.
+        max_connections: of each process to one server, for threads; an event loop has ten.
 
     Raises:
         SettingsError: the URL is not one of a Redis, or the client decodes replies.
@@ -60,6 +62,7 @@ class RedisServer:
         self._sync: Any = None
         self._own_async: Any = None
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+        self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._url = ""
         if isinstance(server, str):
             self._url = _check_url(server)
@@ -118,18 +121,32 @@ class RedisServer:
 
     async def aexecute(self, commands: Sequence[Command], *, is_urgent: bool = False) -> list[Any]:
         """As :meth:`execute`, for asyncio."""
-        ticket = self._admit(is_urgent)
+        async with self._loop_slots():  # waiting here is not Redis' fault, and not timed
+            ticket = self._admit(is_urgent)
+            try:
+                replies = await self._send(commands)
+            except BaseException as error:
+                self._note(ticket, error)
+                raise
+            return self._check(ticket, replies)
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands; once more when the time was over because this event loop stood still."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                client = self._async_client()
-                if len(commands) == 1 and not self.is_cluster:
-                    replies = [await client.execute_command(*commands[0])]
-                else:
-                    replies = await _pipeline(client, commands).execute(raise_on_error=False)
-        except BaseException as error:
-            self._note(ticket, error)
-            raise
-        return self._check(ticket, replies)
+            async with asyncio.timeout(self._timeout_s) as timeout:
+                return await self._send_once(commands)
+        except TimeoutError:
+            if asyncio.get_running_loop().time() - (timeout.when() or 0) < STALL_S:
+                raise
+        async with asyncio.timeout(self._timeout_s):
+            return await self._send_once(commands)
+
+    async def _send_once(self, commands: Sequence[Command]) -> list[Any]:
+        client = self._async_client()
+        if len(commands) == 1 and not self.is_cluster:
+            return [await client.execute_command(*commands[0])]
+        replies: list[Any] = await _pipeline(client, commands).execute(raise_on_error=False)
+        return replies
 
     def _admit(self, is_urgent: bool) -> int:
         ticket = self._breaker.admit()
@@ -173,6 +190,13 @@ class RedisServer:
             with self._lock:
                 self._sync = self._sync or self._connect(is_async=False)
         return self._sync
+
+    def _loop_slots(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()
+        slots = self._slots.get(loop)
+        if slots is None:
+            slots = self._slots[loop] = asyncio.Semaphore(ASYNC_CONNECTIONS)
+        return slots
 
     def _async_client(self) -> Any:
         if self._own_async is not None:

@@ -25,9 +25,10 @@ try:
 except ImportError:
     raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from None
 
-__all__ = ["find_obstacle", "on_written_tables", "watch_tables"]
+__all__ = ["find_obstacle", "forget_listener", "on_written_tables", "watch_tables"]
 
 _WRITTEN = "tenfold written tables"
+_CHANGES = "the session has changes of its own"
 _reading: ContextVar[set[str] | None] = ContextVar("tables of a load", default=None)
 _sessions: WeakKeyDictionary[Connection, Session] = WeakKeyDictionary()
 _listeners: WeakSet[Any] = WeakSet()  # caches
@@ -41,29 +42,35 @@ _STATE = (
     "SELECT current_setting('transaction_isolation') IN ('read committed', 'read uncommitted'), "
     "txid_current_if_assigned() IS NULL"
 )
+_PER_STATEMENT = ("READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT")
 
 
-def find_obstacle(session: Session) -> str:
+def find_obstacle(session: Session, *, is_before: bool) -> str:
     """Say why what this session reads must not be kept for others; empty if it may.
 
-    PostgreSQL is asked for the isolation level and for whether the transaction has written. Elsewhere a
-    transaction that is open before the load counts as a snapshot, and what SQLAlchemy saw counts as writes.
+    PostgreSQL is asked for the isolation level and for whether the transaction has written, SQLite's driver
+    for whether there is a transaction. Elsewhere what SQLAlchemy saw counts as writes.
+
+    Args:
+        is_before: before the load; a snapshot that is taken later does no harm.
     """
     if session.new or session.dirty or session.deleted or session.info.get(_WRITTEN):
-        return "the session has changes of its own"
+        return _CHANGES
     if not session.in_transaction():
         return ""
     try:
         connection = session.connection()
-        if connection.dialect.name != "postgresql":
-            level = connection.get_isolation_level()
-            return "" if level in ("READ COMMITTED", "AUTOCOMMIT") else f"the session's snapshot is {level}"
-        is_per_statement, is_clean = connection.exec_driver_sql(_STATE).one()
+        if connection.dialect.name == "sqlite":  # which begins before the first write, not before a read
+            return _CHANGES if connection.connection.driver_connection.in_transaction else ""  # type: ignore[union-attr]
+        if connection.dialect.name == "postgresql":
+            is_per_statement, is_clean = connection.exec_driver_sql(_STATE).one()
+        else:
+            is_per_statement, is_clean = connection.get_isolation_level() in _PER_STATEMENT, True
     except SQLAlchemyError as error:
         return f"the session's state is unknown ({type(error).__name__})"
     if not is_clean:
-        return "the session has changes of its own"
-    return "" if is_per_statement else "the session reads from a snapshot"
+        return _CHANGES
+    return "the session reads from a snapshot" if is_before and not is_per_statement else ""
 
 
 # ------------------------------------------------------------------ tables
@@ -91,6 +98,11 @@ def on_written_tables(cache: Any) -> None:
     """
     _listen()
     _listeners.add(cache)
+
+
+def forget_listener(cache: Any) -> None:
+    """Call a cache no more."""
+    _listeners.discard(cache)
 
 
 def _listen() -> None:
