@@ -32,7 +32,7 @@ from tenfold.caching.function import (
     plain_function,
 )
 from tenfold.caching.keys import UnkeyableError, encode_key, shorten
-from tenfold.caching.lookup import invalidate, look_up
+from tenfold.caching.lookup import invalidate, look_up, tell
 from tenfold.caching.memory import MemoryTier, Slot
 from tenfold.caching.stores import LocalStore, RedisStore, new_generation
 from tenfold.errors import DependencyError, SettingsError
@@ -64,8 +64,8 @@ class QueryCache:
     What is served is never another tenant's, never a broken value, and never older than: for readers with a
     position (``fence``), what they have seen; for others, ``ttl`` seconds, and with tags the time between a
     commit and its invalidation, plus one second where an instance was cut off from Redis. An invalidation
-    that Redis did not take is lost, and so is one whose process dies right after its commit, unless there is
-    a ``durable`` log of them. When Redis is down, functions are called directly, never an error raised.
+    that Redis did not take is repeated once it does; one whose process dies before is lost, unless there is a
+    ``durable`` log of them. When Redis is down, functions are called directly, never an error raised.
 
     Args:
         redis: a URL (``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://``, ``redis+sentinel://``),
@@ -156,8 +156,12 @@ class QueryCache:
         memory = MemoryTier(max_bytes=memory_bytes, max_stale_s=MAX_STALE_S)
         if memory_bytes and server.has_url:
             flush = functools.partial(counts.flush, prefix)
-            self._listener = Listener(memory, store, server.connect_listener, flush)
+            self._listener = Listener(memory, store, server.connect_listener, flush, self._tell)
         return Core(store, memory, counts, server=server, is_durable=is_durable)
+
+    def _tell(self) -> None:
+        if self._core.untold:
+            self._sync.run(tell(self._core))
 
     def _refresh(self, call: Call) -> None:
         (self._async if call.function.is_async else self._sync).refresh(call)
@@ -232,6 +236,7 @@ class QueryCache:
                     "would have the same keys"
                 )
         self._functions[cached.name] = cached
+        self._core.untold.functions.add(cached.name)
 
     def _wrap(self, cached: CachedFunction) -> Any:
         function, core = cached.function, self._core

@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tenfold.caching.counts import Counts
-from tenfold.caching.entry import Entry, Serving
+from tenfold.caching.entry import Entry, Serving, Tag
 from tenfold.caching.fence import Fence
 from tenfold.caching.flights import Flights
 from tenfold.caching.function import CachedFunction
 from tenfold.caching.memory import MemoryTier, Slot
 from tenfold.caching.stores import Store
 from tenfold.caching.values import UnstorableError
-from tenfold.positions import Token
+from tenfold.positions import Token, merge_tokens
 
 __all__ = ["Call", "Core"]
 
+MAX_UNTOLD = 10_000
 _MAX_REFRESHES = 100
 _log = logging.getLogger("tenfold.caching")
 
@@ -53,6 +54,35 @@ class Call:
         return (*self.tags, *self.tables)
 
 
+class UntoldTags:
+    """Tags whose invalidation Redis did not take, with positions of their commits. Thread-safe.
+
+    Beyond ``MAX_UNTOLD`` of them, the tags of all functions stand in for them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: dict[str, Token | None] = {}
+        self.functions: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    def add(self, tags: Mapping[str, Tag]) -> None:
+        """Add tags that have to be told."""
+        with self._lock:
+            for name, tag in tags.items():
+                self._tokens[name] = merge_tokens(self._tokens.get(name), tag.token)
+            if len(self._tokens) > MAX_UNTOLD:
+                self._tokens = {f"@function:{name}": None for name in self.functions}
+
+    def pop(self) -> dict[str, Token | None]:
+        """Remove all of them, and return them."""
+        with self._lock:
+            tokens, self._tokens = self._tokens, {}
+            return tokens
+
+
 @dataclass(slots=True)
 class Core:
     """What a cache is made of.
@@ -73,6 +103,7 @@ class Core:
     shadow: float = 0.0
     wait_s: float = 10.0
     refresh_with: Callable[[Call], None] = lambda _: None
+    untold: UntoldTags = field(default_factory=UntoldTags)
     flights: Flights = field(default_factory=Flights)
     _refreshing: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -2,8 +2,8 @@
 
 Outcomes: ``memory``, ``redis`` and ``coalesced`` are hits; ``load`` is a miss; ``error`` a load because Redis
 did not answer; ``unstored``, ``unkeyable`` and ``undecodable`` say what was not cached; ``refreshed`` is a
-load in the background; ``agreed`` and ``stale`` are hits that were compared with a load; ``lost`` an
-invalidation that Redis did not take.
+load in the background; ``agreed`` and ``stale`` are hits that were compared with a load; ``delayed``
+an invalidation that Redis did not take at once.
 """
 
 from __future__ import annotations

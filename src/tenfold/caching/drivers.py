@@ -99,10 +99,12 @@ def _watch_tables() -> Any:
     return watch_tables()
 
 
-def _note_lost(cache: Core, names: list[str], took: bool) -> None:
+def _note_delayed(cache: Core, names: list[str], took: bool) -> None:
     if not took:
-        cache.counts.add("invalidate", "lost")
-        _log.warning("Redis did not take the invalidation of %s", ", ".join(names[:5]))
+        cache.counts.add("invalidate", "delayed")
+        _log.warning(
+            "Redis did not take the invalidation of %s: it is repeated once it does", ", ".join(names[:5])
+        )
 
 
 # ------------------------------------------------------------------ threads
@@ -133,7 +135,7 @@ class SyncDriver:
 
     def finish(self, steps: Steps[bool], names: list[str]) -> None:
         """Carry out an invalidation; one that Redis did not take is logged."""
-        _note_lost(self._cache, names, self.run(steps))
+        _note_delayed(self._cache, names, self.run(steps))
 
     finish_commit = finish
 
@@ -249,7 +251,7 @@ class AsyncDriver:
     async def finish(self, steps: Steps[bool], names: list[str]) -> None:
         """Carry out an invalidation, also when the caller is cancelled meanwhile."""
         task = self._keep(self.run(steps))
-        _note_lost(self._cache, names, await asyncio.shield(task))
+        _note_delayed(self._cache, names, await asyncio.shield(task))
 
     def finish_commit(self, steps: Steps[bool], names: list[str]) -> None:
         """As :meth:`finish`, from code that SQLAlchemy runs for an AsyncSession."""

@@ -33,6 +33,7 @@ class Listener:
     Args:
         connect: makes a client of redis-py with connections of its own.
         flush_counts: called about once in five seconds, with that client.
+        tell: called with each ping; tells Redis what it did not take before.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Listener:
         store: RedisStore,
         connect: Callable[[], Any],
         flush_counts: Callable[[Any], None],
+        tell: Callable[[], None],
     ) -> None:
         self._memory, self._store, self._connect = memory, store, connect
-        self._flush_counts = flush_counts
+        self._flush_counts, self._tell = flush_counts, tell
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -101,6 +103,7 @@ class Listener:
                 if not is_answered and now - pinged > MAX_STALE_S:
                     raise TimeoutError("the ping was not answered")
                 if is_answered and now - pinged >= PING_S:
+                    self._tell()
                     pinged, is_answered = now, False
                     subscription.ping()
                 if now - flushed > 5.0:

@@ -16,11 +16,11 @@ from typing import Any
 from tenfold.caching.core import Call, Core
 from tenfold.caching.entry import Entry, Serving, Tag, covers, judge, required_token
 from tenfold.caching.flights import Flight
-from tenfold.caching.stores import Found, Steps, StoreDownError, lease_name
+from tenfold.caching.stores import Found, Steps, StoreDownError, lease_name, new_tag
 from tenfold.caching.values import UnstorableError
 from tenfold.positions import Token
 
-__all__ = ["AskPrimary", "Load", "Loaded", "Pause", "Wait", "invalidate", "look_up"]
+__all__ = ["AskPrimary", "Load", "Loaded", "Pause", "Wait", "invalidate", "look_up", "tell"]
 
 _ROUNDS = 5
 _FAILED = (
@@ -90,6 +90,8 @@ def look_up(cache: Core, call: Call, *, renews: bool = False) -> Steps[Any]:
         epoch = cache.memory.epoch
         call.tables = call.function.known_tables()
         try:
+            if cache.untold:
+                yield from tell(cache)
             found = yield from _read(cache, call)
         except StoreDownError:
             return (yield from _load_past(cache, call, "error"))
@@ -283,11 +285,29 @@ def _make_entry(cache: Core, call: Call, tags: dict[str, Tag], loaded: Loaded) -
 
 
 def invalidate(cache: Core, tags: dict[str, Tag]) -> Steps[bool]:
-    """Renew tags; False if Redis did not take it."""
+    """Renew tags; False if Redis did not take it: it is told again before this process reads there again."""
     for name, tag in tags.items():
         cache.memory.note_tag(name, tag.generation)
     try:
         yield from cache.store.renew_tags(tags)
     except StoreDownError:
+        cache.untold.add(tags)
         return False
     return True
+
+
+def tell(cache: Core) -> Steps[None]:
+    """Tell Redis of invalidations that it did not take. Generations are new ones: the former may be in use.
+
+    Raises:
+        StoreDownError: it does not take them now either.
+    """
+    tokens = cache.untold.pop()
+    tags = {name: new_tag(token) for name, token in tokens.items()}
+    try:
+        yield from cache.store.renew_tags(tags)
+    except BaseException:
+        cache.untold.add(tags)
+        raise
+    for name, tag in tags.items():
+        cache.memory.note_tag(name, tag.generation)

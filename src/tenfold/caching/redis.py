@@ -156,7 +156,7 @@ class RedisServer:
 
     def _note(self, ticket: int, error: BaseException) -> None:
         """Count a failed call; raise StoreDownError for one that is Redis' fault."""
-        if isinstance(error, (RedisError, OSError, TimeoutError, SettingsError)) or _is_of_other_loop(error):
+        if isinstance(error, (RedisError, OSError, TimeoutError)) or _is_of_other_loop(error):
             is_refusal = isinstance(error, ResponseError)
             self._breaker.record(ticket, is_refusal)
             raise StoreDownError(type(error).__name__, is_refusal=is_refusal) from error
