@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from tenfold.errors import CommitUnknownError, DependencyError
+from tenfold.errors import DependencyError
 
 try:
     from sqlalchemy import event
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.engine import Connection
     from sqlalchemy.orm import Session, SessionTransaction
 except ImportError:
     raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from None
@@ -40,10 +39,10 @@ def sync_session(session: Any) -> Session:
 def after_commit(session: Any, action: Callable[[], object], *, key: Hashable = None) -> None:
     """Run ``action`` once, after the session's transaction has been committed; never after a rollback.
 
-    Also after a COMMIT whose outcome is unknown because the connection was lost. What was asked for inside
-    of a savepoint that is rolled back runs all the same when the transaction is committed. The transaction is
-    over then: the action cannot use the session. Under an AsyncSession it runs where SQLAlchemy's
-    ``await_only`` may be used.
+    Also after a COMMIT that failed, whose outcome may be unknown. What was asked for inside of a savepoint
+    that is rolled back runs all the same when the transaction is committed. The transaction is over then: the
+    action cannot use the session. Under an AsyncSession it runs where SQLAlchemy's ``await_only`` may be
+    used.
 
     Args:
         session: a Session, an AsyncSession or a scoped one; outside of a transaction it waits for its next.
@@ -67,29 +66,26 @@ class _Waiting:
 
     def __init__(self, session: Session) -> None:
         self.actions: dict[Hashable, Callable[[], object]] = {}
-        self._is_committed = False
+        self._is_sent = False  # COMMIT, whatever became of it
+        event.listen(session, "before_commit", self._watch_connection)
         event.listen(session, "after_commit", self._note_commit)
         event.listen(session, "after_transaction_end", self._end)
 
+    def _watch_connection(self, session: Session) -> None:
+        if self.actions and not session.in_nested_transaction():
+            event.listen(session.connection(), "commit", self._note_sent)
+
+    def _note_sent(self, _: Connection) -> None:
+        self._is_sent = True
+
     def _note_commit(self, session: Session) -> None:
-        self._is_committed = self._is_committed or not session.in_nested_transaction()
+        self._is_sent = self._is_sent or not session.in_nested_transaction()
 
     def _end(self, _: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is not None:
             return
         actions, self.actions = self.actions, {}
-        is_committed, self._is_committed = self._is_committed, False
-        if is_committed or _is_outcome_unknown(sys.exc_info()[1]):
+        is_sent, self._is_sent = self._is_sent, False
+        if is_sent:
             for action in actions.values():
                 action()
-
-
-def _is_outcome_unknown(error: BaseException | None) -> bool:
-    """Return whether the connection was lost in what ended the transaction, which may have been COMMIT."""
-    while error is not None:
-        if isinstance(error, CommitUnknownError) or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
-        ):
-            return True
-        error = error.__context__
-    return False
