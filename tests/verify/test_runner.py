@@ -20,7 +20,7 @@ from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import CHECKS, Check, run, select
-from tests.verify.support import databases, sessions_cases, stacks
+from tests.verify.support import caches, databases, sessions_cases, stacks
 from tests.verify.support.served import serve
 
 STACK: Any = None
@@ -277,6 +277,9 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "acknowledged write survives": databases.careless("GET /primary/notes"),
     "pools keep their budget": databases.careless("GET /held/notes"),
     "nothing stays checked out": databases.careless("GET /kept/notes"),
+    "cached reads need no database": databases.careless(cached="GET /notes"),
+    "a Redis outage fails no cached read": caches.naive,
+    "no user gets another's cached answer": caches.naive,
 }
 
 
@@ -284,6 +287,7 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
 def shared_stacks() -> Iterator[None]:
     yield
     databases.stop()
+    caches.stop()
 
 
 @pytest.mark.control("every check can fail")

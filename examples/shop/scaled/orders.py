@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException
 from sqlalchemy import orm, select, update
 
 from shop import api
+from shop.scaled.cache import cache
 from shop.scaled.database import router as database
 from shop.scaled.models import Order, OrderItem, Product
 from shop.scaled.sessions import CurrentUserId
@@ -27,6 +28,7 @@ def place_order(new: api.NewOrder, user_id: CurrentUserId) -> api.Order:
             order.total_cents += quantity * product.price_cents
         session.add(order)
         session.flush()
+        cache.invalidate(*(f"product:{item.product_id}" for item in order.items), session=session)
         return order_answer(order)  # before the commit, after which everything would be read again
 
 

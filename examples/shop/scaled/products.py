@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Path, Query
 from sqlalchemy import func, select
 
 from shop import api
+from shop.scaled.cache import cache
 from shop.scaled.database import router as database
 from shop.scaled.models import OrderItem, Product
 
@@ -15,6 +16,7 @@ router = APIRouter(prefix="/api/products")
 
 
 @router.get("")
+@cache.query(ttl=60, tags=["catalogue"])
 def list_products(
     page: Annotated[int, Query(ge=1, le=10_000)] = 1,
     size: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -29,6 +31,7 @@ def list_products(
 
 
 @router.get("/popular")
+@cache.query(ttl=60, tags=())  # an order more or less does not matter for a minute
 def popular_products() -> api.PopularProducts:
     sold = func.sum(OrderItem.quantity)
     best = (
@@ -50,6 +53,7 @@ def popular_products() -> api.PopularProducts:
 
 
 @router.get("/{product_id}")
+@cache.query(ttl=300, tags=["product:{product_id}"])
 def show_product(product_id: Annotated[api.Identifier, Path()]) -> api.Product:
     with database.read() as session:
         product = session.get(Product, product_id)

@@ -83,6 +83,12 @@ class VerifySettings(BaseModel):
         description="shows what write wrote, to the user who wrote it; sent hundreds of times",
         examples=["GET /api/orders"],
     )
+    cached: RequestLine = Field(
+        "",
+        description="answered from a cache, once it is filled; sent hundreds of times, by a signed-in user "
+        "where login is set",
+        examples=["GET /api/products/popular"],
+    )
     replica_share: float = Field(
         0.5, gt=0, le=1, description="the part of the transactions of read that replicas have to take"
     )

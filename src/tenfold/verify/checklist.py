@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tenfold.verify.balancing import faults, goodput, load_spread, shares
+from tenfold.verify.caching import cached_reads
 from tenfold.verify.database import outages, pool_pressure, staleness
 from tenfold.verify.measure import baseline
 from tenfold.verify.runner import Check
@@ -11,6 +12,7 @@ from tenfold.verify.sessions import attacks, concurrency, instances, leaks
 _APP = frozenset({"app"})
 _INSTANCES = frozenset({"app", "instances"})
 _NGINX = frozenset({"app", "nginx", "instances"})
+_REDIS = frozenset({"app", "redis"})
 _DATABASE = frozenset({"app", "database"})
 _REPLICAS = frozenset({"app", "database", "replicas"})
 _LOGIN = ("login", "whoami")
@@ -76,5 +78,22 @@ CHECKS: tuple[Check, ...] = (
         _DATABASE,
         ("read",),
         timeout_s=120,
+    ),
+    # ------------------------------------------------------------------ caching
+    Check(
+        cached_reads.SPARED,
+        "caching",
+        cached_reads.check_database_hang,
+        _DATABASE,
+        ("cached",),
+    ),
+    Check(cached_reads.OUTAGE, "caching", cached_reads.check_redis_outage, _REDIS, ("cached",)),
+    Check(
+        cached_reads.FOREIGN,
+        "caching",
+        cached_reads.check_foreign_answers,
+        _APP,
+        (*_LOGIN, "other_user"),
+        timeout_s=180,
     ),
 )
