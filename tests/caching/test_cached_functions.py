@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -503,6 +505,16 @@ def test_writes_of_sessions_invalidate_the_tables_that_loads_read(
     assert changes(lambda session: session.bulk_update_mappings(Author, [{"id": 1, "name": "E"}]))  # type: ignore[arg-type]
     assert not changes(lambda session: session.execute(update(Book).values(title="y")), commit=False)
     assert cache.explain(authors)["tags"] == ["authors", "books"]
+
+
+def test_session_that_is_never_closed_is_collected(engine: Engine) -> None:
+    QueryCache(metrics=False)  # listens to sessions from now on
+    session = Session(engine)
+    session.execute(select(Author))
+    found = weakref.ref(session)
+    del session
+    gc.collect()
+    assert found() is None
 
 
 def test_raw_sql_needs_tags(make_cache: Callable[..., QueryCache], engine: Engine) -> None:

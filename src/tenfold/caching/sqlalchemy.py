@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from tenfold.errors import DependencyError
 
@@ -30,7 +30,8 @@ __all__ = ["find_obstacle", "forget_listener", "on_written_tables", "watch_table
 _WRITTEN = "tenfold written tables"
 _CHANGES = "the session has changes of its own"
 _reading: ContextVar[set[str] | None] = ContextVar("tables of a load", default=None)
-_sessions: WeakKeyDictionary[Connection, Session] = WeakKeyDictionary()
+# Weak on both sides: a session that is never closed is collected, and gives its connection back.
+_sessions: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
 _listeners: WeakSet[Any] = WeakSet()  # caches
 _lock = threading.Lock()
 _is_listening = False
@@ -117,7 +118,7 @@ def _listen() -> None:
 
 
 def _note_connection(session: Session, _: SessionTransaction, connection: Connection) -> None:
-    _sessions[connection] = session
+    _sessions[connection] = ref(session)
 
 
 def _forget_writes(session: Session, transaction: SessionTransaction) -> None:
@@ -129,7 +130,8 @@ def _note_statement(connection: Connection, _: Any, __: str, ___: Any, context: 
     if context is None or (compiled := getattr(context, "compiled", None)) is None:
         return
     if context.isinsert or context.isupdate or context.isdelete:
-        if _listeners and (session := _sessions.get(connection)) is not None:
+        session = _sessions[connection]() if _listeners and connection in _sessions else None
+        if session is not None:
             _note_write(session, _table_name(compiled.dml_compile_state.dml_table))
     elif (found := _reading.get()) is not None:
         state = getattr(compiled, "compile_state", None)
