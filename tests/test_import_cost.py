@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.caching.redis": {"cryptography", "hiredis", "msgspec", "redis"},
     "tenfold.caching.sqlalchemy": {"sqlalchemy"},
     "tenfold.cli": {"pydantic", "typer"},
+    "tenfold.cli.cache": {"pydantic", "typer"},
     "tenfold.cli.bar": IN_A_COMMAND,
     "tenfold.cli.log_follower": IN_A_COMMAND,
     "tenfold.cli.measure": IN_A_COMMAND,

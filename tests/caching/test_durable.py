@@ -76,7 +76,7 @@ class Counter:
 
 def die_after_commit(cache: QueryCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this instance die right after its commits: it applies no invalidation."""
-    monkeypatch.setattr(cache, "renew_committed", lambda _: None)
+    monkeypatch.setattr(cache, "renew_committed", lambda *_: None)
 
 
 @pytest.mark.guarantee(

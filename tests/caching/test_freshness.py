@@ -314,6 +314,38 @@ def test_async_sessions_invalidate_after_their_commit(
     assert (again, then, at_last) == (first, first + 1, first + 1)
 
 
+@pytest.mark.parametrize("has_session", [True, False])
+def test_invalidation_of_another_engine_asks_the_primary(
+    servers: Servers,
+    make_router: Callable[..., DatabaseRouter],
+    make_cache: Callable[..., QueryCache],
+    has_session: bool,
+) -> None:
+    """A script that writes past the router, or raw: a late replica must not fill the cache again."""
+    from sqlalchemy import create_engine
+
+    router = make_router(
+        (servers.urls[0], servers.urls[1][:1]), metrics=False, health=HealthLimits(max_lag_s=60)
+    )
+    shelf = Shelf(make_cache(fence=router.fence), router)
+    engine = create_engine(servers.primary.url.replace("postgresql:", "postgresql+psycopg:"))
+    with servers.hold_back(servers.replicas[0], 50_000):
+        with router.consistency_context():
+            before = shelf.value()
+        with router.consistency_context(), Session(engine) as session:
+            with router.read() as reader:  # the context has a token, which is no commit's
+                reader.execute(READ, {"id": 0})
+            session.execute(WRITE, {"id": 0})
+            if has_session:
+                shelf.cache.invalidate("counter:0", session=session)
+            session.commit()
+            if not has_session:
+                shelf.cache.invalidate("counter:0")
+        with router.consistency_context():
+            assert [shelf.value(), shelf.value()] == [before + 1] * 2
+    engine.dispose()
+
+
 def test_hit_moves_the_reader_so_that_later_reads_show_no_older_state(
     servers: Servers, make_router: Callable[..., DatabaseRouter], make_cache: Callable[..., QueryCache]
 ) -> None:

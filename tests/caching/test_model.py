@@ -28,7 +28,7 @@ class Caches(RuleBasedStateMachine):
 
     server: RedisServer
     engine: Engine
-    breaks: Callable[[QueryCache], object] = staticmethod(lambda _: None)
+    breaks: Callable[[QueryCache], object] = staticmethod(lambda *_: None)
 
     @initialize()
     def start(self) -> None:
@@ -166,7 +166,7 @@ def test_caches_agree_with_a_dictionary_for_long(machine: type[Caches]) -> None:
 @pytest.mark.control("what was committed is what is read", "invalidations are dropped")
 def test_the_control_lost_invalidations_are_found(machine: type[Caches]) -> None:
     def drop(cache: QueryCache) -> None:
-        cache.renew_committed = lambda _: None  # type: ignore[method-assign]
+        cache.renew_committed = lambda *_: None  # type: ignore[method-assign]
 
     machine.breaks = staticmethod(drop)  # type: ignore[assignment]
     with pytest.raises(AssertionError, match="in place of"):

@@ -50,12 +50,12 @@ R = TypeVar("R")
 class Invalidation:
     """The tags that a transaction invalidates, and their new generations; called after its commit."""
 
-    def __init__(self, cache: QueryCache) -> None:
-        self._cache = cache
+    def __init__(self, cache: QueryCache, session: Any) -> None:
+        self._cache, self._session = cache, session
         self.generations: dict[str, bytes] = {}
 
     def __call__(self) -> None:
-        self._cache.renew_committed(self.generations)
+        self._cache.renew_committed(self.generations, self._session)
 
 
 class QueryCache:
@@ -271,7 +271,7 @@ class QueryCache:
 
             wrapper = call_sync
         cached.show_signature(wrapper)
-        wrapper.__tenfold_cached__ = cached
+        wrapper.__tenfold_cached__, wrapper.__tenfold_cache__ = cached, self
         return wrapper
 
     def _answer(self, call: Call, found: tuple[Slot, Serving] | None) -> Any:
@@ -367,7 +367,7 @@ class QueryCache:
         of_session = sync_session(session)
         waiting = find_action(of_session, self)
         if not isinstance(waiting, Invalidation):
-            waiting = Invalidation(self)
+            waiting = Invalidation(self, of_session)
             after_commit(of_session, waiting, key=self)
             if self._log is not None:
                 self._log.prepare(of_session)
@@ -378,7 +378,13 @@ class QueryCache:
         """As :meth:`invalidate` without a session, for asyncio."""
         names = [check_tag(tag) for tag in tags]
         self._start()
-        renewed = self._new_tags({name: new_generation() for name in names})
+        generations = {name: new_generation() for name in names}
+        if self._core.fence is None:
+            renewed = self._new_tags(generations)
+        else:
+            from sqlalchemy.util import greenlet_spawn
+
+            renewed = await greenlet_spawn(self._new_tags, generations)
         await self._async.finish(invalidate(self._core, renewed), names)
 
     def drop_function(self, function: Callable[..., Any]) -> None:
@@ -389,16 +395,16 @@ class QueryCache:
         """Let nothing be served any more for a value of ``vary``, such as a tenant's."""
         self._renew(["@vary:" + encode_key(varied)])
 
-    def _new_tags(self, generations: Mapping[str, bytes]) -> dict[str, Tag]:
+    def _new_tags(self, generations: Mapping[str, bytes], session: Any = None) -> dict[str, Tag]:
         fence = self._core.fence
-        token = fence.commit_token() if fence is not None else None
+        token = fence.commit_token(session) if fence is not None else None
         return {name: Tag(generation, token) for name, generation in generations.items()}
 
-    def renew_committed(self, generations: Mapping[str, bytes]) -> None:
+    def renew_committed(self, generations: Mapping[str, bytes], session: Any) -> None:
         """Renew tags after the commit that has just been made in this context."""
         from sqlalchemy.util.concurrency import in_greenlet
 
-        tags = self._new_tags(generations)
+        tags = self._new_tags(generations, session)
         self._start()
         driver = self._async if in_greenlet() else self._sync
         driver.finish_commit(invalidate(self._core, tags), list(tags))

@@ -34,8 +34,8 @@ class Fence(Protocol):
     def token(self) -> Token | None:
         """What the reader of the current context has seen; None if nothing, or long ago."""
 
-    def commit_token(self) -> Token | None:
-        """A position at or after the commit that this context has just made; None if there are none."""
+    def commit_token(self, session: Any) -> Token | None:
+        """A position at or after the commit that a session has just made in this context; None: of now."""
 
     def record_hit(self, token: Token) -> None:
         """Record that the reader has seen the state at a position."""

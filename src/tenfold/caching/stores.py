@@ -252,18 +252,23 @@ class RedisStore:
 
     def renew_tags(self, tags: Mapping[str, Tag]) -> Steps[None]:
         """See :class:`Store`. It is tried even while Redis is taken to be down."""
-        commands: list[Command] = [
-            ("SET", self.key("t", name), tag.pack(), "PX", _ms(self.tag_ttl)) for name, tag in tags.items()
-        ]
-        told = [self._tell(name, tag) for name, tag in tags.items()]
         try:
-            yield Execute([*commands, *told], is_urgent=True)
+            yield Execute(self.renewal(tags), is_urgent=True)
         except StoreDownError as error:
             if not error.is_refusal:
                 raise
             # A full Redis takes no writes, but deletions: who misses a tag gives it a new generation.
             deletions: list[Command] = [("DEL", self.key("t", name)) for name in tags]
-            yield Execute([*deletions, *told], is_urgent=True)
+            yield Execute(
+                [*deletions, *(self._tell(name, tag) for name, tag in tags.items())], is_urgent=True
+            )
+
+    def renewal(self, tags: Mapping[str, Tag]) -> list[Command]:
+        """The commands that replace tags, and tell of it."""
+        commands: list[Command] = [
+            ("SET", self.key("t", name), tag.pack(), "PX", _ms(self.tag_ttl)) for name, tag in tags.items()
+        ]
+        return [*commands, *(self._tell(name, tag) for name, tag in tags.items())]
 
     def _tell(self, name: str, tag: Tag) -> Command:
         return ("PUBLISH", self.channel, tag.generation + name.encode(errors="surrogatepass"))

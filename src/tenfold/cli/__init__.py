@@ -1,4 +1,4 @@
-"""The command line: ``tenfold init | doctor | up | measure | verify``."""
+"""The command line: ``tenfold init | doctor | up | measure | cache | verify``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ COMMANDS = {
         "Measure the capacity and find what limits it.",
         "tenfold measure --p95-ms 150 --html report.html",
     ),
+    "cache": ("Show, invalidate or explain a service's query cache.", "tenfold cache invalidate products"),
     "verify": ("Run the checks of every pattern against the stack.", "tenfold verify --only measure"),
 }
 

@@ -18,6 +18,7 @@ from tenfold.database.replicas.checkout import Checkout, ServerLostError
 from tenfold.database.replicas.consistency import ConsistencyTracker
 from tenfold.database.replicas.freshness import Freshness, is_pinned
 from tenfold.database.replicas.servers import Cluster
+from tenfold.database.replicas.sessions import WriteSession
 from tenfold.errors import DeadlineExceededError, NoReplicaError, PositionError
 from tenfold.positions import Token, parse_position
 
@@ -110,9 +111,17 @@ class ReadFence:
             return None
         return token
 
-    def commit_token(self) -> Token | None:
-        """A position at or after the commit that this context has just made."""
-        return self._tracker.token() if self.has_positions else None
+    def commit_token(self, session: Any) -> Token | None:
+        """A position at or after the commit that a session has just made; unsure if the primary does not say.
+
+        Args:
+            session: None, or one that is not this router's, has the primary asked.
+        """
+        if not self.has_positions:
+            return None
+        if isinstance(session, WriteSession):
+            return self._tracker.token()
+        return self.primary_token() or Token.unsure(expires_at=self._expiry())
 
     def record_hit(self, token: Token) -> None:
         """Record that this context's reader has seen the state at a position."""
