@@ -33,10 +33,11 @@ from tenfold.caching.function import (
 )
 from tenfold.caching.keys import UnkeyableError, encode_key, shorten
 from tenfold.caching.lookup import invalidate, look_up, tell
-from tenfold.caching.memory import MemoryTier, Slot
+from tenfold.caching.memory import MemoryTier
 from tenfold.caching.stores import LocalStore, RedisStore, new_generation
 from tenfold.errors import DependencyError, SettingsError
 from tenfold.personal import watch_personal_reads
+from tenfold.positions import Token
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -56,6 +57,46 @@ class Invalidation:
 
     def __call__(self) -> None:
         self._cache.renew_committed(self.generations, self._session)
+
+
+class Request:
+    """A call of a cached function, as far as a hit in memory needs it."""
+
+    __slots__ = (
+        "_args", "_kwargs", "_loader", "_tags", "_values", "allowed_reads", "cached", "key", "token", "varied"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        cached: CachedFunction,
+        key: str,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        values: Sequence[Any] = (),
+        *,
+        loader: Callable[[], Any] | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.cached, self.key = cached, key
+        self._args, self._kwargs, self._values = args, kwargs, values
+        self._loader, self._tags = loader, tags
+        self.token: Token | None = None
+        self.varied: str | None = None
+        self.allowed_reads: frozenset[str] = frozenset()
+
+    def call(self) -> Call:
+        """All that a lookup needs."""
+        cached, names = self.cached, [f"@function:{self.cached.name}", *self._tags]
+        if self.varied is not None:
+            names.append(f"@vary:{self.varied}")
+        load, session = self._loader, None
+        if load is None:
+            load = functools.partial(cached.function, *self._args, **(self._kwargs or {}))
+            names += cached.tags(self._values)
+            session = cached.find_session(self._values)
+        return Call(
+            cached, self.key, tuple(names), self.token, load, session, allowed_reads=self.allowed_reads
+        )
 
 
 class QueryCache:
@@ -239,82 +280,82 @@ class QueryCache:
         self._core.untold.functions.add(cached.name)
 
     def _wrap(self, cached: CachedFunction) -> Any:
-        function, core = cached.function, self._core
+        function = cached.function
         wrapper: Any
-
-        def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call | None, Any]:
-            try:
-                call = self._make_call(cached, args, kwargs)
-            except UnkeyableError:
-                core.count(cached, "unkeyable")
-                return None, None
-            return call, core.memory.find(call.key, call.token, needs_watermark=core.is_durable)
-
         if cached.is_async:
 
             @functools.wraps(function)
             async def call_async(*args: Any, **kwargs: Any) -> Any:
-                call, found = find(args, kwargs)
-                if call is None:
+                try:
+                    request = self._make_request(cached, args, kwargs)
+                except UnkeyableError:
+                    self._core.count(cached, "unkeyable")
                     return await function(*args, **kwargs)
-                return await self._answer_async(call, found)
+                return await self._answer_async(request)
 
             wrapper = call_async
         else:
 
             @functools.wraps(function)
             def call_sync(*args: Any, **kwargs: Any) -> Any:
-                call, found = find(args, kwargs)
-                if call is None:
+                try:
+                    request = self._make_request(cached, args, kwargs)
+                except UnkeyableError:
+                    self._core.count(cached, "unkeyable")
                     return function(*args, **kwargs)
-                return self._answer(call, found)
+                return self._answer(request)
 
             wrapper = call_sync
         cached.show_signature(wrapper)
         wrapper.__tenfold_cached__, wrapper.__tenfold_cache__ = cached, self
         return wrapper
 
-    def _answer(self, call: Call, found: tuple[Slot, Serving] | None) -> Any:
+    def _answer(self, request: Request) -> Any:
+        core = self._core
+        found = core.memory.find(request.key, request.token, needs_watermark=core.is_durable)
         if found is None:
             self._start()
-            return self._sync.run(look_up(self._core, call), call)
-        value = self._core.serve(call, *found)
-        return self._sync.compare(call, value) if self._core.shadow else value
+            call = request.call()
+            return self._sync.run(look_up(core, call), call)
+        slot, serving = found
+        value = core.serve(request.cached, slot)
+        if serving is Serving.REFRESH:
+            core.refresh(request.call())
+        return self._sync.compare(request.call(), value) if core.shadow else value
 
-    async def _answer_async(self, call: Call, found: tuple[Slot, Serving] | None) -> Any:
+    async def _answer_async(self, request: Request) -> Any:
+        core = self._core
+        found = core.memory.find(request.key, request.token, needs_watermark=core.is_durable)
         if found is None:
             self._start()
-            return await self._async.run(look_up(self._core, call), call)
-        value = self._core.serve(call, *found)
-        return await self._async.compare(call, value) if self._core.shadow else value
+            call = request.call()
+            return await self._async.run(look_up(core, call), call)
+        slot, serving = found
+        value = core.serve(request.cached, slot)
+        if serving is Serving.REFRESH:
+            core.refresh(request.call())
+        return await self._async.compare(request.call(), value) if core.shadow else value
 
-    def _make_call(self, cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        call_key = cached.call_key
-        values = call_key.bind(args, kwargs)
+    def _make_request(self, cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+        values = cached.call_key.bind(args, kwargs)
         if cached.key_function is None:
-            text = call_key.text(values)
+            text = cached.call_key.text(values)
         else:
             text = encode_key(cached.key_function(*args, **kwargs))
-        arguments = {} if cached.has_fixed_tags else call_key.arguments(values)
-        tags = [template.name(arguments) for template in cached.templates]
-        load = functools.partial(cached.function, *args, **kwargs)
-        return self._make_keyed_call(cached, text, tags, load, cached.find_session(values))
+        request = Request(cached, text, args, kwargs, values)
+        self._complete(request)
+        return request
 
-    def _make_keyed_call(
-        self, cached: CachedFunction, text: str, tags: Iterable[str], load: Callable[[], Any], session: Any
-    ) -> Call:
-        names = [f"@function:{cached.name}", *tags]
-        allowed: frozenset[str] = frozenset()
+    def _complete(self, request: Request) -> None:
+        """Add what the surroundings of a call say: the tenant and the reader."""
         if self._vary is not None:
             with watch_personal_reads() as reads:
-                varied = encode_key(self._vary())
-            allowed = frozenset(reads)
-            text = f"{varied}|{text}"
-            names.append(f"@vary:{varied}")
-        key = shorten(f"{cached.name}:{cached.codec.schema}:{text}")
-        return Call(
-            cached, key, tuple(names), self._core.reader_token(), load, session, allowed_reads=allowed
-        )
+                request.varied = encode_key(self._vary())
+            request.allowed_reads = frozenset(reads)
+            request.key = f"{request.varied}|{request.key}"
+        request.key = shorten(request.cached.key_prefix + request.key)
+        if self._core.fence is not None:
+            request.token = self._core.fence.token()
 
     # ------------------------------------------------------------------ without a decorator
 
@@ -338,12 +379,12 @@ class QueryCache:
         is_async = inspect.iscoroutinefunction(loader)
         cached = plain_function(is_async, ttl, returns, self._max_value_bytes)
         try:
-            call = self._make_keyed_call(cached, encode_key(key), names, loader, None)
+            request = Request(cached, encode_key(key), loader=loader, tags=names)
+            self._complete(request)
         except UnkeyableError as error:
             raise SettingsError(f"{error}: use text, numbers, or a tuple of them") from None
-        found = self._core.memory.find(call.key, call.token, needs_watermark=self._core.is_durable)
         answer: Any = self._answer_async if is_async else self._answer
-        value: R = answer(call, found)
+        value: R = answer(request)
         return value
 
     # ------------------------------------------------------------------ invalidation
@@ -421,7 +462,7 @@ class QueryCache:
     def warm(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a cached function and store the result anew, whatever is stored; awaitable if it is async."""
         cached = self._cached(function)
-        call = self._make_call(cached, args, kwargs)
+        call = self._make_request(cached, args, kwargs).call()
         self._start()
         driver: Any = self._async if cached.is_async else self._sync
         return driver.run(look_up(self._core, call, renews=True), call)  # type: ignore[no-any-return]
@@ -439,7 +480,7 @@ class QueryCache:
         }
         if not args:
             kwargs = {**missing, **kwargs}
-        call = self._make_call(cached, args, kwargs)
+        call = self._make_request(cached, args, kwargs).call()
         found = self._core.memory.find(call.key, None)
         store = self._core.store
         return {

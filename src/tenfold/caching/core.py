@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tenfold.caching.counts import Counts
-from tenfold.caching.entry import Entry, Serving, Tag
+from tenfold.caching.entry import Entry, Tag
 from tenfold.caching.fence import Fence
 from tenfold.caching.flights import Flights
 from tenfold.caching.function import CachedFunction
@@ -139,20 +139,15 @@ class Core:
         self._record_hit(entry)
         return value
 
-    def serve(self, call: Call, slot: Slot, serving: Serving) -> Any:
+    def serve(self, function: CachedFunction, slot: Slot) -> Any:
         """The value of an entry of the memory tier; of a frozen function the same object each time."""
-        function = call.function
         if not function.is_frozen:
-            value = self.decode(function, slot.entry, "memory")
-        else:
-            if slot.value is None:
-                slot.value = (function.codec.decode(slot.entry.value),)
-            value = slot.value[0]
-            self.count(function, "memory")
-            self._record_hit(slot.entry)
-        if serving is Serving.REFRESH:
-            self.refresh(call)
-        return value
+            return self.decode(function, slot.entry, "memory")
+        if slot.value is None:
+            slot.value = (function.codec.decode(slot.entry.value),)
+        self.count(function, "memory")
+        self._record_hit(slot.entry)
+        return slot.value[0]
 
     def _record_hit(self, entry: Entry) -> None:
         if self.fence is not None and entry.token and entry.follows and (token := entry.position):

@@ -127,8 +127,9 @@ def judge(
     """
     if entry is None or now >= entry.expires_at:
         return Serving.MISS
-    if any(generations.get(name) != generation for name, generation in entry.tags):
-        return Serving.MISS
+    for name, generation in entry.tags:
+        if generations.get(name) != generation:
+            return Serving.MISS
     if token is not None and entry.follows and not covers(entry, token, watermark=watermark):
         return Serving.MISS
     return Serving.HIT if now < entry.fresh_until else Serving.REFRESH

@@ -75,6 +75,7 @@ class CachedFunction:
         self.templates = [TagTemplate(tag, parameters=parameters, function=name) for tag in tags or ()]
         self.session_factory = options.session_factory
         self.longest_load_s = 0.2
+        self.key_prefix = f"{name}:{self.codec.schema}:"
         self._tables: tuple[str, ...] = ()
         self._places = {name: place for place, name in enumerate(self.call_key.signature.parameters)}
 
@@ -89,10 +90,10 @@ class CachedFunction:
         wrapper.__signature__ = signature.replace(parameters=parameters, return_annotation=returns)
         wrapper.__annotations__ = dict(hints)
 
-    @property
-    def has_fixed_tags(self) -> bool:
-        """Whether no tag depends on arguments."""
-        return all(template.is_fixed for template in self.templates)
+    def tags(self, values: Sequence[Any]) -> list[str]:
+        """The declared tags of a call with these bound values."""
+        arguments = self.call_key.arguments(values)
+        return [template.name(arguments) for template in self.templates]
 
     def find_session(self, values: Sequence[Any]) -> Any:
         """The SQLAlchemy session among the bound values of a call; None without one."""

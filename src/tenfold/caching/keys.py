@@ -12,7 +12,7 @@ import inspect
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -222,7 +222,7 @@ class CallKey:
             parts.append(writer(value) if writer is not None else _encode_object(value))
         return ",".join(parts)
 
-    def arguments(self, values: list[Any]) -> dict[str, Any]:
+    def arguments(self, values: Sequence[Any]) -> dict[str, Any]:
         """Bound values by the names of their parameters."""
         return dict(zip(self.signature.parameters, values, strict=True))
 

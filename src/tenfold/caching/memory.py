@@ -54,21 +54,22 @@ class MemoryTier:
 
     # ------------------------------------------------------------------ reading
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether no invalidation can have been missed for longer than allowed."""
-        return self._max_stale_s is None or time.monotonic() - self._confirmed < self._max_stale_s
-
     def find(
         self, key: str, token: Token | None, *, needs_watermark: bool = False
     ) -> tuple[Slot, Serving] | None:
         """Return the entry of a key if it may be served, and whether it is due for a refresh."""
         slot = self._slots.get(key)
-        if slot is None or not self.is_usable or time.monotonic() >= slot.expires:
+        if slot is None:
             return None
-        watermark = self.watermark if time.monotonic() < self._watermark_until else None
-        if needs_watermark and time.monotonic() >= self._watermark_until:
+        now = time.monotonic()
+        if now >= slot.expires or (
+            self._max_stale_s is not None and now - self._confirmed >= self._max_stale_s
+        ):
             return None
+        has_watermark = now < self._watermark_until
+        if needs_watermark and not has_watermark:
+            return None
+        watermark = self.watermark if has_watermark else None
         serving = judge(slot.entry, self._tags, token, now=time.time(), watermark=watermark)
         if serving is Serving.MISS:
             return None

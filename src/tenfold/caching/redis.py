@@ -21,6 +21,7 @@ from tenfold.errors import DependencyError, SettingsError
 try:
     import redis as redis_sync
     import redis.asyncio as redis_async
+    from hiredis import pack_command
     from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.asyncio.sentinel import Sentinel as AsyncSentinel
@@ -29,6 +30,8 @@ try:
     from redis.exceptions import RedisError, ResponseError
     from redis.retry import Retry
     from redis.sentinel import Sentinel
+
+    from tenfold.redis_pool import RedisPool
 except ImportError:
     raise DependencyError("a query cache in Redis needs redis-py: pip install 'tenfold[caching]'") from None
 
@@ -64,8 +67,11 @@ class RedisServer:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._url = ""
+        self._pool: RedisPool | None = None
         if isinstance(server, str):
             self._url = _check_url(server)
+            if "+" not in self._url.partition("://")[0]:
+                self._pool = RedisPool(server, max_connections=ASYNC_CONNECTIONS, connect_timeout_s=timeout_s)
             try:  # parses the URL; nothing is connected before the first command, but for a cluster
                 self._sync = None if self.is_cluster else self._connect(is_async=False)
             except (ValueError, TypeError):
@@ -110,8 +116,8 @@ class RedisServer:
         ticket = self._admit(is_urgent)
         try:
             client = self._sync_client()
-            if len(commands) == 1 and not self.is_cluster:
-                replies = [client.execute_command(*commands[0])]
+            if self._url and not self.is_cluster:
+                replies = _send(client.connection_pool, commands)
             else:
                 replies = _pipeline(client, commands).execute(raise_on_error=False)
         except BaseException as error:
@@ -142,9 +148,12 @@ class RedisServer:
             return await self._send_once(commands)
 
     async def _send_once(self, commands: Sequence[Command]) -> list[Any]:
+        if self._pool is not None and len(commands) == 1:
+            try:
+                return [await self._pool.execute(*commands[0])]
+            except ResponseError as error:
+                return [error]
         client = self._async_client()
-        if len(commands) == 1 and not self.is_cluster:
-            return [await client.execute_command(*commands[0])]
         replies: list[Any] = await _pipeline(client, commands).execute(raise_on_error=False)
         return replies
 
@@ -239,6 +248,8 @@ class RedisServer:
     async def aclose(self) -> None:
         """Close the connections of this event loop, and those of threads, that are ours."""
         self.close()
+        if self._pool is not None:
+            await self._pool.disconnect()
         client = self._loops.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()
@@ -247,6 +258,25 @@ class RedisServer:
         """Close the connections of threads that are ours."""
         if self._url and self._sync is not None:
             self._sync.close()
+
+
+def _send(pool: Any, commands: Sequence[Command]) -> list[Any]:
+    """Send commands on one connection; redis-py's own way costs a third of the round trip more."""
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command([pack_command(command) for command in commands])
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        connection.disconnect()  # with replies unread
+        raise
+    finally:
+        pool.release(connection)
+    return replies
 
 
 def _pipeline(client: Any, commands: Sequence[Command]) -> Any:

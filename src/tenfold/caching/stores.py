@@ -6,6 +6,7 @@ and asyncio share them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -182,7 +183,7 @@ class RedisStore:
 
     def key(self, kind: str, name: str) -> str:
         """The key in Redis of a kind of name: v(alue), t(ag), l(ease)."""
-        return f"{self.prefix}{kind}:{shorten(name)}"
+        return _key(self.prefix, kind, name)
 
     @property
     def channel(self) -> str:
@@ -272,6 +273,11 @@ class RedisStore:
 
     def _tell(self, name: str, tag: Tag) -> Command:
         return ("PUBLISH", self.channel, tag.generation + name.encode(errors="surrogatepass"))
+
+
+@functools.lru_cache(4096)
+def _key(prefix: str, kind: str, name: str) -> str:
+    return f"{prefix}{kind}:{shorten(name)}"
 
 
 def unpack_change(data: bytes) -> tuple[str, bytes] | None:
