@@ -36,6 +36,7 @@ PATTERNS = {
     "stores": "Session stores",
     "signing": "Signed and sealed values",
     "replicas": "Replicas",
+    "caching": "Caching",
     "pools": "Pools",
     "docs": "The documentation",
 }

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import threading
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -18,9 +16,8 @@ import pytest
 from fastapi import Depends, FastAPI, Query
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
-from sqlalchemy import ForeignKey, create_engine, delete, func, insert, select, text, update
+from sqlalchemy import ForeignKey, create_engine, func, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
 from sqlalchemy.pool import StaticPool
 
@@ -141,101 +138,6 @@ def test_methods_static_methods_and_closures(make_cache: Callable[..., QueryCach
     ):
         make(3)
     assert (make(4, "times 4")(1), make(5, "times 5")(1)) == (4, 5)
-
-
-# ------------------------------------------------------------------ bad input
-
-
-def returns_nothing_said(number: int):  # type: ignore[no-untyped-def]
-    return number
-
-
-def generates(number: int) -> Iterator[int]:
-    yield number
-
-
-async def generates_async(number: int) -> AsyncIterator[int]:
-    yield number
-
-
-def plain(number: int) -> int:
-    return number
-
-
-def returns_any(number: int) -> Any:
-    return number
-
-
-def returns_entity(number: int) -> Author:
-    return Author()
-
-
-@pytest.mark.parametrize(
-    ("options", "function", "words"),
-    [
-        ({"ttl": -1}, plain, "the ttl of .*plain is -1: write seconds, above 0 and up to 7 days"),
-        ({"ttl": 0}, plain, "above 0"),
-        ({"ttl": 8 * 24 * 3600}, plain, "up to 7 days"),
-        ({"negative_ttl": 0}, plain, "the negative_ttl of"),
-        ({"tags": "products"}, plain, r"are one text: write tags=\['products'\]"),
-        ({"tags": ["two words"]}, plain, "'two words' is no tag"),
-        ({"tags": ["product:{id}"]}, plain, "'product:{id}' names 'id', which is no keyed parameter"),
-        ({"tags": ["@own"]}, plain, "'@own' is no tag"),
-        ({"tags": ["a{"]}, plain, "'a{' is no tag"),
-        ({"tags": [1]}, plain, "'1' is no tag"),
-        ({"tags": [""]}, plain, "'' is no tag"),
-        ({"frozen": True, "returns": list[int]}, plain, "is frozen=True, but callers could change"),
-        ({"ignore": ["nummer"]}, plain, "ignore= names 'nummer'"),
-        ({}, returns_nothing_said, "has no return annotation"),
-        ({}, returns_any, "returns Any, which says nothing"),
-        ({}, returns_entity, "returns the ORM entity Author"),
-        ({}, generates, "is a generator, which is consumed once: return a list"),
-        ({}, generates_async, "is a generator"),
-        ({}, len, "is no function"),
-        ({}, staticmethod(plain), "is no function"),
-    ],
-)
-def test_wrong_declarations_are_refused_in_one_sentence(
-    options: dict[str, Any], function: Any, words: str
-) -> None:
-    cache = QueryCache(metrics=False)
-    with pytest.raises(SettingsError, match=words) as caught:
-        cache.query(**options)(function)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"redis": "http://127.0.0.1"}, "not the URL of a Redis"),
-        ({"redis": "redis://:a/b@127.0.0.1"}, "in a password write / as %2F"),
-        ({"redis": 7}, "takes a URL or a client of redis-py, no int"),
-        ({"redis": "redis+sentinel://127.0.0.1:1"}, "behind Sentinel"),
-        ({"redis": "redis+sentinel://127.0.0.1/name/x"}, "not the URL"),
-        ({"shadow": 2}, "shadow is 2"),
-        ({"prefix": ""}, "prefix is ''"),
-        ({"prefix": "a b"}, "prefix is 'a b'"),
-        ({"memory_bytes": 0}, "nothing could be kept"),
-    ],
-)
-def test_wrong_caches_are_refused(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(SettingsError, match=words) as caught:
-        QueryCache(**arguments, metrics=False)
-    assert "a/b" not in str(caught.value)
-
-
-def test_client_that_decodes_is_refused() -> None:
-    import redis
-
-    with pytest.raises(SettingsError, match="without decode_responses"):
-        QueryCache(redis.Redis(decode_responses=True), metrics=False)
-
-
-def test_functions_that_are_not_cached_are_said(make_cache: Callable[..., QueryCache]) -> None:
-    with pytest.raises(SettingsError, match="'plain' is not cached: decorate it"):
-        make_cache().explain(plain)
-    with pytest.raises(SettingsError, match="is no tag"):
-        make_cache().invalidate("a b")
 
 
 # ------------------------------------------------------------------ values
@@ -464,105 +366,6 @@ def test_session_of_a_visitor_is_personal(make_cache: Callable[..., QueryCache])
     for number in (0, 1):
         with pytest.raises(SettingsError, match=r"depends on the (principal of the )?session"):
             read(number)
-
-
-# ------------------------------------------------------------------ tables
-
-
-def test_writes_of_sessions_invalidate_the_tables_that_loads_read(
-    make_cache: Callable[..., QueryCache], engine: Engine
-) -> None:
-    cache, count = make_cache(), Count()
-
-    @cache.query(ttl=60)
-    def authors(session: Session) -> list[AuthorOut]:
-        count()
-        found = session.scalars(select(Author).options(selectinload(Author.books)))
-        return [AuthorOut(name=each.name, books=[book.title for book in each.books]) for each in found]
-
-    def changes(write: Callable[[Session], object], *, commit: bool = True) -> bool:
-        """Return whether a write made the next call load."""
-        with Session(engine) as session:
-            authors(session)
-        with Session(engine) as session:
-            authors(session)
-        before = count.loads
-        with Session(engine) as session:
-            write(session)
-            session.commit() if commit else session.rollback()
-        with Session(engine) as session:
-            authors(session)
-        return count.loads > before
-
-    assert not changes(lambda session: session.get(Author, 1))
-    assert changes(lambda session: session.add(Author(id=2, name="Bob")))
-    assert changes(lambda session: setattr(session.get(Author, 2), "name", "Carl"))
-    assert changes(lambda session: session.delete(session.get(Author, 2)))
-    assert changes(lambda session: session.execute(update(Book).values(title="New")))
-    assert changes(lambda session: session.execute(insert(Book), [{"title": "x", "author_id": 1}]))
-    assert changes(lambda session: session.execute(delete(Book).where(Book.id > 1)))
-    assert changes(lambda session: session.connection().execute(update(Author.__table__).values(name="D")))  # type: ignore[arg-type]
-    assert changes(lambda session: session.bulk_update_mappings(Author, [{"id": 1, "name": "E"}]))  # type: ignore[arg-type]
-    assert not changes(lambda session: session.execute(update(Book).values(title="y")), commit=False)
-    assert cache.explain(authors)["tags"] == ["authors", "books"]
-
-
-def test_session_that_is_never_closed_is_collected(engine: Engine) -> None:
-    QueryCache(metrics=False)  # listens to sessions from now on
-    session = Session(engine)
-    session.execute(select(Author))
-    found = weakref.ref(session)
-    del session
-    gc.collect()
-    assert found() is None
-
-
-def test_raw_sql_needs_tags(make_cache: Callable[..., QueryCache], engine: Engine) -> None:
-    cache = make_cache()
-
-    @cache.query(ttl=60)
-    def count(session: Session) -> int:
-        return session.scalar(select(func.count()).select_from(Author)) or 0
-
-    with Session(engine) as session:
-        assert (count(session), count(session)) == (1, 1)
-    with Session(engine) as session:
-        session.execute(text("insert into authors values (9, 'Z')"))
-        session.commit()
-    with Session(engine) as session:
-        assert count(session) == 1
-    with Session(engine) as session:
-        session.execute(text("insert into authors values (10, 'Z')"))
-        cache.invalidate("authors", session=session)
-        session.commit()
-    with Session(engine) as session:
-        assert count(session) == 3
-
-
-async def async_changes(cache: QueryCache, url: str) -> list[int]:
-    engine = create_async_engine(url)
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-
-    @cache.query(ttl=60)
-    async def count(session: AsyncSession) -> int:
-        return await session.scalar(select(func.count()).select_from(Author)) or 0
-
-    found = []
-    for number in range(1, 4):
-        async with AsyncSession(engine) as session:
-            found += [await count(session)]
-        async with AsyncSession(engine) as session:
-            session.add(Author(id=number, name="x"))
-            await session.commit()
-    await engine.dispose()
-    await cache.aclose()
-    return found
-
-
-def test_async_sessions_invalidate_tables(make_cache: Callable[..., QueryCache], tmp_path: Any) -> None:
-    found = asyncio.run(async_changes(make_cache(), f"sqlite+aiosqlite:///{tmp_path}/test.db"))
-    assert found == [0, 1, 2]
 
 
 # ------------------------------------------------------------------ refresh

@@ -282,6 +282,7 @@ def test_redis_down_takes_nothing_down(client: redis.Redis) -> None:
     cache.close()
 
 
+@pytest.mark.control("a cached function returns a value, never an error of the cache", "the naive decorator")
 def test_the_control_naive_decorator_fails_with_redis() -> None:
     @naive_cache(redis.Redis(port=1))
     def read() -> int:
