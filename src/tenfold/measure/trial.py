@@ -84,6 +84,24 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalls:
+    """How long the generator's thread stood still in a trial, by what it did meanwhile; seconds."""
+
+    on_cpu_s: float  # it computed: too many requests, or a locustfile that works hard
+    queued_s: float  # it waited for a CPU that others used
+    blocked_s: float  # it stood in a call that blocks every user
+    blocked_at: str = ""  # the line of the locustfile where, as far as it was seen
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return self.on_cpu_s + self.queued_s + self.blocked_s
+
+
+BUSY_CORE = 0.7  # of its core: from here on lateness may be the generator's own work
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratorHealth:
     """CPU use and delays of the generator itself in a trial."""
 
@@ -91,10 +109,27 @@ class GeneratorHealth:
     late_share: float  # share of arrivals started late although a user was free
     lag_p99_ms: float  # delay of the start despite a free user, 99th percentile
     steal_share: float = 0.0  # CPU time taken by other machines on the same host, 0..1
+    stalls: Stalls | None = None  # None where the system does not tell
 
     def is_limited(self, *, late: float = 0.02, cpu: float = 0.95) -> bool:
-        """Return whether the generator, not the service, limited the trial."""
-        return self.late_share > late or self.cpu_share > cpu
+        """Return whether the generator, not the service, limited the trial.
+
+        Arrivals that left late because others used the CPUs are the service's limit on this machine: they are
+        judged like all others, by their latency from the due time.
+        """
+        if self.cpu_share > cpu:
+            return True
+        return self.late_share > late and self.fault != "none"
+
+    @property
+    def fault(self) -> Literal["cpu", "blocked", "unknown", "none"]:
+        """What made arrivals late, if it was the generator."""
+        if self.stalls is None:
+            return "unknown"
+        most = self.stalls.seconds / 2
+        if self.cpu_share >= BUSY_CORE and self.stalls.on_cpu_s > most:
+            return "cpu"
+        return "blocked" if self.stalls.blocked_s > most else "none"
 
 
 @dataclass(frozen=True, slots=True)

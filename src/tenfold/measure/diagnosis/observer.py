@@ -12,6 +12,7 @@ from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
+from tenfold.measure.diagnosis.priority import LowPriority
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
 from tenfold.measure.diagnosis.service_log import last_error
 from tenfold.measure.probe.aggregate import Aggregate
@@ -83,6 +84,7 @@ class StackObserver:
         self._sampler = ResourceSampler(
             {group: self._pids_of(kinds) for group, kinds in GROUPS.items() if self._has(kinds)}
         )
+        self._priority = LowPriority(self._pids_of(kinds) for kinds in GROUPS.values() if self._has(kinds))
         self._open = ExitStack()
         self._trial: tuple[float, float] | None = None  # rate and start of the running one
         self._records: list[TrialRecord] = []
@@ -91,6 +93,7 @@ class StackObserver:
         with self._open:
             self._open.enter_context(self._collector)
             self._open.enter_context(self._sampler)
+            self._open.enter_context(self._priority)
             self._open = self._open.pop_all()
         return self
 

@@ -10,7 +10,7 @@ from tenfold.measure.report.report import CapacityReport, EndpointReport, Latenc
 from tenfold.measure.search.capacity import SKIP_S, Capacity
 from tenfold.measure.search.sequential import join_blocks, share_limits, skip_start, variance_inflation
 from tenfold.measure.settings import MeasureSettings, Objective
-from tenfold.measure.trial import Block, Endpoint, Trial
+from tenfold.measure.trial import BUSY_CORE, Block, Endpoint, Trial
 
 NEAR = 0.85  # of the interval's lower end: from this rate on a trial is near the capacity
 CHANGED = 0.25  # an endpoint whose median response size changes by more under load is reported
@@ -218,7 +218,7 @@ def _reason(
         )
     if found.outcome == "at_least":
         sends = f"; the generator sends at most {ceiling:,.0f}/s" if ceiling else ""
-        limits = {"generator": f"limited by the generator{sends}", "interrupted": "interrupted"}
+        limits = {"generator": f"{_generator_fault(trials)}{sends}", "interrupted": "interrupted"}
         limits["recovery"] = "the search ended when the service did not recover from overload"
         budget = f"no rate failed within the budget of {settings.budget_s:g} s{sends}"
         return limits.get(found.stopped_by, budget)
@@ -226,9 +226,20 @@ def _reason(
     return {
         "width": f"{width}, as narrow as required",
         "budget": f"{width} when the budget of {settings.budget_s:g} s ended; a longer --budget-s narrows it",
-        "generator": f"{width}; limited by the generator",
+        "generator": f"{width}; {_generator_fault(trials)}",
         "recovery": f"{width}; the search ended when the service did not recover from overload",
     }.get(found.stopped_by, f"{width} when it was interrupted")
+
+
+def _generator_fault(trials: Sequence[Trial]) -> str:
+    """Return how the generator limited the last trial that it did."""
+    limited = [trial.generator for trial in trials if trial.generator.is_limited()]
+    if limited and limited[-1].fault == "blocked" and (stalls := limited[-1].stalls):
+        where = f" at {stalls.blocked_at}" if stalls.blocked_at else ""
+        return f"limited by the locustfile, which blocks all users{where}: use gevent's or the client's calls"
+    if limited and limited[-1].cpu_share >= BUSY_CORE:
+        return f"limited by the generator, which used {limited[-1].cpu_share:.0%} of its core"
+    return "limited by the generator"
 
 
 def changed_answers(trials: Sequence[Trial]) -> tuple[str, ...]:

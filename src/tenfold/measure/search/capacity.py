@@ -225,7 +225,10 @@ class CapacitySearch:
             return self._capacity("found", cause, low=min(idle_rate, *failed), high=min(failed))
         if passed:
             return self._capacity("at_least", cause, low=max(passed), clean_rate=max(passed))
-        return self._capacity("undecided", cause, reason=f"no rate passed before {_ENDS[cause]}")
+        reason = f"no rate could be judged before {_ENDS[cause]}"
+        if failed and cause != "interrupted":
+            return self._capacity("below", cause, high=min(failed))
+        return self._capacity("undecided", cause, reason=reason)
 
     # The five steps: generators that yield a request and are sent the trial.
 

@@ -13,7 +13,8 @@ from tenfold.measure.load import histogram
 from tenfold.measure.load.answers import UNANSWERED, AnswerCounts
 from tenfold.measure.load.arrivals import ArrivalLog, ArrivalResult, request_result
 from tenfold.measure.load.generator_protocol import TrialDone
-from tenfold.measure.trial import TASK_LIMIT_S, Block, GeneratorHealth
+from tenfold.measure.load.locust.stalls import StallWatch
+from tenfold.measure.trial import TASK_LIMIT_S, Block, GeneratorHealth, Stalls
 
 FLOW_SLACK_S = 0.001
 LEAD_S = 0.02  # between starting the clock and the first possible due time
@@ -163,6 +164,8 @@ class TrialRun:
 
     def __init__(self, arrivals: ArrivalLog) -> None:
         self.arrivals = arrivals
+        self._watch = StallWatch()
+        self._stalls: Stalls | None = None
         self.answers = AnswerCounts()
         self.active: set[ActiveArrival] = set()
         self.silent: Counter[str] = Counter()  # arrivals without a request, by task
@@ -180,6 +183,7 @@ class TrialRun:
         """Let the load begin in ``LEAD_S``, and what is counted ``lead_s`` later."""
         self._zero = perf_counter() + LEAD_S + lead_s
         self._cpu_s, self._wall_s, self._ticks = process_time(), time.monotonic(), _cpu_ticks()
+        self._watch.start()
 
     def begin(self, arrival: int, now: float, *, free: bool, notes_sending: bool) -> ActiveArrival:
         """Start an arrival that a user has taken over.
@@ -221,6 +225,7 @@ class TrialRun:
         total, stolen = _cpu_ticks()
         passed = total - self._ticks[0]
         self._steal = (stolen - self._ticks[1]) / passed if passed > 0 else 0.0
+        self._stalls = self._watch.stop()
 
     @property
     def task_s(self) -> float | None:
@@ -269,6 +274,7 @@ class TrialRun:
             late_share=self.arrivals.late_counted / offered if offered else 0.0,
             lag_p99_ms=_p99(self.arrivals.lags_s) * 1000,
             steal_share=self._steal,
+            stalls=self._stalls,
         )
 
 
