@@ -181,7 +181,10 @@ def test_select_takes_names_and_patterns() -> None:
 # ------------------------------------------------------------------ the list
 
 
-def without_baseline(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
+def with_broken_baseline(folder: Path, ending: ExitStack) -> tuple[Any, Settings]:
+    stored = folder / ".tenfold" / "baselines" / "main.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text("{}")
     return STACK, Settings(root=folder)
 
 
@@ -249,8 +252,8 @@ def misconfigured(**balancing: Any) -> Callable[[Path, ExitStack], tuple[Any, Se
 
 # How to make each check fail, by its name.
 FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
-    "baseline established": without_baseline,
-    "percentiles known": without_baseline,
+    "baseline established": with_broken_baseline,
+    "percentiles known": with_broken_baseline,
     "slow queries found": without_a_probe,
     "session fixation refused": failing_service("session fixation refused"),
     "session ids unguessable": failing_service("session ids unguessable"),

@@ -141,7 +141,8 @@ def finding(limit: RateLimit, *, requests_per_arrival: float) -> BottleneckRepor
     low, high = limit.low * requests_per_arrival, limit.high * requests_per_arrival
     return BottleneckReport(
         kind="Rate limit",
-        title=f"the service refuses what exceeds about {low:.2g} – {high:.2g} requests/s ({limit.statuses})",
+        title="the service refuses what exceeds about "
+        f"{_two_digits(low)} – {_two_digits(high)} requests/s ({limit.statuses})",
         severity="high",
         proof="proven",
         evidence=limit.evidence,
@@ -175,3 +176,8 @@ def _refused(trial: Trial) -> int:
 def _statuses(sent: Sequence[SentTrial]) -> str:
     found = {status for one in sent for endpoint in one.trial.endpoints for status in endpoint.statuses}
     return ", ".join(sorted(found & {"429", "503"})) or "429, 503"
+
+
+def _two_digits(rate: float) -> str:
+    """Write a rate with the two digits that are known of it, and without an exponent."""
+    return f"{float(f'{rate:.2g}'):,.12g}"

@@ -43,7 +43,13 @@ from tenfold.database.replicas.servers import (
     HealthLimits,
     ServerHealth,
 )
-from tenfold.database.replicas.sessions import ConnectionSource, ReadSession, SessionScope, WriteSession
+from tenfold.database.replicas.sessions import (
+    ConnectionSource,
+    ReadSession,
+    SessionScope,
+    WriteSession,
+    with_methods,
+)
 from tenfold.database.urls import database_url, libpq_url, server_name
 from tenfold.errors import DependencyError, SettingsError
 
@@ -87,6 +93,8 @@ class DatabaseRouter:
         choice: ``least`` (of two by chance the less busy one), ``random`` or ``round-robin``.
         primary_reads: how many reads at once the primary takes when no replica may serve them; a bound for
             each process, so that the end of the replicas is not the end of the primary.
+        class_: a subclass of Session whose methods sessions have as well, such as SQLModel's; and
+        async_class: one of AsyncSession.
         options: ``{"engine": …, "session": …}``: more arguments of ``create_engine`` and ``Session``. Engines
             have monitored pools (:func:`~tenfold.database.pool_options`), whose options can be named here; a
             function of the URL returns all arguments of its engine instead, ``{"engine": lambda url: {}}``
@@ -109,12 +117,19 @@ class DatabaseRouter:
         health: HealthLimits = HealthLimits(),  # noqa: B008 - frozen
         choice: Choice = "least",
         primary_reads: int = 10,
+        class_: type[Session] = Session,
+        async_class: type[AsyncSession] = AsyncSession,
         options: Mapping[str, Any] | None = None,
         metrics: bool = True,
         registry: CollectorRegistry | None = None,
     ) -> None:
         _check_options(choice, primary_reads, freshness, health)
         self._token_s = freshness.token_s
+        self._read_class, self._write_class = (
+            with_methods(ReadSession, class_),
+            with_methods(WriteSession, class_),
+        )
+        self._async_class = async_class
         self._options: dict[str, Any] = {"engine": {}, "session": {}, **(options or {})}
         self._pool_options = partial(pool_options, metrics=metrics, registry=registry)
         primary, *replicas = (_check_driver(database_url(url)) for url in (primary_url, *replica_urls))
@@ -177,28 +192,34 @@ class DatabaseRouter:
 
     def get_write_session(self) -> Session:
         """A session on the primary that its caller closes: ``with router.get_write_session() as session``."""
-        return WriteSession(source=self._write_source, **self._session_options)
+        session: Session = self._write_class(source=self._write_source, **self._session_options)
+        return session
 
     def get_async_write_session(self) -> AsyncSession:
         """As :meth:`get_write_session`, for asyncio."""
-        return _async_session(WriteSession, self._async_write_source, self._session_options)
+        return self._async_session(self._write_class, self._async_write_source)
 
     def get_read_session(self, *, isolation: str | None = None) -> Session:
         """A session as :meth:`read` gives it, which its caller closes."""
         source = self._read_source if isolation is None else replace(self._read_source, isolation=isolation)
-        return ReadSession(source=source, **self._session_options)
+        session: Session = self._read_class(source=source, **self._session_options)
+        return session
 
     def get_async_read_session(self, *, isolation: str | None = None) -> AsyncSession:
         """As :meth:`get_read_session`, for asyncio."""
         shared = self._async_read_source
         source = shared if isolation is None else replace(shared, isolation=isolation)
-        return _async_session(ReadSession, source, self._session_options)
+        return self._async_session(self._read_class, source)
 
     def _get_report_session(self) -> Session:
-        return ReadSession(source=self._report_source, **self._session_options)
+        session: Session = self._read_class(source=self._report_source, **self._session_options)
+        return session
 
     def _get_async_report_session(self) -> AsyncSession:
-        return _async_session(ReadSession, self._async_report_source, self._session_options)
+        return self._async_session(self._read_class, self._async_report_source)
+
+    def _async_session(self, kind: type[Session], source: ConnectionSource) -> AsyncSession:
+        return self._async_class(sync_session_class=kind, source=source, **self._session_options)
 
     # ------------------------------------------------------------------ consistency
 
@@ -390,10 +411,6 @@ def _dispose(engine: Any, loop: asyncio.AbstractEventLoop | None) -> None:
         loop.call_soon_threadsafe(abandon_connections, engine)
     else:
         abandon_connections(engine)
-
-
-def _async_session(kind: type[Session], source: ConnectionSource, options: Mapping[str, Any]) -> AsyncSession:
-    return AsyncSession(sync_session_class=kind, source=source, **options)
 
 
 def _record_nothing(_: Checkout, __: bool) -> None:

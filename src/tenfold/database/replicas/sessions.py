@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,11 +17,12 @@ from sqlalchemy.orm import Session, SessionTransaction
 from tenfold.database.drivers import sqlstate
 from tenfold.database.replicas.checkout import REPLAY_CONFLICT, Checkout
 from tenfold.database.replicas.servers import DatabaseServer
+from tenfold.errors import SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["ConnectionSource", "ReadSession", "SessionScope", "WriteSession"]
+__all__ = ["ConnectionSource", "ReadSession", "SessionScope", "WriteSession", "with_methods"]
 
 
 Result = TypeVar("Result")
@@ -252,3 +254,23 @@ class ReadSession(_RoutedSession):
     def _may_have_run(self, checkout: Checkout) -> bool:
         # A server that was lost before it answered has shown nothing: the next one need not be ahead of it.
         return self._has_read or not checkout.is_lost
+
+
+def with_methods(kind: type[_RoutedSession], own: type[Session]) -> type[Any]:
+    """A class of sessions that has the methods of ``own``, too, such as SQLModel's Session.
+
+    Raises:
+        SettingsError: ``own`` is no subclass of Session.
+    """
+    if own is Session:
+        return kind
+    if not (isinstance(own, type) and issubclass(own, Session)):
+        raise SettingsError(f"class_ is {own!r}: pass a subclass of sqlalchemy.orm.Session")
+    methods: dict[str, Any] = {}
+    if issubclass(kind, ReadSession) and (exec_ := getattr(own, "exec", None)) is not None:
+        # SQLModel's way to execute: what a read does when its server is lost is done around it as well.
+        def exec(self: Any, *args: Any, **options: Any) -> Any:
+            return self._run(partial(exec_, self), args, options)
+
+        methods["exec"] = exec
+    return type(kind.__name__, (kind, own), methods)

@@ -32,18 +32,26 @@ _BEYOND_P99 = 10
 class _UnusableReport(Exception):
     """A stored report cannot be used; the message says why."""
 
+    verdict = Verdict.FAIL
+
+
+class _NoReport(_UnusableReport):
+    """None is stored: nothing was claimed that could be wrong."""
+
+    verdict = Verdict.SKIP
+
 
 def check_baseline(stack: Stack, settings: Settings) -> Finding:
     """Look for a baseline with a capacity, measured for the objective that is declared now.
 
-    The newest one counts: an older one says nothing about the service as it is.
+    The newest one counts: an older one says nothing about the service as it is. Without any, it is skipped.
     """
     try:
         name, report = _newest(settings)
         low, high = _capacity(report)
         _require_objective(report, settings.measure.objective)
     except _UnusableReport as error:
-        return Finding(BASELINE, str(error), Verdict.FAIL, remedy=_SAVE)
+        return Finding(BASELINE, str(error), error.verdict, remedy=_SAVE)
     claim = f"{name}: {low:g} – {high:g} arrivals/s"
     return Finding(BASELINE, claim, Verdict.PASS, {"low": low, "high": high})
 
@@ -54,7 +62,7 @@ def check_percentiles(stack: Stack, settings: Settings) -> Finding:
         name, report = _newest(settings)
         numbers = _percentiles(report)
     except _UnusableReport as error:
-        return Finding(PERCENTILES, str(error), Verdict.FAIL, remedy=_SAVE)
+        return Finding(PERCENTILES, str(error), error.verdict, remedy=_SAVE)
     claim = f"{name}: " + " ".join(f"{key} {numbers[key]:g} ms" for key in ("p50", "p95", "p99"))
     return Finding(PERCENTILES, claim, Verdict.PASS, numbers)
 
@@ -79,7 +87,7 @@ def _newest(settings: Settings) -> tuple[str, Report]:
         (settings.root / BASELINES).glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name)
     )
     if not files:
-        raise _UnusableReport("no baseline is stored")
+        raise _NoReport("no baseline is stored")
     try:
         return files[-1].stem, load(files[-1])
     except SettingsError as error:
