@@ -226,7 +226,7 @@ class CapacitySearch:
         if passed:
             return self._capacity("at_least", cause, low=max(passed), clean_rate=max(passed))
         reason = f"no rate could be judged before {_ENDS[cause]}"
-        if failed and cause != "interrupted":
+        if failed and cause in ("budget", "generator"):
             return self._capacity("below", cause, high=min(failed))
         return self._capacity("undecided", cause, reason=reason)
 

@@ -45,7 +45,7 @@ class StallWatch:
         self._folder = str(folder or Path.cwd()) + os.sep
         self._main = _thread_id()
         self._schedstat = Path(f"/proc/self/task/{os.getpid()}/schedstat")
-        self._beat_at = 0.0
+        self._beat_at = self._longest_s = 0.0
         self._is_watching = False
         self._on_cpu_s = self._queued_s = self._blocked_s = 0.0
         self._lines: Counter[str] = Counter()
@@ -69,7 +69,9 @@ class StallWatch:
 
     def _beat(self) -> None:
         while True:
-            self._beat_at = perf_counter()
+            now = perf_counter()
+            self._longest_s = max(self._longest_s, now - self._beat_at)
+            self._beat_at = now
             gevent.sleep(BEAT_S)
 
     def _look(self) -> None:
@@ -77,7 +79,8 @@ class StallWatch:
         while self._is_watching:
             _sleep(LOOK_S)
             now, times = perf_counter(), self._read()
-            silent_s = now - self._beat_at
+            # A stall that ends right before this look has left a late beat.
+            silent_s, self._longest_s = max(now - self._beat_at, self._longest_s), 0.0
             if before is not None and times is not None and silent_s > STALL_S:
                 self._divide(min(now - seen, silent_s), times[0] - before[0], times[1] - before[1])
             before, seen = times, now
