@@ -150,7 +150,7 @@ def test_settings_file_has_every_key_with_its_default() -> None:
                 assert value == getattr(getattr(Settings(), table), name), name
     servers = {"postgresql_bin", "redis_server", "nginx_binary"}
     users = {"user", "password", "other_user", "other_password"}
-    requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read"}
+    requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read", "cached"}
     service = {"app", "prepare", "environment"}
     assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, "url"}
 
