@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from tenfold.measure.diagnosis.priority import LowPriority
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Trial, TrialRequest
 from tenfold.settings import Settings
@@ -25,6 +26,7 @@ _SEARCH_S = 25.0
 _HOLDS_S, _MOST_OF = 3.0, 0.8
 _ATTEMPTS = 3
 _MORE = 1.3  # what is kept of a capacity that was measured too small
+_LATE = 0.02  # a share of late arrivals beyond which what is slow may not be the service's doing
 _FEW = 20.0  # arrivals per second below which so few seconds say too little
 
 
@@ -40,7 +42,8 @@ def check_goodput(stack: Stack, settings: Settings) -> Finding:
         return Finding(
             GOODPUT, claim, Verdict.SKIP, remedy="set measure.scenario, or write one: tenfold init"
         )
-    with open_generator(stack, settings) as generator:
+    servers = LowPriority([lambda: [pid for server in stack.servers for pid in server.pids()]])
+    with servers, open_generator(stack, settings) as generator:
         generator.start_users(measure.users)
         ceiling, capacity = generator.calibrate(), stored_capacity(settings)
         if capacity is None or not holds(generator, measure, capacity):
@@ -109,8 +112,10 @@ def judge_goodput(push: Trial, capacity: float) -> Finding:
         return Finding(GOODPUT, f"{claim}: that is no overload", Verdict.SKIP, numbers, _MEASURE)
     if kept >= KEPT:
         return Finding(GOODPUT, claim, Verdict.PASS, numbers)
-    if push.generator.is_limited():
-        return Finding(GOODPUT, f"{claim}; the generator itself was at its limit", Verdict.SKIP, numbers)
+    if push.generator.is_limited() or push.generator.late_share > _LATE:
+        return Finding(
+            GOODPUT, f"{claim}; arrivals left late, on a machine without a free core", Verdict.SKIP, numbers
+        )
     return Finding(
         GOODPUT, claim, Verdict.FAIL, numbers, "refuse early: put the concurrency limiter into the app"
     )
