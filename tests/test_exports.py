@@ -62,7 +62,8 @@ PACKAGES: dict[str, list[str]] = {
 }
 MODULES: dict[str, list[str]] = {
     "tenfold.commits": ["after_commit", "find_action", "sync_session"],
-    "tenfold.personal": ["note_personal_read", "watch_personal_reads"],
+    "tenfold.process_thread": ["ProcessThread"],
+    "tenfold.reads": ["PERSONAL", "ReadLog"],
     "tenfold.balancing.health": ["Health", "HealthMiddleware"],
     "tenfold.asgi": [
         "ASGIApp",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 from tenfold.errors import DependencyError
@@ -10,6 +11,7 @@ from tenfold.errors import DependencyError
 try:
     from sqlalchemy import event
     from sqlalchemy.engine import Connection
+    from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session, SessionTransaction
 except ImportError:
     raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from None
@@ -72,7 +74,9 @@ class _Waiting:
         event.listen(session, "after_transaction_end", self._end)
 
     def _watch_connection(self, session: Session) -> None:
-        if self.actions and not session.in_nested_transaction():
+        if not self.actions or session.in_nested_transaction():
+            return
+        with suppress(SQLAlchemyError):  # a session with an engine for each class has no connection
             event.listen(session.connection(), "commit", self._note_sent)
 
     def _note_sent(self, _: Connection) -> None:

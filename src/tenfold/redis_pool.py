@@ -1,4 +1,4 @@
-"""A Redis connection pool for commands with one reply each, at half the cost of redis-py's client.
+"""A Redis connection pool for asyncio, at half the cost of redis-py's client.
 
 A request that is cancelled or times out between a command and its reply leaves the reply in the socket, and
 the next command on that connection would read it: another user's session. So a connection returns to the pool
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,23 +88,34 @@ class RedisPool:
         return options
 
     async def execute(self, *command: Any) -> Any:
-        """Send one command and return its reply, text as bytes.
-
-        A lost connection, or a server that has become a replica, closes all idle connections, and the command
-        is sent once more: it may be executed twice.
+        """Send one command and return its reply, text as bytes; see :meth:`execute_all`.
 
         Raises:
             redis.exceptions.RedisError, OSError: as redis-py does.
         """
+        (reply,) = await self.execute_all((command,))
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def execute_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands in one go on one connection and return their replies; an error reply as an exception.
+
+        A lost connection, or a server that has become a replica, closes all idle connections, and the
+        commands are sent once more: they may be executed twice.
+
+        Raises:
+            redis.exceptions.RedisError, OSError: as redis-py does, but for error replies.
+        """
         try:
-            return await self._execute_once(command)
+            return await self._execute_once(commands)
         except (ConnectionError, ReadOnlyError) as error:
             if isinstance(error, AuthenticationError | BusyLoadingError):
                 raise
             await self.disconnect()
-            return await self._execute_once(command)
+            return await self._execute_once(commands)
 
-    async def _execute_once(self, command: tuple[Any, ...]) -> Any:
+    async def _execute_once(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         held = self._loops.get(asyncio.get_running_loop()) or self._add_loop()
         async with held.slots:
             if held.generation != self._generation:
@@ -113,13 +125,11 @@ class RedisPool:
             try:
                 if not connection.is_connected:
                     await connection.connect()
-                await connection.send_packed_command(pack_command(command), check_health=False)
-                reply = await connection.read_response(disable_decoding=True)
+                packed = [pack_command(command) for command in commands]
+                await connection.send_packed_command(packed, check_health=False)
+                replies = [await _read_reply(connection) for _ in commands]
                 reusable = True
-                return reply
-            except ResponseError as error:  # an error reply is a reply
-                reusable = not isinstance(error, ReadOnlyError)
-                raise
+                return replies
             finally:
                 if reusable and generation == self._generation:
                     held.idle.append(connection)
@@ -149,6 +159,16 @@ class RedisPool:
         self._generation += 1
         if held := self._loops.get(asyncio.get_running_loop()):
             await self._close_idle(held)
+
+
+async def _read_reply(connection: Any) -> Any:
+    """Read one reply; an error reply is one, unless it says that the server has become a replica."""
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ReadOnlyError:
+        raise
+    except ResponseError as error:
+        return error
 
 
 class RedisLoopError(RedisError):

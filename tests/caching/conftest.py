@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from tenfold.caching import QueryCache
 from tests.database.conftest import disposable_servers, make_router, postgresql, servers
 from tests.sessions.conftest import own_redis, redis_server
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 
 __all__ = ["disposable_servers", "make_router", "own_redis", "postgresql", "redis_server", "servers"]
 

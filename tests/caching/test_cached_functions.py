@@ -15,62 +15,23 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, Query
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
-from sqlalchemy import ForeignKey, create_engine, func, select
+from pydantic import BaseModel, field_validator
+from sqlalchemy import func, select
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.orm import Session, selectinload
 
 from tenfold.caching import QueryCache
 from tenfold.errors import SettingsError
 from tenfold.metrics import exposition
-from tenfold.personal import note_personal_read
+from tenfold.reads import PERSONAL
+from tests.caching.support.library import Author, AuthorOut, Count, open_library
 from tests.support.waiting import eventually
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Author(Base):
-    __tablename__ = "authors"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    books: Mapped[list[Book]] = relationship(cascade="all, delete-orphan")
-
-
-class Book(Base):
-    __tablename__ = "books"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
-    author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"))
-
-
-class AuthorOut(BaseModel):
-    name: str
-    books: list[str]
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        session.add(Author(id=1, name="Ada", books=[Book(id=1, title="Notes")]))
-        session.commit()
-    yield engine
-    engine.dispose()
-
-
-class Count:
-    """Counts loads."""
-
-    def __init__(self) -> None:
-        self.loads = 0
-
-    def __call__(self, value: Any = None) -> Any:
-        self.loads += 1
-        return value
+    with open_library() as engine:
+        yield engine
 
 
 # ------------------------------------------------------------------ signatures
@@ -242,7 +203,7 @@ def test_get_or_load(make_cache: Callable[..., QueryCache]) -> None:
     cache.invalidate("t")
     cache.get_or_load(("a", 1), lambda: count({"a": [1]}), tags=["t"])
     assert count.loads == 2
-    with pytest.raises(SettingsError, match="cannot be part of a cache key: use text, numbers"):
+    with pytest.raises(SettingsError, match=r"cannot be part of a cache key \(object\): use text, numbers"):
         cache.get_or_load(object(), lambda: 1)
 
     async def main() -> list[int]:
@@ -266,6 +227,67 @@ def test_key_of_ones_own(make_cache: Callable[..., QueryCache]) -> None:
 
     assert name({"id": 1, "name": "a"}) == name({"id": 1, "name": "b"}) == "a"
     assert name({"id": 2, "name": "b"}) == "b"
+
+
+def test_vary_that_cannot_be_keyed_is_said(make_cache: Callable[..., QueryCache]) -> None:
+    cache = make_cache(vary=object)
+    with pytest.raises(SettingsError, match=r"vary= returned a value that cannot be .*: let it return"):
+        cache.get_or_load("a", lambda: 1)
+
+
+class Fussy(BaseModel):
+    """A model whose validator takes a value today and not tomorrow."""
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_allowed(cls, name: str) -> str:
+        if name in FORBIDDEN:
+            raise ValueError("not any more")
+        return name
+
+
+FORBIDDEN: set[str] = set()
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 1_000_000])
+def test_value_that_does_not_validate_any_more_is_a_miss(
+    make_cache: Callable[..., QueryCache], memory_bytes: int
+) -> None:
+    cache, count = make_cache(memory_bytes=memory_bytes), Count()
+    kept = Fussy(name="a")
+
+    @cache.query(ttl=60, tags=())
+    def read() -> Fussy:
+        return Fussy.model_validate(count(kept))
+
+    read()
+    if memory_bytes:
+        eventually(lambda: cache.explain(read)["in_memory"] or not read())
+    loads = count.loads
+    FORBIDDEN.add("a")
+    try:
+        assert read() == kept and count.loads > loads
+    finally:
+        FORBIDDEN.clear()
+
+
+def test_tags_may_have_any_text_of_a_user(make_cache: Callable[..., QueryCache]) -> None:
+    cache, count = make_cache(), Count()
+
+    @cache.query(ttl=60, tags=["search:{words}"])
+    def search(words: str) -> int:
+        return int(count(len(words)))
+
+    for words in ("two words", "\n{}@", "x" * 10_000, "\ud800"):
+        before = count.loads
+        assert search(words) == search(words) == len(words) and count.loads == before + 1
+        cache.invalidate(f"search:{words}")
+        search(words)
+        assert count.loads == before + 2
+    varied = make_cache(vary=lambda: "\ud800", prefix="varied:")
+    assert varied.get_or_load("a", lambda: count(1)) == varied.get_or_load("a", lambda: count(2)) == 1
 
 
 def test_warm_explain_and_drop(make_cache: Callable[..., QueryCache]) -> None:
@@ -333,7 +355,7 @@ def test_load_that_reads_the_current_user_is_not_kept(
     user: ContextVar[str] = ContextVar("user")
 
     def current_user() -> str:
-        note_personal_read("current user")
+        PERSONAL.add("current user")
         return user.get()
 
     def read_with(**options: Any) -> Callable[[], str]:
@@ -364,7 +386,7 @@ def test_session_of_a_visitor_is_personal(make_cache: Callable[..., QueryCache])
         return str(visitor.principal if number else visitor.get("language"))
 
     for number in (0, 1):
-        with pytest.raises(SettingsError, match=r"depends on the (principal of the )?session"):
+        with pytest.raises(SettingsError, match=r"depends on the session"):
             read(number)
 
 

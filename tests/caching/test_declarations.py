@@ -6,20 +6,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenfold.caching import QueryCache
 from tenfold.errors import SettingsError
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Author(Base):
-    __tablename__ = "authors"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
+from tests.caching.support.library import Author
 
 # ------------------------------------------------------------------ bad input
 
@@ -53,6 +43,7 @@ def returns_entity(number: int) -> Author:
     [
         ({"ttl": -1}, plain, "the ttl of .*plain is -1: write seconds, above 0 and up to 7 days"),
         ({"ttl": 0}, plain, "above 0"),
+        ({"ttl": "60"}, plain, "is 60: write seconds"),
         ({"ttl": 8 * 24 * 3600}, plain, "up to 7 days"),
         ({"negative_ttl": 0}, plain, "the negative_ttl of"),
         ({"tags": "products"}, plain, r"are one text: write tags=\['products'\]"),
@@ -112,5 +103,5 @@ def test_client_that_decodes_is_refused() -> None:
 def test_functions_that_are_not_cached_are_said(make_cache: Callable[..., QueryCache]) -> None:
     with pytest.raises(SettingsError, match="'plain' is not cached: decorate it"):
         make_cache().explain(plain)
-    with pytest.raises(SettingsError, match="is no tag"):
-        make_cache().invalidate("a b")
+    with pytest.raises(SettingsError, match="'@own' is no tag"):
+        make_cache().invalidate("@own")

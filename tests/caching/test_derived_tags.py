@@ -9,59 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
-from sqlalchemy import ForeignKey, create_engine, delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.orm import Session, selectinload
 
 from tenfold.caching import QueryCache
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Author(Base):
-    __tablename__ = "authors"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    books: Mapped[list[Book]] = relationship(cascade="all, delete-orphan")
-
-
-class Book(Base):
-    __tablename__ = "books"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
-    author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"))
-
-
-class AuthorOut(BaseModel):
-    name: str
-    books: list[str]
+from tests.caching.support.library import Author, AuthorOut, Base, Book, Count, open_library
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        session.add(Author(id=1, name="Ada", books=[Book(id=1, title="Notes")]))
-        session.commit()
-    yield engine
-    engine.dispose()
-
-
-class Count:
-    """Counts loads."""
-
-    def __init__(self) -> None:
-        self.loads = 0
-
-    def __call__(self, value: Any = None) -> Any:
-        self.loads += 1
-        return value
+    with open_library() as engine:
+        yield engine
 
 
 # ------------------------------------------------------------------ tables
@@ -103,6 +63,36 @@ def test_writes_of_sessions_invalidate_the_tables_that_loads_read(
     assert changes(lambda session: session.bulk_update_mappings(Author, [{"id": 1, "name": "E"}]))  # type: ignore[arg-type]
     assert not changes(lambda session: session.execute(update(Book).values(title="y")), commit=False)
     assert cache.explain(authors)["tags"] == ["authors", "books"]
+
+
+def test_function_without_tables_is_warned_of(
+    make_cache: Callable[..., QueryCache], engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    @make_cache().query(ttl=60, name="raw")
+    def read(session: Session) -> int:
+        return int(session.execute(text("select 1")).scalar_one())
+
+    with Session(engine) as session:
+        read(session), read(session)
+    assert caplog.text.count("raw reads no table that SQLAlchemy shows") == 1
+
+
+def test_session_with_an_engine_for_each_class_invalidates(
+    make_cache: Callable[..., QueryCache], engine: Engine
+) -> None:
+    cache, count = make_cache(), Count()
+
+    @cache.query(ttl=60, tags=["t"])
+    def read() -> int:
+        return int(count(1))
+
+    read()
+    with Session(binds={Author: engine, Book: engine}) as session:
+        session.add(Author(id=7, name="Z"))
+        cache.invalidate("t", session=session)
+        session.commit()
+    read()
+    assert count.loads == 2
 
 
 def test_session_that_is_never_closed_is_collected(engine: Engine) -> None:

@@ -17,7 +17,7 @@ from tenfold.database import DatabaseRouter
 from tenfold.errors import SettingsError
 from tests.caching.support.workload import READ, WRITE, Workload
 from tests.database.conftest import Servers
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 BOUND_S = 2.5  # 2 s and the time of a test's own reads
@@ -153,23 +153,50 @@ def test_another_relay_takes_over(make_durable: Callable[..., QueryCache], engin
         eventually(second.is_cached)
 
 
+@pytest.mark.parametrize("lost", ["[tv]:", ""], ids=["no watermark", "former watermark"])
 def test_changes_that_a_failover_lost_are_repeated(
-    make_durable: Callable[..., QueryCache], engine: Engine, own_redis: RedisServer
+    make_durable: Callable[..., QueryCache], engine: Engine, own_redis: RedisServer, lost: str
 ) -> None:
-    """A replica that lacked the last writes is promoted: old generations, old values, no watermark."""
+    """A replica that lacked the last writes is promoted: old generations, old values."""
     counter = Counter(make_durable(), engine)
     eventually(counter.is_cached)
     client = redis_py.Redis.from_url(own_redis.url)
-    former = {key: client.get(key) for key in client.scan_iter("tenfold:cache:[tv]:*")}
+    former = {key: client.get(key) for key in client.scan_iter(f"tenfold:cache:{lost}*")}
     written = counter.write()
     eventually(counter.is_cached)
     client.flushall()
     for key, value in former.items():
-        client.set(key, value)
+        client.set(key, value, px=900 if key.endswith(b"watermark") else None)
     eventually(lambda: counter.read() == written, within_s=BOUND_S)
     eventually(counter.is_cached)
     assert counter.read() == written
     client.close()
+
+
+def test_caches_of_one_database_have_relays_of_their_own(
+    make_durable: Callable[..., QueryCache], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = [Counter(make_durable(prefix=prefix), engine) for prefix in ("one:", "two:")]
+    for counter in counters:
+        eventually(counter.is_cached)
+        die_after_commit(counter.cache, monkeypatch)
+        written = counter.write()
+        eventually(lambda: counter.read() == written, within_s=BOUND_S)  # noqa: B023 - at once
+
+
+def test_missing_table_is_said(
+    make_durable: Callable[..., QueryCache], engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("alter table tenfold_cache_log rename to away"))
+    try:
+        counter = Counter(make_durable(), engine)
+        counter.read()
+        eventually(lambda: "tenfold_cache_log is missing: create it with InvalidationLog" in caplog.text)
+        assert not counter.is_cached(), "nothing is served without the log"
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("alter table away rename to tenfold_cache_log"))
 
 
 def test_async_sessions_write_the_log(make_durable: Callable[..., QueryCache], servers: Servers) -> None:

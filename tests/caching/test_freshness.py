@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from tenfold.caching import QueryCache
 from tenfold.database import DatabaseRouter, HealthLimits
+from tenfold.database.replicas.fence import LoadWatch
 from tests.caching.support.workload import READ, WRITE, Outcome, Workload
 from tests.database.conftest import Servers
 from tests.support.waiting import eventually
@@ -24,6 +25,12 @@ LAG_MS = 2000
 def router(servers: Servers, make_router: Callable[..., DatabaseRouter]) -> DatabaseRouter:
     """Over a primary and two replicas, of which the later may be 10 s behind and still serve."""
     return make_router(servers.urls, metrics=False, health=HealthLimits(max_lag_s=10))
+
+
+def make_late_router(servers: Servers, make_router: Callable[..., DatabaseRouter]) -> DatabaseRouter:
+    """Over the primary and the first replica, which may be a minute behind and still serve."""
+    urls = servers.urls[0], servers.urls[1][:1]
+    return make_router(urls, metrics=False, health=HealthLimits(max_lag_s=60))
 
 
 def run(
@@ -140,9 +147,7 @@ def test_caller_after_an_invalidation_does_not_join_the_old_load(
 def test_load_on_a_late_replica_waits_for_the_commit_or_goes_to_the_primary(
     servers: Servers, make_router: Callable[..., DatabaseRouter], make_cache: Callable[..., QueryCache]
 ) -> None:
-    router = make_router(
-        (servers.urls[0], servers.urls[1][:1]), metrics=False, health=HealthLimits(max_lag_s=60)
-    )
+    router = make_late_router(servers, make_router)
     shelf = Shelf(make_cache(fence=router.fence), router)
     with servers.hold_back(servers.replicas[0], 50_000):
         with router.consistency_context():  # a writer, whose token the readers do not have
@@ -190,9 +195,15 @@ class LenientFence:
 def test_the_control_an_equal_position_on_the_primary_lacks_the_commit(
     servers: Servers, make_router: Callable[..., DatabaseRouter], make_cache: Callable[..., QueryCache]
 ) -> None:
+    """Unless the server writes something of its own meanwhile, which moves the position: several attempts."""
     router = make_router((servers.urls[0], []), metrics=False)
-    before, after = read_around_a_slow_commit(servers, router, make_cache(fence=LenientFence(router.fence)))
-    assert after == before, "damage was expected"
+    found = (
+        read_around_a_slow_commit(
+            servers, router, make_cache(fence=LenientFence(router.fence), prefix=f"attempt-{n}:")
+        )
+        for n in range(5)
+    )
+    assert any(after == before for before, after in found), "damage was expected"
 
 
 def read_around_a_slow_commit(servers: Servers, router: DatabaseRouter, cache: QueryCache) -> tuple[int, int]:
@@ -314,6 +325,36 @@ def test_async_sessions_invalidate_after_their_commit(
     assert (again, then, at_last) == (first, first + 1, first + 1)
 
 
+def test_load_of_raw_sql_without_tags_shows_what_its_reader_has_seen(
+    router: DatabaseRouter, make_cache: Callable[..., QueryCache]
+) -> None:
+    """Nothing invalidates it, and only its position tells that it is too old."""
+    shelf = Shelf(make_cache(fence=router.fence), router, tags=None)
+    with router.consistency_context():
+        first = shelf.value()
+        with router.write() as session:
+            session.execute(WRITE, {"id": 0})
+        assert shelf.value() == first + 1
+
+
+def test_cancelled_load_leaves_no_connection_in_use(
+    router: DatabaseRouter, make_cache: Callable[..., QueryCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(make_cache(fence=router.fence), router)
+    shelf.value()
+
+    def cancel(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    shelf.cache.invalidate("counter:0")
+    monkeypatch.setattr(LoadWatch, "add", cancel)
+    with pytest.raises(KeyboardInterrupt):
+        shelf.value()
+    monkeypatch.undo()
+    assert [state["in_flight"] for state in router.servers().values()] == [0, 0]
+    assert shelf.value() >= 0
+
+
 @pytest.mark.parametrize("has_session", [True, False])
 def test_invalidation_of_another_engine_asks_the_primary(
     servers: Servers,
@@ -324,9 +365,7 @@ def test_invalidation_of_another_engine_asks_the_primary(
     """A script that writes past the router, or raw: a late replica must not fill the cache again."""
     from sqlalchemy import create_engine
 
-    router = make_router(
-        (servers.urls[0], servers.urls[1][:1]), metrics=False, health=HealthLimits(max_lag_s=60)
-    )
+    router = make_late_router(servers, make_router)
     shelf = Shelf(make_cache(fence=router.fence), router)
     engine = create_engine(servers.primary.url.replace("postgresql:", "postgresql+psycopg:"))
     with servers.hold_back(servers.replicas[0], 50_000):
@@ -349,9 +388,7 @@ def test_invalidation_of_another_engine_asks_the_primary(
 def test_hit_moves_the_reader_so_that_later_reads_show_no_older_state(
     servers: Servers, make_router: Callable[..., DatabaseRouter], make_cache: Callable[..., QueryCache]
 ) -> None:
-    router = make_router(
-        (servers.urls[0], servers.urls[1][:1]), metrics=False, health=HealthLimits(max_lag_s=60)
-    )
+    router = make_late_router(servers, make_router)
     shelf = Shelf(make_cache(fence=router.fence), router)
     with servers.hold_back(servers.replicas[0], 50_000):
         with router.consistency_context():

@@ -24,7 +24,7 @@ from sqlalchemy.pool import StaticPool
 from tenfold.caching import QueryCache
 from tenfold.errors import SettingsError
 from tests.caching.support.naive import naive_cache
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 
 Decorator = Callable[..., Callable[..., Any]]
 

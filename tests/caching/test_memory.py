@@ -23,7 +23,7 @@ def test_entry_is_found_until_its_tag_changes() -> None:
     memory = MemoryTier(max_bytes=10_000)
     keep(memory, "a", entry())
     assert memory.find("a", None)
-    memory.note_tag("t", b"2")
+    memory.set_generation("t", b"2")
     assert memory.find("a", None) is None
     keep(memory, "a", entry())
     assert memory.find("a", None) is None, "of a generation that is over"
@@ -68,10 +68,10 @@ def test_size_is_bounded_and_counted(puts: list[tuple[int, int]]) -> None:
     for key, size in puts:
         keep(memory, str(key), entry(size))
         memory.find(str(key // 2), None)
-        assert memory.size_bytes() <= 5_000
-    assert memory.size_bytes() == sum(slot.size for slot in memory._slots.values())
+        assert memory._bytes <= 5_000
+    assert memory._bytes == sum(slot.size for slot in memory._slots.values())
     memory.flush()
-    assert memory.size_bytes() == len(memory) == 0
+    assert memory._bytes == len(memory._slots) == 0
 
 
 def test_entries_that_are_read_stay() -> None:
@@ -86,4 +86,4 @@ def test_entries_that_are_read_stay() -> None:
 def test_entry_above_the_limit_is_not_kept() -> None:
     memory = MemoryTier(max_bytes=5_000)
     keep(memory, "a", entry(5_001))
-    assert len(memory) == 0
+    assert not memory._slots

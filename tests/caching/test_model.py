@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from tenfold.caching import QueryCache
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 
 KEYS = 3
 WITHIN_S = 1.5  # in which another process' memory hears of a change

@@ -14,8 +14,10 @@ import redis as redis_py
 from prometheus_client import CollectorRegistry
 
 from tenfold.caching import QueryCache
-from tests.caching.support.gate import Gate
-from tests.sessions.support.session_servers import Proxy, RedisServer
+from tenfold.caching.core import PendingInvalidations
+from tenfold.caching.entry import Tag
+from tests.support import tcp_proxy
+from tests.support.servers import Proxy, RedisServer
 from tests.support.waiting import eventually
 
 
@@ -254,14 +256,14 @@ def test_invalidation_that_redis_did_not_take_is_counted(
 
 
 @pytest.fixture
-def gate(own_redis: RedisServer) -> Iterator[Gate]:
-    gate = Gate(own_redis.port)
-    yield gate
-    gate.close()
+def way(own_redis: RedisServer) -> Iterator[tcp_proxy.Proxy]:
+    way = tcp_proxy.Proxy(own_redis.port)
+    yield way
+    way.close()
 
 
-def through(gate: Gate, server: RedisServer) -> str:
-    return server.url.replace(str(server.port), str(gate.port))
+def through(way: tcp_proxy.Proxy, server: RedisServer) -> str:
+    return server.url.replace(str(server.port), str(way.port))
 
 
 @pytest.mark.guarantee(
@@ -271,12 +273,12 @@ def through(gate: Gate, server: RedisServer) -> str:
 )
 @pytest.mark.parametrize("memory_bytes", [0, 1_000_000])
 def test_untaken_invalidation_is_repeated(
-    own_redis: RedisServer, gate: Gate, make_own: Callable[..., QueryCache], memory_bytes: int
+    own_redis: RedisServer, way: tcp_proxy.Proxy, make_own: Callable[..., QueryCache], memory_bytes: int
 ) -> None:
-    writer = Source(make_own(through(gate, own_redis), memory_bytes=memory_bytes))
+    writer = Source(make_own(through(way, own_redis), memory_bytes=memory_bytes))
     reader = Source(make_own(memory_bytes=0))
     writer.read(), reader.read()
-    with gate.shut():
+    with way.shut():
         writer.value = reader.value = 1
         writer.cache.invalidate("source")
         assert writer.read() == [1]
@@ -287,28 +289,40 @@ def test_untaken_invalidation_is_repeated(
 
 @pytest.mark.control("an invalidation that Redis did not take is repeated once it does", "it is forgotten")
 def test_the_control_a_forgotten_invalidation_leaves_the_old_value(
-    own_redis: RedisServer, gate: Gate, make_own: Callable[..., QueryCache], monkeypatch: pytest.MonkeyPatch
+    own_redis: RedisServer,
+    way: tcp_proxy.Proxy,
+    make_own: Callable[..., QueryCache],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    writer = Source(make_own(through(gate, own_redis), memory_bytes=0))
+    writer = Source(make_own(through(way, own_redis), memory_bytes=0))
     reader = Source(make_own(memory_bytes=0))
     writer.read(), reader.read()
-    monkeypatch.setattr(writer.cache._core.untold, "add", lambda _: None)
-    with gate.shut():
+    monkeypatch.setattr(writer.cache._core.pending, "add", lambda _: None)
+    with way.shut():
         writer.value = reader.value = 1
         writer.cache.invalidate("source")
     with pytest.raises(AssertionError):
         eventually(lambda: reader.read() == [1], within_s=1.5)
 
 
+def test_pending_invalidation_that_comes_again_meanwhile_stays() -> None:
+    pending = PendingInvalidations()
+    pending.add({"a": Tag(b"1"), "b": Tag(b"1")})
+    sent = pending.snapshot()
+    pending.add({"a": Tag(b"2")})
+    pending.remove(sent)
+    assert pending.snapshot().keys() == {"a"}
+
+
 def test_many_untaken_invalidations_are_bounded(
-    own_redis: RedisServer, gate: Gate, make_own: Callable[..., QueryCache]
+    own_redis: RedisServer, way: tcp_proxy.Proxy, make_own: Callable[..., QueryCache]
 ) -> None:
-    source = Source(make_own(through(gate, own_redis), memory_bytes=0), tags=["source:{number}"])
+    source = Source(make_own(through(way, own_redis), memory_bytes=0), tags=["source:{number}"])
     source.read(1)
-    with gate.shut():
+    with way.shut():
         source.value = 1
         source.cache.invalidate(*(f"source:{number}" for number in range(20_000)))
-    assert len(source.cache._core.untold._tokens) == 1
+    assert len(source.cache._core.pending) == 1
     eventually(lambda: "redis" in source.cache.stats()["source"] or not source.read(1))
     assert source.read(1) == [1]
 

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from tenfold.caching import QueryCache
 from tenfold.errors import SettingsError
-from tests.sessions.support.session_servers import RedisServer, form_cluster, free_port
+from tests.support.servers import RedisServer, form_cluster, free_port
 from tests.support.waiting import eventually
 
 

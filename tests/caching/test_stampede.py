@@ -15,7 +15,7 @@ import redis
 
 from tenfold.caching import QueryCache
 from tests.caching.support.naive import naive_cache
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from tenfold.caching import QueryCache
 from tenfold.cli import main
 from tests.sessions.conftest import redis_server
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 __all__ = ["redis_server"]
@@ -113,7 +113,7 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
             "Redis does not answer (ConnectionError): check --redis",
         ),
         (["invalidate", "--redis", "redis://127.0.0.1:1"], "no tag is named"),
-        (["invalidate", "a b", "--redis", "redis://127.0.0.1:1"], "'a b' is no tag"),
+        (["invalidate", "@b", "--redis", "redis://127.0.0.1:1"], "'@b' is no tag"),
         (["explain"], "no function is named"),
         (["explain", "cached_queries"], "'cached_queries' is no function: write module:function"),
         (["explain", "missing_module:f"], "missing_module cannot be imported"),

@@ -18,7 +18,7 @@ from tenfold.deadlines import deadline
 from tenfold.errors import CommitUnknownError, DeadlineExceededError, ReadOnlyError, SettingsError
 from tests.database.conftest import Servers
 from tests.database.support.drivers import run, sessions, with_driver
-from tests.database.support.proxy import Proxy
+from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import eventually
 
 MakeRouter = Callable[..., DatabaseRouter]

@@ -18,7 +18,7 @@ from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_redis
 from tests.examples.support import shop_postgresql, shop_service
 from tests.examples.support.shop_service import EXAMPLES, VARIANTS, Variant
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 
 sys.path.insert(0, str(EXAMPLES))
 

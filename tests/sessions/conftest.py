@@ -9,7 +9,7 @@ import pytest
 
 from tenfold.settings import Settings
 from tenfold.stack.programs import Program, find_postgresql
-from tests.sessions.support.session_servers import PostgreSQLServer, RedisServer
+from tests.support.servers import PostgreSQLServer, RedisServer
 
 
 @pytest.fixture(scope="session")

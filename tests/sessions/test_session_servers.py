@@ -12,7 +12,7 @@ from tenfold.sessions import RedisStore, ServerSessions, Session
 from tenfold.sessions.backend import StoredSession
 from tests.sessions.support.client import Client
 from tests.sessions.support.service import service
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 from tests.support.waiting import succeeds_eventually
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from tenfold.caching.core import Call, Core
 from tenfold.caching.counts import Counts
 from tenfold.caching.drivers import AsyncDriver, SyncDriver
-from tenfold.caching.entry import Serving, Tag, check_tag
+from tenfold.caching.entry import Serving, Tag, check_tag, encodable
 from tenfold.caching.fence import Fence
 from tenfold.caching.function import (
     MAX_TTL,
@@ -32,12 +32,12 @@ from tenfold.caching.function import (
     plain_function,
 )
 from tenfold.caching.keys import UnkeyableError, encode_key, shorten
-from tenfold.caching.lookup import invalidate, look_up, tell
+from tenfold.caching.lookup import invalidate, look_up, send_pending
 from tenfold.caching.memory import MemoryTier
 from tenfold.caching.stores import LocalStore, RedisStore, new_generation
+from tenfold.caching.values import UnstorableError
 from tenfold.errors import DependencyError, SettingsError
-from tenfold.personal import watch_personal_reads
-from tenfold.positions import Token
+from tenfold.reads import PERSONAL
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -57,46 +57,6 @@ class Invalidation:
 
     def __call__(self) -> None:
         self._cache.renew_committed(self.generations, self._session)
-
-
-class Request:
-    """A call of a cached function, as far as a hit in memory needs it."""
-
-    __slots__ = (
-        "_args", "_kwargs", "_loader", "_tags", "_values", "allowed_reads", "cached", "key", "token", "varied"
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        cached: CachedFunction,
-        key: str,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        values: Sequence[Any] = (),
-        *,
-        loader: Callable[[], Any] | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
-        self.cached, self.key = cached, key
-        self._args, self._kwargs, self._values = args, kwargs, values
-        self._loader, self._tags = loader, tags
-        self.token: Token | None = None
-        self.varied: str | None = None
-        self.allowed_reads: frozenset[str] = frozenset()
-
-    def call(self) -> Call:
-        """All that a lookup needs."""
-        cached, names = self.cached, [f"@function:{self.cached.name}", *self._tags]
-        if self.varied is not None:
-            names.append(f"@vary:{self.varied}")
-        load, session = self._loader, None
-        if load is None:
-            load = functools.partial(cached.function, *self._args, **(self._kwargs or {}))
-            names += cached.tags(self._values)
-            session = cached.find_session(self._values)
-        return Call(
-            cached, self.key, tuple(names), self.token, load, session, allowed_reads=self.allowed_reads
-        )
 
 
 class QueryCache:
@@ -197,12 +157,12 @@ class QueryCache:
         memory = MemoryTier(max_bytes=memory_bytes, max_stale_s=MAX_STALE_S)
         if memory_bytes and server.has_url:
             flush = functools.partial(counts.flush, prefix)
-            self._listener = Listener(memory, store, server.connect_listener, flush, self._tell)
+            self._listener = Listener(memory, store, server.connect_listener, flush, self._send_pending)
         return Core(store, memory, counts, server=server, is_durable=is_durable)
 
-    def _tell(self) -> None:
-        if self._core.untold:
-            self._sync.run(tell(self._core))
+    def _send_pending(self) -> None:
+        if self._core.pending:
+            self._sync.run(send_pending(self._core))
 
     def _refresh(self, call: Call) -> None:
         (self._async if call.function.is_async else self._sync).refresh(call)
@@ -277,7 +237,7 @@ class QueryCache:
                     "would have the same keys"
                 )
         self._functions[cached.name] = cached
-        self._core.untold.functions.add(cached.name)
+        self._core.pending.functions.add(cached.name)
 
     def _wrap(self, cached: CachedFunction) -> Any:
         function = cached.function
@@ -286,76 +246,89 @@ class QueryCache:
 
             @functools.wraps(function)
             async def call_async(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    request = self._make_request(cached, args, kwargs)
-                except UnkeyableError:
-                    self._core.count(cached, "unkeyable")
+                if (call := self._find_call(cached, args, kwargs)) is None:
                     return await function(*args, **kwargs)
-                return await self._answer_async(request)
+                return await self._answer_async(call)
 
             wrapper = call_async
         else:
 
             @functools.wraps(function)
             def call_sync(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    request = self._make_request(cached, args, kwargs)
-                except UnkeyableError:
-                    self._core.count(cached, "unkeyable")
+                if (call := self._find_call(cached, args, kwargs)) is None:
                     return function(*args, **kwargs)
-                return self._answer(request)
+                return self._answer(call)
 
             wrapper = call_sync
         cached.show_signature(wrapper)
         wrapper.__tenfold_cached__, wrapper.__tenfold_cache__ = cached, self
         return wrapper
 
-    def _answer(self, request: Request) -> Any:
-        core = self._core
-        found = core.memory.find(request.key, request.token, needs_watermark=core.is_durable)
-        if found is None:
+    def _answer(self, call: Call) -> Any:
+        if (found := self._find(call)) is None:
             self._start()
-            call = request.call()
-            return self._sync.run(look_up(core, call), call)
-        slot, serving = found
-        value = core.serve(request.cached, slot)
-        if serving is Serving.REFRESH:
-            core.refresh(request.call())
-        return self._sync.compare(request.call(), value) if core.shadow else value
+            return self._sync.run(look_up(self._core, call), call)
+        (value,) = found
+        return self._sync.compare(call, value) if self._core.shadow else value
 
-    async def _answer_async(self, request: Request) -> Any:
-        core = self._core
-        found = core.memory.find(request.key, request.token, needs_watermark=core.is_durable)
-        if found is None:
+    async def _answer_async(self, call: Call) -> Any:
+        if (found := self._find(call)) is None:
             self._start()
-            call = request.call()
-            return await self._async.run(look_up(core, call), call)
-        slot, serving = found
-        value = core.serve(request.cached, slot)
-        if serving is Serving.REFRESH:
-            core.refresh(request.call())
-        return await self._async.compare(request.call(), value) if core.shadow else value
+            return await self._async.run(look_up(self._core, call), call)
+        (value,) = found
+        return await self._async.compare(call, value) if self._core.shadow else value
 
-    def _make_request(self, cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+    def _find(self, call: Call) -> tuple[Any] | None:
+        """The value of a call if the memory tier has it, in a tuple."""
+        core = self._core
+        found = core.memory.find(call.key, call.token, needs_watermark=core.is_durable)
+        if found is None:
+            return None
+        slot, serving = found
+        try:
+            value = core.serve(call.function, slot)
+        except UnstorableError:  # a validator of the user's own that does not take it any more
+            return None
+        if serving is Serving.REFRESH:
+            core.refresh(call)
+        return (value,)
+
+    def _find_call(
+        self, cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Call | None:
+        """The call, keyed; None if an argument cannot be part of a key."""
+        try:
+            return self._make_call(cached, args, kwargs)
+        except UnkeyableError:
+            self._core.count(cached, "unkeyable")
+            return None
+
+    def _make_call(self, cached: CachedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         values = cached.call_key.bind(args, kwargs)
         if cached.key_function is None:
             text = cached.call_key.text(values)
         else:
             text = encode_key(cached.key_function(*args, **kwargs))
-        request = Request(cached, text, args, kwargs, values)
-        self._complete(request)
-        return request
+        call = Call(cached, text, args, kwargs, values)
+        self._complete(call)
+        return call
 
-    def _complete(self, request: Request) -> None:
+    def _complete(self, call: Call) -> None:
         """Add what the surroundings of a call say: the tenant and the reader."""
         if self._vary is not None:
-            with watch_personal_reads() as reads:
-                request.varied = encode_key(self._vary())
-            request.allowed_reads = frozenset(reads)
-            request.key = f"{request.varied}|{request.key}"
-        request.key = shorten(request.cached.key_prefix + request.key)
+            with PERSONAL.collect() as reads:
+                varied = self._vary()
+            try:
+                call.varied = encode_key(varied)
+            except UnkeyableError as error:
+                raise SettingsError(
+                    f"vary= returned a value that {error}: let it return text or a number"
+                ) from None
+            call.allowed_reads = frozenset(reads)
+            call.key = f"{call.varied}|{call.key}"
+        call.key = shorten(call.function.key_prefix + call.key)
         if self._core.fence is not None:
-            request.token = self._core.fence.token()
+            call.token = self._core.fence.token()
 
     # ------------------------------------------------------------------ without a decorator
 
@@ -379,12 +352,14 @@ class QueryCache:
         is_async = inspect.iscoroutinefunction(loader)
         cached = plain_function(is_async, ttl, returns, self._max_value_bytes)
         try:
-            request = Request(cached, encode_key(key), loader=loader, tags=names)
-            self._complete(request)
+            call = Call(cached, encode_key(key), loader=loader, tags=names)
         except UnkeyableError as error:
-            raise SettingsError(f"{error}: use text, numbers, or a tuple of them") from None
+            raise SettingsError(
+                f"the key of get_or_load {error}: use text, numbers, or a tuple of them"
+            ) from None
+        self._complete(call)
         answer: Any = self._answer_async if is_async else self._answer
-        value: R = answer(request)
+        value: R = answer(call)
         return value
 
     # ------------------------------------------------------------------ invalidation
@@ -434,7 +409,7 @@ class QueryCache:
 
     def drop_variant(self, varied: Any) -> None:
         """Let nothing be served any more for a value of ``vary``, such as a tenant's."""
-        self._renew(["@vary:" + encode_key(varied)])
+        self._renew([encodable("@vary:" + encode_key(varied))])
 
     def _new_tags(self, generations: Mapping[str, bytes], session: Any = None) -> dict[str, Tag]:
         fence = self._core.fence
@@ -462,7 +437,7 @@ class QueryCache:
     def warm(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a cached function and store the result anew, whatever is stored; awaitable if it is async."""
         cached = self._cached(function)
-        call = self._make_request(cached, args, kwargs).call()
+        call = self._make_call(cached, args, kwargs)
         self._start()
         driver: Any = self._async if cached.is_async else self._sync
         return driver.run(look_up(self._core, call, renews=True), call)  # type: ignore[no-any-return]
@@ -480,14 +455,14 @@ class QueryCache:
         }
         if not args:
             kwargs = {**missing, **kwargs}
-        call = self._make_request(cached, args, kwargs).call()
+        call = self._make_call(cached, args, kwargs)
         found = self._core.memory.find(call.key, None)
         store = self._core.store
         return {
             "function": cached.name,
             "key": call.key,
             "redis_key": store.key("v", call.key) if isinstance(store, RedisStore) else None,
-            "tags": [tag for tag in (*call.tags, *cached.known_tables()) if not tag.startswith("@")],
+            "tags": [tag for tag in (*call.names(), *cached.known_tables()) if not tag.startswith("@")],
             "derives_tags": cached.derives_tags,
             "ttl": cached.ttl,
             "in_memory": found is not None,
@@ -510,6 +485,7 @@ class QueryCache:
         if (pid := os.getpid()) != self._pid:
             self._pid = pid
             self._core.reset()
+            self._sync.reset()
         if self._listener is not None:
             self._listener.start()
         if self._log is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tenfold.caching.counts import Counts
-from tenfold.caching.entry import Entry, Tag
+from tenfold.caching.entry import Entry, Tag, encodable
 from tenfold.caching.fence import Fence
 from tenfold.caching.flights import Flights
 from tenfold.caching.function import CachedFunction
@@ -19,68 +19,143 @@ from tenfold.caching.stores import Store
 from tenfold.caching.values import UnstorableError
 from tenfold.positions import Token, merge_tokens
 
-__all__ = ["Call", "Core"]
+__all__ = ["Call", "Core", "PendingInvalidations"]
 
-MAX_UNTOLD = 10_000
+MAX_PENDING = 10_000
 _MAX_REFRESHES = 100
 _log = logging.getLogger("tenfold.caching")
 
 
-@dataclass(slots=True)
 class Call:
-    """One call of a cached function.
+    """One call of a cached function. What only a load needs is made when it is asked for.
+
+    Args:
+        key: of the entry.
+        args, kwargs: of the call.
+        values: of all parameters, in their order.
+        loader: is called in place of the function.
+        tags: besides the function's.
 
     Attributes:
-        key: of the entry.
-        tags: whose names are known before the load.
         token: what the reader has seen.
-        load: calls the function with this call's arguments.
-        session: the SQLAlchemy session among them, if any.
-        tables: that former loads have read, where tags are derived.
+        varied: the key text of what ``vary`` returned.
         allowed_reads: personal values that ``vary`` has made a part of the key.
+        tables: that former loads have read, where tags are derived.
     """
 
-    function: CachedFunction
-    key: str
-    tags: tuple[str, ...]
-    token: Token | None
-    load: Callable[[], Any]
-    session: Any = None
-    tables: tuple[str, ...] = ()
-    allowed_reads: frozenset[str] = frozenset()
+    __slots__ = (
+        "_args",
+        "_kwargs",
+        "_loader",
+        "_tags",
+        "_values",
+        "allowed_reads",
+        "function",
+        "key",
+        "tables",
+        "token",
+        "varied",
+    )
+
+    def __init__(
+        self,
+        function: CachedFunction,
+        key: str,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        values: Sequence[Any] = (),
+        *,
+        loader: Callable[[], Any] | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.function, self.key = function, key
+        self._args, self._kwargs, self._values = args, kwargs or {}, values
+        self._loader, self._tags = loader, tags
+        self.token: Token | None = None
+        self.varied: str | None = None
+        self.allowed_reads: frozenset[str] = frozenset()
+        self.tables: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
-        """All tags to be read."""
-        return (*self.tags, *self.tables)
+        """The tags: of the function, of the variant, declared ones, and the tables of former loads."""
+        own = [f"@function:{self.function.name}", *self._tags]
+        if self.varied is not None:
+            own.append(encodable(f"@vary:{self.varied}"))
+        if self._loader is None:
+            own += self.function.tags(self._values)
+        return (*own, *self.tables)
+
+    @property
+    def session(self) -> Any:
+        """The SQLAlchemy session among the arguments; None without one."""
+        return self.function.find_session(self._values) if self._values else None
+
+    def load(self) -> Any:
+        """Call the function."""
+        if self._loader is not None:
+            return self._loader()
+        return self.function.function(*self._args, **self._kwargs)
+
+    def for_anyone(self, session: Any = None) -> Call:
+        """The same call for no reader in particular, with another session if one is given."""
+        former = self.session
+
+        def swap(value: Any) -> Any:
+            return session if session is not None and value is former else value
+
+        kwargs = {name: swap(value) for name, value in self._kwargs.items()}
+        call = Call(
+            self.function,
+            self.key,
+            tuple(map(swap, self._args)),
+            kwargs,
+            [swap(value) for value in self._values],
+            loader=self._loader,
+            tags=self._tags,
+        )
+        call.varied, call.allowed_reads = self.varied, self.allowed_reads
+        return call
 
 
-class UntoldTags:
+class PendingInvalidations:
     """Tags whose invalidation Redis did not take, with positions of their commits. Thread-safe.
 
-    Beyond ``MAX_UNTOLD`` of them, the tags of all functions stand in for them.
+    Beyond ``MAX_PENDING`` of them, the tags of all functions stand in for them.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokens: dict[str, Token | None] = {}
+        self._serial = 0
+        self._waiting: dict[str, tuple[int, Token | None]] = {}
         self.functions: set[str] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._tokens)
+        return bool(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def add(self, tags: Mapping[str, Tag]) -> None:
-        """Add tags that have to be told."""
+        """Add tags that have to be sent again."""
         with self._lock:
+            self._serial += 1
             for name, tag in tags.items():
-                self._tokens[name] = merge_tokens(self._tokens.get(name), tag.token)
-            if len(self._tokens) > MAX_UNTOLD:
-                self._tokens = {f"@function:{name}": None for name in self.functions}
+                _, token = self._waiting.get(name, (0, None))
+                self._waiting[name] = self._serial, merge_tokens(token, tag.token)
+            if len(self._waiting) > MAX_PENDING:
+                self._waiting = {f"@function:{name}": (self._serial, None) for name in self.functions}
 
-    def pop(self) -> dict[str, Token | None]:
-        """Remove all of them, and return them."""
+    def snapshot(self) -> dict[str, tuple[int, Token | None]]:
+        """All of them: a serial number and a position by name."""
         with self._lock:
-            tokens, self._tokens = self._tokens, {}
-            return tokens
+            return dict(self._waiting)
+
+    def remove(self, sent: Mapping[str, tuple[int, Token | None]]) -> None:
+        """Remove those of a snapshot, but for what was added again since."""
+        with self._lock:
+            for name, (serial, _) in sent.items():
+                if self._waiting.get(name, (0, None))[0] == serial:
+                    del self._waiting[name]
 
 
 @dataclass(slots=True)
@@ -103,24 +178,28 @@ class Core:
     shadow: float = 0.0
     wait_s: float = 10.0
     refresh_with: Callable[[Call], None] = lambda _: None
-    untold: UntoldTags = field(default_factory=UntoldTags)
+    pending: PendingInvalidations = field(default_factory=PendingInvalidations)
     flights: Flights = field(default_factory=Flights)
     _refreshing: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def reader_token(self) -> Token | None:
-        """What the reader of this context has seen."""
-        return self.fence.token() if self.fence is not None else None
 
     def count(self, function: CachedFunction, outcome: str) -> None:
         """Count a lookup by its outcome."""
         self.counts.add(function.name, outcome)
 
     def note_unstored(self, function: CachedFunction, obstacle: str) -> None:
-        """Count a value that is not stored, and say why, once for each function."""
-        self.counts.add(function.name, "unstored")
-        if self.counts.is_first_refusal(function.name):
-            _log.warning("what %s returned was not cached: %s", function.name, obstacle)
+        """Count a value that is not stored, and say why."""
+        self.count(function, "unstored")
+        self.warn_once(function, f"what {function.name} returned was not cached: {obstacle}")
+
+    def warn_once(self, function: CachedFunction, text: str) -> None:
+        """Log a warning, one for each function."""
+        with self._lock:
+            is_first = function.name not in self._warned
+            self._warned.add(function.name)
+        if is_first:
+            _log.warning("%s", text)
 
     # ------------------------------------------------------------------ hits
 

@@ -24,7 +24,7 @@ _KEEP_S = 24 * 3600
 
 
 class Counts:
-    """Counts lookups. Thread-safe: a lost increment would be one of millions, but none is.
+    """Counts lookups. Thread-safe.
 
     Args:
         metrics: export them to Prometheus, into ``registry`` (None: the default one).
@@ -37,7 +37,6 @@ class Counts:
         self._children: dict[tuple[str, str], Any] = {}
         self._lookups: Any = instrument(CACHE_LOOKUPS, registry=registry) if metrics else None
         self._seconds: Any = instrument(CACHE_LOAD_SECONDS, registry=registry) if metrics else None
-        self._refused: set[str] = set()
 
     def add(self, function: str, outcome: str) -> None:
         """Count one lookup."""
@@ -54,13 +53,6 @@ class Counts:
         """Record how long a load took."""
         if self._seconds is not None:
             self._seconds.labels(function).observe(seconds)
-
-    def is_first_refusal(self, function: str) -> bool:
-        """Return True the first time for a function."""
-        with self._lock:
-            is_first = function not in self._refused
-            self._refused.add(function)
-            return is_first
 
     def by_function(self) -> dict[str, dict[str, int]]:
         """The counts of this process."""

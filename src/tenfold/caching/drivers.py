@@ -12,8 +12,6 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,7 +19,7 @@ from tenfold.caching.core import Call, Core
 from tenfold.caching.lookup import AskPrimary, Load, Loaded, Pause, Wait, look_up
 from tenfold.caching.stores import Execute, Steps
 from tenfold.errors import SettingsError
-from tenfold.personal import watch_personal_reads
+from tenfold.reads import PERSONAL
 
 __all__ = ["AsyncDriver", "SyncDriver"]
 
@@ -45,9 +43,9 @@ class _Observation:
         """Watch the connections, tables and personal values that a block uses."""
         cache, call = self._cache, self._call
         with ExitStack() as exits:
-            self._personal = exits.enter_context(watch_personal_reads())
+            self._personal = exits.enter_context(PERSONAL.collect())
             if call.function.derives_tags:
-                self._tables = exits.enter_context(_watch_tables())
+                self._tables = exits.enter_context(_collect_tables())
             if cache.fence is not None:
                 self._watch = exits.enter_context(cache.fence.watch_load(self._load.required))
             yield
@@ -93,10 +91,10 @@ class _Observation:
         return found
 
 
-def _watch_tables() -> Any:
-    from tenfold.caching.sqlalchemy import watch_tables
+def _collect_tables() -> Any:
+    from tenfold.caching.sqlalchemy import collect_tables
 
-    return watch_tables()
+    return collect_tables()
 
 
 def _note_delayed(cache: Core, names: list[str], took: bool) -> None:
@@ -184,9 +182,8 @@ class SyncDriver:
     def _refresh(self, call: Call) -> None:
         try:
             with ExitStack() as exits:
-                fresh, factory = replace(call, token=None), call.function.session_factory
-                if call.session is not None and factory is not None:
-                    fresh = _with_session(fresh, exits.enter_context(factory()))
+                factory = call.function.session_factory if call.session is not None else None
+                fresh = call.for_anyone(exits.enter_context(factory()) if factory else None)
                 self.run(look_up(self._cache, fresh, renews=True), fresh)
         except Exception:
             _log.warning("the refresh of %s failed", call.function.name, exc_info=True)
@@ -199,20 +196,15 @@ class SyncDriver:
             self._cache.compare(call, value, self._load(Load(), call).value)
         return value
 
+    def reset(self) -> None:
+        """Forget the threads of another process, in a fork of it."""
+        self._pool, self._lock = None, threading.Lock()
+
     def close(self) -> None:
         """End the threads of refreshes."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-
-
-def _with_session(call: Call, session: Any) -> Call:
-    """The same call with another session in its arguments."""
-    former, load = call.session, call.load
-    assert isinstance(load, partial)
-    args = [session if value is former else value for value in load.args]
-    kwargs = {name: session if value is former else value for name, value in load.keywords.items()}
-    return replace(call, load=partial(load.func, *args, **kwargs), session=session)
 
 
 def _inner_session(session: Any) -> Any:
@@ -315,9 +307,8 @@ class AsyncDriver:
     async def _refresh(self, call: Call) -> None:
         try:
             async with AsyncExitStack() as exits:
-                fresh, factory = replace(call, token=None), call.function.session_factory
-                if call.session is not None and factory is not None:
-                    fresh = _with_session(fresh, await exits.enter_async_context(factory()))
+                factory = call.function.session_factory if call.session is not None else None
+                fresh = call.for_anyone(await exits.enter_async_context(factory()) if factory else None)
                 await self.run(look_up(self._cache, fresh, renews=True), fresh)
         except Exception:
             _log.warning("the refresh of %s failed", call.function.name, exc_info=True)

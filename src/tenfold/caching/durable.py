@@ -1,19 +1,17 @@
 """A durable log of invalidations: what a process that died, or a Redis that was away, cannot lose.
 
 The writing transaction inserts its tags into a table. One process, the relay, applies what its writer did
-not, and
-renews a watermark in Redis that lasts a second: while it is there, everything that was committed more than a
-moment before has been applied. Without it nothing is served from the cache. So a value is stale for at most 2
-s.
+not, and renews a watermark in Redis that lasts a second: while it is there, everything that was committed
+more than a moment before has been applied. Without it nothing is served from the cache. So a value is stale
+for two seconds at most.
 
-    create table tenfold_cache_log (…)    -- InvalidationLog.create_table(engine), or TABLE in a migration
+    InvalidationLog.create_table(engine)    # or the text of TABLE in a migration
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -25,6 +23,7 @@ from tenfold.caching.stores import RedisStore, Steps, new_tag, pack_watermark
 from tenfold.commits import find_action
 from tenfold.errors import DependencyError, SettingsError
 from tenfold.positions import Token
+from tenfold.process_thread import ProcessThread
 
 try:
     from sqlalchemy import event, text
@@ -32,27 +31,34 @@ try:
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import NullPool
 except ImportError:
-    raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from None
+    raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[caching]'") from None
 
 __all__ = ["TABLE", "InvalidationLog"]
 
 TABLE = """\
 CREATE TABLE IF NOT EXISTS tenfold_cache_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    cache text NOT NULL,
     tags jsonb NOT NULL,
     applied_at timestamptz
 );
-CREATE INDEX IF NOT EXISTS tenfold_cache_log_applied_at ON tenfold_cache_log (applied_at);
+CREATE INDEX IF NOT EXISTS tenfold_cache_log_applied_at ON tenfold_cache_log (cache, applied_at);
 """
 _ROUND_S, _TAKEOVER_S = 0.25, 0.5
-_LOCK = 0x74656E666F6C6401  # of pg_try_advisory_lock: one relay for a database
-_INSERT = text("INSERT INTO tenfold_cache_log (tags) VALUES (CAST(:tags AS jsonb))")
-_TAKE = "UPDATE tenfold_cache_log SET applied_at = clock_timestamp() WHERE applied_at IS NULL RETURNING tags"
-_REPEAT = (
+# One relay for a cache in a database; a cache is known by its prefix.
+_LOCK = text("SELECT pg_try_advisory_lock(hashtextextended('tenfold_cache_log ' || :cache, 0))")
+_INSERT = text("INSERT INTO tenfold_cache_log (cache, tags) VALUES (:cache, CAST(:tags AS jsonb))")
+_TAKE = text(
     "UPDATE tenfold_cache_log SET applied_at = clock_timestamp() "
-    "WHERE applied_at IS NULL OR applied_at > clock_timestamp() - interval '60 s' RETURNING tags"
+    "WHERE cache = :cache AND applied_at IS NULL RETURNING tags"
 )
-_FORGET = "DELETE FROM tenfold_cache_log WHERE applied_at < clock_timestamp() - interval '120 s'"
+_REPEAT = text(
+    "UPDATE tenfold_cache_log SET applied_at = clock_timestamp() WHERE cache = :cache "
+    "AND (applied_at IS NULL OR applied_at > clock_timestamp() - interval '60 s') RETURNING tags"
+)
+_FORGET = text(
+    "DELETE FROM tenfold_cache_log WHERE cache = :cache AND applied_at < clock_timestamp() - interval '120 s'"
+)
 _SNAPSHOT = (
     "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, "
     "pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
@@ -60,7 +66,7 @@ _SNAPSHOT = (
 _log = logging.getLogger("tenfold.caching")
 
 
-class InvalidationLog:
+class InvalidationLog(ProcessThread):
     """The log of one cache, and its relay: a thread in each process, of which one is active.
 
     Args:
@@ -77,11 +83,8 @@ class InvalidationLog:
             raise SettingsError(
                 "the log of invalidations needs PostgreSQL: pass durable= the URL of the primary"
             )
+        super().__init__(name="tenfold-cache-relay")
         self._url = url.set(drivername="postgresql+psycopg")
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._pid = 0
 
     @staticmethod
     def create_table(engine: Engine) -> None:
@@ -107,7 +110,7 @@ class InvalidationLog:
                 "a durable log needs a Redis that fails over as one: in a cluster, one part may lose changes "
                 "that the watermark of another vouches for"
             )
-        self._core, self._key, self._run_steps = core, key, run
+        self._core, self._store, self._key, self._run_steps = core, core.store, key, run
 
     # ------------------------------------------------------------------ in the writing transaction
 
@@ -123,55 +126,48 @@ class InvalidationLog:
             return
         session.flush()  # which may add tags
         tags = {name: generation.hex() for name, generation in waiting.generations.items()}
-        session.connection().execute(_INSERT, {"tags": json.dumps(tags)})
+        session.connection().execute(_INSERT, {"cache": self._store.prefix, "tags": json.dumps(tags)})
 
     # ------------------------------------------------------------------ the relay
 
-    def start(self) -> None:
-        """Start the thread, unless it runs in this process."""
-        if self._pid == os.getpid():
-            return
-        with self._lock:
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._stopped.clear()
-                self._thread = threading.Thread(target=self._run, name="tenfold-cache-relay", daemon=True)
-                self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, and with it its connection and its lock."""
-        self._stopped.set()
-        if self._thread is not None and self._pid == os.getpid():
-            self._thread.join(5)
-        self._thread, self._pid = None, 0
-
-    def _run(self) -> None:
+    def _run(self, stopping: threading.Event) -> None:
         engine = create_engine(self._url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         is_failing = False
-        while not self._stopped.is_set():
+        while not stopping.is_set():
             try:
                 with engine.connect() as connection:
-                    is_active = connection.exec_driver_sql(
-                        f"SELECT pg_try_advisory_lock({_LOCK})"
-                    ).scalar_one()
-                    relay = Relay(self._core, self._run_steps, connection)
-                    while is_active and not self._stopped.wait(_ROUND_S):
+                    is_active = connection.execute(_LOCK, {"cache": self._store.prefix}).scalar_one()
+                    relay = Relay(self._core, self._store, self._run_steps, connection)
+                    while is_active and not stopping.wait(_ROUND_S):
                         relay.apply()
                         is_failing = False
             except Exception as error:  # the database's, the driver's and Redis'; the next round tries again
                 if not is_failing:
-                    _log.warning("the relay of cache invalidations pauses: %s", error)
+                    _log.warning("the relay of cache invalidations pauses: %s", _first_line(error))
                 is_failing = True
-            self._stopped.wait(_TAKEOVER_S)
+            stopping.wait(_TAKEOVER_S)
         engine.dispose()
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without SQLAlchemy's statement and the driver's further lines."""
+    if "tenfold_cache_log" in str(error) and "does not exist" in str(error):
+        return "the table tenfold_cache_log is missing: create it with InvalidationLog.create_table(engine)"
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class Relay:
     """Applies what is left in the log, and renews the watermark. Uses one connection in AUTOCOMMIT."""
 
-    def __init__(self, core: Core, run: Callable[[Steps[Any]], Any], connection: Connection) -> None:
-        assert isinstance(core.store, RedisStore)
-        self._core, self._store, self._run, self._connection = core, core.store, run, connection
+    def __init__(
+        self,
+        core: Core,
+        store: RedisStore,
+        run: Callable[[Steps[Any]], Any],
+        connection: Connection,
+    ) -> None:
+        self._core, self._store, self._run, self._connection = core, store, run, connection
+        self._cache = {"cache": store.prefix}
         self._last: bytes | None = None
         self._watermark: Token | None = None
         self._pending: tuple[Token, int] | None = None  # a position, and the end of the snapshot after it
@@ -191,7 +187,7 @@ class Relay:
         connection = self._connection
         connection.exec_driver_sql("BEGIN")
         try:
-            rows = connection.exec_driver_sql(_REPEAT if repeats else _TAKE).scalars().all()
+            rows = connection.execute(_REPEAT if repeats else _TAKE, self._cache).scalars().all()
             oldest, following = connection.exec_driver_sql(_SNAPSHOT).one()
             self._renew(rows, repeats=repeats)
             connection.exec_driver_sql("COMMIT")
@@ -202,7 +198,7 @@ class Relay:
         self._publish()
         self._rounds += 1
         if self._rounds % 100 == 0:
-            connection.exec_driver_sql(_FORGET)
+            connection.execute(_FORGET, self._cache)
 
     def _renew(self, rows: Any, *, repeats: bool) -> None:
         """Renew the tags of these rows, but for those whose writer has done it and no other one since."""
@@ -225,8 +221,7 @@ class Relay:
     def _advance(self, position: Token | None, oldest: int, following: int) -> None:
         """Move the watermark to a position once all transactions that were running after it have ended.
 
-        One that is in its COMMIT may have its record before the position, and be visible on a replica
-        already.
+        One that is in its COMMIT may have its record before the position, and be visible on a replica.
         """
         if self._pending is not None and oldest >= self._pending[1]:
             self._watermark, self._pending = self._pending[0], None

@@ -19,10 +19,19 @@ import msgspec
 from tenfold.errors import PositionError, SettingsError
 from tenfold.positions import Token, merge_tokens
 
-__all__ = ["Entry", "Serving", "Tag", "TagTemplate", "check_tag", "covers", "judge", "required_token"]
+__all__ = [
+    "Entry",
+    "Serving",
+    "Tag",
+    "TagTemplate",
+    "check_tag",
+    "covers",
+    "encodable",
+    "judge",
+    "required_token",
+]
 
 GENERATION_BYTES = 9
-MAX_TAGS = 64
 _TAG = re.compile(r"[^@\s\x00-\x1f\x7f{}][^\s\x00-\x1f\x7f{}]{0,199}")
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -166,11 +175,22 @@ def required_token(token: Token | None, tags: Iterable[Tag]) -> Token | None:
 
 
 def check_tag(name: object) -> str:
-    """Return a tag's name.
+    """Return a tag's name: any text, since its parts may come from users.
 
     Raises:
-        SettingsError: it is not one.
+        SettingsError: it is none, or begins with @.
     """
+    if not isinstance(name, str) or not name or name.startswith("@"):
+        raise SettingsError(f"{str(name)[:60]!r} is no tag: a tag is a text that does not begin with @")
+    return encodable(name)
+
+
+def encodable(name: str) -> str:
+    """A name of a tag that UTF-8 can encode: half of a surrogate pair is written as an escape."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _check_declared(name: object) -> str:
     if not isinstance(name, str) or not _TAG.fullmatch(name):
         raise SettingsError(
             f"{str(name)[:60]!r} is no tag: a tag is a text of up to 200 characters without blanks, "
@@ -188,7 +208,7 @@ class TagTemplate:
 
     def __init__(self, text: str, *, parameters: Iterable[str], function: str) -> None:
         names = _PLACEHOLDER.findall(text) if isinstance(text, str) else []
-        check_tag(_PLACEHOLDER.sub("x", text) if isinstance(text, str) else text)
+        _check_declared(_PLACEHOLDER.sub("x", text) if isinstance(text, str) else text)
         if unknown := [name for name in names if name not in set(parameters)]:
             raise SettingsError(
                 f"the tag {text!r} names {unknown[0]!r}, which is no keyed parameter of {function}"
@@ -196,11 +216,8 @@ class TagTemplate:
         self.text, self.is_fixed = text, not names
 
     def name(self, arguments: Mapping[str, Any]) -> str:
-        """The tag of one call.
-
-        Raises:
-            SettingsError: an argument gives no valid name.
-        """
+        """The tag of one call."""
         if self.is_fixed:
             return self.text
-        return check_tag(_PLACEHOLDER.sub(lambda match: str(arguments[match[1]]), self.text))
+        name = _PLACEHOLDER.sub(lambda match: str(arguments[match[1]]), self.text)
+        return encodable(f"\\{name}" if name.startswith("@") else name)  # the cache's own begin with @

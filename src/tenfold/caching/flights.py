@@ -19,9 +19,9 @@ class Flight:
         self._flights, self._key = flights, key
         self.future: Future[Any] = Future()
 
-    def land(self, outcome: Any) -> None:
+    def finish(self, outcome: Any) -> None:
         """End it; followers get ``outcome``. The next caller begins another."""
-        self._flights.remove(self._key)
+        self._flights.forget(self._key)
         if not self.future.done():
             self.future.set_result(outcome)
 
@@ -34,7 +34,7 @@ class Flights:
         self._under_way: dict[Hashable, Flight] = {}
 
     def join(self, key: Hashable) -> tuple[Flight, bool]:
-        """Return the flight of a key, and whether the caller leads it: it has to land it then."""
+        """Return the flight of a key, and whether the caller leads it: it has to finish it then."""
         with self._lock:
             flight = self._under_way.get(key)
             if flight is not None:
@@ -42,7 +42,7 @@ class Flights:
             flight = self._under_way[key] = Flight(self, key)
             return flight, True
 
-    def remove(self, key: Hashable) -> None:
-        """Forget a flight that has landed."""
+    def forget(self, key: Hashable) -> None:
+        """Forget a flight that has finished."""
         with self._lock:
             self._under_way.pop(key, None)

@@ -165,7 +165,9 @@ def check_ttl(name: str, ttl: float, negative_ttl: float | None) -> None:
         SettingsError: one is not above 0 and up to 7 days.
     """
     for label, seconds in (("ttl", ttl), ("negative_ttl", negative_ttl)):
-        if seconds is not None and not 0 < seconds <= MAX_TTL:
+        if seconds is None:
+            continue
+        if not isinstance(seconds, int | float) or not 0 < seconds <= MAX_TTL:
             raise SettingsError(
                 f"the {label} of {name} is {seconds}: write seconds, above 0 and up to 7 days"
             )

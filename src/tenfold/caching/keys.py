@@ -117,7 +117,7 @@ def _encode_object(value: Any) -> str:
     for base in (bool, int, str, float, bytes, UUID, Decimal, datetime, date):
         if isinstance(value, base) and not hasattr(value, "__dict__"):
             return f"o{name}{_WRITERS[base](value)}"
-    raise UnkeyableError(f"a {kind.__qualname__} cannot be part of a cache key")
+    raise UnkeyableError(f"cannot be part of a cache key ({kind.__qualname__})")
 
 
 def field_names(kind: type) -> Collection[str] | None:

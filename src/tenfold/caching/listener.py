@@ -1,15 +1,13 @@
 """The subscription that keeps a memory tier true: one thread in each process that uses a cache.
 
-redis-py re-subscribes silently after a lost connection, and what was told meanwhile is lost. So the tier is
-flushed at every confirmation of a subscription, and it is used only for a short while after the last ping
-that was
-answered: all that was told before the ping has been heard then.
+redis-py re-subscribes silently after a lost connection, and what was published meanwhile is lost. So the tier
+is flushed at every confirmation of a subscription, and it is used only for a short while after the last ping
+that was answered: all that was published before that ping has been heard.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 
 from tenfold.caching.memory import MemoryTier
 from tenfold.caching.stores import RedisStore, StoreDownError, unpack_change, unpack_watermark
+from tenfold.process_thread import ProcessThread
 
 __all__ = ["MAX_STALE_S", "WATERMARK", "Listener"]
 
@@ -27,13 +26,13 @@ WATERMARK = b"watermark "
 _log = logging.getLogger("tenfold.caching")
 
 
-class Listener:
-    """Hears of changes of tags, and tells the memory tier.
+class Listener(ProcessThread):
+    """Hears of changes of tags, and passes them on to the memory tier.
 
     Args:
         connect: makes a client of redis-py with connections of its own.
         flush_counts: called about once in five seconds, with that client.
-        tell: called with each ping; tells Redis what it did not take before.
+        send_pending: called with each ping; sends what Redis did not take before.
     """
 
     def __init__(
@@ -42,41 +41,20 @@ class Listener:
         store: RedisStore,
         connect: Callable[[], Any],
         flush_counts: Callable[[Any], None],
-        tell: Callable[[], None],
+        send_pending: Callable[[], None],
     ) -> None:
+        super().__init__(name="tenfold-cache")
         self._memory, self._store, self._connect = memory, store, connect
-        self._flush_counts, self._tell = flush_counts, tell
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._pid = 0
+        self._flush_counts, self._send_pending = flush_counts, send_pending
 
-    def start(self) -> None:
-        """Start the thread, unless it runs in this process."""
-        if self._pid == os.getpid():
-            return
-        with self._lock:
-            if self._pid == os.getpid():
-                return
-            self._memory.forget_confirmation()  # in a fork the parent's: its thread is not here
-            self._stopped.clear()
-            self._thread = threading.Thread(target=self._run, name="tenfold-cache", daemon=True)
-            self._thread.start()
-            self._pid = os.getpid()
+    def _prepare(self) -> None:
+        self._memory.forget_confirmation()  # in a fork the parent's: its thread is not here
 
-    def stop(self) -> None:
-        """End the thread; the tier is not used afterwards."""
-        self._stopped.set()
-        if self._thread is not None and self._pid == os.getpid():
-            self._thread.join(3)
-        self._thread, self._pid = None, 0
-        self._memory.forget_confirmation()
-
-    def _run(self) -> None:
+    def _run(self, stopping: threading.Event) -> None:
         is_lost = False
-        while not self._stopped.is_set():
+        while not stopping.is_set():
             try:
-                self._listen()
+                self._listen(stopping)
             except StoreDownError:
                 pass
             except Exception as error:  # redis-py's, the system's, and what a proxy may answer
@@ -86,16 +64,16 @@ class Listener:
                     )
                 is_lost = True
             self._memory.forget_confirmation()
-            self._stopped.wait(_PAUSE_S)
+            stopping.wait(_PAUSE_S)
 
-    def _listen(self) -> None:
+    def _listen(self, stopping: threading.Event) -> None:
         client = self._connect()
         subscription = client.pubsub()
         try:
             pinged = time.monotonic()
             subscription.subscribe(self._store.channel)
             is_answered, flushed = True, pinged
-            while not self._stopped.is_set():
+            while not stopping.is_set():
                 message = subscription.get_message(timeout=PING_S / 4)
                 now = time.monotonic()
                 if message is not None and self._hear(message, pinged):
@@ -103,7 +81,7 @@ class Listener:
                 if not is_answered and now - pinged > MAX_STALE_S:
                     raise TimeoutError("the ping was not answered")
                 if is_answered and now - pinged >= PING_S:
-                    self._tell()
+                    self._send_pending()
                     pinged, is_answered = now, False
                     subscription.ping()
                 if now - flushed > 5.0:
@@ -127,5 +105,5 @@ class Listener:
             if data.startswith(WATERMARK):
                 self._memory.set_watermark(unpack_watermark(data[len(WATERMARK) :]), lasts_s=MAX_STALE_S)
             elif (change := unpack_change(data)) is not None:
-                self._memory.note_tag(*change)
+                self._memory.set_generation(*change)
         return False

@@ -20,12 +20,11 @@ from tenfold.caching.stores import Found, Steps, StoreDownError, lease_name, new
 from tenfold.caching.values import UnstorableError
 from tenfold.positions import Token
 
-__all__ = ["AskPrimary", "Load", "Loaded", "Pause", "Wait", "invalidate", "look_up", "tell"]
+__all__ = ["AskPrimary", "Load", "Loaded", "Pause", "Wait", "invalidate", "look_up", "send_pending"]
 
 _ROUNDS = 5
-_FAILED = (
-    object()
-)  # a flight's outcome: the load failed or may not be shared, so that followers load themselves
+# A flight's outcome: the load failed, or its value may not be shared, so that followers load themselves.
+_FAILED = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait."""
+    """Do nothing for so many seconds."""
 
     seconds: float
 
@@ -90,18 +89,18 @@ def look_up(cache: Core, call: Call, *, renews: bool = False) -> Steps[Any]:
         epoch = cache.memory.epoch
         call.tables = call.function.known_tables()
         try:
-            if cache.untold:
-                yield from tell(cache)
+            if cache.pending:
+                yield from send_pending(cache)
             found = yield from _read(cache, call)
         except StoreDownError:
-            return (yield from _load_past(cache, call, "error"))
+            return (yield from _load_directly(cache, call, "error"))
         if not renews and (value := _serve(cache, call, found, epoch)) is not _FAILED:
             return value
         try:
             if not (yield from _complete_tags(cache, call, found)):
-                return (yield from _load_past(cache, call, "error"))
+                return (yield from _load_directly(cache, call, "error"))
         except StoreDownError:
-            return (yield from _load_past(cache, call, "error"))
+            return (yield from _load_directly(cache, call, "error"))
         generations = [tag.generation for tag in found.tags.values() if tag]
         flight, leads = cache.flights.join((call.key, *generations))
         if leads:
@@ -109,7 +108,7 @@ def look_up(cache: Core, call: Call, *, renews: bool = False) -> Steps[Any]:
             return (yield from _lead(cache, call, found, flight, epoch, lease))
         outcome = yield Wait(flight.future, cache.wait_s)
         if outcome is _FAILED:
-            return (yield from _load_past(cache, call, "load"))
+            return (yield from _load_directly(cache, call, "load"))
         if isinstance(outcome, Entry) and (
             call.token is None or not outcome.follows or covers(outcome, call.token)
         ):
@@ -117,7 +116,7 @@ def look_up(cache: Core, call: Call, *, renews: bool = False) -> Steps[Any]:
                 return cache.decode(call.function, outcome, "coalesced")
             except UnstorableError:
                 pass
-    return (yield from _load_past(cache, call, "load"))
+    return (yield from _load_directly(cache, call, "load"))
 
 
 def _read(cache: Core, call: Call, *, lease: str = "") -> Steps[Found]:
@@ -163,7 +162,7 @@ def _complete_tags(cache: Core, call: Call, found: Found) -> Steps[bool]:
     return all(found.tags.values())
 
 
-def _load_past(cache: Core, call: Call, outcome: str) -> Steps[Any]:
+def _load_directly(cache: Core, call: Call, outcome: str) -> Steps[Any]:
     """Load without the cache."""
     cache.count(call.function, outcome)
     loaded: Loaded = yield Load(call.token, is_limited=True)
@@ -207,7 +206,7 @@ def _lead(cache: Core, call: Call, found: Found, flight: Flight, epoch: int, lea
         lease.is_held = False  # no more steps can be taken
         raise
     finally:
-        flight.land(outcome)
+        flight.finish(outcome)
         if lease.is_certain():
             with contextlib.suppress(StoreDownError):
                 yield from cache.store.release_lease(lease.name)
@@ -227,6 +226,12 @@ def _load_and_store(
     entry = _make_entry(cache, call, tags, loaded)
     if entry is None:
         return loaded, _FAILED
+    if call.function.derives_tags and not call.tables:
+        cache.warn_once(
+            call.function,
+            f"{call.function.name} reads no table that SQLAlchemy shows, so that only its ttl ends it: name "
+            "its tags=",
+        )
     is_ours, lease.is_held = lease.is_certain(), False
     with contextlib.suppress(StoreDownError):
         ttl = entry.expires_at - time.time()
@@ -280,34 +285,32 @@ def _make_entry(cache: Core, call: Call, tags: dict[str, Tag], loaded: Loaded) -
         on_primary=loaded.on_primary,
         fresh_until=now + fresh_s,
         expires_at=now + expires_s,
-        follows=any(not name.startswith("@") for name in tags),
+        # Where tags are derived and none was found, such as of raw SQL, positions still are looked at.
+        follows=function.derives_tags or any(not name.startswith("@") for name in tags),
     )
 
 
 def invalidate(cache: Core, tags: dict[str, Tag]) -> Steps[bool]:
-    """Renew tags; False if Redis did not take it: it is told again before this process reads there again."""
+    """Renew tags; False if Redis did not take it: it is sent again before this process reads there again."""
     for name, tag in tags.items():
-        cache.memory.note_tag(name, tag.generation)
+        cache.memory.set_generation(name, tag.generation)
     try:
         yield from cache.store.renew_tags(tags)
     except StoreDownError:
-        cache.untold.add(tags)
+        cache.pending.add(tags)
         return False
     return True
 
 
-def tell(cache: Core) -> Steps[None]:
-    """Tell Redis of invalidations that it did not take. Generations are new ones: the former may be in use.
+def send_pending(cache: Core) -> Steps[None]:
+    """Send invalidations that Redis did not take. Generations are new ones: the former may be in use.
 
     Raises:
         StoreDownError: it does not take them now either.
     """
-    tokens = cache.untold.pop()
-    tags = {name: new_tag(token) for name, token in tokens.items()}
-    try:
-        yield from cache.store.renew_tags(tags)
-    except BaseException:
-        cache.untold.add(tags)
-        raise
+    sent = cache.pending.snapshot()
+    tags = {name: new_tag(token) for name, (_, token) in sent.items()}
+    yield from cache.store.renew_tags(tags)
+    cache.pending.remove(sent)
     for name, tag in tags.items():
-        cache.memory.note_tag(name, tag.generation)
+        cache.memory.set_generation(name, tag.generation)

@@ -101,7 +101,7 @@ class MemoryTier:
             if len(self._tags) > _MAX_TAGS:
                 self._flush()
 
-    def note_tag(self, name: str, generation: bytes) -> None:
+    def set_generation(self, name: str, generation: bytes) -> None:
         """Record a tag's new generation: what had the former one is not found any more."""
         with self._lock:
             self._tags[name] = generation
@@ -125,13 +125,6 @@ class MemoryTier:
         """Serve nothing until the next confirmation."""
         self._confirmed = self._watermark_until = float("-inf")
         self.flush()
-
-    def size_bytes(self) -> int:
-        """The bytes that are used, about."""
-        return self._bytes
-
-    def __len__(self) -> int:
-        return len(self._slots)
 
     def _flush(self) -> None:
         self.epoch += 1

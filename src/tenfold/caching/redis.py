@@ -21,7 +21,6 @@ from tenfold.errors import DependencyError, SettingsError
 try:
     import redis as redis_sync
     import redis.asyncio as redis_async
-    from hiredis import pack_command
     from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
     from redis.asyncio.retry import Retry as AsyncRetry
     from redis.asyncio.sentinel import Sentinel as AsyncSentinel
@@ -97,11 +96,6 @@ class RedisServer:
         """Whether keys are spread over several servers."""
         return "+cluster" in self._url.partition("://")[0] if self._url else self._is_cluster
 
-    @property
-    def is_up(self) -> bool:
-        """Whether the breaker lets calls through."""
-        return self._breaker.is_closed
-
     # ------------------------------------------------------------------ calls
 
     def execute(self, commands: Sequence[Command], *, is_urgent: bool = False) -> list[Any]:
@@ -116,8 +110,8 @@ class RedisServer:
         ticket = self._admit(is_urgent)
         try:
             client = self._sync_client()
-            if self._url and not self.is_cluster:
-                replies = _send(client.connection_pool, commands)
+            if len(commands) == 1 and not self.is_cluster:
+                replies = [client.execute_command(*commands[0])]
             else:
                 replies = _pipeline(client, commands).execute(raise_on_error=False)
         except BaseException as error:
@@ -148,13 +142,9 @@ class RedisServer:
             return await self._send_once(commands)
 
     async def _send_once(self, commands: Sequence[Command]) -> list[Any]:
-        if self._pool is not None and len(commands) == 1:
-            try:
-                return [await self._pool.execute(*commands[0])]
-            except ResponseError as error:
-                return [error]
-        client = self._async_client()
-        replies: list[Any] = await _pipeline(client, commands).execute(raise_on_error=False)
+        if self._pool is not None:
+            return await self._pool.execute_all(commands)
+        replies: list[Any] = await _pipeline(self._async_client(), commands).execute(raise_on_error=False)
         return replies
 
     def _admit(self, is_urgent: bool) -> int:
@@ -230,10 +220,9 @@ class RedisServer:
         }
         scheme, plus, kind = self._url.partition("://")[0].partition("+")
         if not plus:
-            module: Any = redis_async if is_async else redis_sync
             # A pool that makes threads wait for a connection, rather than one that fails beyond its size.
-            pool = module.BlockingConnectionPool.from_url(self._url, timeout=timeout_s, **options)
-            return module.Redis.from_pool(pool)
+            pool = redis_sync.BlockingConnectionPool.from_url(self._url, timeout=timeout_s, **options)
+            return redis_sync.Redis.from_pool(pool)
         if kind == "cluster":
             cluster: Any = AsyncRedisCluster if is_async else RedisCluster
             return cluster.from_url(self._url.replace("+cluster", "", 1), **options)
@@ -258,25 +247,6 @@ class RedisServer:
         """Close the connections of threads that are ours."""
         if self._url and self._sync is not None:
             self._sync.close()
-
-
-def _send(pool: Any, commands: Sequence[Command]) -> list[Any]:
-    """Send commands on one connection; redis-py's own way costs a third of the round trip more."""
-    connection = pool.get_connection()
-    try:
-        connection.send_packed_command([pack_command(command) for command in commands])
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
-    except BaseException:
-        connection.disconnect()  # with replies unread
-        raise
-    finally:
-        pool.release(connection)
-    return replies
 
 
 def _pipeline(client: Any, commands: Sequence[Command]) -> Any:

@@ -7,13 +7,12 @@ triggers, cascades in the database and functions are not.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from tenfold.errors import DependencyError
+from tenfold.reads import ReadLog
 
 try:
     from sqlalchemy import event
@@ -23,13 +22,13 @@ try:
     from sqlalchemy.schema import Table
     from sqlalchemy.sql import visitors
 except ImportError:
-    raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[database]'") from None
+    raise DependencyError("SQLAlchemy is not installed: pip install 'tenfold[caching]'") from None
 
-__all__ = ["find_obstacle", "forget_listener", "on_written_tables", "watch_tables"]
+__all__ = ["collect_tables", "find_obstacle", "forget_listener", "on_written_tables"]
 
 _WRITTEN = "tenfold written tables"
 _CHANGES = "the session has changes of its own"
-_reading: ContextVar[set[str] | None] = ContextVar("tables of a load", default=None)
+_TABLES = ReadLog("tables of a load")
 # Weak on both sides: a session that is never closed is collected, and gives its connection back.
 _sessions: WeakKeyDictionary[Connection, ref[Session]] = WeakKeyDictionary()
 _listeners: WeakSet[Any] = WeakSet()  # caches
@@ -77,18 +76,10 @@ def find_obstacle(session: Session, *, is_before: bool) -> str:
 # ------------------------------------------------------------------ tables
 
 
-@contextmanager
-def watch_tables() -> Iterator[set[str]]:
+def collect_tables() -> AbstractContextManager[set[str]]:
     """Collect the tables that are read inside of a block."""
     _listen()
-    outer, found = _reading.get(), set[str]()
-    mark = _reading.set(found)
-    try:
-        yield found
-    finally:
-        _reading.reset(mark)
-        if outer is not None:
-            outer.update(found)
+    return _TABLES.collect()
 
 
 def on_written_tables(cache: Any) -> None:
@@ -133,10 +124,11 @@ def _note_statement(connection: Connection, _: Any, __: str, ___: Any, context: 
         session = _sessions[connection]() if _listeners and connection in _sessions else None
         if session is not None:
             _note_write(session, _table_name(compiled.dml_compile_state.dml_table))
-    elif (found := _reading.get()) is not None:
+    elif _TABLES.is_collecting:
         state = getattr(compiled, "compile_state", None)
-        statement = getattr(state, "statement", None)
-        found |= _tables(compiled.statement) | (_tables(statement) if statement is not None else set())
+        for statement in (compiled.statement, getattr(state, "statement", None)):  # with joined loads
+            if statement is not None:
+                _TABLES.add(*_tables(statement))
 
 
 def _note_write(session: Session, table: str) -> None:

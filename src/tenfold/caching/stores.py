@@ -81,7 +81,7 @@ class Store(Protocol):
     """What a lookup needs of a store."""
 
     def read(self, key: str, tags: Iterable[str], *, lease: str = "") -> Steps[Found]:
-        """Read an entry and tags, and whether somebody holds the lease."""
+        """Read an entry and tags, and whether a lease is held."""
 
     def create_tags(self, names: Sequence[str], token: Token | None) -> Steps[dict[str, Tag | None]]:
         """Give tags that are missing a generation; return what they have then."""
@@ -160,7 +160,7 @@ class LocalStore:
         yield from ()
         for name, tag in tags.items():
             self.tags[name] = tag
-            self.memory.note_tag(name, tag.generation)
+            self.memory.set_generation(name, tag.generation)
 
 
 # ------------------------------------------------------------------ Redis
@@ -168,7 +168,7 @@ class LocalStore:
 
 @dataclass(slots=True)
 class RedisStore:
-    """Entries and tags in Redis, and a channel on which changes of tags are told.
+    """Entries and tags in Redis, and a channel on which changes of tags are published.
 
     Args:
         prefix: of all keys, and the channel's name.
@@ -187,7 +187,7 @@ class RedisStore:
 
     @property
     def channel(self) -> str:
-        """The channel on which changes of tags are told."""
+        """The channel on which changes of tags are published."""
         return f"{self.prefix}changes"
 
     @property
@@ -223,16 +223,16 @@ class RedisStore:
         return found
 
     def create_tags(self, names: Sequence[str], token: Token | None) -> Steps[dict[str, Tag | None]]:
-        """See :class:`Store`. Other processes are told, so that they keep entries of this generation."""
+        """See :class:`Store`. They are published, so that other processes keep entries of this generation."""
         commands: list[Command] = []
         for name in names:
             key = self.key("t", name)
             commands += [("SET", key, new_tag(token).pack(), "NX", "PX", _ms(self.tag_ttl)), ("GET", key)]
         replies = yield Execute(commands)
         found = {name: Tag.unpack(value) for name, value in zip(names, replies[1::2], strict=True)}
-        told = [self._tell(name, tag) for name, tag in found.items() if tag]
-        if told:
-            yield Execute(told)
+        published = [self._publish(name, tag) for name, tag in found.items() if tag]
+        if published:
+            yield Execute(published)
         return found
 
     def put(self, key: str, entry: Entry, *, ttl: float, lease: str = "") -> Steps[None]:
@@ -261,17 +261,17 @@ class RedisStore:
             # A full Redis takes no writes, but deletions: who misses a tag gives it a new generation.
             deletions: list[Command] = [("DEL", self.key("t", name)) for name in tags]
             yield Execute(
-                [*deletions, *(self._tell(name, tag) for name, tag in tags.items())], is_urgent=True
+                [*deletions, *(self._publish(name, tag) for name, tag in tags.items())], is_urgent=True
             )
 
     def renewal(self, tags: Mapping[str, Tag]) -> list[Command]:
-        """The commands that replace tags, and tell of it."""
+        """The commands that replace tags, and publish that."""
         commands: list[Command] = [
             ("SET", self.key("t", name), tag.pack(), "PX", _ms(self.tag_ttl)) for name, tag in tags.items()
         ]
-        return [*commands, *(self._tell(name, tag) for name, tag in tags.items())]
+        return [*commands, *(self._publish(name, tag) for name, tag in tags.items())]
 
-    def _tell(self, name: str, tag: Tag) -> Command:
+    def _publish(self, name: str, tag: Tag) -> Command:
         return ("PUBLISH", self.channel, tag.generation + name.encode(errors="surrogatepass"))
 
 
@@ -281,22 +281,21 @@ def _key(prefix: str, kind: str, name: str) -> str:
 
 
 def unpack_change(data: bytes) -> tuple[str, bytes] | None:
-    """The name and new generation of a tag, as they are told on the channel; None for another message."""
+    """The name and new generation of a tag in a message of the channel; None for another message."""
     if len(data) <= GENERATION_BYTES:
         return None
     return data[GENERATION_BYTES:].decode(errors="surrogatepass"), data[:GENERATION_BYTES]
 
 
 def pack_watermark(token: Token | None) -> bytes:
-    """Encode a watermark, whose position may be unknown."""
-    return b"w" + (token.pack() if token else b"")
+    """Encode a watermark, whose position may be unknown: no two are the same."""
+    return new_generation() + (token.pack() if token else b"")
 
 
 def unpack_watermark(data: bytes | None) -> Token | None:
     """The position of a watermark; None if it has none."""
-    if not data or len(data) == 1:
-        return None
-    return Token.unpack(data[1:])
+    position = (data or b"")[GENERATION_BYTES:]
+    return Token.unpack(position) if position else None
 
 
 def _ms(seconds: float) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from tenfold.errors import SessionEndedError, SessionError, SessionStoreError, TenfoldError
-from tenfold.personal import note_personal_read
+from tenfold.reads import PERSONAL
 from tenfold.sessions.backend import Device, MissingSession, SessionBackend, StoredSession
 from tenfold.sessions.record import (
     Changes,
@@ -80,7 +80,7 @@ class Session(MutableMapping[str, Any]):
     # ------------------------------------------------------------------ the mapping
 
     def __getitem__(self, key: str) -> Any:
-        note_personal_read("session")
+        PERSONAL.add("session")
         values = self._values
         if key in values:
             return values[key]
@@ -106,6 +106,7 @@ class Session(MutableMapping[str, Any]):
         self._values.pop(key, None)
 
     def __iter__(self) -> Iterator[str]:
+        PERSONAL.add("session")
         stored = self._stored.record.data if self._stored else {}
         yield from [key for key in stored if key not in self._encoded_edits]
         yield from [key for key, raw in self._encoded_edits.items() if raw is not None]
@@ -114,6 +115,7 @@ class Session(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
     def __contains__(self, key: object) -> bool:
+        PERSONAL.add("session")
         return isinstance(key, str) and self._encoded(key) is not None
 
     def change(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
@@ -138,7 +140,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def principal(self) -> str | None:
         """The id that was passed to :meth:`login`; None without a login."""
-        note_personal_read("principal of the session")
+        PERSONAL.add("session's principal")
         return self._login or (self._stored.record.principal if self._stored else None)
 
     @property

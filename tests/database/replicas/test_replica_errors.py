@@ -28,7 +28,7 @@ from tenfold.errors import (
     SettingsError,
 )
 from tests.database.conftest import Servers, in_threads
-from tests.database.support.proxy import Proxy
+from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import eventually
 
 MakeRouter = Callable[..., DatabaseRouter]

@@ -18,8 +18,8 @@ from tenfold.database.drivers import sqlstate
 from tenfold.database.replicas import read_routing
 from tenfold.database.replicas.checkout import Checkout
 from tests.database.conftest import Servers
-from tests.database.support.proxy import Proxy
 from tests.database.support.readers import LOOK, Readers
+from tests.support.tcp_proxy import Proxy
 from tests.support.waiting import eventually
 
 MakeRouter = Callable[..., DatabaseRouter]

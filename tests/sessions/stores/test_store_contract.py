@@ -19,7 +19,7 @@ from tenfold.sessions.stores.memory import MemoryStore
 from tenfold.sessions.stores.redis import RedisStore
 from tenfold.sessions.stores.sqlalchemy import SQLStore
 from tenfold.sessions.stores.store import Store
-from tests.sessions.support.session_servers import RedisServer, form_cluster
+from tests.support.servers import RedisServer, form_cluster
 
 Opened = Callable[[], AbstractAsyncContextManager[Store]]
 

@@ -23,7 +23,7 @@ from tenfold.errors import SessionStoreError, SettingsError
 from tenfold.sessions.stores.redis import RedisStore
 from tenfold.sessions.stores.store import StoredPayload
 from tests.sessions.support.calls import NEVER_OPENS, error_text, succeeds_eventually
-from tests.sessions.support.session_servers import RedisServer
+from tests.support.servers import RedisServer
 
 # ------------------------------------------------------------------ commands
 

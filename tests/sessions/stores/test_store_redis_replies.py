@@ -15,7 +15,7 @@ from tenfold.redis_pool import RedisPool
 from tenfold.sessions.stores.redis import RedisStore
 from tenfold.sessions.stores.store import StoredPayload
 from tests.sessions.support.calls import NEVER_OPENS, error_text, succeeds_eventually
-from tests.sessions.support.session_servers import Proxy, RedisServer
+from tests.support.servers import Proxy, RedisServer
 
 
 async def _write_while_replies_are_lost(server: RedisServer, *, has_write_ids: bool) -> list[Any]:

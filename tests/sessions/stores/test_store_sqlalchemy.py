@@ -20,7 +20,7 @@ from tenfold.sessions.stores.sqlalchemy import SQLStore
 from tenfold.sessions.stores.store import StoredPayload
 from tests.sessions.support import calls
 from tests.sessions.support.calls import succeeds_eventually
-from tests.sessions.support.session_servers import PostgreSQLServer
+from tests.support.servers import PostgreSQLServer
 
 HANDLE = "a-handle-that-must-not-be-logged"
 

@@ -70,7 +70,11 @@ class LoadWatch:
 def watch_checkout(checkout: Checkout) -> Checkout:
     """Add a new checkout to the load that runs in this context, if any."""
     if (watch := _watching.get()) is not None:
-        watch.add(checkout)
+        try:
+            watch.add(checkout)
+        except BaseException:  # cancelled
+            checkout.release()
+            raise
     return checkout
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from tenfold.database.psycopg import connect_async
 from tenfold.database.replicas.freshness import FULL_POSITION_QUERY, parse_answer
 from tenfold.database.replicas.servers import Cluster, DatabaseServer, HealthLimits, Lag, ServerHealth
 from tenfold.errors import PositionError
+from tenfold.process_thread import ProcessThread
 
 __all__ = ["PositionSampler", "SampledServer"]
 
@@ -48,45 +48,27 @@ class SampledServer:
     is_waiting: bool = False
 
 
-class PositionSampler:
+class PositionSampler(ProcessThread):
     """A daemon thread with an event loop of its own: one connection to each server, one question at a time.
 
-    Works the same beside threads and beside asyncio, and a service's blocked loop does not stop it. Belongs
-    to the process that started it: after a fork :meth:`start` begins anew.
+    Works the same beside threads and beside asyncio, and a service's blocked loop does not stop it.
     """
 
     def __init__(self, targets: Sequence[SampledServer], *, cluster: Cluster, limits: HealthLimits) -> None:
+        super().__init__(name="tenfold-replicas")
         self._targets, self._cluster, self._limits = targets, cluster, limits
-        self._pid = 0
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start sampling; nothing happens when it runs already."""
-        with self._lock:
-            if self._pid == os.getpid():
-                return
-            self._pid, self._stop = os.getpid(), threading.Event()
-            for target in self._targets:  # a parent's connections are not ours
-                target.connection, target.is_waiting, target.silent_ticks = None, False, 0
-            self._thread = threading.Thread(target=self._run, name="tenfold-replicas", daemon=True)
-            self._thread.start()
+    def _prepare(self) -> None:
+        for target in self._targets:  # a parent's connections are not ours
+            target.connection, target.is_waiting, target.silent_ticks = None, False, 0
 
-    def stop(self) -> None:
-        """End the thread and its connections."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-            if self._pid == os.getpid() and thread:
-                self._stop.set()
-                for target in self._targets:
-                    shut_down_socket(target.connection)
-                thread.join(5)
-            self._pid = 0
+    def _interrupt(self) -> None:
+        for target in self._targets:
+            shut_down_socket(target.connection)
 
-    def _run(self) -> None:
+    def _run(self, stopping: threading.Event) -> None:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(self._sample_all(self._stop))
+            runner.run(self._sample_all(stopping))
 
     async def _sample_all(self, stop: threading.Event) -> None:
         tasks = [asyncio.create_task(self._sample(target)) for target in self._targets]

@@ -225,7 +225,7 @@ class CapacitySearch:
             return self._capacity("found", cause, low=min(idle_rate, *failed), high=min(failed))
         if passed:
             return self._capacity("at_least", cause, low=max(passed), clean_rate=max(passed))
-        reason = f"no rate could be judged before {_ENDS[cause]}"
+        reason = f"no rate {'passed' if failed else 'could be judged'} before {_ENDS[cause]}"
         if failed and cause in ("budget", "generator"):
             return self._capacity("below", cause, high=min(failed))
         return self._capacity("undecided", cause, reason=reason)

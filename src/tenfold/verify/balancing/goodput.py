@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tenfold.measure.diagnosis.priority import LowPriority
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Trial, TrialRequest
 from tenfold.settings import Settings
@@ -42,6 +41,8 @@ def check_goodput(stack: Stack, settings: Settings) -> Finding:
         return Finding(
             GOODPUT, claim, Verdict.SKIP, remedy="set measure.scenario, or write one: tenfold init"
         )
+    from tenfold.measure.diagnosis.priority import LowPriority
+
     servers = LowPriority([lambda: [pid for server in stack.servers for pid in server.pids()]])
     with servers, open_generator(stack, settings) as generator:
         generator.start_users(measure.users)

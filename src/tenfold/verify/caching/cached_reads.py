@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from tenfold.errors import TargetError
 from tenfold.settings import Settings
 from tenfold.settings.verify import VerifySettings
-from tenfold.types import Finding, Server, Stack, Verdict
+from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify.database.write_probe import replicas, wait_for_all_replicas
-from tenfold.verify.kit.instances import send_signal
+from tenfold.verify.kit.instances import hang
 from tenfold.verify.kit.load_clients import LoadClients, SentRequest, status_summary
 from tenfold.verify.kit.session_user import SessionUser, require_login, user_of
 from tenfold.verify.kit.user_agent import UserAgent
@@ -38,7 +35,7 @@ def check_database_hang(stack: Stack, settings: Settings) -> Finding:
     for reader in readers:
         reader.timeout_s = _HANG_TIMEOUT_S
     servers = [server for server in stack.servers if server.kind in ("primary", "replica")]
-    with _hang(servers), LoadClients(_send(readers, known), clients=_READERS) as clients:
+    with hang(servers), LoadClients(_send(readers, known), clients=_READERS) as clients:
         clients.wait_for(_READS, within_s=_HANG_S)
     if replicas(stack):
         wait_for_all_replicas(stack)
@@ -71,8 +68,8 @@ def check_redis_outage(stack: Stack, settings: Settings) -> Finding:
     servers = [server for server in stack.servers if server.kind == "redis"]
     with LoadClients(_send(readers, known), clients=_READERS) as clients:
         clients.wait_for(_AROUND, within_s=10)
-        with _hang(servers):
-            time.sleep(_HANG_S)
+        with hang(servers, least_s=_HANG_S):
+            pass
         clients.wait_for(_AROUND, within_s=10)
     return judge_redis_outage(clients.sent)
 
@@ -92,13 +89,15 @@ def judge_redis_outage(sent: Sequence[SentRequest]) -> Finding:
 
 
 def check_foreign_answers(stack: Stack, settings: Settings) -> Finding:
-    """Ask as one user and then as the other, on every instance, and compare with what each got alone.
+    """Ask as one user and then as the other, and compare with what the other gets alone.
 
-    The second user's first answers come from caches that the first has not filled: all servers are restarted
-    in between.
+    The caches are empty then: Redis and the app's instances are restarted in between.
     """
     known = settings.verify
     lines = [line for line in (known.whoami, known.read) if line.startswith("GET ")]
+    if not lines:
+        claim = f"{known.whoami} is no GET, which alone is cached"
+        return Finding(FOREIGN, claim, Verdict.SKIP, remedy="name a verify.read that is one")
     mixed = {line: _answers(stack, known, line, both=True) for line in lines}
     for server in stack.servers:
         if server.kind in ("redis", "app"):
@@ -141,17 +140,6 @@ def judge_foreign_answers(mixed: dict[str, list[str]], alone: dict[str, list[str
 
 def _send(readers: Sequence[UserAgent], known: VerifySettings) -> Callable[[int], int]:
     return lambda number: readers[number].status(known.cached)
-
-
-@contextmanager
-def _hang(servers: Iterable[Server]) -> Iterator[None]:
-    """Stop the processes of servers for a block: they accept and do not answer."""
-    pids = [pid for server in servers for pid in server.pids()]
-    try:
-        send_signal(pids, signal.SIGSTOP)
-        yield
-    finally:
-        send_signal(pids, signal.SIGCONT)
 
 
 def _require_ok(status: int, known: VerifySettings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,7 @@ from tenfold.verify.database.write_probe import (
     replicas,
     wait_for_all_replicas,
 )
-from tenfold.verify.kit.instances import kill, send_signal
+from tenfold.verify.kit.instances import hang, kill
 from tenfold.verify.kit.load_clients import LoadClients, SentRequest, status_summary
 from tenfold.verify.kit.session_user import user_of
 from tenfold.verify.kit.user_agent import UserAgent
@@ -74,7 +73,7 @@ def _faults(stack: Stack) -> dict[str, Fault]:
     }
     if len(servers) > 1:
         found["kill of all"] = partial(_kill_servers, stack, servers)
-    found[f"a hang of {servers[0].name}"] = partial(_stop_server, servers[0])
+    found[f"a hang of {servers[0].name}"] = partial(hang, servers[:1], least_s=_HANGS_S)
     return found
 
 
@@ -97,19 +96,6 @@ def _kill_servers(stack: Stack, servers: Sequence[Server]) -> Iterator[None]:
     finally:
         for server in servers:
             stack.restart(server)
-
-
-@contextmanager
-def _stop_server(server: Server) -> Iterator[None]:
-    """Stop the processes of a server for a block, four seconds at least: it accepts and does not answer."""
-    pids = server.pids()
-    until = time.monotonic() + _HANGS_S
-    try:
-        send_signal(pids, signal.SIGSTOP)
-        yield
-        time.sleep(max(until - time.monotonic(), 0.0))
-    finally:
-        send_signal(pids, signal.SIGCONT)
 
 
 # ------------------------------------------------------------------ writes

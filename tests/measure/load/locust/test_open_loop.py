@@ -327,6 +327,42 @@ def test_delayed_generator_is_reported_as_limited(generator: Make, request_for: 
     assert total(trial, "late") > 0
 
 
+WORKS = """
+import time
+from gevent.monkey import get_original
+from locust import FastHttpUser, task
+
+def compute():
+    until = time.process_time() + 0.04
+    while time.process_time() < until:
+        pass
+
+def block():
+    get_original("time", "sleep")(0.04)
+
+class Visitor(FastHttpUser):
+    @task
+    def visit(self):
+        self.client.get("/fast")
+        {work}()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux tells what a thread waited for")
+@pytest.mark.parametrize(("work", "fault"), [("compute", "cpu"), ("block", "blocked")])
+def test_locustfile_that_holds_all_users_up_limits_the_trial(
+    generator: Make, request_for: Ask, work: str, fault: str
+) -> None:
+    one = generator(WORKS.format(work=work))
+    one.start_users(20)
+    found = [one.run(request_for(rate=30.0, duration_s=1.5)).generator for _ in range(2)]
+    limited = [health for health in found if health.is_limited() and health.fault == fault]
+    assert limited, found
+    if work == "block":
+        stalls = limited[0].stalls
+        assert stalls and stalls.blocked_at == "locustfile.py:14"  # two lines of imports come before
+
+
 def test_closed_loop_keeps_locusts_own_pace(generator: Make) -> None:
     one = generator(visiting("/fast", wait="constant(0.2)"))
     trial = one.run_closed_loop(users=4, spawn_rate=100, duration_s=2.0)

@@ -59,7 +59,8 @@ class OpenLoop:
         logins = users.logins
         due = self._schedule()
         trial = TrialRun(
-            ArrivalLog(due, duration_s=command.duration_s, slow_s=self._slow_s, hold_s=self._hold_s())
+            ArrivalLog(due, duration_s=command.duration_s, slow_s=self._slow_s, hold_s=self._hold_s()),
+            folder=users.folder,
         )
         classes = draw_classes(len(due), shares=users.arrival_shares(), seed=command.seed)
         gc.collect()

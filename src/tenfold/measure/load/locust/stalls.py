@@ -13,21 +13,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 
 import gevent
 from gevent.monkey import get_original
 
+from tenfold.callsites import CallSites
 from tenfold.measure.trial import Stalls
 
 __all__ = ["StallWatch"]
 
 BEAT_S, LOOK_S, STALL_S = 0.005, 0.01, 0.01
-_OUTSIDE = (
-    f"{os.sep}site-packages{os.sep}",
-    f"{os.sep}gevent{os.sep}",
-    f"{os.sep}tenfold{os.sep}measure{os.sep}",
-)
 
 _sleep = get_original("time", "sleep")
 _start_thread = get_original("_thread", "start_new_thread")
@@ -38,11 +33,11 @@ class StallWatch:
     """Watches the thread that makes it, from :meth:`start` to :meth:`stop`. Not without Linux.
 
     Args:
-        folder: of the locustfile; lines below it are named.
+        folder: paths are shown relative to it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = str(folder or Path.cwd()) + os.sep
+        self._sites = CallSites(folder or Path.cwd())
         self._main = _thread_id()
         self._schedstat = Path(f"/proc/self/task/{os.getpid()}/schedstat")
         self._beat_at = self._longest_s = 0.0
@@ -92,16 +87,10 @@ class StallWatch:
         self._on_cpu_s += on_cpu_s
         self._queued_s += queued_s
         self._blocked_s += blocked_s
-        if blocked_s > stall_s / 2 and (line := self._user_line(sys._current_frames().get(self._main))):
+        if blocked_s > stall_s / 2 and (
+            line := self._sites.find(sys._current_frames().get(self._main)).where
+        ):
             self._lines[line] += 1
-
-    def _user_line(self, frame: FrameType | None) -> str:
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if name.startswith(self._folder) and not any(part in name for part in _OUTSIDE):
-                return f"{name.removeprefix(self._folder)}:{frame.f_lineno}"
-            frame = frame.f_back
-        return ""
 
     def _read(self) -> tuple[float, float] | None:
         """Seconds of the thread on a CPU and in the run queue."""

@@ -160,11 +160,15 @@ class ActiveArrival:
 
 
 class TrialRun:
-    """One trial under way. Its clock starts with :meth:`start_clock`."""
+    """One trial under way. Its clock starts with :meth:`start_clock`.
 
-    def __init__(self, arrivals: ArrivalLog) -> None:
+    Args:
+        folder: of the locustfile, for lines of it that block.
+    """
+
+    def __init__(self, arrivals: ArrivalLog, *, folder: Path | None = None) -> None:
         self.arrivals = arrivals
-        self._watch = StallWatch()
+        self._watch = StallWatch(folder)
         self._stalls: Stalls | None = None
         self.answers = AnswerCounts()
         self.active: set[ActiveArrival] = set()

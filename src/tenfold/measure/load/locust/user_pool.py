@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -141,6 +143,13 @@ class UserPool:
         self._environment = environment
         self._group = group
         self._hook = hook
+
+    @property
+    def folder(self) -> Path:
+        """The folder whose lines are the scenario's: the current one, or that of a locustfile elsewhere."""
+        module = sys.modules.get(self.classes[0].user_class.__module__)
+        file, current = Path(getattr(module, "__file__", None) or "."), Path.cwd()
+        return current if file.resolve().is_relative_to(current) else file.resolve().parent
 
     @property
     def users(self) -> int:

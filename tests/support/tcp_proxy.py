@@ -1,4 +1,4 @@
-"""A proxy for PostgreSQL that stalls, or cuts the connection at a certain message."""
+"""A proxy for a server that stalls, is shut, or cuts the connection at a certain message."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class Proxy:
         self.cuts = 0
         self.flows = threading.Event()  # cleared, it stalls: connections stay open and nothing goes by
         self.flows.set()
+        self._is_shut = False
+        self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -25,8 +27,12 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self._is_shut:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self.target))
                 cut = threading.Event()
+                self._open |= {client, server}
                 for one, other, sends in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._pass, args=(one, other, cut, sends), daemon=True).start()
 
@@ -43,7 +49,11 @@ class Proxy:
                 if cut.is_set():
                     break
                 other.sendall(data)
-        for end in (one, other):
+        self._end(one, other)
+
+    def _end(self, *ends: socket.socket) -> None:
+        for end in ends:
+            self._open.discard(end)
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
@@ -55,6 +65,16 @@ class Proxy:
             yield
         finally:
             self.flows.set()
+
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        """Close all connections until the end of the block: what was on its way is lost."""
+        self._is_shut = True
+        self._end(*list(self._open))
+        try:
+            yield
+        finally:
+            self._is_shut = False
 
     def close(self) -> None:
         self.flows.set()
