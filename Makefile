@@ -41,8 +41,14 @@ $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 demo: $(VENV)/.installed-demo
 	@$(BIN)/tenfold measure --settings examples/tenfold.toml
 
+# Several processes, because most tests wait; then what measures, by itself.
 test: $(VENV)/.installed
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "not slow and alone"
+endif
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -23,6 +23,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What measures or is measured: `make test` runs it with nothing beside it, and the rest in several processes.
+ALONE = (
+    *(
+        "caching/test_stampede.py",
+        "database/replicas/test_replica_reads.py",
+        "cli/test_measure.py",
+        "cli/test_verify.py",
+        "stack/test_replacement.py",
+    ),
+    *(f"measure/load/locust/test_{name}.py" for name in ("long_tasks", "open_loop", "recovery")),
+    *("measure/load/test_generator", "measure/diagnosis/", "measure/test_"),
+    *(f"verify/test_{name}_on_stack.py" for name in ("caches", "database", "patterns", "tasks")),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what has to run alone."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(ALONE):
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def requires_server() -> Callable[[Found | None, str], Found]:
     """Returns a function that passes a server on; without one it skips the test, or fails it where CI=true.

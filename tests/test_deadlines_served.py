@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tenfold.stack.ports import free_port
+
 SERVED = """
 import asyncio, sys
 from pathlib import Path
@@ -60,9 +62,7 @@ guarded = DeadlineMiddleware(app, timeout_s=30)
 @contextlib.contextmanager
 def granian(folder: Path, name: str) -> Iterator[int]:
     (folder / "served.py").write_text(SERVED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "granian", f"served:{name}", "--interface", "asgi", "--loop", "asyncio",
          "--host", "127.0.0.1", "--port", str(port)],

@@ -21,6 +21,18 @@ PACKAGES: dict[str, list[str]] = {
         "PoolMiddleware",
         "pool_options",
     ],
+    "tenfold.edge": [
+        "EdgeMiddleware",
+        "EdgePolicy",
+        "Purger",
+        "Rule",
+        "immutable",
+        "load_policy",
+        "no_store",
+        "precondition",
+        "private",
+        "public",
+    ],
     "tenfold.hashing": [
         "BoundedLoads",
         "HashRing",
@@ -58,6 +70,7 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "tenfold.settings": ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"],
     "tenfold.stack": ["Stack"],
+    "tenfold.tasks": ["Outbox", "QueueSettings", "Schedule", "TaskSettings", "create_celery", "once"],
     "tenfold.verify": ["CHECKS", "Check", "Outcome", "run", "select"],
 }
 MODULES: dict[str, list[str]] = {

@@ -17,7 +17,7 @@ import tenfold
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
-# The modules of each extra; NOT are those that need a test runner.
+# The modules of each extra; NOT are those that need a test runner, or what the service brings.
 MODULES = {
     "measure": ("tenfold.measure", "tenfold.cli", "tenfold.metrics"),
     "redis": ("tenfold.redis_pool", "tenfold.sessions.stores.redis", "tenfold.overload.redis"),
@@ -29,9 +29,11 @@ MODULES = {
         "tenfold.deadlines",
         "tenfold.sessions.stores.sqlalchemy",
     ),
+    "tasks": ("tenfold.tasks",),
+    "flower": ("tenfold.tasks",),
     "stack": ("tenfold.stack",),
 }
-NOT = {"tenfold.database.pytest", "tenfold.cli.__main__"}
+NOT = {"tenfold.database.pytest", "tenfold.cli.__main__", "tenfold.tasks.fastapi"}
 
 ALONE = """
 import importlib, sys

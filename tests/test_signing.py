@@ -228,7 +228,9 @@ def test_weak_keys_are_refused(keys: list[str] | str | bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [KEY, KEY.encode(), [KEY], (KEY,), bytes(range(32)), "ключ" * 8 + "0123456789"]
+    "key",
+    [KEY, KEY.encode(), [KEY], (KEY,), bytes(range(32)), "ключ" * 8 + "0123456789"],
+    ids=["text", "bytes", "list", "tuple", "any bytes", "any letters"],
 )
 def test_keys_are_text_or_bytes_one_or_several(key: str | bytes | list[str]) -> None:
     assert Signer(key).verify(Signer(key).sign(b"1", purpose=PURPOSE), purpose=PURPOSE) == b"1"

@@ -30,6 +30,7 @@ PATTERNS = {
     "evidence": "The evidence",
     "checks": "The checks",
     "balancing": "Balancing",
+    "edge": "Edge",
     "overload": "Overload",
     "hashing": "Hashing",
     "sessions": "Sessions",
@@ -38,6 +39,7 @@ PATTERNS = {
     "replicas": "Replicas",
     "caching": "Caching",
     "pools": "Pools",
+    "tasks": "Tasks",
     "docs": "The documentation",
 }
 _MARKERS = ("guarantee", "control")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -37,6 +37,9 @@ def settings_page(model: type[BaseModel]) -> str:
         "lists and tables are written as TOML. `tenfold init` writes a commented file with all of them.\n"
     )
     sections = [_section(model if not path else schema.annotation(model, path), path) for path in tables]
+    for path in schema.keys(model):  # tables that users name themselves
+        kinds = [one for one in get_args(schema.annotation(model, path)) if schema.is_table(one)]
+        sections += [_section(kind, (*path, '"…"')) for kind in kinds]
     return "\n".join([intro, *filter(None, sections)])
 
 
@@ -83,7 +86,8 @@ def _type(key: Mapping[str, Any], named: Mapping[str, Any]) -> str:
         kind = f"list of {_type(key.get('items', {}), named) or 'values'}"
         limits = [f"{words} {key[name]}" for name, words in LENGTHS.items() if name in key]
     elif key.get("type") == "object":
-        kind = f"table of {_type(key.get('additionalProperties', {}), named) or 'values'}"
+        values = key.get("additionalProperties") or {}
+        kind = "table" if "properties" in key else f"table of {_type(values, named) or 'values'}"
     else:
         kind = "path" if key.get("format") == "path" else TYPES.get(key.get("type", ""), "")
     return ", ".join([kind, *limits])

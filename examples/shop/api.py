@@ -98,6 +98,11 @@ class ReportRequest(BaseModel):
     month: Month
 
 
+class NewVideo(BaseModel):
+    name: str = Field(min_length=1, max_length=100)
+    segments: int = Field(ge=1, le=1000)
+
+
 class TaskCreated(BaseModel):
     task_id: str
 

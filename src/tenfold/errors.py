@@ -18,6 +18,9 @@ TenfoldError
 ├── PoolExhaustedError     every connection of a pool is checked out: answer 503 with Retry-After
 ├── DeadlineExceededError  the request's deadline has passed
 ├── RateStoreError         the server of the rate limits does not answer
+├── TaskError              a task cannot be enqueued: unknown, or its arguments are not JSON or too large
+│   ├── TaskConflictError  its key is known, with other arguments
+│   └── TaskCancelledError a running task is to end: it was cancelled, or runs elsewhere
 ├── SessionStoreError      the server of the sessions does not answer
 └── SessionError           a session cannot be saved: not JSON, or changed too late
     ├── SessionSizeError   it is larger than allowed
@@ -115,6 +118,18 @@ class PoolExhaustedError(TenfoldError):
 
 class DeadlineExceededError(TenfoldError):
     """The request's deadline has passed."""
+
+
+class TaskError(TenfoldError):
+    """A task, its arguments or its result cannot be taken."""
+
+
+class TaskConflictError(TaskError):
+    """This key has been enqueued before, with other arguments."""
+
+
+class TaskCancelledError(TaskError):
+    """The running task is to end: it was cancelled, or another run of it is valid."""
 
 
 class RateStoreError(TenfoldError):

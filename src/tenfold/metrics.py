@@ -181,6 +181,27 @@ CACHE_LOAD_SECONDS = Metric(
     "Time that a cached function took when it was called.",
     _POOL_BUCKETS,
 )
+
+
+def _of_queue(name: str, help: str) -> Metric:
+    return Metric(name, "gauge", ("queue",), help)
+
+
+# Background tasks, by queue: what the ledger says, the same in every process.
+TASKS_WAITING = _of_queue("tenfold_tasks_waiting", "Tasks that could run and wait.")
+TASKS_OLDEST_SECONDS = _of_queue("tenfold_tasks_oldest_seconds", "How long the oldest of them has waited.")
+TASKS_RUNNING = _of_queue("tenfold_tasks_running", "Tasks that run.")
+TASKS_RETRYING = _of_queue("tenfold_tasks_retrying", "Tasks that failed and wait for another attempt.")
+TASKS_DEAD = _of_queue("tenfold_tasks_dead", "Tasks that failed for good.")
+TASK_PROCESSES = _of_queue("tenfold_task_processes", "Processes of workers that give a sign of life.")
+TASK_WAIT_SECONDS = _of_queue(
+    "tenfold_task_wait_percentile_seconds",
+    "95th percentile over five minutes of the time from when a task could run to its start.",
+)
+TASK_RUN_SECONDS = _of_queue(
+    "tenfold_task_run_percentile_seconds",
+    "95th percentile over five minutes of the time from start to end.",
+)
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))
 
 # ------------------------------------------------------------------ registry
@@ -211,8 +232,8 @@ def instrument(metric: Metric, *, registry: CollectorRegistry | None = None) -> 
     return known[metric.name]
 
 
-def exposition(*, registry: CollectorRegistry | None = None) -> bytes:
-    """Return all values in Prometheus' text format 0.0.4.
+def exposition(*, registry: CollectorRegistry | None = None, collectors: Sequence[Any] = ()) -> bytes:
+    """Return all values in Prometheus' text format 0.0.4, those of ``collectors`` last.
 
     In multi-process mode these are the values of all workers; ``registry`` is ignored. It reads a few files
     for each worker that ever ran, which takes milliseconds: call it in a thread, not on the event loop. A
@@ -224,6 +245,11 @@ def exposition(*, registry: CollectorRegistry | None = None) -> bytes:
         registry = client.CollectorRegistry()
         registry.register(_Workers(Path(folder)))
     text: bytes = client.generate_latest(client.REGISTRY if registry is None else registry)
+    if collectors:
+        more = client.CollectorRegistry()
+        for collector in collectors:
+            more.register(collector)
+        text += client.generate_latest(more)
     return text
 
 
@@ -355,7 +381,8 @@ class MetricsEndpoint:
     The connection's peer has to be in ``networks``, and so has every address in X-Forwarded-For, X-Real-IP
     and Forwarded, because behind a proxy on this machine every peer is this machine. Anything else in these
     headers is refused, too. A proxy that adds none of them hides the client: close the path there as well. A
-    peer without an address (a Unix socket) gets 404.
+    peer without an address (a Unix socket) gets 404. ``collectors`` of prometheus-client are asked at each
+    request, in multi-process mode, too; they say the same in every process.
     """
 
     def __init__(
@@ -364,11 +391,13 @@ class MetricsEndpoint:
         *,
         path: str = "/metrics",
         registry: CollectorRegistry | None = None,
+        collectors: Sequence[Any] = (),
         networks: Sequence[str] = ("127.0.0.0/8", "::1/128"),
     ) -> None:
         self.app = app
         self.path = path
         self.registry = registry
+        self.collectors = tuple(collectors)
         self.networks = [ipaddress.ip_network(network) for network in networks]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -381,7 +410,7 @@ class MetricsEndpoint:
             return await send_answer(send, 404, b"Not Found\n")
         if scope["method"] not in {"GET", "HEAD"}:
             return await send_answer(send, 405, b"Method Not Allowed\n", headers=[(b"allow", b"GET, HEAD")])
-        body = await asyncio.to_thread(exposition, registry=self.registry)
+        body = await asyncio.to_thread(exposition, registry=self.registry, collectors=self.collectors)
         await send_answer(send, 200, body, content_type=CONTENT_TYPE, head_only=scope["method"] == "HEAD")
 
     def _is_allowed(self, caller: str) -> bool:

@@ -159,6 +159,7 @@ def test_caches_agree_with_a_dictionary(machine: type[Caches]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_caches_agree_with_a_dictionary_for_long(machine: type[Caches]) -> None:
     run_state_machine_as_test(machine, settings=profile(300))
 

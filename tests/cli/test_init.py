@@ -144,13 +144,14 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure", "database", "balancing", "verify"):
+    for table in ("stack", "measure", "database", "balancing", "edge", "tasks", "verify"):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
     servers = {"postgresql_bin", "redis_server", "nginx_binary"}
     users = {"user", "password", "other_user", "other_password"}
     requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read", "cached"}
+    requests |= {"task", "task_status", "metrics", "pages", "rules"}
     service = {"app", "prepare", "environment"}
     assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, "url"}
 
@@ -166,11 +167,14 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    assert tables.keys() == {"service", "stack", "measure", "database", "balancing", "verify"}
+    tables_of_patterns = {"database", "balancing", "edge", "tasks"}
+    assert tables.keys() == {"service", "stack", "measure", *tables_of_patterns, "verify"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
     assert tables["database"].keys() == set(Settings().database.model_dump())
     assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
+    assert tables["edge"].keys() == set(Settings().edge.model_dump())
+    assert tables["tasks"].keys() == set(Settings().tasks.model_dump())
     assert tables["verify"].keys() == set(Settings().verify.model_dump())
 
 

@@ -84,8 +84,11 @@ def database_url(variant: Variant, filled: Callable[[Variant], str]) -> str:
 def service_url(
     variant: Variant, database_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    log: Path = tmp_path_factory.mktemp("shop") / "log"
-    with shop_service.serving(variant, database_url, redis_url, log) as url:
+    folder: Path = tmp_path_factory.mktemp("shop")
+    with (
+        shop_service.working(variant, database_url, redis_url, folder),
+        shop_service.serving(variant, database_url, redis_url, folder / "log") as url,
+    ):
         yield url
 
 

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import httpx
 import psycopg
 import pytest
 
+from tenfold.stack.ports import free_port
 from tests.support.waiting import eventually
 
 SERVICE = Path(__file__).parent / "service"
@@ -26,12 +26,6 @@ SERVICE = Path(__file__).parent / "service"
 def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
     """Wait until ``condition`` holds: the name under which tests of the database still use it."""
     eventually(condition, within_s=seconds)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def mark(name: str, file: str = "app.py") -> str:

@@ -59,6 +59,7 @@ FAULTS = [
     Fault(measurement, "machine", "the machine"),
     Fault(measurement, "notices", "notices"),
     Fault(observer.StackObserver, "last_error", "the service's log"),
+    Fault(observer, "read_queues", "queues of tasks"),
 ]
 
 
@@ -86,6 +87,8 @@ def test_failed_step_is_reported_and_the_capacity_kept(
         fail_in_the_report(monkeypatch)
     else:
         monkeypatch.setattr(fault.owner, fault.name, fail)
+    if fault.name == "read_queues":
+        monkeypatch.setattr(observer.StackObserver, "_has", lambda self, kinds: kinds == ["workers"])
     if fault.name == "last_error":
         monkeypatch.setattr(measurement, "names_failure", lambda messages: True)
     found = measure_inside(address)

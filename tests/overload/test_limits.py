@@ -5,13 +5,17 @@ The service is virtual (support/virtual.py); admission control and limits are th
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import random
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from tenfold.overload.limits import AIMDLimit, FixedLimit, GradientLimit
+from tenfold.overload.admission import AdmissionController, FairQueue, QueuedRequest
+from tenfold.overload.limits import AIMDLimit, FixedLimit, GradientLimit, Limit
 from tests.overload.support.virtual import Arrival, Outcome, VirtualService, poisson
 
 Draw = Callable[[random.Random], float]
@@ -141,6 +145,29 @@ def test_the_control_without_dips_it_is_throttled(monkeypatch: pytest.MonkeyPatc
     assert slower_without_a_queue(GradientLimit(memory_s=1e9)) > 0.2
 
 
+def kept_when_slower_under_overload() -> float:
+    """Return the goodput relative to the capacity, after it fell to a quarter at three times the load."""
+    service = VirtualService(GradientLimit(), 8, pace=lambda now: 4.0 if now > 10 else 1.0)
+    outcomes = service.run(poisson(3 * 8 / 0.02, 30, work=steady(0.02)))
+    return goodput(outcomes, slow_s=0.2 + 0.16, begin=13, end=30) / (8 / 0.08)
+
+
+@pytest.mark.guarantee("the limit follows changes of the service")
+def test_service_that_slows_down_under_overload_keeps_its_goodput() -> None:
+    assert kept_when_slower_under_overload() >= 0.9
+
+
+@pytest.mark.control("the limit follows changes of the service")
+def test_the_control_latencies_learned_from_the_queue_cost_goodput(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn_from_what_comes(self: GradientLimit, now_s: float, window: object) -> None:
+        self._unloaded.clear()
+        self._starting, self._dip, self._next_probe_s = True, None, now_s + 8
+        self._restart_window(now_s)
+
+    monkeypatch.setattr(GradientLimit, "_end_dip", learn_from_what_comes)
+    assert kept_when_slower_under_overload() < 0.8
+
+
 def lowest_after_a_change(*, kinds: bool) -> float:
     """Return the lowest limit, relative to before, after expensive requests replace cheap ones."""
     service = VirtualService(GradientLimit(), 100)
@@ -195,3 +222,76 @@ def test_limits_stay_within_their_bounds() -> None:
             assert 1 <= limit.limit <= 30
     assert isinstance(limits[0], GradientLimit)
     assert len(limits[0]._unloaded) <= GradientLimit.MAX_KINDS + 1
+
+
+# ------------------------------------------------------------------ clients that send again at once
+
+
+class Probing(FixedLimit):
+    """A limit that is one during the second half of each second."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.usual, self.is_probing = limit, False
+
+    def record(self, started_s: float, ended_s: float, **_: object) -> None:
+        self.is_probing = ended_s % 1.0 > 0.5
+        self.limit = 1 if self.is_probing else self.usual
+
+
+def refused_in_a_closed_loop(limit: Limit, *, clients: int, servers: int, work_s: float) -> int:
+    """How many requests are shed within a minute of clients that send the next one 1 ms after an answer."""
+    controller = AdmissionController(limit, FairQueue(size=100, max_wait_s=0.1, busy_wait_s=0.01))
+    events: list[tuple[float, int, str, QueuedRequest | None]] = []
+    order, shed, free = itertools.count(), 0, servers
+    line: list[QueuedRequest] = []
+
+    def push(at: float, what: str, request: QueuedRequest | None = None) -> None:
+        heapq.heappush(events, (at, next(order), what, request))
+
+    def woken(request: QueuedRequest) -> None:
+        nonlocal shed
+        if request.state == "admitted":
+            line.append(request)
+        else:
+            shed += 1
+            push(now + 0.001, "send")
+
+    for number in range(clients):
+        push(number / 1000, "send")
+    now = 0.0
+    while now < 60:
+        now, _, what, request = heapq.heappop(events)
+        if what == "send":
+            sent = QueuedRequest()
+            sent.wake = partial(woken, sent)
+            controller.submit(sent, now)
+        else:
+            assert request is not None
+            free += 1
+            push(now + 0.001, "send")
+            controller.release(request, now, ended_s=now)
+        while free and line:
+            free -= 1
+            push(now + work_s, "end", line.pop(0))
+    return shed
+
+
+@pytest.mark.guarantee(
+    "a few clients that send again at once are not refused",
+    pattern="overload",
+    under="fewer places than clients, probing",
+)
+@pytest.mark.parametrize("make", [lambda: FixedLimit(4), lambda: Probing(4), GradientLimit])
+def test_few_clients_in_a_closed_loop_are_not_refused(make: Callable[[], Limit]) -> None:
+    assert refused_in_a_closed_loop(make(), clients=8, servers=4, work_s=0.003) == 0
+
+
+@pytest.mark.control("a few clients that send again at once are not refused", "only an empty queue keeps up")
+def test_the_control_a_queue_that_is_never_empty_counts_as_overload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FairQueue, "_is_short", lambda self, now_s: False)
+    assert refused_in_a_closed_loop(FixedLimit(2), clients=8, servers=4, work_s=0.003) > 0
+
+
+def test_overload_in_a_closed_loop_is_still_refused() -> None:
+    assert refused_in_a_closed_loop(FixedLimit(4), clients=200, servers=4, work_s=0.02) > 0

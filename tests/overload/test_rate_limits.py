@@ -22,6 +22,7 @@ from tenfold.metrics import exposition
 from tenfold.overload.gcra import MemoryRates, Rate, RateStore, decide
 from tenfold.overload.ratelimiter import RateLimiter
 from tenfold.overload.redis import RedisRates
+from tenfold.stack.ports import free_port
 from tests.support.waiting import eventually
 
 # ------------------------------------------------------------------ the decision
@@ -120,9 +121,7 @@ def accepts_connections(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def redis_url(redis_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [redis_program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     folder = tmp_path_factory.mktemp("redis")
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)

@@ -14,12 +14,15 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
 import pytest
 
 from tenfold import types
+from tenfold.edge import public
+from tenfold.edge.settings import EdgeSettings
 from tenfold.errors import DependencyError, SettingsError, StackError
 from tenfold.stack import Stack
 from tenfold.stack.ports import free_port, is_free
@@ -138,12 +141,16 @@ def port_of(stack: Stack) -> int:
 def test_nginx_logs_json_and_overwrites_forwarded_headers(running: Stack) -> None:
     headers = get(f"{running.url}/headers?secret=1", **{"X-Forwarded-For": "6.6.6.6", "X-Real-IP": "6.6.6.6"})
     assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
-    lines = eventually(lambda: running.access_log.read_text().splitlines())
-    entry = next(line for line in map(json.loads, lines) if line["id"] == headers["x-request-id"])
+
+    def find_entry() -> Any:
+        lines = map(json.loads, running.access_log.read_text().splitlines())
+        return next((line for line in lines if line["id"] == headers["x-request-id"]), None)
+
+    entry = eventually(find_entry)
     assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/headers", 200)
     assert entry["upstream_addr"] in {server.address for server in running.servers if server.kind == "app"}
     assert float(entry["upstream_response_time"]) >= 0
-    assert "secret" not in "".join(lines)
+    assert "secret" not in running.access_log.read_text()
 
 
 def test_both_instances_get_requests(running: Stack) -> None:
@@ -381,3 +388,13 @@ def test_forked_child_does_not_stop_the_stack_of_its_parent(running: Stack) -> N
         os._exit(0)
     os.waitpid(child, 0)
     assert get(running.url)["pid"]
+
+
+def test_nginx_without_njs_is_refused_for_an_edge(tmp_path: Path) -> None:
+    program = tmp_path / "nginx"
+    program.write_text("#!/bin/sh\necho 'nginx version: nginx/1.31.3' >&2\n")
+    program.chmod(0o755)
+    settings = settings_for("plain:app", nginx_binary=program)
+    settings = settings.model_copy(update={"edge": EdgeSettings(rules={"/": public(ttl=1)})})
+    with pytest.raises(DependencyError, match=r"has no njs built in"), Stack(settings):
+        pass

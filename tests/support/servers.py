@@ -11,18 +11,19 @@ import signal
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+from tenfold.stack import ports
+from tenfold.stack.processes import is_running
 from tests.support.waiting import eventually
 
 
 def free_port() -> int:
-    """Low enough for a cluster's second port, which is 10,000 above."""
-    while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            if (port := int(listener.getsockname()[1])) < 55_000:
-                return port
+    """One that no outgoing connection takes meanwhile, and whose cluster port, 10,000 above, is free, too."""
+    return next(port for port in iter(ports.free_port, 0) if port < 22_000 and ports.is_free(port + 10_000))
 
 
 class RedisServer:
@@ -172,18 +173,36 @@ class PostgreSQLServer:
             [programs / "initdb", "-D", data, "-U", "owner", "-A", "trust", "-N"],
             user=user, cwd="/", check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
+        self._programs, self._user = programs, user
+        self.url = f"postgresql+psycopg://owner@127.0.0.1:{self.port}/postgres"
+        self.start()
+
+    def start(self) -> None:
         options = [f"port={self.port}", "listen_addresses=127.0.0.1", "fsync=off",
                    f"unix_socket_directories={self.folder}"]  # fmt: skip
-        self.process = subprocess.Popen(
-            [programs / "postgres", "-D", data, *(f"-c{option}" for option in options)],
-            user=user, cwd="/", stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        self.url = f"postgresql+psycopg://owner@127.0.0.1:{self.port}/postgres"
+        command = [self._programs / "postgres", "-D", self.folder / "data"]
+        with (self.folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, *(f"-c{option}" for option in options)],
+                user=self._user, cwd="/", stderr=log, start_new_session=True,
+            )  # fmt: skip
         eventually(self._accepts, within_s=30)
+
+    def kill(self) -> None:
+        """End it with all its processes: one that is left would keep the next from starting."""
+        self.process.send_signal(signal.SIGSTOP)  # it would start others in place of those that die
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        self.process.kill()
+        self.process.wait(20)
+        eventually(lambda: not any(map(is_running, children)))
 
     def _accepts(self) -> bool:
         import psycopg
 
+        assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
         try:
             psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=1).close()
         except psycopg.OperationalError:

@@ -20,7 +20,7 @@ from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import CHECKS, Check, run, select
-from tests.verify.support import caches, databases, sessions_cases, stacks
+from tests.verify.support import caches, databases, edges, sessions_cases, stacks, tasks
 from tests.verify.support.served import serve
 
 STACK: Any = None
@@ -283,6 +283,13 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "cached reads need no database": databases.careless(cached="GET /notes"),
     "a Redis outage fails no cached read": caches.naive,
     "no user gets another's cached answer": caches.naive,
+    "caches answer most reads": edges.start("careless"),
+    "caches share nothing personal": edges.start("careless", edges.EVERYTHING),
+    "no accepted task is lost": tasks.start("careless"),
+    "requests stay quick while tasks run": tasks.start("careless"),
+    "requests do not wait for their tasks": tasks.start("careless", "POST /waited-for"),
+    "tasks do not pile up": tasks.start("careless", rate=5.0),
+    "a queue that grows is in the metrics": tasks.start("unwatched"),
 }
 
 
@@ -307,7 +314,8 @@ def test_every_check_has_a_failing_case() -> None:
     under="replicas held back, killed, stopped; the primary killed; many clients; clients that hang up",
 )
 @pytest.mark.parametrize("found", CHECKS, ids=lambda found: found.name)
-def test_every_check_can_fail(found: Check, tmp_path: Path) -> None:
+def test_every_check_can_fail(found: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenfold.verify.tasks.background._DONE_WITHIN_S", 3.0)  # nothing lost comes back
     with ExitStack() as ending:
         stack, settings = FAILING[found.name](tmp_path, ending)
         (outcome,) = run([found], stack, settings)

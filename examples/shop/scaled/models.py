@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-from uuid import UUID, uuid4
+from datetime import UTC, date, datetime
 
-from sqlalchemy import DateTime, ForeignKey, Index
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from tenfold.tasks.table import tasks_table
 
 
 def now() -> datetime:
@@ -16,7 +15,7 @@ def now() -> datetime:
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012
+    type_annotation_map = {datetime: DateTime(timezone=True)}  # noqa: RUF012
 
 
 class User(Base):
@@ -50,7 +49,7 @@ class Order(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    status: Mapped[str] = mapped_column(default="paid")
+    status: Mapped[str] = mapped_column(default="pending")
     total_cents: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(default=now)
 
@@ -70,12 +69,24 @@ class OrderItem(Base):
     product: Mapped[Product] = relationship()
 
 
-class Task(Base):
-    __tablename__ = "tasks"
+class Payment(Base):
+    """At most one an order, and so a second one is an error."""
 
-    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
-    kind: Mapped[str]
-    status: Mapped[str]
-    result: Mapped[dict[str, Any] | None]
+    __tablename__ = "payments"
+
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"), primary_key=True)
+    amount_cents: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Sales(Base):
+    """The sales of a day, counted as they are paid."""
+
+    __tablename__ = "sales"
+
+    day: Mapped[date] = mapped_column(primary_key=True)
+    orders: Mapped[int]
+    revenue_cents: Mapped[int] = mapped_column(BigInteger)
+
+
+tasks_table(Base.metadata)

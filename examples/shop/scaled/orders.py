@@ -1,4 +1,4 @@
-"""Place orders, and list one's own."""
+"""Place orders, which are paid in the background, and list one's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from shop.scaled.cache import cache
 from shop.scaled.database import router as database
 from shop.scaled.models import Order, OrderItem, Product
 from shop.scaled.sessions import CurrentUserId
+from shop.scaled.tasks import outbox, process_order
 
 router = APIRouter(prefix="/api/orders")
 
@@ -28,6 +29,7 @@ def place_order(new: api.NewOrder, user_id: CurrentUserId) -> api.Order:
             order.total_cents += quantity * product.price_cents
         session.add(order)
         session.flush()
+        outbox.enqueue(session, process_order, order.id, key=f"order {order.id}")
         cache.invalidate(*(f"product:{item.product_id}" for item in order.items), session=session)
         return order_answer(order)  # before the commit, after which everything would be read again
 

@@ -1,4 +1,4 @@
-"""The command line: ``tenfold init | doctor | up | measure | cache | verify``."""
+"""The command line: ``tenfold init | doctor | up | measure | cache | edge | tasks | verify``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ COMMANDS = {
         "tenfold measure --p95-ms 150 --html report.html",
     ),
     "cache": ("Show, invalidate or explain a service's query cache.", "tenfold cache invalidate products"),
+    "edge": ("Explain a cache policy, attack caches, purge tags.", "tenfold edge explain /api/products"),
+    "tasks": ("Run workers, watch queues, run failed tasks again.", "tenfold tasks status shop.tasks:celery"),
     "verify": ("Run the checks of every pattern against the stack.", "tenfold verify --only measure"),
 }
 

@@ -49,6 +49,7 @@ TOOLS = (
     Tool("prometheus-client", "library", "metrics", "pip install 'tenfold[measure]'"),
     Tool("SQLAlchemy", "library", "replicas, pools", "pip install 'tenfold[database]'"),
     Tool("redis", "library", "sessions, rate limits", "pip install 'tenfold[redis]'"),
+    Tool("celery", "library", "background tasks", "pip install 'tenfold[tasks]'"),
     Tool("ab", "load", _COMPARED, "apt-get install apache2-utils", "-V"),
     Tool("wrk", "load", _COMPARED, "apt-get install wrk, or brew install wrk", "-v"),
     Tool("hey", "load", _COMPARED, "apt-get install hey, or brew install hey", ""),

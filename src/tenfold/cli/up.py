@@ -44,12 +44,18 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="port of nginx; 0 chooses a free one")
     ] = None,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Flower, a page about the workers of [tasks] app")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON object when the stack is ready")
     ] = False,
 ) -> None:
     """Start the whole stack on this machine; Ctrl-C stops it."""
     settings = _override(load(config), app=app, instances=instances, replicas=replicas, port=port)
+    if flower:
+        tasks = settings.tasks.model_copy(update={"flower": True})
+        settings = settings.model_copy(update={"tasks": tasks})
     if not settings.service.app:
         raise SettingsError(
             "no app is given: tenfold up package.module:app, or set app in [service] of tenfold.toml"
@@ -117,6 +123,8 @@ def _show(stack: Stack, *, as_json: bool) -> None:
     for name, where, more in rows(stack):
         typer.echo(f"{name:<10} {where:<28} {more}".rstrip())
     metrics = f" Metrics: {stack.url}/metrics (loopback only)" if _is_ok(f"{stack.url}/metrics") else ""
+    if any(server.kind == "flower" for server in stack.servers):
+        typer.echo(f"Flower's password is in {stack.environment_file}: FLOWER_URL")
     typer.echo(f"Ctrl-C stops everything.{metrics}")
 
 

@@ -19,6 +19,8 @@ from tenfold.balancing.upstream import (
     require_number,
     require_seconds,
 )
+from tenfold.edge import nginx as edge_nginx
+from tenfold.edge.nginx import Edge, EdgeFragment
 from tenfold.errors import SettingsError
 from tenfold.types import File
 
@@ -83,6 +85,7 @@ class FrontDoor:
         client_idle_s: how long a client's idle connection outlives a reload; 0 closes it at once.
         scheme: what the app gets as X-Forwarded-Proto: "https" behind a balancer that ends TLS. Empty: the
             scheme of the connection to this nginx.
+        edge: a cache in front of the app, and its policy.
 
     Raises:
         SettingsError: nginx could read a value as something else, such as a directive.
@@ -99,6 +102,7 @@ class FrontDoor:
     drain_timeout_s: float = 60.0
     client_idle_s: float = 5.0
     scheme: Literal["", "http", "https"] = ""
+    edge: Edge | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that could inject a directive."""
@@ -128,10 +132,22 @@ def render(door: FrontDoor) -> tuple[File, ...]:
         SettingsError: the version of nginx lacks an option.
     """
     app = fragment(door.upstream, nginx=door.version)
+    edge = edge_nginx.fragment(door.edge) if door.edge else None
+    inner = _inner_servers(door, app, edge) if edge else ""
+    http = _indent(edge.http, 4) if edge else ""
     text = "".join(
-        [_main(door), "http {\n", _http(door, app), _server(door, app), _unknown_names(door), "}\n"]
+        [
+            _main(door),
+            "http {\n",
+            _http(door, app),
+            http,
+            _server(door, app, edge),
+            inner,
+            _unknown_names(door),
+            "}\n",
+        ]
     )
-    return (File(PurePosixPath("nginx.conf"), text),)
+    return (File(PurePosixPath("nginx.conf"), text), *(edge.files if edge else ()))
 
 
 def _main(door: FrontDoor) -> str:
@@ -226,7 +242,43 @@ def _public_host(door: FrontDoor) -> tuple[str, ...]:
     )
 
 
-def _server(door: FrontDoor, app: Fragment) -> str:
+def _inner_servers(door: FrontDoor, app: Fragment, edge: EdgeFragment) -> str:
+    """Return the server between the cache and the app, and the one that purges."""
+    assert door.edge
+    fields = {**ACCESS_LOG, "id": '"$http_x_request_id"'}
+    log_format = ",".join(f'"{name}":{value}' for name, value in fields.items())
+    return f"""
+    log_format tenfold_inner escape=json '{{{log_format}}}';
+    server {{
+        listen {edge_nginx.INNER};
+        access_log access.log tenfold_inner;
+
+        proxy_http_version 1.1;
+        proxy_set_header Connection $connection_header;
+        proxy_set_header Host $http_host;
+{_indent(app.server, 8)}\
+        proxy_buffer_size 16k;
+        proxy_buffers 16 16k;
+        proxy_busy_buffers_size 64k;
+
+        location / {{
+{_indent(edge.inner, 12)}\
+            proxy_pass http://app;
+        }}
+    }}
+
+    server {{
+        listen {door.edge.purge_listen};
+        access_log off;
+        location / {{
+            js_content edge.purge;
+        }}
+    }}
+"""
+
+
+def _server(door: FrontDoor, app: Fragment, edge: EdgeFragment | None) -> str:
+    passing = edge.location if edge else ("proxy_pass http://app;",)
     return f"""
     server {{
         listen {door.listen} backlog=4096;
@@ -243,6 +295,7 @@ def _server(door: FrontDoor, app: Fragment) -> str:
 {_indent((f'proxy_set_header {name} "";' for name in UNTRUSTED_HEADERS), 8)}\
         proxy_set_header X-Real-IP $remote_addr;
         proxy_set_header X-Request-ID $request_id;
+{_indent(edge.server if edge else (), 8)}\
 {_indent(app.server, 8)}\
         proxy_buffer_size 16k;
         proxy_buffers 16 16k;
@@ -255,7 +308,7 @@ def _server(door: FrontDoor, app: Fragment) -> str:
         }}
 
         location / {{
-            proxy_pass http://app;
+{_indent(passing, 12)}\
         }}
 
         location = /metrics {{

@@ -50,31 +50,59 @@ class QueuedRequest:
 class FairQueue:
     """At most ``size`` requests, each for ``max_wait_s`` at most, or ``busy_wait_s`` under lasting overload.
 
-    Critical requests may always wait ``max_wait_s``.
+    Critical requests may always wait ``max_wait_s``. The overload lasts when for ``max_wait_s`` there was
+    always one that had waited for longer than ``busy_wait_s``, or one was shed: a queue that is never empty
+    but short is what a few clients make who send their next request at once.
     """
 
     def __init__(self, *, size: int, max_wait_s: float, busy_wait_s: float) -> None:
         self.size, self.max_wait_s, self.busy_wait_s = size, max_wait_s, busy_wait_s
         self._lines: dict[Priority, dict[str, deque[QueuedRequest]]] = {name: {} for name in PRIORITIES}
         self._waiting = 0
-        self._emptied_s = float("-inf")  # when the queue was last empty because all had been served
+        self._kept_up_s = float("-inf")  # when the queue was last empty or short
+        self._shed_s = float("-inf")
+        self._paused_s: float | None = None  # since when the limit is low to measure something
 
     def __len__(self) -> int:
         return self._waiting
 
     def mark_empty(self, now_s: float) -> None:
         """Note that at this moment every request has been served."""
-        self._emptied_s = now_s
+        self._kept_up_s = now_s
+
+    def pause(self, now_s: float) -> None:
+        """Let the time until :meth:`resume` not count as overload: the limit is low to measure something."""
+        if self._paused_s is None:
+            self._paused_s = now_s
+
+    def resume(self, now_s: float) -> None:
+        """Let time count again."""
+        if self._paused_s is not None:
+            self._kept_up_s += now_s - max(self._paused_s, self._kept_up_s)
+            self._paused_s = None
 
     def is_busy(self, now_s: float) -> bool:
-        """Return whether the queue has not been empty for longer than a burst explains (``max_wait_s``)."""
-        return self._waiting > 0 and now_s - self._emptied_s > self.max_wait_s
+        """Return whether the overload lasts for longer than a burst explains (``max_wait_s``)."""
+        until_s = now_s if self._paused_s is None else self._paused_s
+        return self._waiting > 0 and until_s - self._kept_up_s > self.max_wait_s
+
+    def _note_whether_short(self, now_s: float) -> None:
+        if self._paused_s is None and self._is_short(now_s):
+            self._kept_up_s = now_s
+
+    def _is_short(self, now_s: float) -> bool:
+        if now_s - self._shed_s <= self.max_wait_s:
+            return False
+        oldest_s = now_s - self.busy_wait_s
+        return all(line[0].arrived_s >= oldest_s for lines in self._lines.values() for line in lines.values())
 
     def push(self, request: QueuedRequest, now_s: float) -> bool:
         """Let the request wait; False when the queue is full and it may displace no other."""
         self.expire(now_s)
-        if self._waiting >= self.size and not self._displace(request):
-            return False
+        if self._waiting >= self.size:
+            self._shed_s = now_s
+            if not self._displace(request):
+                return False
         request.state = "waiting"
         self._lines[request.priority].setdefault(request.tenant, deque()).append(request)
         self._waiting += 1
@@ -112,8 +140,10 @@ class FairQueue:
 
     def expire(self, now_s: float) -> None:
         """Shed every request that has waited too long."""
+        self._note_whether_short(now_s)
         for request in list(self._expired(now_s)):
             self.discard(request)
+            self._shed_s = now_s
             request.resolve("shed", "deadline" if now_s > request.deadline_s else "waited")
 
     def _expired(self, now_s: float) -> Iterator[QueuedRequest]:
@@ -135,6 +165,7 @@ class FairQueue:
             now_s: the time; requests past their wait or deadline are shed on the way.
             in_flight: admitted requests of each tenant.
         """
+        self._note_whether_short(now_s)
         newest_first = self.is_busy(now_s)
         self.expire(now_s)
         for lines in self._lines.values():
@@ -204,6 +235,10 @@ class AdmissionController:
         in_flight = self.in_flight
         self._remove(request)
         self.limit.record(request.started_s, ended_s, in_flight=in_flight, kind=kind, dropped=dropped)
+        if getattr(self.limit, "is_probing", False):
+            self.queue.pause(now_s)
+        else:
+            self.queue.resume(now_s)
         self._fill(now_s)
 
     def cancel(self, request: QueuedRequest, now_s: float) -> None:

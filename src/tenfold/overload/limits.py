@@ -15,7 +15,10 @@ __all__ = ["AIMDLimit", "FixedLimit", "GradientLimit", "Limit"]
 
 
 class Limit(Protocol):
-    """The number of requests that may be in flight."""
+    """The number of requests that may be in flight.
+
+    One that is low for a moment to measure something says so by a property ``is_probing``, if it has that.
+    """
 
     @property
     def limit(self) -> int:
@@ -123,6 +126,10 @@ class _UnloadedLatency:
         if enough or (self._count >= self.FIRST_SAMPLES and self.mean_s == math.inf):
             self.close(now_s, memory_s=memory_s)
 
+    def relearn(self, slowdown: float) -> None:
+        """Forget the minimum: requests take ``slowdown`` times as long without a queue."""
+        self._kept, self._latest = math.inf, self.mean_s * slowdown
+
     def close(self, now_s: float, *, memory_s: float) -> None:
         """Compare the mean since the last call with the minimum, unless it is of fewer than five requests."""
         if now_s - self._rotated_s > memory_s / 2:
@@ -147,14 +154,18 @@ class GradientLimit:
       overload follows the queue and lets the limit grow for ever.
     - A minimum has to be measured again: while the limit is reached it dips for a moment, after ``probe_s``
       at most (BBR's ProbeRTT, Cardwell et al. 2016; Envoy's adaptive concurrency does likewise).
-    - If a dip makes no request faster, the service became slower without a queue: the unloaded latencies are
-      learned anew, and the limit grows again.
+    - Short requests may wait for ``slack_s``: what slows 3 ms down to 8 is another process on the machine,
+      and no overload. WeChat's services call 20 ms of queueing one (Zhou et al., SoCC 2018).
+    - The limit shrinks at once, and only its growth is smoothed.
+    - If a dip makes no request faster, the service became slower without a queue: what the dip has measured
+      is unloaded from then on, and the limit grows again.
 
     Args:
         initial: the limit before any request was recorded.
         minimum: lower bound outside of dips; enough requests always run to notice a recovery.
         maximum: upper bound.
         tolerance: slowdown up to which the limit does not shrink.
+        slack_s: added latency up to which it does not shrink either, seconds.
         window_s: shortest time between two decisions, seconds.
         samples: least number of requests between two decisions.
         memory_s: how long an unloaded latency is kept, seconds.
@@ -163,19 +174,21 @@ class GradientLimit:
 
     MAX_KINDS = 200  # beyond which they share one
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each option by its name
         self,
         *,
         initial: int = 10,
         minimum: int = 2,
         maximum: int = 1000,
         tolerance: float = 1.5,
+        slack_s: float = 0.02,
         window_s: float = 0.1,
         samples: int = 20,
         memory_s: float = 30.0,
         probe_s: float = 8.0,
     ) -> None:
         self._minimum, self._maximum, self._tolerance = minimum, maximum, tolerance
+        self._slack_s = slack_s
         self._window_s, self._samples = window_s, samples
         self._memory_s, self._longest_probe_s = memory_s, probe_s
         self._limit = float(min(max(initial, minimum), maximum))
@@ -185,7 +198,7 @@ class GradientLimit:
         self._probe_s = 0.0
         self._next_probe_s = math.inf if probe_s == math.inf else 0.0
         self._limit_before_dip = 0.0
-        self._before_dip = (1.0, 0.0)  # slowdown and unloaded latencies before the last dip
+        self._before_dip = (1.0, tolerance, 0.0)  # slowdown, the tolerated one, unloaded latencies
         self._unloaded: dict[Hashable, _UnloadedLatency] = {}
         self._window: _Window | None = None
 
@@ -193,6 +206,11 @@ class GradientLimit:
     def limit(self) -> int:
         """The limit now."""
         return int(self._limit) if self._dip is None else self._dip
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether the limit is low for a moment, to measure latencies without a queue."""
+        return self._dip is not None
 
     def record(
         self, started_s: float, ended_s: float, *, in_flight: int, kind: Hashable, dropped: bool = False
@@ -227,49 +245,59 @@ class GradientLimit:
     def _decide(self, now_s: float, window: _Window) -> None:
         self._window = _Window(now_s)
         reached = window.busiest >= int(self._limit)
-        slowdown = window.slowdown
+        slowdown, tolerance = window.slowdown, self._tolerated(window)
         if window.dropped:
             self._limit = self._clamp(self._limit * 0.9)
-        elif self._starting and slowdown <= self._tolerance:
+        elif self._starting and slowdown <= tolerance:
             if reached:
                 self._limit = self._clamp(self._limit * 2)
                 self._restart_window(now_s)
             return
         elif window.busiest * 2 >= self._limit:
-            gradient = min(max(self._tolerance / slowdown, 0.5), 1.0)
+            gradient = min(max(tolerance / slowdown, 0.5), 1.0)
             target = self._limit * gradient + math.sqrt(self._limit)
-            self._limit = self._clamp(self._limit + 0.5 * (target - self._limit))
+            # Down at once: each decision too late costs as many slow answers as the limit is too high.
+            step = target - self._limit
+            self._limit = self._clamp(self._limit + (step if step < 0 else 0.5 * step))
         self._starting = False
         if reached and (now_s >= self._next_probe_s or self._limit < self._limit_before_dip / 2):
-            self._begin_dip(now_s, slowdown)
+            self._begin_dip(now_s, slowdown, tolerance)
+
+    def _tolerated(self, window: _Window) -> float:
+        """The slowdown up to which the limit does not shrink."""
+        return (
+            max(self._tolerance, 1.0 + self._slack_s / window.unloaded_s)
+            if window.unloaded_s
+            else self._tolerance
+        )
 
     def _clamp(self, limit: float) -> float:
         return min(max(limit, self._minimum), self._maximum)
 
-    def _begin_dip(self, now_s: float, slowdown: float) -> None:
+    def _begin_dip(self, now_s: float, slowdown: float, tolerance: float) -> None:
         """Lower the limit so far that a queue, if any, drains: below what the limit itself calls unloaded.
 
         The first dip goes to the minimum, since every latency so far may have included a queue.
         """
-        unqueued = (self._limit - math.sqrt(self._limit)) / self._tolerance
+        unqueued = (self._limit - math.sqrt(self._limit)) / tolerance
         self._dip = self._minimum if self._fresh else max(int(0.6 * unqueued), 1)
         self._fresh = False
         self._limit_before_dip = self._limit
-        self._before_dip = (slowdown, self._known_latencies_s())
+        self._before_dip = (slowdown, tolerance, self._known_latencies_s())
         self._restart_window(now_s)
 
     def _end_dip(self, now_s: float, window: _Window) -> None:
         """Take the dip's latencies as unloaded ones; if they were lower than before, dip again soon."""
-        slowdown, known_s = self._before_dip
+        slowdown, tolerance, known_s = self._before_dip
         self._probe_s = min(max(2 * self._probe_s, 0.5), self._longest_probe_s)
+        is_slower = slowdown > tolerance and window.slowdown > 0.9 * slowdown
         for unloaded in self._unloaded.values():
+            if is_slower:
+                unloaded.relearn(window.slowdown)
             unloaded.close(now_s, memory_s=self._memory_s)
-        if slowdown > self._tolerance and window.slowdown > 0.9 * slowdown:
-            self._unloaded.clear()
-            self._starting = True
-        elif (now_known_s := self._known_latencies_s()) < 0.9 * known_s:
+        if not is_slower and (now_known_s := self._known_latencies_s()) < 0.9 * known_s:
             self._probe_s = 0.0
-            target = self._limit * min(self._tolerance * now_known_s / (slowdown * known_s), 1.0)
+            target = self._limit * min(tolerance * now_known_s / (slowdown * known_s), 1.0)
             self._limit = self._clamp(target + math.sqrt(target))
         self._next_probe_s = now_s + self._probe_s
         self._dip = None
@@ -295,6 +323,7 @@ class _Window:
         "dropped",
         "expected_s",
         "first_generation_ended",
+        "known",
         "opened_s",
         "settled_s",
         "total_s",
@@ -303,7 +332,7 @@ class _Window:
     def __init__(self, now_s: float, *, settled_s: float | None = None) -> None:
         self.opened_s = now_s
         self.settled_s = now_s if settled_s is None else settled_s
-        self.count = self.busiest = 0
+        self.count = self.known = self.busiest = 0
         self.total_s = self.actual_s = self.expected_s = 0.0
         self.dropped = self.first_generation_ended = False
 
@@ -321,6 +350,7 @@ class _Window:
         self.busiest = max(self.busiest, in_flight)
         self.dropped |= dropped
         if unloaded_s < math.inf:
+            self.known += 1
             self.actual_s += seconds
             self.expected_s += unloaded_s
 
@@ -331,3 +361,8 @@ class _Window:
     @property
     def slowdown(self) -> float:
         return self.actual_s / self.expected_s if self.expected_s else 1.0
+
+    @property
+    def unloaded_s(self) -> float:
+        """The mean unloaded latency of these requests; 0 if unknown."""
+        return self.expected_s / self.known if self.known else 0.0

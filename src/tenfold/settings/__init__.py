@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tenfold import schema
 from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
+from tenfold.edge.settings import EdgeSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
 from tenfold.settings.verify import MOVED, VerifySettings
+from tenfold.tasks.settings import StackTaskSettings
 
 __all__ = ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"]
 
@@ -158,7 +160,14 @@ class Settings(BaseModel):
     measure: MeasureSettings = MeasureSettings()
     database: DatabaseSettings = DatabaseSettings()
     balancing: BalancingSettings = BalancingSettings()
+    edge: EdgeSettings = EdgeSettings()
+    tasks: StackTaskSettings = StackTaskSettings()
     verify: VerifySettings = VerifySettings()
+
+    @property
+    def app_folder(self) -> Path:
+        """The folder that the app is imported from."""
+        return (self.root / self.service.folder.expanduser()).resolve()
 
     @model_validator(mode="after")
     def _every_instance_has_its_share(self) -> Self:

@@ -17,7 +17,8 @@ class VerifySettings(BaseModel):
     """The requests that the checks send. A check that needs a key which is not set is skipped.
 
     A request is written as ``POST /login``. A body that begins with a brace is sent as JSON, any other as a
-    form; ``{user}``, ``{password}``, ``{key}`` and ``{value}`` are filled in, in bodies and in paths.
+    form; ``{user}``, ``{password}``, ``{key}``, ``{value}`` and ``{id}`` are filled in, in bodies and in
+    paths.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -89,6 +90,32 @@ class VerifySettings(BaseModel):
         "where login is set",
         examples=["GET /api/products/popular"],
     )
+    pages: tuple[str, ...] = Field(
+        (),
+        description="paths of public pages and files, the most popular first; sent hundreds of times",
+        examples=[["/", "/static/app.js"]],
+    )
+    task: RequestLine = Field(
+        "",
+        description="starts work in the background; sent some forty times, signed in where login is set",
+        examples=["POST /reports"],
+    )
+    task_body: str = Field("{}", description="the body of task: JSON, or a form")
+    task_id: str = Field(
+        "task_id", description="where the JSON answer of task has its id; else the end of its Location is it"
+    )
+    task_status: RequestLine = Field(
+        "", description="says what became of a task; {id} is filled in", examples=["GET /tasks/{id}"]
+    )
+    task_done: str = Field(
+        "succeeded", min_length=1, description="what the answer of task_status contains once a task is done"
+    )
+    task_rate: float = Field(
+        2.0, gt=0, le=100, description="tasks a second that the workers have to keep up with"
+    )
+    metrics: RequestLine = Field(
+        "", description="answers with metrics in Prometheus' text format", examples=["GET /metrics"]
+    )
     replica_share: float = Field(
         0.5, gt=0, le=1, description="the part of the transactions of read that replicas have to take"
     )
@@ -102,6 +129,14 @@ class VerifySettings(BaseModel):
         description="how long a cache may go on accepting a revoked session, milliseconds",
     )
     plain_http: bool = Field(False, description="the service is meant for http: its cookie may lack Secure")
+
+    @field_validator("pages")
+    @classmethod
+    def _pages_are_paths(cls, pages: tuple[str, ...]) -> tuple[str, ...]:
+        for page in pages:
+            if not re.fullmatch(r"/[!-~]*", page):
+                raise ValueError(f"{page!r} is no path: it begins with a slash and has no spaces")
+        return pages
 
     @field_validator("cookie")
     @classmethod

@@ -85,6 +85,10 @@ class LocalServer(ABC):
         """Return placeholders for the app's environment, such as ``redis_url``, and their values."""
         return {}
 
+    def variables(self) -> Mapping[str, str]:
+        """Return variables for the file that users source, beside those of the app."""
+        return {}
+
     def secrets(self) -> Sequence[str]:
         """Return the passwords to redact."""
         return ()

@@ -22,7 +22,6 @@ from tenfold.stack.prepare import prepare_command
 from tenfold.stack.replacement import InstanceTarget
 from tenfold.stack.server import LocalServer
 from tenfold.stack.servers import create_servers
-from tenfold.stack.servers.app import app_folder
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
 from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
@@ -94,7 +93,7 @@ class Stack:
     @property
     def app_folder(self) -> Path:
         """The folder that the app is imported from."""
-        return app_folder(self._settings)
+        return self._settings.app_folder
 
     @property
     def database_url(self) -> str | None:
@@ -186,7 +185,10 @@ class Stack:
         self._environment = environment.standard_variables(placeholders) | environment.fill_placeholders(
             service.environment, placeholders
         )
-        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self._environment.items()]
+        variables = dict(self._environment)
+        for server in self._servers:
+            variables |= server.variables()
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         workdir.write(workdir.folder / "environment", "".join(lines))
         for server in self._servers:
             server.peers = self._servers

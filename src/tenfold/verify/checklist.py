@@ -5,9 +5,11 @@ from __future__ import annotations
 from tenfold.verify.balancing import faults, goodput, load_spread, shares
 from tenfold.verify.caching import cached_reads
 from tenfold.verify.database import outages, pool_pressure, staleness
+from tenfold.verify.edge import attack, hits
 from tenfold.verify.measure import baseline
 from tenfold.verify.runner import Check
 from tenfold.verify.sessions import attacks, concurrency, instances, leaks
+from tenfold.verify.tasks import background
 
 _APP = frozenset({"app"})
 _INSTANCES = frozenset({"app", "instances"})
@@ -16,6 +18,7 @@ _REDIS = frozenset({"app", "redis"})
 _DATABASE = frozenset({"app", "database"})
 _REPLICAS = frozenset({"app", "database", "replicas"})
 _LOGIN = ("login", "whoami")
+_TASK = ("task", "task_status")
 
 CHECKS: tuple[Check, ...] = (
     Check(baseline.BASELINE, "measure", baseline.check_baseline),
@@ -95,5 +98,28 @@ CHECKS: tuple[Check, ...] = (
         _APP,
         (*_LOGIN, "other_user"),
         timeout_s=180,
+    ),
+    # ------------------------------------------------------------------ edge
+    Check(hits.HITS, "edge", hits.check_hit_ratio, frozenset({"app", "nginx"}), ("pages",)),
+    Check(attack.ATTACKED, "edge", attack.check_attacks, _APP, ("pages",), timeout_s=120),
+    # ------------------------------------------------------------------ tasks
+    Check(background.LOST, "tasks", background.check_lost_tasks, _APP, _TASK, timeout_s=330),
+    Check(
+        background.QUICK,
+        "tasks",
+        background.check_quick_requests,
+        _APP,
+        (*_TASK, "read"),
+        timeout_s=240,
+    ),
+    Check(background.PROMPT, "tasks", background.check_prompt_requests, _APP, _TASK, timeout_s=90),
+    Check(background.KEPT_UP, "tasks", background.check_backlog, _APP, _TASK, timeout_s=120),
+    Check(
+        background.WATCHED,
+        "tasks",
+        background.check_watched_queue,
+        frozenset({"app", "workers"}),
+        (*_TASK, "metrics"),
+        timeout_s=120,
     ),
 )

@@ -24,6 +24,7 @@ NEEDS: Mapping[str, Callable[[Settings], bool]] = {
     "redis": lambda settings: settings.stack.redis,
     "nginx": lambda settings: settings.stack.nginx,
     "instances": lambda settings: settings.stack.instances > 1,
+    "workers": lambda settings: bool(settings.tasks.app),
 }
 _REMEDIES = {
     "app": "name the app in [service] app",
@@ -32,6 +33,7 @@ _REMEDIES = {
     "redis": "set stack.redis = true",
     "nginx": "set stack.nginx = true",
     "instances": "set stack.instances to 2 or more",
+    "workers": "name the Celery app in [tasks] app",
 }
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import TextClause, create_engine, text
+from sqlalchemy import TextClause, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from tenfold.database import DatabaseRouter, HealthLimits
+from tenfold.database import DatabaseRouter, HealthLimits, pool_options
 from tenfold.database.drivers import sqlstate
 from tenfold.database.replicas import read_routing
 from tenfold.database.replicas.checkout import Checkout
+from tenfold.database.replicas.servers import DatabaseServer
 from tests.database.conftest import Servers
 from tests.database.support.readers import LOOK, Readers
 from tests.support.tcp_proxy import Proxy
@@ -72,6 +74,90 @@ def test_no_read_fails_when_the_line_to_a_replica_stalls(
             assert one.port not in readers.more()
         eventually(lambda: one.port in readers.more(20))
     assert readers.errors == []
+
+
+@pytest.mark.guarantee("no read fails when a replica hangs")
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param({}, id="its connections have yet to be opened"),
+        pytest.param({"pool_size": 1, "max_overflow": 0}, id="and readers queue for them"),
+    ],
+)
+def test_read_that_opens_a_connection_to_a_replica_that_hangs_goes_elsewhere(
+    servers: Servers, make_router: MakeRouter, pool: dict[str, int]
+) -> None:
+    hung = servers.replicas[0]
+    options = {"engine": lambda url: pool_options(url, metrics=False, **pool)}  # 10 s for opening one
+    router = make_router(servers.urls, health=HealthLimits(), choice="round-robin", options=options)
+    with Readers(router, count=20).reading() as readers:
+        eventually(lambda: hung.port in readers.more(20))
+        with servers.pause(hung):
+            for engine in router._replicas[0]._engines.values():
+                engine.dispose()
+            assert readers.left_waiting(within_s=10) == 0
+    assert readers.errors == []
+
+
+def left_in_queue(servers: Servers, make_router: MakeRouter, *, within_s: float) -> int:
+    """Send reads at once while a replica hangs that takes one connection; count those without answer."""
+    options = {"engine": lambda url: pool_options(url, metrics=False, pool_size=1, max_overflow=0)}
+    router = make_router(servers.urls, health=SAMPLED, choice="round-robin", options=options)
+
+    def read() -> None:
+        with router.read() as session:
+            session.execute(LOOK, {"id": 1})
+
+    threads = [threading.Thread(target=read) for _ in range(12)]
+    with servers.pause(servers.replicas[0]):
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + within_s
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        waiting = sum(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join()
+    return waiting
+
+
+@pytest.mark.guarantee("no read fails when a replica hangs")
+def test_reads_that_queue_for_a_replica_that_hangs_wait_for_one_attempt(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    assert left_in_queue(servers, make_router, within_s=4.5) == 0
+
+
+@pytest.mark.control("no read fails when a replica hangs", "readers in a queue try the hung server in turn")
+def test_the_control_readers_in_a_queue_wait_for_each_other(
+    servers: Servers, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DatabaseServer, "_refuse_to_connect", lambda *_: None)
+    assert left_in_queue(servers, make_router, within_s=4.5) > 0
+
+
+def test_replica_gets_two_seconds_for_a_connection_and_its_own_url_wins(
+    servers: Servers, make_router: MakeRouter
+) -> None:
+    options = {"engine": lambda url: pool_options(url, metrics=False)}
+    seen: dict[int, float] = {}
+
+    def note(engine: Any) -> None:
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: Any, record: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen[int(kwargs["port"])] = float(kwargs["connect_timeout"])
+
+    primary, replicas = servers.urls
+    one, two = replicas
+    router = make_router((primary, [one, f"{two}?connect_timeout=7"]), choice="round-robin", options=options)
+    router.configure_engines(note)
+    for _ in range(4):
+        with router.read() as session:
+            session.execute(text("select 1"))
+    with router.write() as session:
+        session.execute(text("select 1"))
+    ports = [servers.replicas[0].port, servers.replicas[1].port, servers.primary.port]
+    assert [seen[port] for port in ports] == [2, 7, 10]
 
 
 @pytest.mark.control("no read fails when a replica hangs")

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from tenfold.database.pools.pgbouncer import PgBouncer, render
+from tenfold.stack.ports import free_port
 from tenfold.stack.run_as import unprivileged_account
-from tests.measure import conftest
 from tests.support.waiting import eventually
 
 ANYWHERE = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # where Debian has it, off most users' PATH
@@ -64,7 +64,7 @@ def run_pgbouncer(
     max_db_connections: int = 2,
 ) -> Iterator[Running]:
     """Run a PgBouncer before a port, with lines of its pgbouncer.ini ``changed``; for the first user."""
-    port = conftest.free_port()
+    port = free_port()
     pooler = PgBouncer(
         host="127.0.0.1",
         port=behind,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.examples.support.shop_postgresql import free_port
+from tenfold.stack.ports import free_port
+from tests.support.waiting import eventually
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 READY_TIMEOUT_S = 60.0
@@ -27,17 +28,21 @@ class Variant:
 
     app: str
     prepare: str
+    celery: str = ""
 
 
 VARIANTS = {
     "naive": Variant(app="shop.naive.app:app", prepare="shop.naive.data:load"),
-    "scaled": Variant(app="shop.scaled.app:app", prepare="shop.scaled.data:load"),
+    "scaled": Variant(
+        app="shop.scaled.app:app", prepare="shop.scaled.data:load", celery="shop.scaled.tasks:celery"
+    ),
 }
 
 
-def environment(database_url: str, redis_url: str = "") -> dict[str, str]:
+def environment(database_url: str, redis_url: str = "", store: str = "memory:///") -> dict[str, str]:
     paths = [str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])]
     servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "SECRET_KEY": SECRET_KEY}
+    servers["STORE_URL"] = store
     return {**os.environ, **servers, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -71,6 +76,30 @@ def serving(variant: Variant, database_url: str, redis_url: str, log: Path) -> I
             process.wait(timeout=10)
         with suppress(ProcessLookupError):  # granian's worker outlives a killed main process
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def working(
+    variant: Variant, database_url: str, redis_url: str, folder: Path, *, store: str = ""
+) -> Iterator[None]:
+    """Run one worker for all queues of a variant that has some; its files go to ``store``, or the folder."""
+    if not variant.celery:
+        yield
+        return
+    command = [sys.executable, "-m", "celery", "-A", variant.celery, "worker", "-l", "INFO", "-c", "2"]
+    log = folder / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "-Q", "default,emails,reports,video", "--without-gossip", "--without-mingle"],
+            env={**environment(database_url, redis_url, store or folder.as_uri()), "C_FORCE_ROOT": "1"},
+            stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        eventually(lambda: "ready." in log.read_text(), within_s=READY_TIMEOUT_S)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tenfold.measure.load.histogram import encode
 from tenfold.measure.settings import MeasureSettings
-from tenfold.measure.trial import Block, GeneratorHealth, Trial, TrialRequest
+from tenfold.measure.trial import Block, Endpoint, GeneratorHealth, Trial, TrialRequest
 from tenfold.types import Finding, Verdict
 from tenfold.verify.balancing.faults import judge_writes
-from tenfold.verify.balancing.goodput import holds, judge_goodput, overload
+from tenfold.verify.balancing.goodput import holds, judge_goodput, overload, work_ratio
 from tenfold.verify.balancing.load_spread import InstanceLoad, judge_spread, loads_of
 from tenfold.verify.kit.access_log import AccessLog, LogEntry, parse_entry
 
@@ -152,10 +153,12 @@ def test_repeated_writes_and_failures_are_judged(
     assert claim in finding.claim
 
 
-def trial(offered: int, good: int, *, refused: int = 0, late: float = 0.0) -> Trial:
+def trial(
+    offered: int, good: int, *, refused: int = 0, late: float = 0.0, endpoints: tuple[Endpoint, ...] = ()
+) -> Trial:
     block = Block(0.0, 1.0, offered=offered, good=good, refused=refused, slow=offered - good - refused)
     health = GeneratorHealth(cpu_share=0.5, late_share=late, lag_p99_ms=1.0)
-    return Trial(TrialRequest(offered, 1.0, "overload", 1), 1.0, 0.0, (block,), health)
+    return Trial(TrialRequest(offered, 1.0, "overload", 1), 1.0, 0.0, (block,), health, endpoints)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +188,40 @@ def test_capacity_that_was_too_small_is_raised() -> None:
             return trial(offered, min(offered, 200), refused=max(0, offered - 200))
 
     generator = Generator()
-    finding = overload(generator, 50.0, seed=1)
+    finding = overload(generator, 50.0, MeasureSettings())
     assert finding.verdict is Verdict.PASS
-    assert generator.rates == [150.0, 450.0, 600.0]
+    assert generator.rates == [40.0, 150.0, 450.0, 600.0]
+
+
+def endpoint(name: str, answers: list[float], *, refused: int = 0) -> Endpoint:
+    latencies = encode(answers)
+    return Endpoint(name, len(answers) + refused, 0, refused, {}, latencies, latencies)
+
+
+@pytest.mark.parametrize(
+    ("orders", "pages", "kept", "verdict"),
+    [
+        (30, 0, 1.41, Verdict.PASS),  # all orders of three times the load, and no page
+        (10, 80, 0.94, Verdict.PASS),
+        (0, 90, 0.53, Verdict.PASS),  # all that is cheap, and none of what is dear
+        (5, 40, 0.47, Verdict.FAIL),
+    ],
+)
+def test_work_counts_where_some_requests_are_preferred(
+    orders: int, pages: int, kept: float, verdict: Verdict
+) -> None:
+    """At the capacity of 100/s, ten orders of 80 ms and ninety pages of 10 ms."""
+    before = trial(80, 80, endpoints=(endpoint("order", [80.0] * 8), endpoint("page", [10.0] * 72)))
+    push = trial(
+        300, orders + pages, refused=300 - orders - pages,
+        endpoints=(
+            endpoint("order", [150.0] * orders, refused=30 - orders),
+            endpoint("page", [20.0] * pages + [900.0] * 7, refused=270 - pages),
+        ),
+    )  # fmt: skip
+    found = work_ratio(push, before, 100.0, slow_ms=200)
+    assert found == pytest.approx(kept, abs=0.05)
+    assert judge_goodput(push, 100.0, kept_work=found).verdict is verdict
 
 
 @pytest.mark.parametrize(("does", "true"), [(200, True), (50, False)])

@@ -29,6 +29,7 @@ EngineUse = Literal["write", "read", "analytics"]
 _READ_ONLY_SQL_TRANSACTION = "25006"
 _SQLITE_READONLY = 8
 _CONNECT_TIMEOUT_S = 3
+_REPLICA_CONNECT_TIMEOUT_S = 2  # for reads; the least that libpq knows
 _SETTINGS: Mapping[EngineUse, Sequence[str]] = {
     "write": (),
     "read": ("default_transaction_read_only=on",),
@@ -93,6 +94,10 @@ def engine_factory(
             }
         elif use != "write":
             chosen |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+        if use == "read" and not is_primary and "connect_timeout" in arguments:
+            # The pool's own. The replica may hang since its last sample, and a read has somewhere else to go.
+            longest_s = arguments["connect_timeout"] or _REPLICA_CONNECT_TIMEOUT_S  # 0 is no limit to libpq
+            arguments["connect_timeout"] = min(longest_s, _REPLICA_CONNECT_TIMEOUT_S)
         if url.get_driver_name() == "asyncpg":
             arguments["async_creator_fn"] = connect_with(arguments.get("async_creator_fn"))
         _check_driver(url, asynchronous)

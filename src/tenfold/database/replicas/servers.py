@@ -231,9 +231,18 @@ class DatabaseServer:
 
     def _set_up_engine(self, asynchronous: bool) -> Any:
         engine = self._make_engine(asynchronous, self._add_connection)
+        if not self.is_primary:
+            from sqlalchemy import event
+
+            event.listen(engine, "do_connect", self._refuse_to_connect)
         for setup in self.cluster.engine_setups:
             setup(engine)
         return engine
+
+    def _refuse_to_connect(self, *_: Any) -> None:
+        """Fail at once for reads that queued for a connection while the server hung: they go elsewhere."""
+        if not self.health.answers:
+            raise ConnectionError(f"{self.name} does not answer")
 
     def discard_engines(self) -> dict[asyncio.AbstractEventLoop | None, Any]:
         """Return the engines so far by their event loops and forget them; the next use makes new ones."""

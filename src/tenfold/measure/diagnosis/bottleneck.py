@@ -15,7 +15,7 @@ class Bottleneck:
     """One limit of the service, with its evidence and remedy."""
 
     # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads",
-    # "Machine", "Requests"
+    # "Machine", "Requests", "Tasks"
     kind: str
     title: str
     severity: Severity

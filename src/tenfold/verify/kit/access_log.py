@@ -23,6 +23,7 @@ class LogEntry:
         seconds: duration of the last try; 0 where the log has none.
         request_s: duration of the request at nginx, all tries included.
         status: of the response to the client.
+        cache: what nginx's cache did: HIT, MISS, …; empty without one.
     """
 
     method: str
@@ -32,6 +33,7 @@ class LogEntry:
     seconds: float = 0.0
     request_s: float = 0.0
     status: int = 0
+    cache: str = ""
 
     @property
     def reached_several(self) -> bool:
@@ -51,6 +53,7 @@ def parse_entry(line: str) -> LogEntry | None:
             _seconds(_parts(found.get("upstream_response_time", ""))),
             float(found.get("request_time", 0.0)),
             int(found.get("status", 0)),
+            str(found.get("upstream_cache_status", "")),
         )
     except (ValueError, KeyError, TypeError):
         return None

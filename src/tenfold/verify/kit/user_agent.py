@@ -20,7 +20,7 @@ from tenfold.errors import TargetError
 
 TIMEOUT_S = 10.0
 _MOST_BYTES = 4 * 1024 * 1024  # of an answer
-_PLACEHOLDER = re.compile(r"\{(user|password|key|value)\}")
+_PLACEHOLDER = re.compile(r"\{(user|password|key|value|id)\}")
 _NO_ANSWER = (OSError, http.client.HTTPException)
 
 
@@ -120,6 +120,7 @@ class UserAgent:
         *,
         body: str = "",
         values: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         at_half_body: Callable[[], object] | None = None,
     ) -> Answer:
         """Send ``POST /path`` and keep the cookies of the answer.
@@ -128,13 +129,14 @@ class UserAgent:
             line: method and path.
             body: a template; see :func:`fill_body`.
             values: what fills the placeholders of path and body.
+            headers: in addition, or in place of its own.
             at_half_body: called when half of the body was sent; the other half follows when it returns.
 
         Raises:
             TargetError: there was no answer.
         """
         try:
-            with self._send(line, body, values or {}, at_half_body) as connection:
+            with self._send(line, body, values or {}, at_half_body, headers or {}) as connection:
                 response = connection.getresponse()
                 answer = Answer(response.status, response.getheaders(), response.read(_MOST_BYTES))
         except _NO_ANSWER as error:
@@ -178,7 +180,12 @@ class UserAgent:
 
     @contextlib.contextmanager
     def _send(
-        self, line: str, body: str, values: Mapping[str, str], at_half_body: Callable[[], object] | None
+        self,
+        line: str,
+        body: str,
+        values: Mapping[str, str],
+        at_half_body: Callable[[], object] | None,
+        headers: Mapping[str, str] | None = None,
     ) -> Iterator[http.client.HTTPConnection]:
         """Send a request; yield its connection and close it afterwards."""
         method, _, path = line.partition(" ")
@@ -188,7 +195,7 @@ class UserAgent:
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self.timeout_s)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self._headers(method, payload, content_type).items():
+            for name, value in {**self._headers(method, payload, content_type), **(headers or {})}.items():
                 connection.putheader(name, value.encode("utf-8", "surrogateescape"))
             connection.endheaders()
             # A server that refuses a body may close before it has read it: the answer can still be there.

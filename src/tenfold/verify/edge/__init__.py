@@ -1,0 +1,1 @@
+"""Checks of caches between the service and its users."""
