@@ -41,13 +41,21 @@ $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 demo: $(VENV)/.installed-demo
 	@$(BIN)/tenfold measure --settings examples/tenfold.toml
 
+# $(call run_tests,MARKERS,OPTIONS): what fails beside other tests runs once more by itself, and both verdicts are
+# printed. A full machine may be to blame once; a fault fails twice.
+define run_tests
+	$(BIN)/python -m pytest -m $(1) $(2) || { status=$$?; [ $$status = 1 ] || exit $$status; \
+	  echo 'Once more, by themselves, the tests that failed:'; \
+	  $(BIN)/python -m pytest -m $(1) --last-failed --last-failed-no-failures none --maxfail=3 -v; }
+endef
+
 # Several processes, because most tests wait; then what measures, by itself.
 test: $(VENV)/.installed
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not alone"
-	$(BIN)/python -m pytest -m "not slow and alone"
+	$(call run_tests,"not slow and not alone",-n 2 --dist loadfile)
+	$(call run_tests,"not slow and alone",)
 endif
 
 lint: $(VENV)/.installed

@@ -69,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.edge.decision": {"pydantic"},
     "tenfold.edge.middleware": {"pydantic"},
     "tenfold.edge.nginx": {"pydantic"},
+    "tenfold.edge.purge": {"pydantic"},
     "tenfold.edge.rules": {"pydantic"},
     "tenfold.edge.settings": {"pydantic"},
     "tenfold.deploy.nginx": {"pydantic"},
