@@ -18,7 +18,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +28,10 @@ from pydantic import BaseModel
 
 from benchmarks.support.results import Result, benchmark_parser, print_results
 from benchmarks.support.rounds import median_result, ratio_result, turns
+from benchmarks.support.servers import redis_url
 from tenfold.caching import QueryCache
 from tenfold.caching.values import Codec
 from tenfold.errors import DependencyError
-from tenfold.settings import Settings, StackSettings
-from tenfold.stack import Stack
 
 CALLERS, THREADS = 200, 50  # in asyncio, in threads
 LOAD_S = 0.1
@@ -300,12 +298,6 @@ async def stampedes(url: str) -> Iterator[Result]:
             Result("most loads: best peer", fewest),
         ]
     )
-
-
-@contextmanager
-def redis_url() -> Iterator[str]:
-    with Stack(Settings(stack=StackSettings(database=False, nginx=False, redis=True))) as stack:
-        yield next(server.url for server in stack.servers if server.kind == "redis")
 
 
 async def results(url: str, *, rounds: int, calls: int) -> list[Result]:

@@ -79,6 +79,16 @@ def test_age_tells_how_old_an_answer_is(edge: EdgeNginx) -> None:
     assert [one.valid_until - int(time.time()) <= 200 for one in edge.stored()] == [True]
 
 
+def test_cache_status_tells_where_an_answer_is_from(edge: EdgeNginx) -> None:
+    said = [edge.send("/about")[1].get("cache-status") for _ in range(2)]
+    assert said == ["tenfold; fwd=uri-miss; stored", "tenfold; hit"]
+    own = [("Cache-Control", "private")]
+    assert edge.send("/prices", answer=own)[1]["cache-status"] == "tenfold; fwd=uri-miss"
+    assert "cache-status" not in edge.send("/private")[1]  # no cache was asked
+    cdn = [("Cache-Status", "origin; hit")]
+    assert edge.send("/products", answer=cdn)[1]["cache-status"].startswith("origin; hit, tenfold;")
+
+
 @pytest.mark.guarantee(
     "an answer from nginx's cache is nobody's own", pattern="edge", under="Authorization, cookies, no rule"
 )

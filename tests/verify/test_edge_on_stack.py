@@ -48,6 +48,8 @@ def test_attack_says_what_is_shared(tmp_path: Path) -> None:
     [
         (["MISS", "HIT", "HIT", "STALE"], Verdict.PASS),
         (["MISS", "HIT", "MISS", ""], Verdict.FAIL),
+        (["MISS", *["HIT"] * 60, "EXPIRED"], Verdict.PASS),
+        (["MISS", *["HIT"] * 60, *["EXPIRED"] * 3], Verdict.FAIL),
         ([], Verdict.FAIL),
     ],
 )

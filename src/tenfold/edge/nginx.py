@@ -133,6 +133,24 @@ def _maps(policy: EdgePolicy) -> tuple[str, ...]:
                 *((status, "$edge_age_now") for status in ("HIT", "STALE", "UPDATING")),
             ],
         ),
+        # RFC 9211.
+        *_map(
+            "$upstream_http_x_edge_stored",
+            "edge_is_stored",
+            [("default", quoted("; stored")), ('""', '""')],
+        ),
+        *_map(
+            "$upstream_cache_status",
+            "edge_cache_status",
+            [
+                ("default", '""'),
+                *((status, quoted("tenfold; hit")) for status in ("HIT", "STALE", "UPDATING")),
+                ("MISS", quoted("tenfold; fwd=uri-miss$edge_is_stored")),
+                ("EXPIRED", quoted("tenfold; fwd=stale$edge_is_stored")),
+                ("REVALIDATED", quoted("tenfold; fwd=stale; fwd-status=304; stored")),
+                ("BYPASS", quoted("tenfold; fwd=bypass")),
+            ],
+        ),
         *_map(
             "$upstream_http_x_edge_cache_control",
             "edge_said",
@@ -226,6 +244,7 @@ def _location(policy: EdgePolicy) -> tuple[str, ...]:
         "proxy_hide_header Age;",
         "add_header Cache-Control $edge_cache_control always;",
         "add_header Age $edge_age always;",
+        "add_header Cache-Status $edge_cache_status always;",
         "add_header Set-Cookie $edge_cookie always;",
         "proxy_pass http://$edge_target;",
     )
