@@ -10,8 +10,8 @@ Distance: what visitors wait whose round trip to the app is 80 ms, with nginx be
 connections that are open; 40 pages, the first ones most often. The distance is a proxy on this machine.
 
 Middleware: process time of a GET of 2 KB of JSON in process, gzip accepted, beside the bare FastAPI endpoint
-and Starlette's GZipMiddleware with a middleware that hashes the body into an ETag; and beside caches of answers
-in the app, which skip the endpoint and do not compress: hishel (SQLite), fastapi-cache2 (memory) and
+and Starlette's GZipMiddleware with a middleware that hashes the body into an ETag; and beside caches of
+answers in the app, which skip the endpoint and do not compress: hishel (SQLite), fastapi-cache2 (memory) and
 fastapi-redis-sdk (Valkey, whose own time does not count). Goal: the cheapest of those that compress.
 """
 

@@ -6,10 +6,11 @@ WebSockets and event streams are left alone.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import secrets
+import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -109,7 +110,7 @@ class _Exchange:
         query = scope.get("query_string", b"").decode("latin-1")
         self.request = Request(scope["method"], public_path(scope), query, headers)
         _, self.rule = edge.policy.find(self.request.path)
-        self._start: Message | None = None
+        self._start: tuple[Message, _Headers] | None = None
         self._is_over = False
         self._cookie = b""
 
@@ -140,14 +141,15 @@ class _Exchange:
         """Hold the start back until the first part of the body is there; then both go as they have to."""
         if self._is_over:
             return
-        is_start = message["type"] == "http.response.start"
-        if is_start and not _Headers(message.get("headers", ())).is_event_stream:
-            self._start = message
-            return
-        if (start := self._start) is None:
+        if message["type"] == "http.response.start":
+            headers = _Headers(message.get("headers", ()))
+            if not headers.is_event_stream:
+                self._start = message, headers
+                return
+        if self._start is None:
             return await self._send(message)
+        start, headers = self._start
         self._start = None
-        headers = _Headers(start.get("headers", ()))
         is_whole = message["type"] == "http.response.body" and not message.get("more_body")
         message = self._finish(start, headers, message, is_whole=is_whole)
         await self._send({**start, "headers": headers.pairs})
@@ -205,14 +207,12 @@ class _Exchange:
             return body
         headers.add_vary(b"Accept-Encoding")
         accepted = self.request.headers.get("accept-encoding", "")
-        for name, encode in self.edge._encoders.items():
-            if _accepts(accepted, name):
-                body = encode(body)
-                headers.set(b"content-encoding", name.encode())
-                headers.set(b"content-length", b"%d" % len(body))
-                if etag:
-                    headers.set(b"etag", etag[:-1] + b"-%s" % name.encode() + b'"')
-                break
+        if name := _choose_encoding(accepted, tuple(self.edge._encoders)):
+            body = self.edge._encoders[name](body)
+            headers.set(b"content-encoding", name.encode())
+            headers.set(b"content-length", b"%d" % len(body))
+            if etag:
+                headers.set(b"etag", etag[:-1] + b"-%s" % name.encode() + b'"')
         return body
 
     def _describe(self, status: int, headers: _Headers) -> None:
@@ -232,12 +232,15 @@ class _Headers:
 
     def __init__(self, pairs: Any) -> None:
         self.pairs: list[Header] = [(bytes(name).lower(), bytes(value)) for name, value in pairs]
+        self._values = dict(self.pairs)
 
     def get(self, name: bytes) -> bytes:
-        return next((value for found, value in self.pairs if found == name), b"")
+        return self._values.get(name, b"")
 
     def joined(self, names: frozenset[bytes]) -> dict[str, str]:
         found: dict[str, str] = {}
+        if names.isdisjoint(self._values):
+            return found
         for raw, value in self.pairs:
             if raw not in names:
                 continue
@@ -246,24 +249,28 @@ class _Headers:
         return found
 
     def set(self, name: bytes, value: bytes) -> None:
-        self.pairs = [pair for pair in self.pairs if pair[0] != name]
+        if name in self._values:
+            self.pairs = [pair for pair in self.pairs if pair[0] != name]
+            del self._values[name]
         if value:
             self.pairs.append((name, value))
+            self._values[name] = value
 
     def set_default(self, name: bytes, value: bytes) -> None:
         if value and not self.get(name):
-            self.pairs.append((name, value))
+            self.set(name, value)
 
     def add_vary(self, name: bytes) -> None:
-        vary = b", ".join([value for found, value in self.pairs if found == b"vary"])
-        if not vary:
-            self.pairs.append((b"vary", name))
+        if b"vary" not in self._values:
+            self.set(b"vary", name)
             return
+        vary = b", ".join([value for found, value in self.pairs if found == b"vary"])
         if not has_token(vary.decode("latin-1"), name.decode().lower()) and vary != b"*":
             self.set(b"vary", b", ".join(filter(None, (vary, name))))
 
     def keep(self, names: frozenset[bytes]) -> None:
         self.pairs = [pair for pair in self.pairs if pair[0] in names]
+        self._values = dict(self.pairs)
 
     @property
     def is_event_stream(self) -> bool:
@@ -288,20 +295,24 @@ def read_visitor(cookie: str) -> str:
 
 
 def _request_headers(scope: Scope) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for raw, value in scope["headers"]:
-        name, text = raw.decode("latin-1"), value.decode("latin-1")
-        found[name] = f"{found[name]}, {text}" if name in found else text
+    raw = scope["headers"]
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+    if len(found) == len(raw):
+        return found
+    found = {}
+    for name, value in ((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw):
+        found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 
 
-def _accepts(header: str, encoding: str) -> bool:
-    """Whether Accept-Encoding allows an encoding (RFC 9110, section 12.5.3)."""
+@lru_cache(maxsize=256)
+def _choose_encoding(header: str, encodings: tuple[str, ...]) -> str:
+    """The first encoding that Accept-Encoding allows (RFC 9110, section 12.5.3); empty: none."""
+    allowed: dict[str, bool] = {}
     for part in header.lower().split(","):
         name, _, weight = part.partition(";")
-        if name.strip() in (encoding, "*"):
-            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
+        allowed[name.strip()] = weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return next((name for name in encodings if allowed.get(name, allowed.get("*", False))), "")
 
 
 def _encoders() -> dict[str, Callable[[bytes], bytes]]:
@@ -312,5 +323,12 @@ def _encoders() -> dict[str, Callable[[bytes], bytes]]:
         pass
     else:
         encoders["br"] = lambda body: bytes(brotli.compress(body, quality=4))
-    encoders["gzip"] = lambda body: gzip.compress(body, 4, mtime=0)
+    encoders["gzip"] = _gzip
     return encoders
+
+
+def _gzip(body: bytes) -> bytes:
+    """Compress with a window that just holds the body: a full one costs more than compressing 2 KB in it."""
+    bits = min(max(len(body).bit_length(), 9), zlib.MAX_WBITS)
+    deflate = zlib.compressobj(4, zlib.DEFLATED, 16 + bits, memLevel=min(max(bits - 6, 4), 8))
+    return deflate.compress(body) + deflate.flush()
