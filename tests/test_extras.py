@@ -32,6 +32,7 @@ MODULES = {
     "tasks": ("tenfold.tasks",),
     "flower": ("tenfold.tasks",),
     "stack": ("tenfold.stack",),
+    "autoscaling": ("tenfold.autoscaling",),
 }
 NOT = {"tenfold.database.pytest", "tenfold.cli.__main__", "tenfold.tasks.fastapi"}
 

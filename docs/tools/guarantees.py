@@ -40,6 +40,7 @@ PATTERNS = {
     "caching": "Caching",
     "pools": "Pools",
     "tasks": "Tasks",
+    "autoscaling": "Autoscaling",
     "docs": "The documentation",
 }
 _MARKERS = ("guarantee", "control")

@@ -1,4 +1,4 @@
-"""The command line: ``tenfold init | doctor | up | measure | cache | edge | tasks | verify``."""
+"""The command line: ``tenfold init``, ``doctor``, ``up``, ``measure``, ``verify`` and those of patterns."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ COMMANDS = {
     "cache": ("Show, invalidate or explain a service's query cache.", "tenfold cache invalidate products"),
     "edge": ("Explain a cache policy, attack caches, purge tags.", "tenfold edge explain /api/products"),
     "tasks": ("Run workers, watch queues, run failed tasks again.", "tenfold tasks status shop.tasks:celery"),
+    "autoscale": ("Find what is wrong with a scaler.", "tenfold autoscale lint hpa.yaml"),
+    "simulate": (
+        "Send request rates through a scaler.",
+        "tenfold simulate hpa.yaml --trace daily --peak 5000 --capacity 120",
+    ),
     "verify": ("Run the checks of every pattern against the stack.", "tenfold verify --only measure"),
 }
 

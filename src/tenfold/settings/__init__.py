@@ -20,6 +20,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tenfold import schema
+from tenfold.autoscaling.settings import AutoscalingSettings
 from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
 from tenfold.edge.settings import EdgeSettings
@@ -162,6 +163,7 @@ class Settings(BaseModel):
     balancing: BalancingSettings = BalancingSettings()
     edge: EdgeSettings = EdgeSettings()
     tasks: StackTaskSettings = StackTaskSettings()
+    autoscaling: AutoscalingSettings = AutoscalingSettings()
     verify: VerifySettings = VerifySettings()
 
     @property

@@ -1,0 +1,67 @@
+"""``tenfold autoscale lint``: what is wrong with scalers before they run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from textwrap import fill
+from typing import Annotated
+
+import typer
+
+from tenfold.cli.console import to_json
+from tenfold.cli.simulate import describe, read_text
+from tenfold.errors import SettingsError
+from tenfold.settings import load
+
+_ACTIONS = ("lint",)
+
+
+def autoscale(
+    action: Annotated[str, typer.Argument(metavar="|".join(_ACTIONS), help="What to do.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...", help="Kubernetes' YAML; - is standard input.", show_default=False
+        ),
+    ] = None,
+    *,
+    kubernetes: Annotated[str, typer.Option(metavar="VERSION", help="Of the cluster.")] = "1.37",
+    settings: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: ./tenfold.toml.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON only.")] = False,
+) -> int:
+    """Look for contradictions in scalers and in what they scale.
+
+    Read are HorizontalPodAutoscalers, ScaledObjects, their targets and VerticalPodAutoscalers, of all files
+    together. Exits with 1 when something is wrong.
+    """
+    from tenfold.autoscaling.lint import lint
+    from tenfold.autoscaling.manifests import read_manifests
+
+    if action not in _ACTIONS:
+        raise SettingsError(f"no action {action[:40]!r}: write one of {', '.join(_ACTIONS)}")
+    if not files:
+        raise SettingsError("no file is named: helm template … | tenfold autoscale lint -")
+    version = re.fullmatch(r"v?1\.(\d{1,2})(?:\.\d+)?", kubernetes)
+    if version is None:
+        raise SettingsError(f"--kubernetes {kubernetes[:20]!r} is no version: write it as 1.34")
+    manifests = read_manifests("\n---\n".join(read_text(file) for file in files))
+    if not manifests.scalers and not manifests.problems:
+        raise SettingsError("there is no HorizontalPodAutoscaler and no ScaledObject in what was read")
+    used = load(settings).autoscaling.memory_used_percent
+    problems = lint(manifests, kubernetes=(1, int(version[1])), memory_used=used)
+    if as_json:
+        typer.echo(to_json({"problems": [problem._asdict() for problem in problems]}))
+        return 1 if problems else 0
+    for scaler in manifests.scalers:
+        typer.echo(describe(scaler))
+    for problem in problems:
+        typer.echo(fill(f"✘ {problem.place}: {problem.what}", 80, subsequent_indent="  "))
+        if problem.remedy:
+            typer.echo(fill(f"  → {problem.remedy}", 80, subsequent_indent="    "))
+    count = len(manifests.scalers)
+    if not problems:
+        typer.echo(f"✔ nothing is wrong with {count} scaler{'s' if count > 1 else ''}")
+    return 1 if problems else 0
