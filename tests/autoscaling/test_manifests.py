@@ -174,6 +174,25 @@ def test_no_yaml_is_one_sentence(text: str) -> None:
         read_manifests(text)
 
 
+def test_template_that_is_not_rendered_is_named() -> None:
+    with pytest.raises(SettingsError, match="render it first"):
+        read_manifests("replicas: {{ .Values.replicas }}\n{{- if .x }}\na: 1\n{{- end }}")
+
+
+def test_trigger_whose_threshold_has_another_name_is_read() -> None:
+    text = """
+kind: ScaledObject
+metadata: {name: web}
+spec:
+  scaleTargetRef: {name: web}
+  triggers:
+  - {type: kafka, metadata: {topic: t, activationLagThreshold: "1", lagThreshold: "50"}}
+  - {type: cron, metadata: {start: 0 6 * * *, end: 0 20 * * *, desiredReplicas: "10"}}
+"""
+    (scaler,) = read(text).scalers
+    assert [(one.name, one.target) for one in scaler.metrics] == [("kafka", 50_000), ("cron", 0)]
+
+
 def test_lists_and_other_documents() -> None:
     item = HPA.split("---")[1].replace("\n", "\n    ")
     assert len(read(f"kind: List\nitems:\n  - {item.strip()}").scalers) == 1

@@ -65,7 +65,8 @@ class Metric:
 
     Attributes:
         source: ``Resource``, ``ContainerResource``, ``Pods``, ``Object`` or ``External``.
-        target: per cent of the request for ``Utilization``, else milli.
+        target: per cent of the request for ``Utilization``, else milli; 0 for a trigger whose threshold has
+            no name that is known.
     """
 
     source: str
@@ -179,6 +180,8 @@ def _documents(text: str) -> Iterator[Mapping[str, Any]]:
     try:
         found = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if "{{" in text:
+            raise SettingsError("this is a template: render it first, as helm template does") from None
         first = " ".join(str(error).split())[:160]
         raise SettingsError(f"this is no YAML: {first}") from None
     for document in found:
@@ -328,7 +331,7 @@ def _read_scaled_object(document: Mapping[str, Any], name: str) -> Scaler:
     )
 
 
-_THRESHOLDS = ("threshold", "value", "listLength", "queueLength", "lagThreshold", "targetQueryValue")
+_THRESHOLD = re.compile(r"(?!activation)(?:.*Threshold|threshold|value|target\w*|\w*Length|\w*Count)")
 
 
 def _read_trigger(table: Mapping[str, Any], place: str) -> Metric:
@@ -345,16 +348,18 @@ def _read_trigger(table: Mapping[str, Any], place: str) -> Metric:
             raise SettingsError(f"{place}.metadata.value {str(value)[:20]!r} is no percentage")
         percent = int(str(value))
         return Metric(source=source, name=kind, kind="Utilization", target=percent, container=container)
-    threshold = next((metadata[key] for key in _THRESHOLDS if metadata.get(key) is not None), None)
-    if threshold is None:
-        raise SettingsError(f"{place}.metadata has no threshold")
-    number = _placed(place, parse_quantity, threshold)
-    if number < 1:
-        raise SettingsError(f"{place}.metadata: a threshold of {threshold} is not above 0")
+    number = next((_amount(metadata[key]) for key in metadata if _THRESHOLD.fullmatch(str(key))), 0)
     name = str(table.get("name") or metadata.get("metricName") or metadata.get("query") or kind)
     return Metric(
         source="External", name=name, kind="Value" if given == "Value" else "AverageValue", target=number
     )
+
+
+def _amount(found: object) -> int:
+    try:
+        return max(parse_quantity(found), 0)
+    except SettingsError:
+        return 0
 
 
 def _read_workload(document: Mapping[str, Any], name: str) -> Workload:

@@ -99,6 +99,8 @@ def _proposer(
             f"{scaler.place}: the metric {name[:60]!r} is neither cpu nor memory: "
             "write --rate-metric with its name if it is the request rate"
         )
+    if target < 1:
+        raise SettingsError(f"{scaler.place}: the threshold of {name[:60]!r} is not known")
     if metric.source == "Pods":
 
         def average(seen: Observation) -> Proposal:
