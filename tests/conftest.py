@@ -34,7 +34,7 @@ ALONE = (
     ),
     *(f"measure/load/locust/test_{name}.py" for name in ("long_tasks", "open_loop", "recovery")),
     *("measure/load/test_generator", "measure/diagnosis/", "measure/test_"),
-    *(f"verify/test_{name}_on_stack.py" for name in ("caches", "database", "patterns", "tasks")),
+    *(f"verify/test_{name}_on_" for name in ("autoscaling", "caches", "database", "patterns", "tasks")),
 )
 
 

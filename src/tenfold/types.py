@@ -95,3 +95,6 @@ class Stack(Protocol):
 
     def replace(self, server: Server) -> object:
         """Replace an app instance without failing a request."""
+
+    def scale(self, count: int) -> object:
+        """Start or end app instances without failing a request."""

@@ -45,9 +45,10 @@ class LogFollower:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._tails = [(server.kind, server.name, LogTail(server.log)) for server in stack.servers]
+        self._tails: dict[str, tuple[str, LogTail]] = {}
+        self._names: dict[str, str] = {}
+        self._find_servers()
         self._access = LogTail(stack.access_log) if stack.access_log else None
-        self._names = {server.address: server.name for server in stack.servers}
         self._width = max(len(server.name) for server in stack.servers)
         self._colour = "NO_COLOR" not in os.environ
 
@@ -58,8 +59,16 @@ class LogFollower:
             colour = _COLOURS.get(kind, "yellow")
             typer.echo(f"{typer.style(label, fg=colour) if self._colour else label} {line}")
 
+    def _find_servers(self) -> None:
+        """Follow instances that were added, too; the log of one that ended has its last lines to come."""
+        for server in self._stack.servers:
+            if server.name not in self._tails:
+                self._tails[server.name] = server.kind, LogTail(server.log)
+                self._names[server.address] = server.name
+
     def _new_lines(self) -> Iterator[tuple[str, str, str]]:
-        for kind, name, tail in self._tails:
+        self._find_servers()
+        for name, (kind, tail) in self._tails.items():
             yield from ((kind, name, self._stack.redact(line)) for line in tail.read_new() if line)
         for line in self._access.read_new() if self._access else ():
             yield "nginx", "nginx", format_request(line, self._names)

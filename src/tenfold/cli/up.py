@@ -6,11 +6,13 @@ without it. When nginx (or, without nginx, the last app instance) exits, the com
 
 from __future__ import annotations
 
+import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from tenfold.cli.log_follower import LogFollower
 from tenfold.cli.signals import interrupt_on_signals
-from tenfold.errors import SettingsError, StackError
+from tenfold.errors import SettingsError, StackError, TenfoldError
 from tenfold.redaction import mask_host
 from tenfold.settings import Settings, load
 from tenfold.stack import Stack
@@ -47,6 +49,9 @@ def up(
     flower: Annotated[
         bool, typer.Option("--flower", help="Flower, a page about the workers of [tasks] app")
     ] = False,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="add and end instances as [autoscaling] says")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON object when the stack is ready")
     ] = False,
@@ -69,7 +74,8 @@ def up(
             progress("")
             follower = LogFollower(stack)  # before the addresses are shown: requests to them are logged
             _show(stack, as_json=as_json)
-            _follow(stack, follower, quiet=as_json)
+            with _autoscaling(stack, settings, quiet=as_json) if autoscale else nullcontext():
+                _follow(stack, follower, quiet=as_json)
     except KeyboardInterrupt:
         if not as_json:
             typer.echo("Stopped: nothing is left running.")
@@ -182,6 +188,42 @@ def facts(stack: Stack) -> Mapping[str, Any]:
             for server in stack.servers
         ],
     }
+
+
+@contextmanager
+def _autoscaling(stack: Stack, settings: Settings, *, quiet: bool) -> Iterator[None]:
+    """Scale the instances while entered; on this machine at most four for each of its cores.
+
+    Raises:
+        SettingsError: there is no nginx, or the scaler looks at memory alone.
+    """
+    from tenfold.autoscaling.live import Autoscaler, Look
+    from tenfold.verify.kit.instance_meter import InstanceMeter
+
+    if stack.access_log is None:
+        raise SettingsError("--autoscale needs nginx before the instances: set stack.nginx = true")
+    declared, scaler = settings.autoscaling, settings.autoscaling.scaler()
+    most = min(scaler.hpa.max_replicas, max(4 * (os.cpu_count() or 1), scaler.hpa.min_replicas))
+    scaler = replace(scaler, hpa=replace(scaler.hpa, max_replicas=most))
+
+    def report(what: Look | TenfoldError) -> None:
+        if isinstance(what, TenfoldError):
+            typer.echo(f"tenfold: {what}", err=True)
+        elif not quiet:
+            now, decision = what.observed.replicas, what.decision
+            asked = f": {decision.metric} asked for {decision.asked}" if decision.metric else ""
+            typer.echo(f"{time.strftime('%H:%M:%S')}  {now} → {decision.replicas} instances{asked}")
+
+    meter = InstanceMeter(stack, cpu_request=declared.cpu_request)
+    running = sum(server.kind == "app" for server in stack.servers)
+    autoscaler = Autoscaler(scaler, meter, stack.scale, replicas=running, report=report)
+    if not quiet:
+        typer.echo(f"Scaling from {scaler.hpa.min_replicas} to {most} instances, a look every 15 s")
+    autoscaler.start()
+    try:
+        yield
+    finally:
+        autoscaler.stop()
 
 
 def _is_ok(url: str) -> bool:

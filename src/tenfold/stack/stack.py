@@ -22,6 +22,7 @@ from tenfold.stack.prepare import prepare_command
 from tenfold.stack.replacement import InstanceTarget
 from tenfold.stack.server import LocalServer
 from tenfold.stack.servers import create_servers
+from tenfold.stack.servers.app import create_instance
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
 from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
@@ -55,6 +56,7 @@ class Stack:
         self._pool: ThreadPoolExecutor | None = None
         self._servers: list[LocalServer] = []
         self._environment: dict[str, str] = {}
+        self._leaving: tuple[LocalServer, ...] = ()  # instances that :meth:`scale` starts or ends
 
     def __enter__(self) -> Self:
         """Start; see :meth:`start`."""
@@ -139,7 +141,11 @@ class Stack:
 
     def ended_servers(self) -> list[LocalServer]:
         """Return the servers that have ended since they started. Cheap enough for several calls a second."""
-        return [server for server in self._servers if server.exit_status is not None and not server.pids()]
+        return [
+            server
+            for server in self.servers
+            if server not in self._leaving and server.exit_status is not None and not server.pids()
+        ]
 
     def redact(self, text: str) -> str:
         """Return ``text`` without the stack's passwords."""
@@ -289,6 +295,63 @@ class Stack:
         self._log(f"replacing {own.name}")
         instance = InstanceTarget(own, nginx, drain_timeout_s=self._settings.balancing.drain_timeout_s)
         return rolling.replace(instance, drain_timeout_s=instance.drain_timeout_s)
+
+    def scale(self, count: int) -> None:
+        """Start or end app instances behind nginx until there are ``count``; no request fails meanwhile.
+
+        New ones get requests when they are ready; the newest end first, when their requests are answered.
+        Requests that take longer than ``balancing.drain_timeout_s`` are cut. Not for several at a time.
+
+        Raises:
+            StackError: there is no nginx, or the instances have weights or backups; one did not start.
+        """
+        nginx, balancing = self._nginx(), self._settings.balancing
+        self._require_workdir()
+        if nginx is None or count < 1 or balancing.weights or balancing.backups:
+            raise StackError(
+                f"the instances cannot be scaled to {count}: that takes nginx, an instance or more, and "
+                "neither balancing.weights nor balancing.backups"
+            )
+        instances = [server for server in self._servers if server.kind == "app"]
+        if count > len(instances):
+            self._add_instances(count - len(instances), nginx)
+        elif count < len(instances):
+            self._remove_instances(instances[count:], nginx)
+
+    def _add_instances(self, count: int, nginx: Nginx) -> None:
+        known = {server.name for server in self._servers}
+        names = [name for number in range(2, 10_000) if (name := f"app {number}") not in known][:count]
+        added = [create_instance(self._settings, self._require_workdir(), name) for name in names]
+        nginx.leave_out([server.address for server in added])
+        self._leaving = tuple(added)
+        for server in added:
+            server.peers = self._servers
+            server.app_environment = {**_inherited_environment(), **self._environment}
+            self._servers.append(server)
+        try:
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(lambda server: self._start_one(server, ()), added))
+        except BaseException:
+            self._end_instances(added, nginx)
+            raise
+        self._leaving = ()
+        nginx.forget([server.address for server in added])
+
+    def _remove_instances(self, instances: Sequence[LocalServer], nginx: Nginx) -> None:
+        drain_s = self._settings.balancing.drain_timeout_s
+        nginx.leave_out([server.address for server in instances])
+        self._require_workdir().wait(lambda: nginx.is_drained() or None, timeout_s=drain_s)
+        self._leaving = tuple(instances)
+        self._end_instances(instances, nginx, grace_s=drain_s)
+
+    def _end_instances(
+        self, instances: Sequence[LocalServer], nginx: Nginx, *, grace_s: float | None = None
+    ) -> None:
+        for server in instances:
+            server.stop(grace_s=grace_s)
+            self._servers.remove(server)
+        self._leaving = ()
+        nginx.forget([server.address for server in instances])
 
     def _nginx(self) -> Nginx | None:
         return next((server for server in self._servers if isinstance(server, Nginx)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tenfold.verify.autoscaling import follows
 from tenfold.verify.balancing import faults, goodput, load_spread, shares
 from tenfold.verify.caching import cached_reads
 from tenfold.verify.database import outages, pool_pressure, staleness
@@ -56,6 +57,8 @@ CHECKS: tuple[Check, ...] = (
     Check(faults.REPEATED, "balancing", faults.check_repeated_writes, _NGINX, ("write",), timeout_s=180),
     Check(faults.REPLACED, "balancing", faults.check_replacement, _NGINX, timeout_s=240),
     Check(goodput.GOODPUT, "balancing", goodput.check_goodput, _APP, timeout_s=120),
+    # ------------------------------------------------------------------ autoscaling
+    Check(follows.FOLLOWS, "autoscaling", follows.check_scaling, frozenset({"app", "nginx"}), timeout_s=180),
     # ------------------------------------------------------------------ database
     Check(staleness.REACH, "database", staleness.check_replica_share, _REPLICAS, ("read",), timeout_s=120),
     Check(staleness.OWN, "database", staleness.check_own_writes, _REPLICAS, ("write", "read"), timeout_s=120),

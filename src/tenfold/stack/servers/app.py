@@ -25,18 +25,19 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
     folder = settings.app_folder
     import_string.check(settings.service.app, folder, key="service.app")
     stack = settings.stack
-    first_port = 0 if stack.nginx else stack.port
+    first = require_free(0 if stack.nginx else stack.port)
+    names = [f"app {number}" for number in range(1, stack.instances + 1)] if stack.instances > 1 else ["app"]
     return [
-        Instance(
-            workdir,
-            settings.service,
-            name=f"app {number}" if stack.instances > 1 else "app",
-            folder=folder,
-            timeout_s=stack.start_timeout_s,
-            port=require_free(first_port) if number == 1 else 0,
-        )
-        for number in range(1, stack.instances + 1)
+        create_instance(settings, workdir, name, port=0 if number else first)
+        for number, name in enumerate(names)
     ]
+
+
+def create_instance(settings: Settings, workdir: WorkDir, name: str, *, port: int = 0) -> Instance:
+    """Create one more instance of the app; not started."""
+    timeout_s = settings.stack.start_timeout_s
+    folder = settings.app_folder
+    return Instance(workdir, settings.service, name=name, folder=folder, timeout_s=timeout_s, port=port)
 
 
 class Instance(LocalServer):

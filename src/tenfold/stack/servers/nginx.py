@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from tenfold.balancing import nginx as fragments
@@ -150,8 +150,19 @@ class Nginx(LocalServer):
         Raises:
             StackError: nginx did not load the new configuration; the previous one is in force.
         """
+        self._load(self._down | {address} if down else self._down - {address})
+
+    def leave_out(self, addresses: Collection[str]) -> None:
+        """Mark instances as down; what has not been started yet can be left out before it is."""
+        self._load(self._down | frozenset(addresses))
+
+    def forget(self, addresses: Collection[str]) -> None:
+        """Send requests to the peers as they are now; ``addresses`` are new among them, or gone."""
+        self._load(self._down - frozenset(addresses))
+
+    def _load(self, down: frozenset[str]) -> None:
         before = self._down
-        self._down = before | {address} if down else before - {address}
+        self._down = down
         try:
             self._write()
             self._reload()

@@ -1,0 +1,1 @@
+"""Checks that scale the running service."""
