@@ -126,6 +126,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.tasks.task": {"celery", "pydantic", "sqlalchemy"},
     "tenfold.tasks.worker": {"pydantic"},
     "tenfold.verify": {"pydantic"},
+    "tenfold.verify.kit.instance_meter": {"psutil", "pydantic"},
 }
 
 # Every module is imported in a child of its own, forked from a process that has only the standard library.

@@ -14,7 +14,6 @@ from tenfold.measure.trial import Trial, TrialRequest
 from tenfold.settings import Settings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify.kit.access_log import AccessLog
-from tenfold.verify.kit.instance_meter import InstanceMeter
 from tenfold.verify.kit.scenario import has_scenario, open_generator
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def check_scaling(stack: Stack, settings: Settings) -> Finding:
     if not has_scenario(settings) or most <= len(instances):
         claim = f"there is no scenario {settings.measure.scenario}, or no room for another instance"
         return Finding(FOLLOWS, claim, Verdict.SKIP, remedy="write one with tenfold init; see max_replicas")
+    from tenfold.verify.kit.instance_meter import InstanceMeter
+
     scaler = shorten(declared.scaler(), len(instances), most)
     meter = InstanceMeter(stack, cpu_request=declared.cpu_request, window_s=_WINDOW_S)
     autoscaler = Autoscaler(scaler, meter, stack.scale, replicas=len(instances), every_s=_EVERY_S)
