@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.edge.purge": {"pydantic"},
     "tenfold.edge.rules": {"pydantic"},
     "tenfold.edge.settings": {"pydantic"},
+    "tenfold.deploy.kubernetes": {"pydantic"},
     "tenfold.deploy.nginx": {"pydantic"},
     "tenfold.hashing": set(),
     "tenfold.commits": {"sqlalchemy"},

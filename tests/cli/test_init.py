@@ -144,7 +144,17 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     assert load_text(text) == Settings(root=Path.cwd())
     written = load_text(uncommented(text))
     shown = re.findall(r"for example\n# (\w+) =", text)
-    for table in ("stack", "measure", "database", "balancing", "edge", "tasks", "autoscaling", "verify"):
+    for table in (
+        "stack",
+        "measure",
+        "database",
+        "balancing",
+        "edge",
+        "tasks",
+        "autoscaling",
+        "kubernetes",
+        "verify",
+    ):
         for name, value in getattr(written, table):
             if name not in shown:
                 assert value == getattr(getattr(Settings(), table), name), name
@@ -153,7 +163,8 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read", "cached"}
     requests |= {"task", "task_status", "metrics", "pages", "rules"}
     service = {"app", "prepare", "environment"}
-    assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, "url"}
+    kubernetes = {"name", "image", "queues", "prometheus"}
+    assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, *kubernetes, "url"}
 
 
 def uncommented(text: str) -> str:
@@ -167,7 +178,7 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    tables_of_patterns = {"database", "balancing", "edge", "tasks", "autoscaling"}
+    tables_of_patterns = {"database", "balancing", "edge", "tasks", "autoscaling", "kubernetes"}
     assert tables.keys() == {"service", "stack", "measure", *tables_of_patterns, "verify"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
@@ -176,6 +187,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     assert tables["edge"].keys() == set(Settings().edge.model_dump())
     assert tables["tasks"].keys() == set(Settings().tasks.model_dump())
     assert tables["autoscaling"].keys() == set(Settings().autoscaling.model_dump())
+    assert tables["kubernetes"].keys() == set(Settings().kubernetes.model_dump())
     assert tables["verify"].keys() == set(Settings().verify.model_dump())
 
 

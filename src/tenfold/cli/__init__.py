@@ -29,7 +29,7 @@ COMMANDS = {
     "cache": ("Show, invalidate or explain a service's query cache.", "tenfold cache invalidate products"),
     "edge": ("Explain a cache policy, attack caches, purge tags.", "tenfold edge explain /api/products"),
     "tasks": ("Run workers, watch queues, run failed tasks again.", "tenfold tasks status shop.tasks:celery"),
-    "autoscale": ("Find what is wrong with a scaler.", "tenfold autoscale lint hpa.yaml"),
+    "autoscale": ("Check scalers, render manifests.", "tenfold autoscale lint hpa.yaml"),
     "simulate": (
         "Send request rates through a scaler.",
         "tenfold simulate hpa.yaml --trace daily --peak 5000 --capacity 120",

@@ -1,11 +1,11 @@
-"""``tenfold autoscale lint``: what is wrong with scalers before they run."""
+"""``tenfold autoscale``: what is wrong with scalers before they run, and manifests for the service."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,10 @@ from tenfold.cli.simulate import describe, read_text
 from tenfold.errors import SettingsError
 from tenfold.settings import load
 
-_ACTIONS = ("lint",)
+if TYPE_CHECKING:
+    from tenfold.settings import Settings
+
+_ACTIONS = ("lint", "render")
 
 
 def autoscale(
@@ -32,16 +35,19 @@ def autoscale(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as JSON only.")] = False,
 ) -> int:
-    """Look for contradictions in scalers and in what they scale.
+    """Look for contradictions in scalers and what they scale, or print manifests.
 
-    Read are HorizontalPodAutoscalers, ScaledObjects, their targets and VerticalPodAutoscalers, of all files
-    together. Exits with 1 when something is wrong.
+    lint reads HorizontalPodAutoscalers, ScaledObjects, their targets and VerticalPodAutoscalers, of all files
+    together, and exits with 1 when something is wrong. render prints what [kubernetes], [autoscaling] and
+    [tasks] describe.
     """
     from tenfold.autoscaling.lint import lint
     from tenfold.autoscaling.manifests import read_manifests
 
     if action not in _ACTIONS:
         raise SettingsError(f"no action {action[:40]!r}: write one of {', '.join(_ACTIONS)}")
+    if action == "render":
+        return _render(load(settings))
     if not files:
         raise SettingsError("no file is named: helm template … | tenfold autoscale lint -")
     version = re.fullmatch(r"v?1\.(\d{1,2})(?:\.\d+)?", kubernetes)
@@ -65,3 +71,17 @@ def autoscale(
     if not problems:
         typer.echo(f"✔ nothing is wrong with {count} scaler{'s' if count > 1 else ''}")
     return 1 if problems else 0
+
+
+def _render(settings: Settings) -> int:
+    from tenfold.deploy.kubernetes import render
+
+    files = render(
+        settings.kubernetes,
+        settings.autoscaling,
+        ready_path=settings.service.ready_path,
+        task_app=settings.tasks.app,
+    )
+    for file in files:
+        typer.echo(file.text, nl=False)
+    return 0

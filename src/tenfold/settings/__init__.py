@@ -23,6 +23,7 @@ from tenfold import schema
 from tenfold.autoscaling.settings import AutoscalingSettings
 from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
+from tenfold.deploy.kubernetes import KubernetesSettings
 from tenfold.edge.settings import EdgeSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
@@ -164,6 +165,7 @@ class Settings(BaseModel):
     edge: EdgeSettings = EdgeSettings()
     tasks: StackTaskSettings = StackTaskSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     verify: VerifySettings = VerifySettings()
 
     @property
