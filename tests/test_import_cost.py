@@ -69,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.cli.autoscale": {"pydantic", "typer"},
     "tenfold.cli.edge": {"pydantic", "typer"},
     "tenfold.cli.simulate": {"pydantic", "typer"},
+    "tenfold.cli.size": {"pydantic", "typer"},
     "tenfold.edge": set(),
     "tenfold.edge.decision": {"pydantic"},
     "tenfold.edge.middleware": {"pydantic"},
@@ -107,6 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     # redis-py imports cryptography itself
     "tenfold.sessions.stores.redis": {"cryptography", "hiredis", "redis"},
     "tenfold.sessions.stores.sqlalchemy": {"sqlalchemy"},
+    "tenfold.sizing": {"pydantic"},
     "tenfold.settings": {"pydantic"},
     "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},

@@ -132,6 +132,18 @@ def test_every_kind_of_metric_follows_the_rate(metric: Metric) -> None:
     assert found.replicas[-1] in (10, 11)
 
 
+def test_scale_up_that_is_too_slow_is_left_out_where_that_is_enough() -> None:
+    slow = Behavior(up=ScalingRules((PolicyRule("Pods", 1, 60),), 60))
+    scaler = replace(
+        SCALER, metrics=(replace(RATE, source="External"),), hpa=Hpa(max_replicas=100, behavior=slow)
+    )
+    rates = [70.0] * 40 + [70.0 + 24 * step for step in range(100)] + [2470.0] * 20 + [70.0] * 2000
+    assert through(scaler, rates).late_share > 0.01
+    change = cheapest_change(scaler, rates, SERVICE)
+    assert change is not None
+    assert change[0] == "behavior.scaleUp: left out"
+
+
 def test_cpu_that_cannot_rise_beyond_the_tolerance_never_scales_up() -> None:
     saturated = replace(SCALER, metrics=(replace(CPU, target=95),))
     assert through(saturated, [400.0] * 10 + [900.0] * 100).replicas[-1] == 5

@@ -125,3 +125,31 @@ def test_report_of_another_service_is_refused(capsys: pytest.CaptureFixture[str]
     (folder / "tenfold.toml").write_text('[service]\napp = "other:app"\n[stack]\ninstances = 2\n')
     assert main(["simulate", "--peak", "100"]) == 0
     assert "One instance takes 100/s" in capsys.readouterr().out
+
+
+def test_size_says_what_breaks_first(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "tenfold.toml").write_text("[sizing]\nactive_share = 0.1\nthink_s = 10\npeak_factor = 2\n")
+    assert main(["size", "--users", "1000000", "--capacity", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "  request rate         20,000/s  1,000,000 × 10% active / 10 s × 2" in said
+    assert "? database servers" in said
+    assert "On the way from 100 users:" in said
+    assert "the database's 100 connections are used up" in said
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert main(["size", "--capacity", "100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["numbers"][0]["name"] == "request rate"
+
+
+def test_size_without_a_capacity_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["size"]) == 2
+    assert "it is not known what one instance takes" in capsys.readouterr().err
+
+
+def test_manifests_are_rendered_from_the_settings(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "tenfold.toml").write_text('[kubernetes]\nname = "shop"\nimage = "registry.example/shop:1"\n')
+    assert main(["autoscale", "render"]) == 0
+    (folder / "rendered.yaml").write_text(capsys.readouterr().out)
+    assert main(["autoscale", "lint", "rendered.yaml"]) == 0
+    (folder / "tenfold.toml").write_text("")
+    assert main(["autoscale", "render"]) == 2
+    assert "kubernetes.name is not set" in capsys.readouterr().err

@@ -153,6 +153,7 @@ def test_settings_file_has_every_key_with_its_default() -> None:
         "tasks",
         "autoscaling",
         "kubernetes",
+        "sizing",
         "verify",
     ):
         for name, value in getattr(written, table):
@@ -163,7 +164,7 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read", "cached"}
     requests |= {"task", "task_status", "metrics", "pages", "rules"}
     service = {"app", "prepare", "environment"}
-    kubernetes = {"name", "image", "queues", "prometheus"}
+    kubernetes = {"name", "image", "queues", "prometheus", "regions"}
     assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, *kubernetes, "url"}
 
 
@@ -178,7 +179,7 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    tables_of_patterns = {"database", "balancing", "edge", "tasks", "autoscaling", "kubernetes"}
+    tables_of_patterns = {"database", "balancing", "edge", "tasks", "autoscaling", "kubernetes", "sizing"}
     assert tables.keys() == {"service", "stack", "measure", *tables_of_patterns, "verify"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
@@ -188,6 +189,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     assert tables["tasks"].keys() == set(Settings().tasks.model_dump())
     assert tables["autoscaling"].keys() == set(Settings().autoscaling.model_dump())
     assert tables["kubernetes"].keys() == set(Settings().kubernetes.model_dump())
+    assert tables["sizing"].keys() == set(Settings().sizing.model_dump())
     assert tables["verify"].keys() == set(Settings().verify.model_dump())
 
 

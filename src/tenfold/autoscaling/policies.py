@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tenfold.autoscaling.hpa import Decision, State, reconcile
+from tenfold.autoscaling.hpa import DOWN, UP, Behavior, Decision, State, reconcile
 from tenfold.autoscaling.manifests import Metric, Scaler
 from tenfold.autoscaling.proposals import (
     Proposal,
@@ -224,8 +224,8 @@ def cheapest_change(
 ) -> tuple[str, Scaler, Outcome] | None:
     """The change of one key after which at most ``allowed`` of the requests are late, with the fewest hours.
 
-    Tried are a higher ``minReplicas``, a lower target of the first metric, and a scale-up without window and
-    rates. None if none of them is enough.
+    Tried are a higher ``minReplicas``, a lower target of the first metric, and the scale-up that Kubernetes
+    has by itself: at once, 4 pods or 100 % in 15 s. None if none of them is enough.
     """
 
     def run(changed: Scaler) -> Outcome:
@@ -244,6 +244,11 @@ def cheapest_change(
             found = [(f"minReplicas: {middle}", changed, outcome)]
         else:
             low = middle + 1
+    report("scaleUp")
+    down = scaler.hpa.behavior.down if scaler.hpa.behavior else DOWN
+    changed = replace(scaler, hpa=replace(scaler.hpa, behavior=Behavior(UP, down)))
+    if (outcome := run(changed)).late_share <= allowed:
+        found.append(("behavior.scaleUp: left out", changed, outcome))
     first = scaler.metrics[0]
     for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
         report(f"{first.name} × {share:g}")

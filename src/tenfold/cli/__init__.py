@@ -34,6 +34,7 @@ COMMANDS = {
         "Send request rates through a scaler.",
         "tenfold simulate hpa.yaml --trace daily --peak 5000 --capacity 120",
     ),
+    "size": ("Say what so many users need.", "tenfold size --users 1000000 --capacity 120"),
     "verify": ("Run the checks of every pattern against the stack.", "tenfold verify --only measure"),
 }
 

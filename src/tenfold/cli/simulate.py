@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tenfold.cli.console import to_json
+from tenfold.cli.instance import HELP, find_instance
 from tenfold.errors import SettingsError
 from tenfold.settings import load
 
@@ -60,7 +61,7 @@ def simulate(
         str,
         typer.Option(
             metavar="RATE|FILE",
-            help="What one instance takes, or a report of tenfold measure. Default: .tenfold/report.json.",
+            help=HELP,
             show_default=False,
         ),
     ] = "",
@@ -108,7 +109,7 @@ def _run(
     from tenfold.autoscaling.simulation import simulate as send
 
     scaler, cpu_request, notes = _scaler(settings, file, name)
-    service = _service(settings, capacity, cpu_request)
+    service = find_instance(settings, capacity, cpu_request=cpu_request).service
     each = policies.target_rate(scaler, service)
     rates, shown = _rates(trace, peak or 0.6 * scaler.hpa.max_replicas * each, days)
     least, most = max(scaler.hpa.min_replicas, 1), scaler.hpa.max_replicas
@@ -172,45 +173,6 @@ def _scaler(settings: Settings, file: str, name: str) -> tuple[Scaler, int, list
             "scale by; see tenfold autoscale lint"
         )
     return chosen[0], request, []
-
-
-def _service(settings: Settings, capacity: str, cpu_request: int) -> Service:
-    """One instance: as ``--capacity`` says, else the settings, else the last measurement."""
-    known, measured = settings.autoscaling, settings.root / ".tenfold" / "report.json"
-    try:
-        rate = float(capacity) if capacity else known.instance_rps
-    except ValueError:
-        return _measured(settings, Path(capacity), cpu_request)
-    if capacity and not (math.isfinite(rate) and rate > 0):
-        raise SettingsError(f"--capacity {capacity} is not above 0")
-    if rate:
-        return known.service(instance_rps=rate, cpu_request=cpu_request)
-    if measured.is_file():
-        return _measured(settings, measured, cpu_request)
-    raise SettingsError(
-        "it is not known what one instance takes: run tenfold measure, or write --capacity with a rate"
-    )
-
-
-def _measured(settings: Settings, path: Path, cpu_request: int) -> Service:
-    from tenfold.measure.report import report
-
-    if not path.is_file():
-        raise SettingsError(f"no file {path}: write --capacity with a rate, or a report of tenfold measure")
-    found = report.load(path)
-    if settings.service.app and found.service != settings.service.app:
-        raise SettingsError(
-            f"{path} is about {found.service}, not {settings.service.app} as tenfold.toml: measure that"
-        )
-    if found.capacity is None or not found.capacity.low:
-        raise SettingsError(f"{path} has no capacity: the measurement did not find one")
-    instances = settings.stack.instances
-    app = next((one.cpu_cores_mean for one in found.resources if one.name == "app"), 0.0)
-    return settings.autoscaling.service(
-        instance_rps=found.capacity.low * found.capacity.requests_per_arrival / instances,
-        cpu=int(app / instances * 1000),
-        cpu_request=cpu_request,
-    )
 
 
 def _rates(trace: str, peak: float, days: float) -> tuple[list[float], str]:

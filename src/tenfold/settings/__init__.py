@@ -28,6 +28,7 @@ from tenfold.edge.settings import EdgeSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
 from tenfold.settings.verify import MOVED, VerifySettings
+from tenfold.sizing.settings import SizingSettings
 from tenfold.tasks.settings import StackTaskSettings
 
 __all__ = ["FILE_NAME", "PLACEHOLDERS", "ServiceSettings", "Settings", "StackSettings", "load"]
@@ -166,6 +167,7 @@ class Settings(BaseModel):
     tasks: StackTaskSettings = StackTaskSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    sizing: SizingSettings = SizingSettings()
     verify: VerifySettings = VerifySettings()
 
     @property

@@ -1,0 +1,1 @@
+"""From users to request rates, instances, connections, servers and costs; what breaks first on the way."""
