@@ -137,7 +137,7 @@ def test_scale_up_that_is_too_slow_is_left_out_where_that_is_enough() -> None:
     scaler = replace(
         SCALER, metrics=(replace(RATE, source="External"),), hpa=Hpa(max_replicas=100, behavior=slow)
     )
-    rates = [70.0] * 40 + [70.0 + 24 * step for step in range(100)] + [2470.0] * 20 + [70.0] * 2000
+    rates = [500.0] * 40 + [500.0 + 60 * step for step in range(100)] + [6440.0] * 20 + [500.0] * 2000
     assert through(scaler, rates).late_share > 0.01
     change = cheapest_change(scaler, rates, SERVICE)
     assert change is not None
