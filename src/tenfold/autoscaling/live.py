@@ -152,17 +152,24 @@ class Autoscaler:
             self._threads.append(thread)
             thread.start()
 
-    def stop(self) -> None:
-        """Stop looking; what is being started or ended is waited for."""
+    def stop(self, *, wait_s: float | None = None) -> None:
+        """Stop looking; wait for what is being started or ended, at most ``wait_s`` seconds."""
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(wait_s)
 
     def _look_on(self) -> None:
         while not self._stopped.wait(self._every_s):
-            self.look()
+            try:
+                self.look()
+            except (TenfoldError, OSError) as error:
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._stopped.is_set():  # what ends meanwhile cannot be scaled any more
+            self._report(error if isinstance(error, TenfoldError) else TenfoldError(str(error)))
 
     def _scale_on(self) -> None:
         while True:
@@ -174,7 +181,7 @@ class Autoscaler:
             try:
                 self._scale(wanted)
                 self._done = wanted
-            except TenfoldError as error:
-                self._report(error)
+            except (TenfoldError, OSError) as error:
+                self._tell(error)
                 if self._stopped.wait(self._every_s):
                     return

@@ -223,7 +223,7 @@ def _autoscaling(stack: Stack, settings: Settings, *, quiet: bool) -> Iterator[N
     try:
         yield
     finally:
-        autoscaler.stop()
+        autoscaler.stop(wait_s=0.2)  # the stack, which ends next, ends what is being started
 
 
 def _is_ok(url: str) -> bool:

@@ -349,7 +349,8 @@ class Stack:
     ) -> None:
         for server in instances:
             server.stop(grace_s=grace_s)
-            self._servers.remove(server)
+            if server in self._servers:  # the stack may have been stopped meanwhile
+                self._servers.remove(server)
         self._leaving = ()
         nginx.forget([server.address for server in instances])
 
