@@ -33,6 +33,7 @@ MODULES = {
     "flower": ("tenfold.tasks",),
     "stack": ("tenfold.stack",),
     "autoscaling": ("tenfold.autoscaling",),
+    "aws": ("tenfold.autoscaling.aws",),
 }
 NOT = {"tenfold.database.pytest", "tenfold.cli.__main__", "tenfold.tasks.fastapi"}
 

@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.cli.report_text": IN_A_COMMAND,
     "tenfold.cli.up": IN_A_COMMAND,
     "tenfold.autoscaling": set(),
+    "tenfold.autoscaling.aws": {"pydantic"},
     "tenfold.autoscaling.settings": {"pydantic"},
     "tenfold.cli.autoscale": {"pydantic", "typer"},
     "tenfold.cli.edge": {"pydantic", "typer"},

@@ -92,6 +92,7 @@ def test_lint_says_where_and_what_to_do(capsys: pytest.CaptureFixture[str], fold
             "no scaler 'api' in web.yaml; it has web",
         ),
         (["simulate", "web.yaml", "--trace", "hourly", "--capacity", "1"], "no trace 'hourly'"),
+        (["simulate", "web.yaml", "--capacity", "9", "--html", "no/x.html"], "no/x.html cannot be written"),
         (["autoscale", "lint"], "no file is named"),
         (["autoscale", "tune", "web.yaml"], "no action 'tune'"),
         (["autoscale", "lint", "web.yaml", "--kubernetes", "new"], "'new' is no version"),

@@ -154,6 +154,7 @@ def test_settings_file_has_every_key_with_its_default() -> None:
         "autoscaling",
         "kubernetes",
         "sizing",
+        "aws",
         "verify",
     ):
         for name, value in getattr(written, table):
@@ -165,7 +166,18 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     requests |= {"task", "task_status", "metrics", "pages", "rules"}
     service = {"app", "prepare", "environment"}
     kubernetes = {"name", "image", "queues", "prometheus", "regions"}
-    assert set(shown) == {*service, *servers, "server_names", "cookie", *users, *requests, *kubernetes, "url"}
+    aws = {"group", "launch_template", "subnets", "target_groups", "request_label", "tags"}
+    assert set(shown) == {
+        *service,
+        *servers,
+        "server_names",
+        "cookie",
+        *users,
+        *requests,
+        *kubernetes,
+        *aws,
+        "url",
+    }
 
 
 def uncommented(text: str) -> str:
@@ -179,7 +191,16 @@ def load_text(text: str) -> Settings:
 
 def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     tables = tomllib.loads(uncommented(settings_file(Settings, {}).text))
-    tables_of_patterns = {"database", "balancing", "edge", "tasks", "autoscaling", "kubernetes", "sizing"}
+    tables_of_patterns = {
+        "database",
+        "balancing",
+        "edge",
+        "tasks",
+        "autoscaling",
+        "kubernetes",
+        "sizing",
+        "aws",
+    }
     assert tables.keys() == {"service", "stack", "measure", *tables_of_patterns, "verify"}
     assert tables["stack"].keys() == set(Settings().stack.model_dump())
     assert tables["measure"].keys() == set(Settings().measure.model_dump())
@@ -190,6 +211,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     assert tables["autoscaling"].keys() == set(Settings().autoscaling.model_dump())
     assert tables["kubernetes"].keys() == set(Settings().kubernetes.model_dump())
     assert tables["sizing"].keys() == set(Settings().sizing.model_dump())
+    assert tables["aws"].keys() == set(Settings().aws.model_dump())
     assert tables["verify"].keys() == set(Settings().verify.model_dump())
 
 

@@ -90,7 +90,10 @@ def simulate(
     if html is not None:
         from tenfold.cli.simulation_page import render
 
-        html.write_text(render(found))
+        try:
+            html.write_text(render(found))
+        except OSError as error:
+            raise SettingsError(f"{html} cannot be written: {error.strerror}") from None
     if as_json:
         typer.echo(to_json(_facts(found)))
     else:

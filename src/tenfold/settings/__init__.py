@@ -20,6 +20,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tenfold import schema
+from tenfold.autoscaling.aws import AwsSettings
 from tenfold.autoscaling.settings import AutoscalingSettings
 from tenfold.balancing.settings import BalancingSettings
 from tenfold.database.settings import DatabaseSettings
@@ -168,6 +169,7 @@ class Settings(BaseModel):
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     sizing: SizingSettings = SizingSettings()
+    aws: AwsSettings = AwsSettings()
     verify: VerifySettings = VerifySettings()
 
     @property
