@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,31 +11,16 @@ import typer
 
 from tenfold.cli.console import to_json
 from tenfold.cli.instance import HELP, find_instance
+from tenfold.cli.simulation_page import Simulation, render
 from tenfold.errors import SettingsError
 from tenfold.settings import load
 
 if TYPE_CHECKING:
     from tenfold.autoscaling.manifests import Scaler
-    from tenfold.autoscaling.simulation import Outcome, Service
     from tenfold.settings import Settings
 
 ALLOWED = 0.001
 _SHOWN = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Simulation:
-    """What is simulated, and what came out; the scaler's own outcome comes first."""
-
-    scaler: Scaler
-    service: Service
-    trace: str
-    rates: Sequence[float]
-    outcomes: Sequence[Outcome]
-    price: float
-    reach_s: float
-    remedy: tuple[str, Outcome] | None
-    notes: Sequence[str]
 
 
 def simulate(
@@ -88,8 +71,6 @@ def simulate(
     known = load(settings)
     found = _run(known, manifests, trace, peak, days, capacity, scaler, rate_metric)
     if html is not None:
-        from tenfold.cli.simulation_page import render
-
         try:
             html.write_text(render(found))
         except OSError as error:

@@ -1,16 +1,20 @@
-"""The pictures of a simulation: one HTML file without scripts. Pure."""
+"""A simulation, and its pictures: one HTML file without scripts. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from tenfold.measure.report.chart import Axis, Series, chart
 
 if TYPE_CHECKING:
-    from tenfold.cli.simulate import Simulation
+    from collections.abc import Sequence
 
-__all__ = ["render"]
+    from tenfold.autoscaling.manifests import Scaler
+    from tenfold.autoscaling.simulation import Outcome, Service
+
+__all__ = ["Simulation", "render"]
 
 _COLOURS = ("#0b63ce", "#c2410c", "#15803d", "#7e22ce", "#64748b")
 _POINTS = 600
@@ -25,6 +29,21 @@ polyline { fill: none; stroke-width: 1.5 }
 @media (prefers-color-scheme: dark) { body { background: #111827; color: #e5e7eb } .grid { stroke: #374151 }
   text { fill: #9ca3af } }
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What is simulated, and what came out; the scaler's own outcome comes first."""
+
+    scaler: Scaler
+    service: Service
+    trace: str
+    rates: Sequence[float]
+    outcomes: Sequence[Outcome]
+    price: float
+    reach_s: float
+    remedy: tuple[str, Outcome] | None
+    notes: Sequence[str]
 
 
 def render(found: Simulation) -> str:
