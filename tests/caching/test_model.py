@@ -44,7 +44,7 @@ class Caches(RuleBasedStateMachine):
             self.add_cache(memory_bytes)
 
     def add_cache(self, memory_bytes: int) -> None:
-        cache = QueryCache(self.server.url, metrics=False, memory_bytes=memory_bytes)
+        cache = QueryCache(self.server.url, metrics=False, memory_bytes=memory_bytes, timeout_s=1.0)
         type(self).breaks(cache)
 
         @cache.query(ttl=60, tags=["item:{key}"], name="read")

@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 
 def use(server: Any, *, listens: bool = True, kinds: tuple[str, ...] = ("sync", "async")) -> None:
     """Cache, hit, invalidate and hit the memory tier over a server, in both colours."""
-    cache = QueryCache(server, metrics=False, prefix="kinds:")
+    cache = QueryCache(server, metrics=False, prefix="kinds:", timeout_s=1.0)
     loads = 0
 
     @cache.query(ttl=60, tags=["one", "two:{number}"], name="sync")
@@ -55,7 +55,7 @@ def use(server: Any, *, listens: bool = True, kinds: tuple[str, ...] = ("sync", 
             assert all(cache.get_or_load(number, lambda: 7) == 7 for number in range(20))
             if listens:
                 eventually(lambda: read(1) == 2 and cache.explain(read, 1)["in_memory"])
-                other = QueryCache(server, metrics=False, prefix="kinds:")
+                other = QueryCache(server, metrics=False, prefix="kinds:", timeout_s=1.0)
                 other.invalidate("one")
                 other.close()
                 eventually(lambda: read(1) == 3, within_s=5)
@@ -253,4 +253,4 @@ def test_clients_of_ones_own(redis_server: RedisServer) -> None:
     own = redis.asyncio.Redis.from_url(redis_server.url)
     use(own, listens=False, kinds=("async",))
     with pytest.raises(SettingsError, match=r"has a client of redis\.asyncio: give QueryCache a URL"):
-        QueryCache(own, metrics=False).get_or_load("a", lambda: 1)
+        QueryCache(own, metrics=False, timeout_s=1.0).get_or_load("a", lambda: 1)

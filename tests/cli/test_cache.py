@@ -49,7 +49,7 @@ def test_stats_sum_what_processes_count(
 ) -> None:
     prefix = "cli-stats:"
     for _ in range(2):
-        cache = QueryCache(redis_server.url, prefix=prefix, registry=CollectorRegistry())
+        cache = QueryCache(redis_server.url, prefix=prefix, registry=CollectorRegistry(), timeout_s=1.0)
 
         @cache.query(ttl=60, name="shop.a_module_with_a_long_name.popular_products_of_all_categories")
         def read(number: int) -> int:
@@ -77,7 +77,7 @@ def test_stats_sum_what_processes_count(
 def test_invalidate(
     redis_server: RedisServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, loads = QueryCache(redis_server.url, prefix="cli:", metrics=False), [0]
+    cache, loads = QueryCache(redis_server.url, prefix="cli:", metrics=False, timeout_s=1.0), [0]
 
     @cache.query(ttl=60, tags=["products"])
     def read() -> int:
