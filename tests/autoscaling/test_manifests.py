@@ -161,9 +161,9 @@ spec:
 )
 def test_what_cannot_be_read_is_a_problem_with_its_key(change: tuple[str, str], words: str) -> None:
     assert change[0] in HPA
-    (problem,) = read_manifests(HPA.replace(*change, 1)).problems
-    assert words in problem
-    assert problem.split(" ")[0] in ("HorizontalPodAutoscaler", "Deployment")
+    ((place, what),) = read_manifests(HPA.replace(*change, 1)).problems
+    assert words in what
+    assert place in ("HorizontalPodAutoscaler web", "Deployment web")
 
 
 @pytest.mark.parametrize(

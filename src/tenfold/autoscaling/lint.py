@@ -33,10 +33,7 @@ def lint(
         kubernetes: the version of the cluster.
         memory_used: per cent of its memory request that an idle instance was measured to use; 0: unknown.
     """
-    found = []
-    for problem in manifests.problems:
-        kind, name, what = (*problem.split(" ", 1)[0:1], *problem.split(" ", 1)[1].split(": ", 1))
-        found.append(Problem(f"{kind} {name}", what, ""))
+    found = [Problem(place, what, "") for place, what in manifests.problems]
     targets = Counter((one.namespace, one.target_kind, one.target_name) for one in manifests.scalers)
     for scaler in manifests.scalers:
         if targets[scaler.namespace, scaler.target_kind, scaler.target_name] > 1:

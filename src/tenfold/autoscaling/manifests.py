@@ -109,13 +109,13 @@ class Manifests:
 
     Attributes:
         vertical: of VerticalPodAutoscalers: kind, name and the resources they change.
-        problems: sentences about documents that cannot be read.
+        problems: of documents that cannot be read: kind and name, and a sentence.
     """
 
     scalers: tuple[Scaler, ...]
     workloads: tuple[Workload, ...]
     vertical: tuple[tuple[str, str, tuple[str, ...]], ...]
-    problems: tuple[str, ...]
+    problems: tuple[tuple[str, str], ...]
 
     def workload_of(self, scaler: Scaler) -> Workload | None:
         """The scaler's target, if the stream has it."""
@@ -151,7 +151,7 @@ def read_manifests(text: str) -> Manifests:
     scalers: list[Scaler] = []
     workloads: list[Workload] = []
     vertical: list[tuple[str, str, tuple[str, ...]]] = []
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for document in _documents(text):
         kind, name = str(document.get("kind", "")), _name(document)
         try:
@@ -164,7 +164,7 @@ def read_manifests(text: str) -> Manifests:
             elif kind == "VerticalPodAutoscaler":
                 vertical.append(_read_vertical(document))
         except SettingsError as error:
-            problems.append(f"{kind} {name}: {error}")
+            problems.append((f"{kind} {name}", str(error)))
     return Manifests(
         scalers=tuple(scalers), workloads=tuple(workloads), vertical=tuple(vertical), problems=tuple(problems)
     )

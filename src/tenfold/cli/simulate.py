@@ -136,7 +136,7 @@ def _scaler(settings: Settings, file: str, name: str) -> tuple[Scaler, int, list
     chosen = [one for one in manifests.scalers if name in ("", one.name)]
     if not chosen:
         if manifests.problems and not name:
-            raise SettingsError(manifests.problems[0])
+            raise SettingsError(": ".join(manifests.problems[0]))
         have = ", ".join(one.name for one in manifests.scalers) or "none"
         wanted = f" {name!r}" if name else ""
         raise SettingsError(f"there is no scaler{wanted} in {file}; it has {have}")
