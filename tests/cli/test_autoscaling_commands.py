@@ -109,15 +109,19 @@ def test_wrong_usage_is_one_sentence(
 
 
 def test_report_of_another_service_is_refused(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    from tenfold.measure.report.report import CapacityReport, ObjectiveReport, Report, save
+    from tenfold.measure.report.report import CapacityReport, GroupReport, ObjectiveReport, Report, save
 
     capacity = CapacityReport(
         outcome="found", low=200.0, high=220.0, confidence=0.95, reason="", seconds=1, trials=1
     )
+
+    def group(name: str, cores: float) -> GroupReport:
+        return GroupReport(name=name, cpu_cores_mean=cores, cpu_cores_max=cores, rss_bytes_max=0)
+
     report = Report(
         tenfold="0", service="other:app", target="", started="", seconds=1, mode="open", inside=True,
         objective=ObjectiveReport(slow_ms=200, bad_share=0.05, achieved_share=0.95), machine={},
-        capacity=capacity,
+        capacity=capacity, resources=(group("app", 0.8), group("database", 0.6)),
     )  # fmt: skip
     save(report, folder / ".tenfold" / "report.json")
     (folder / "tenfold.toml").write_text('[service]\napp = "shop:app"\n[stack]\ninstances = 2\n')
@@ -125,7 +129,9 @@ def test_report_of_another_service_is_refused(capsys: pytest.CaptureFixture[str]
     assert "is about other:app, not shop:app" in capsys.readouterr().err
     (folder / "tenfold.toml").write_text('[service]\napp = "other:app"\n[stack]\ninstances = 2\n')
     assert main(["simulate", "--peak", "100"]) == 0
-    assert "One instance takes 100/s" in capsys.readouterr().out
+    assert "One instance takes 100/s with 400m of CPU" in capsys.readouterr().out
+    assert main(["size"]) == 0
+    assert "  database CPU       15.0 cores  3 ms a request, 20% of it writes" in capsys.readouterr().out
 
 
 def test_size_says_what_breaks_first(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

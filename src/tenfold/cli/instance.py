@@ -70,5 +70,4 @@ def _read(settings: Settings, path: Path, cpu_request: int) -> Instance:
         cpu=int(cores.get("app", 0.0) / instances * 1000),
         cpu_request=cpu_request,
     )
-    database = sum(used for name, used in cores.items() if name in ("primary", "replica"))
-    return Instance(service, database / rate * 1000, is_measured=True)
+    return Instance(service, cores.get("database", 0.0) / rate * 1000, is_measured=True)
