@@ -69,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.autoscaling.settings": {"pydantic"},
     "tenfold.cli.autoscale": {"pydantic", "typer"},
     "tenfold.cli.edge": {"pydantic", "typer"},
+    "tenfold.cli.instance": {"pydantic", "typer"},
     "tenfold.cli.simulate": {"pydantic", "typer"},
     "tenfold.cli.size": {"pydantic", "typer"},
     "tenfold.edge": set(),

@@ -163,9 +163,9 @@ def test_aws_errors_are_one_sentence(client: Any, settings: AwsSettings) -> None
     with pytest.raises(TargetError, match="AWS refused to make the group shop: ") as raised:
         aws.apply(client, missing, SCALING)
     assert "\n" not in str(raised.value)
-    nobody = boto3.client("autoscaling", endpoint_url="http://127.0.0.1:9", **ACCOUNT)
+    unreachable = boto3.client("autoscaling", endpoint_url="http://127.0.0.1:9", **ACCOUNT)
     with pytest.raises(TargetError, match="AWS cannot be asked for reading the group"):
-        aws.preview(nobody, settings, SCALING)
+        aws.preview(unreachable, settings, SCALING)
 
 
 def test_new_launch_template_replaces_the_instances() -> None:

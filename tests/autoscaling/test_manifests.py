@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.autoscaling.hpa import DOWN, UP, PolicyRule
+from tenfold.autoscaling.hpa import DOWN, UP, Behavior, PolicyRule
 from tenfold.autoscaling.manifests import Manifests, parse_quantity, read_manifests
 from tenfold.errors import SettingsError
 
@@ -108,7 +108,7 @@ spec: {scaleTargetRef: {kind: Deployment, name: web}, maxReplicas: 5, behavior: 
 """
     (scaler,) = read(text).scalers
     assert [(one.name, one.target) for one in scaler.metrics] == [("cpu", 80)]
-    assert scaler.hpa.behavior is None or (scaler.hpa.behavior.up, scaler.hpa.behavior.down) == (UP, DOWN)
+    assert scaler.hpa.behavior == Behavior(UP, DOWN)
     assert scaler.hpa.min_replicas == 1
     (old,) = read(
         text.replace("/v2", "/v1").replace(", behavior", ", targetCPUUtilizationPercentage: 60, x")

@@ -90,7 +90,7 @@ def test_cache_status_tells_where_an_answer_is_from(edge: EdgeNginx) -> None:
 
 
 @pytest.mark.guarantee(
-    "an answer from nginx's cache is nobody's own", pattern="edge", under="Authorization, cookies, no rule"
+    "nginx's cache holds no personal answer", pattern="edge", under="Authorization, cookies, no rule"
 )
 def test_what_is_somebody_s_own_is_not_stored(edge: EdgeNginx) -> None:
     signed_in = {"Authorization": "Bearer x"}
@@ -104,7 +104,7 @@ def test_what_is_somebody_s_own_is_not_stored(edge: EdgeNginx) -> None:
     assert edge.count("/prices", answer=own) != edge.count("/prices", answer=own)
 
 
-@pytest.mark.control("an answer from nginx's cache is nobody's own", "Authorization is not looked at")
+@pytest.mark.control("nginx's cache holds no personal answer", "Authorization is not looked at")
 def test_the_control_without_a_look_at_authorization_one_s_own_is_stored(
     nginx: Program, app: str, tmp_path: Path
 ) -> None:

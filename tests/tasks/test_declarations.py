@@ -15,7 +15,7 @@ from tenfold.tasks.celery import LedgerCelery
 from tenfold.tasks.ledger import Ledger
 from tenfold.tasks.table import create_table, table_sql
 
-BROKER, DATABASE = "redis://localhost:1/0", "postgresql+psycopg://nobody@localhost:1/x"
+BROKER, DATABASE = "redis://localhost:1/0", "postgresql+psycopg://user@localhost:1/x"
 
 
 def make_app(**options: Any) -> LedgerCelery:
@@ -191,7 +191,7 @@ def test_once_task_is_a_plain_function_in_tests_of_ones_own() -> None:
 def test_missing_table_is_one_sentence(postgresql_server: Any) -> None:
     ledger = Ledger(postgresql_server.url, TaskSettings())
     with pytest.raises(TaskError, match=r"the tables of tasks are missing: create them with"):
-        ledger.release("nobody")
+        ledger.release("another worker")
     ledger.close()
 
 

@@ -233,7 +233,7 @@ def cheapest_change(
         return simulate("", rates, service, policy, start=first_number(changed, rates, service))
 
     found: list[tuple[str, Scaler, Outcome]] = []
-    low, high = scaler.hpa.min_replicas, scaler.hpa.max_replicas
+    low, high = scaler.hpa.min_replicas, scaler.hpa.max_replicas + 1
     while low < high:
         middle = (low + high) // 2
         report(f"minReplicas {middle}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tenfold.errors import SettingsError
 
@@ -13,7 +15,15 @@ if TYPE_CHECKING:
     from tenfold.autoscaling.simulation import Service
     from tenfold.settings import Settings
 
-HELP = "What one instance takes, or a report of tenfold measure. Default: .tenfold/report.json."
+Capacity = Annotated[
+    str,
+    typer.Option(
+        metavar="RATE|FILE",
+        help="What one instance takes, or a report of tenfold measure. Default: .tenfold/report.json.",
+        show_default=False,
+    ),
+]
+"""The option of the commands that start from an instance."""
 
 
 @dataclass(frozen=True, slots=True)

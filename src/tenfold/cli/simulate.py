@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tenfold.cli.console import to_json
-from tenfold.cli.instance import HELP, find_instance
+from tenfold.cli.instance import Capacity, find_instance
 from tenfold.cli.simulation_page import Simulation, render
 from tenfold.errors import SettingsError
 from tenfold.settings import load
@@ -40,14 +40,7 @@ def simulate(
         float, typer.Option(help="Highest rate of a made-up trace, requests/s.", show_default=False)
     ] = 0.0,
     days: Annotated[float, typer.Option(help="Days of a made-up trace.")] = 1.0,
-    capacity: Annotated[
-        str,
-        typer.Option(
-            metavar="RATE|FILE",
-            help=HELP,
-            show_default=False,
-        ),
-    ] = "",
+    capacity: Capacity = "",
     scaler: Annotated[
         str, typer.Option(metavar="NAME", help="Which of several scalers.", show_default=False)
     ] = "",

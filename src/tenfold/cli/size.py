@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tenfold.cli.console import to_json
-from tenfold.cli.instance import HELP, find_instance
+from tenfold.cli.instance import Capacity, find_instance
 from tenfold.settings import load
 
 if TYPE_CHECKING:
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 def size(
     *,
     users: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Users of the service.")] = 1_000_000,
-    capacity: Annotated[
-        str,
-        typer.Option(
-            metavar="RATE|FILE",
-            help=HELP,
-            show_default=False,
-        ),
-    ] = "",
+    capacity: Capacity = "",
     settings: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: ./tenfold.toml.", show_default=False)
     ] = None,

@@ -29,7 +29,7 @@ class Edge:
 
     Attributes:
         disk_mb: on disk; what was not asked for the longest goes first.
-        inactive_s: what nobody asks for so long goes, too.
+        inactive_s: what was not asked for in so long goes, too.
         purge_listen: where ``POST /?tag=NAME`` purges. It asks for no password: never a public address.
     """
 

@@ -158,7 +158,7 @@ class Attack:
 
 
 def fresh(path: str) -> str:
-    """The path with a query that nobody has asked for."""
+    """The path with a query that is in no cache yet."""
     return f"{path}{'&' if '?' in path else '?'}tenfold={secrets.token_hex(6)}"
 
 
@@ -171,7 +171,7 @@ def _text(answer: Answer) -> str:
 
 
 def _is_steady(get: Callable[..., Answer], who: UserAgent, path: str, before: Answer) -> bool:
-    """Whether somebody's own answer is the same each time: then another's is not an accident."""
+    """Whether a user's own answer is the same each time: then an answer that differs is another's."""
     return _text(get(who, fresh(path))) == _text(before)
 
 
