@@ -275,9 +275,9 @@ class EdgePolicy:
         country_header: str = "",
         tag_header: str = "Cache-Tag",
     ) -> None:
-        for name in (country_header or "X", tag_header):
+        for key, name in (("country_header", country_header or "X"), ("tag_header", tag_header)):
             if not _HEADER.fullmatch(name):
-                raise SettingsError(f"{name!r} is no name of a header")
+                raise SettingsError(f"edge.{key}: {name!r} is no name of a header")
         self.country_header, self.tag_header = country_header.lower(), tag_header
         patterns = [_Pattern(text, rule) for text, rule in rules.items()]
         self._patterns = sorted(patterns, key=lambda pattern: pattern.rank, reverse=True)
