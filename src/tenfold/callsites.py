@@ -55,7 +55,7 @@ class CallSites:
             if path is None:
                 path = self._path(frame.f_code.co_filename)
             if path:
-                found.append(self._remember((path, frame.f_lineno), frame.f_code))
+                found.append(self._remember((path, frame.f_lineno), frame))
             frame = frame.f_back
         return found
 
@@ -80,14 +80,15 @@ class CallSites:
                 path = self._path(code.co_filename)
             if path:
                 line = (path, frame.f_lineno)
-                return self._lines.get(line) or self._remember(line, code)
+                return self._lines.get(line) or self._remember(line, frame)
             frame = frame.f_back
         return NOWHERE
 
-    def _remember(self, line: tuple[str, int], code: CodeType) -> CallSite:
+    def _remember(self, line: tuple[str, int], frame: FrameType) -> CallSite:
         if len(self._lines) >= FILES:
             self._lines.clear()
-        return self._lines.setdefault(line, CallSite(f"{line[0]}:{line[1]}", _name(code)))
+        site = CallSite(f"{line[0]}:{_source_line(frame)}", _name(frame.f_code))
+        return self._lines.setdefault(line, site)
 
     def _path(self, filename: str) -> str:
         if len(self._files) >= FILES:
@@ -107,9 +108,23 @@ class CallSites:
         return "" if library or not path.is_relative_to(self._root) else str(path.relative_to(self._root))
 
 
+def _source_line(frame: FrameType) -> int:
+    """Return the line in the file; a frame of a Jinja template counts those of its compiled code."""
+    template = frame.f_globals.get("__jinja_template__")
+    if template is not None:
+        try:
+            return int(template.get_corresponding_lineno(frame.f_lineno))
+        except Exception:  # it has the name and is no template; the app must not notice
+            return frame.f_lineno
+    return frame.f_lineno
+
+
 def _name(code: CodeType) -> str:
-    """Return the function's name; a comprehension or a lambda has that of the function around it."""
-    names = code.co_qualname.split(".<locals>.")
+    """Return the function's name; a comprehension or a lambda has that of the function around it.
+
+    Python 3.10 knows the code's own name only.
+    """
+    names = getattr(code, "co_qualname", code.co_name).split(".<locals>.")
     return next((name for name in reversed(names) if not name.startswith("<")), code.co_name)
 
 

@@ -178,6 +178,7 @@ def test_killed_video_goes_on_with_its_next_segment(url: str, redis_url: str, tm
             for path in folder.iterdir()
             if made.get(path.name, 0) not in (0, path.stat().st_mtime_ns)
         ]
-        assert len(list(folder.iterdir())) == 40
+        segments = [path for path in folder.iterdir() if "#" not in path.name]  # obstore's staging files
+        assert len(segments) == 40
         assert len(again) <= 1  # the one whose checkpoint was not stored
     assert json.loads(fetch(url, f"SELECT result FROM tenfold_tasks WHERE id = '{video}'")[0][0]) == 40

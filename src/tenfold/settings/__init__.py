@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -56,9 +56,34 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    app: str = Field("", description='the ASGI app, "package.module:attribute"', examples=["main:app"])
+    app: str = Field(
+        "", description='the ASGI or WSGI app, "package.module:attribute"', examples=["main:app"]
+    )
     factory: bool = Field(False, description="the attribute is called, without arguments, to make the app")
     folder: Path = Field(Path(), description="where the app is imported from, relative to tenfold.toml")
+    working_folder: Path | None = Field(
+        None,
+        description="where app and prepare run and find their files (.env, alembic.ini), relative to "
+        "tenfold.toml; the same as folder by default",
+        examples=["."],
+    )
+    python: str = Field(
+        "",
+        description="the service's own Python, or the folder of its environment, relative to tenfold.toml: "
+        "3.10 or newer, with an app server in it, and without tenfold; tenfold's own by default",
+        examples=[".venv"],
+    )
+    server: Literal["auto", "granian", "uvicorn", "hypercorn", "gunicorn", "waitress"] = Field(
+        "auto",
+        description="the app server: granian, uvicorn, hypercorn for ASGI, granian, gunicorn, waitress for "
+        "WSGI; auto takes the first that is installed",
+    )
+    interface: Literal["auto", "asgi", "wsgi"] = Field(
+        "auto", description="what kind of app it is; auto looks at its arguments"
+    )
+    threads: int = Field(
+        4, ge=1, le=1000, description="threads that run a WSGI app's requests, in each instance"
+    )
     prepare: str = Field(
         "",
         description='run once before the app starts: a callable "package.module:name", or a command line '
@@ -171,6 +196,12 @@ class Settings(BaseModel):
     sizing: SizingSettings = SizingSettings()
     aws: AwsSettings = AwsSettings()
     verify: VerifySettings = VerifySettings()
+
+    @property
+    def working_folder(self) -> Path:
+        """The folder in which app and ``prepare`` run."""
+        named = self.service.working_folder
+        return self.app_folder if named is None else (self.root / named.expanduser()).resolve()
 
     @property
     def app_folder(self) -> Path:

@@ -37,6 +37,15 @@ def last_lines(log: Path, *, lines: int = LINES) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
+def first_lines(log: Path) -> str:
+    """Return the first 8 KB of ``log``."""
+    try:
+        with log.open("rb") as stream:
+            return stream.read(_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def exit_text(status: int | None) -> str:
     """Return an exit status in words."""
     if status is None:

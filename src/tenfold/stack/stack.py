@@ -25,6 +25,7 @@ from tenfold.stack.servers import create_servers
 from tenfold.stack.servers.app import create_instance
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
+from tenfold.stack.service_python import service_python, with_scripts_on_path
 from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
 from tenfold.types import Server
 
@@ -233,7 +234,7 @@ class Stack:
         if not self._settings.service.prepare:
             return ()
         variables = {**_inherited_environment(), **self._environment}
-        return prepare_command(self._settings.service.prepare, self.app_folder, variables)
+        return prepare_command(self._settings, variables)
 
     def _prepare(self, command: Sequence[str], needed: Sequence[Future[None]]) -> None:
         _wait_for(needed)
@@ -244,8 +245,10 @@ class Stack:
         workdir.run(
             PREPARE,
             command,
-            cwd=self.app_folder,
-            environment={**_inherited_environment(), **self._environment},
+            cwd=self._settings.working_folder,
+            environment=with_scripts_on_path(
+                {**_inherited_environment(), **self._environment}, service_python(self._settings)
+            ),
             timeout_s=_PREPARE_START_TIMEOUTS * timeout_s,
         )
         for server in self._servers:

@@ -1,6 +1,6 @@
 """The workers of the user's Celery app, as a process of the stack.
 
-python -P -m tenfold.stack.worker_process package.module:attribute FOLDER
+.venv/bin/python /…/tenfold/stack/launch.py worker_process package.module:attribute FOLDER
 """
 
 from __future__ import annotations

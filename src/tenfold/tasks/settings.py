@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 __all__ = [
     "DEFAULT_QUEUE",
-    "HEARTBEAT_FILE",
     "QueueSettings",
     "Schedule",
     "StackTaskSettings",
@@ -20,7 +19,6 @@ __all__ = [
 ]
 
 DEFAULT_QUEUE = "default"
-HEARTBEAT_FILE = "TENFOLD_WORKER_HEARTBEAT"  # the variable that names what a worker touches
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 

@@ -28,10 +28,10 @@ from typing import Any
 from uuid import UUID
 
 from tenfold.errors import SettingsError
-from tenfold.tasks.settings import HEARTBEAT_FILE
 
-__all__ = ["HANG_S", "list_commands", "run_workers"]
+__all__ = ["HANG_S", "HEARTBEAT_FILE", "list_commands", "run_workers"]
 
+HEARTBEAT_FILE = "TENFOLD_WORKER_HEARTBEAT"  # the variable that names what a worker touches
 _GRACE_S = 10.0  # beyond the drain
 _LOOK_S = 0.1
 HANG_S = 30.0  # without a sign of life
@@ -50,13 +50,11 @@ def list_commands(app: Any, target: str, queues: Sequence[str] = ()) -> list[lis
     """
     from celery import Celery
 
-    from tenfold.tasks.celery import LedgerCelery
-
     if not isinstance(app, Celery):
         raise SettingsError(f"{target} is a {type(app).__name__}, not a Celery app: name the app")
     worker = [sys.executable, "-m", "celery", "-A", target, "worker", "-l", "INFO"]
     worker += ["--without-gossip", "--without-mingle"]
-    if not isinstance(app, LedgerCelery):
+    if not _is_ours(app):
         return [[*worker, *(("-Q", ",".join(queues)) if queues else ())]]
     names = app.settings.queue_names()
     if unknown := [queue for queue in queues if queue not in names]:
@@ -82,9 +80,7 @@ def run_workers(
         SettingsError: it is no Celery app, or has no such queue; the address cannot be used.
     """
     commands = list_commands(app, target, queues)
-    from tenfold.tasks.celery import LedgerCelery
-
-    is_ours = isinstance(app, LedgerCelery)  # another app's tasks are lost when they are not waited for
+    is_ours = _is_ours(app)  # another app's tasks are lost when they are not waited for
     drain_s = app.settings.drain_s if is_ours else math.inf
     sys.stdout.write(f"{len(commands)} workers\n")
     sys.stdout.flush()
@@ -102,6 +98,12 @@ def run_workers(
         while not stopping and all(worker.keep_running() for worker in workers):
             time.sleep(_LOOK_S)
     return 0 if stopping else 1
+
+
+def _is_ours(app: Any) -> bool:
+    """Return whether an app was made by :func:`tenfold.tasks.create_celery`, which loads its class then."""
+    loaded: Any = sys.modules.get("tenfold.tasks.celery")
+    return loaded is not None and isinstance(app, loaded.LedgerCelery)
 
 
 def _end(workers: Sequence[_Worker], drain_s: float, signals: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ from tenfold.measure.probe.evidence import (
 )
 from tenfold.measure.settings import Objective
 
-SEEN = dict.fromkeys(("requests", "sqlalchemy", "pool", "event loop", "threads"), True)
+SEEN = dict.fromkeys(("requests", "statements", "pool", "event loop", "threads"), True)
 
 
 def route(**changes: Any) -> RouteStats:

@@ -93,7 +93,7 @@ def test_workers_and_failed_requests_are_counted(service: Service, collector: Co
     eventually(lambda: service.get("/broken") or all(collector.evidence().seen.values()))
     evidence = collector.evidence()
     assert evidence.workers == 2
-    assert set(evidence.seen) == {"requests", "sqlalchemy", "pool", "event loop", "threads"}
+    assert set(evidence.seen) == {"requests", "statements", "pool", "event loop", "threads"}
 
 
 @pytest.mark.guarantee("a full pool and a blocked loop are seen", pattern="evidence")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from tenfold.measure.diagnosis.priority import LowPriority
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
 from tenfold.measure.diagnosis.service_log import last_error
 from tenfold.measure.probe.aggregate import Aggregate
-from tenfold.measure.probe.collector import Collector
+from tenfold.measure.probe.collector import MAYBE_POSTGRESQL, Collector
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.report.report import BottleneckReport, GroupReport, SeriesReport
 from tenfold.measure.settings import Objective
@@ -158,7 +158,12 @@ class StackObserver:
             bottlenecks=tuple(_bottleneck(b) for b in (*analysis.bottlenecks, *growing)),
             groups=steps.run("CPU by servers", lambda: _groups(window), otherwise=()),
             series=steps.run("CPU over time", lambda: _series(whole, begun), otherwise=()),
-            not_measured=(*analysis.not_measured, *steps.failures, *self._count_queues.failures),
+            not_measured=(
+                *analysis.not_measured,
+                *steps.failures,
+                *self._count_queues.failures,
+                *self._unused_database(evidence),
+            ),
         )
 
     def _rank(self, evidence: Evidence, window: Resources, plans: Sequence[Plan]) -> Analysis:
@@ -170,10 +175,19 @@ class StackObserver:
             raise MeasurementError("the stack has no database")
         return explain(
             url,
-            evidence.statements,
+            [one for one in evidence.statements if one.database in MAYBE_POSTGRESQL],
             texts=self._collector.sql_examples(),
             may_create_index=self._may_create_index,
         )
+
+    def _unused_database(self, evidence: Evidence) -> Iterator[str]:
+        """Say when the app's statements went somewhere else than to the stack's PostgreSQL."""
+        used = sorted({one.database for one in evidence.statements} - {""})
+        if used and "postgresql" not in used and self._stack.database_url is not None:
+            yield (
+                f"the stack's PostgreSQL: not used, the statements went to {' and '.join(used)}; "
+                "give the app its address in [service.environment], or set [stack] database = false"
+            )
 
     def _has(self, kinds: Sequence[str]) -> bool:
         return any(server.kind in kinds for server in self._stack.servers)

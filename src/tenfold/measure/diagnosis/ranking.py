@@ -114,7 +114,7 @@ def _not_measured(observed: Observations) -> Iterator[str]:
     seen = observed.evidence.seen
     if not seen.get("requests"):
         yield "requests: not seen (no probe was connected, or no request arrived)"
-    if not seen.get("sqlalchemy"):
+    if not seen.get("statements"):
         yield "statements and pools: not seen (no SQLAlchemy engine was used in a probed process)"
     elif not seen.get("pool"):
         yield f"connection pool: not seen ({_why_no_pool(observed)})"
@@ -133,7 +133,7 @@ def _not_measured(observed: Observations) -> Iterator[str]:
     yield from (
         f"proof of an index on {one.table} ({one.column}): {one.unproven}" for one in unproven.values()
     )
-    if seen.get("sqlalchemy") and not observed.plans:
+    if seen.get("statements") and not observed.plans:
         yield "query plans: EXPLAIN was not run"
     if observed.resources is None or observed.resources.machine is None:
         yield "CPU, memory and disk: not sampled"

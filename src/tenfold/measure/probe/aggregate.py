@@ -32,7 +32,7 @@ TICK_US = 50_000  # interval of the probe's timer in the event loop
 STUCK_S = 1.0  # a loop that is late for longer, and still is at the end, is stuck
 
 OTHER_ROUTE = ("(other)", "")
-OTHER_STATEMENT = ("(other)", "")
+OTHER_STATEMENT = ("(other)", "", "")
 
 
 def _histogram() -> Any:
@@ -52,7 +52,7 @@ class TextTable:
     """Routes and statements of one connection, by the numbers that stand for them in its batches."""
 
     routes: dict[int, tuple[str, str]] = field(default_factory=lambda: {probe_protocol.OTHER: OTHER_ROUTE})
-    statements: dict[int, tuple[str, str]] = field(
+    statements: dict[int, tuple[str, str, str]] = field(
         default_factory=lambda: {probe_protocol.OTHER: OTHER_STATEMENT}
     )
 
@@ -61,14 +61,14 @@ class TextTable:
         for route in batch.routes:
             self.routes[route.number] = (f"{route.method} {route.path}", route.endpoint)
         for text in batch.statements:
-            self.statements[text.number] = (text.fingerprint, text.site)
+            self.statements[text.number] = (text.fingerprint, text.site, text.database)
 
     def route(self, number: int) -> tuple[str, str]:
         """Return a route's label and endpoint."""
         return self.routes.get(number, OTHER_ROUTE)
 
-    def statement(self, number: int) -> tuple[str, str]:
-        """Return a statement's fingerprint and call site."""
+    def statement(self, number: int) -> tuple[str, str, str]:
+        """Return a statement's fingerprint, call site and kind of database."""
         return self.statements.get(number, OTHER_STATEMENT)
 
 
@@ -210,11 +210,12 @@ class _StatementTotals:
         self.executions_max = max(self.executions_max, other.executions_max)
         _add(self.seconds, other.seconds)
 
-    def stats(self, route: str, text: tuple[str, str], slow: SlowHalf) -> StatementStats:
+    def stats(self, route: str, text: tuple[str, str, str], slow: SlowHalf) -> StatementStats:
         return StatementStats(
             route=route,
             fingerprint=text[0],
             site=text[1],
+            database=text[2],
             executions=self.executions,
             requests=self.requests,
             executions_max=self.executions_max,
@@ -318,7 +319,7 @@ class Aggregate:
         self.since = since
         self._workers: set[int] = set()
         self._routes: dict[str, _RouteTotals] = {}
-        self._statements: dict[tuple[str, tuple[str, str]], _StatementTotals] = {}
+        self._statements: dict[tuple[str, tuple[str, str, str]], _StatementTotals] = {}
         self._pools: dict[tuple[str, int, int], _PoolTotals] = {}
         self._lags = _histogram()
         self._blockers: Counter[str] = Counter()
@@ -330,7 +331,7 @@ class Aggregate:
         self._stalled_s = 0.0  # the longest time without a finished request at the end of a merged trial
         self._late: dict[int, float] = {}  # of the workers' event loops, as of their last batches
         self._pool_kinds: set[str] = set()
-        self._sqlalchemy = False
+        self._has_statements = False
         self._dropped = 0
         self._ended: float | None = None  # of a merged one: the sum of its parts' seconds after ``since``
 
@@ -366,13 +367,13 @@ class Aggregate:
         for worker, late_s in other._late.items():
             self._late[worker] = max(self._late.get(worker, 0.0), late_s)
         self._pool_kinds |= other._pool_kinds
-        self._sqlalchemy |= other._sqlalchemy
+        self._has_statements |= other._has_statements
         self._dropped += other._dropped
 
     def add(self, worker: int, batch: probe_protocol.Batch, texts: TextTable, *, now: float) -> None:
         """Add one worker's batch, whose texts are in ``texts`` already."""
         self._workers.add(worker)
-        self._sqlalchemy |= batch.sqlalchemy
+        self._has_statements |= batch.has_statements
         self._dropped += batch.dropped
         self._pool_kinds.update(batch.pool_kinds)
         self._add_unfinished(worker, batch, texts, now=now)
@@ -399,7 +400,7 @@ class Aggregate:
             workers=len(self._workers),
             seen={
                 "requests": bool(routes),
-                "sqlalchemy": self._sqlalchemy,
+                "statements": self._has_statements,
                 "pool": any(pool.is_used for pool in self._pools.values()),
                 "event loop": self._lags.total_count > 0 or self._stuck_s > STUCK_S,
                 "threads": self._threads[0] > 0,
@@ -466,7 +467,7 @@ class Aggregate:
             totals = self._statement_totals(label, texts.statement(number))
             totals.add(int(executions), seconds, bucket=bucket)
 
-    def _statement_totals(self, route: str, text: tuple[str, str]) -> _StatementTotals:
+    def _statement_totals(self, route: str, text: tuple[str, str, str]) -> _StatementTotals:
         key = (route, text)
         if key not in self._statements and len(self._statements) >= STATEMENTS:
             key = (OTHER_ROUTE[0], OTHER_STATEMENT)

@@ -19,12 +19,11 @@ from tenfold.measure.probe.aggregate import Aggregate, TextTable
 from tenfold.measure.probe.evidence import Evidence
 
 CONNECTIONS = 256
+MAYBE_POSTGRESQL = ("", "postgresql")
 EXAMPLES = 2_000  # statement texts kept, for EXPLAIN
 READ_BYTES = 256 * 1024
 
-_DECODER: msgspec.msgpack.Decoder[probe_protocol.Hello | probe_protocol.Batch] = msgspec.msgpack.Decoder(
-    probe_protocol.Hello | probe_protocol.Batch
-)
+_HELLO, _BATCH = msgspec.json.Decoder(probe_protocol.Hello), msgspec.json.Decoder(probe_protocol.Batch)
 
 
 class Collector:
@@ -90,7 +89,7 @@ class Collector:
             return self._tally.evidence(time.perf_counter())
 
     def sql_examples(self) -> dict[str, str]:
-        """Return fingerprint → one SQL text as the driver got it, for EXPLAIN.
+        """Return fingerprint → one SQL text as the driver got it, for EXPLAIN by PostgreSQL.
 
         The texts have no parameters, but values that the app writes into its SQL: keep them in memory only.
         """
@@ -141,16 +140,13 @@ class Collector:
             return False
         with self._lock:
             for message in messages:
-                if isinstance(message, probe_protocol.Hello):
-                    connection.worker = message.pid
-                else:
-                    self._add(connection, message)
+                self._add(connection, message)
         return True
 
     def _add(self, connection: _Connection, batch: probe_protocol.Batch) -> None:
         connection.texts.add(batch)
         for text in batch.statements:
-            if len(self._examples) < EXAMPLES:
+            if text.database in MAYBE_POSTGRESQL and len(self._examples) < EXAMPLES:
                 self._examples.setdefault(text.fingerprint, text.sql)
         self._tally.add(connection.worker, batch, connection.texts, now=time.perf_counter())
 
@@ -177,15 +173,18 @@ class _Connection:
         self._link = link
         self._buffer = bytearray()
 
-    def messages(self) -> list[probe_protocol.Hello | probe_protocol.Batch]:
-        """Read what has arrived and return the messages that are complete."""
+    def messages(self) -> list[probe_protocol.Batch]:
+        """Read what has arrived and return the batches that are complete; the first message says whose."""
         data = self._link.recv(READ_BYTES)
         if not data:
             raise _Closed
         self._buffer += data
         complete = []
         while (body := self._body()) is not None:
-            complete.append(_DECODER.decode(body))
+            if self.worker:
+                complete.append(_BATCH.decode(body))
+            else:
+                self.worker = _HELLO.decode(body).pid
         return complete
 
     def _body(self) -> bytes | None:

@@ -13,7 +13,9 @@ REPETITIONS = 5  # executions of a statement from one line in one request that a
 REPETITIONS_S = 0.020  # … when together they take longer than this,
 REPETITIONS_SURE = 20  # or whatever they take
 
-ROUND_TRIPS = frozenset({"COMMIT", "ROLLBACK", "CONNECT"})  # database time that is no statement's
+ROUND_TRIPS = frozenset(
+    {"BEGIN", "COMMIT", "ROLLBACK", "CONNECT", "RESET"}
+)  # database time that is no statement's
 
 
 class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +39,7 @@ class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
     route: str  # "" outside of any request
     fingerprint: str
     site: str  # "shop/orders.py:48"; "" when no line of the user's code was on the call stack
+    database: str = ""  # postgresql, sqlite …; "" when unknown
     executions: int
     requests: int  # that executed it at least once
     executions_max: int  # in one request
@@ -90,7 +93,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds: float
     workers: int
-    seen: dict[str, bool]  # "requests", "sqlalchemy", "pool", "event loop", "threads"
+    seen: dict[str, bool]  # "requests", "statements", "pool", "event loop", "threads"
     routes: tuple[RouteStats, ...] = ()
     statements: tuple[StatementStats, ...] = ()
     pools: tuple[PoolStats, ...] = ()

@@ -17,6 +17,7 @@ from tenfold.asgi import ASGIApp, Message, Receive, Scope, Send, ends_answer
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.emitter import Emitter
 from tenfold.measure.probe.eventloop import LoopMonitor
+from tenfold.measure.probe.libraries import watch_libraries
 from tenfold.measure.probe.recorder import Recorder
 
 
@@ -29,23 +30,23 @@ class Probe:
         root: the folder of the user's code; call sites are shown relative to it.
         instance: the name of this instance.
 
-    SQLAlchemy is recorded when it is installed. Other database libraries, WSGI apps and threads that the app
-    starts without its context are not seen, and the evidence says so. Use one probe per process; a worker
-    that is forked later starts its own sending thread.
+    SQLAlchemy, Django's ORM, asyncpg and psycopg 3 are recorded where the app imports them. Other database
+    libraries, and threads that the app starts without its context, are not seen, and the evidence says so.
+    WSGI apps have :class:`~tenfold.measure.probe.wsgi.WsgiProbe`. Use one probe per process; a worker that is
+    forked later starts its own sending thread.
     """
 
     def __init__(self, app: ASGIApp, address: Path, *, root: Path, instance: str = "") -> None:
         self._app = app
-        self._recorder = Recorder(root)
-        self._loop_monitor = LoopMonitor(self._recorder)
-        self._emitter = Emitter(self._recorder, self._loop_monitor, address, instance=instance)
+        self.recorder = Recorder(root)
+        self._loop_monitor = LoopMonitor(self.recorder)
+        self._emitter = Emitter(self.recorder, self._loop_monitor, address, instance=instance)
         self._pid = 0
-        sqlalchemy.install(self._recorder)
+        sqlalchemy.install(self.recorder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._pid != os.getpid():
-            self._start()
-        recorder = self._recorder
+        self.start_in_this_process()
+        recorder = self.recorder
         if not recorder.is_on or scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -73,8 +74,11 @@ class Probe:
         """Stop the sending thread; the app keeps working."""
         self._emitter.close()
 
-    def _start(self) -> None:
-        self._pid = os.getpid()
-        self._recorder.stop()
-        self._loop_monitor.idle = True
-        self._emitter.start()
+    def start_in_this_process(self) -> None:
+        """Start the sending thread, at the first request of a process."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self.recorder.stop()
+            self._loop_monitor.idle = True
+            watch_libraries(self.recorder)
+            self._emitter.start()

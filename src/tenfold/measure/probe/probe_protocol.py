@@ -1,15 +1,16 @@
-"""The protocol between a worker's probe and the collector: length-prefixed msgpack frames.
+"""The protocol between a worker's probe and the collector: length-prefixed JSON, one hello, then batches.
 
-Structs are sent as arrays. Texts (routes, statements, call sites) are sent once per connection and replaced
-by numbers afterwards. Times are seconds; ``started`` is ``time.perf_counter()``, which on Linux and macOS is
-one clock for all processes of a machine.
+Texts (routes, statements, call sites) are sent once per connection and replaced by numbers afterwards. Times
+are seconds; ``started`` is ``time.perf_counter()``, which on Linux and macOS is one clock for all processes
+of a machine. The service's Python needs nothing but its standard library for this.
 """
 
 from __future__ import annotations
 
+import json
 import struct
-
-import msgspec
+from dataclasses import dataclass, field
+from typing import Any
 
 LENGTH = struct.Struct("!I")
 FRAME_LIMIT = 32 * 1024 * 1024  # bytes; the collector closes the connection on a longer frame
@@ -21,29 +22,32 @@ OTHER = 0  # number of the route or statement that sums up all beyond the limit
 Executions = dict[int, list[float]]
 
 
-class RequestRecord(msgspec.Struct, array_like=True):
+@dataclass(slots=True)
+class RequestRecord:
     """One request, filled in while it runs."""
 
     started: float = 0.0
     duration_s: float = -1.0  # until the last byte was passed to the server; negative while it runs
     route: int = OTHER
     pool_wait_s: float = 0.0
-    executions: Executions = msgspec.field(default_factory=dict)
+    executions: Executions = field(default_factory=dict)
     waits_since: float = 0.0  # for a connection; 0 while it does not wait
 
 
-class UnfinishedRecord(msgspec.Struct, array_like=True):
+@dataclass(slots=True)
+class UnfinishedRecord:
     """The requests of one route that have run for a second or more without a response."""
 
     route: int
     count: int = 0
     longest_s: float = 0.0
-    started: list[float] = msgspec.field(default_factory=list)  # of at most UNFINISHED of them
+    started: list[float] = field(default_factory=list)  # of at most UNFINISHED of them
     waiting: int = 0  # of them, for a connection
     wait_s: float = 0.0  # their time of waiting for a connection, all together
 
 
-class RouteText(msgspec.Struct, array_like=True, frozen=True):
+@dataclass(slots=True, frozen=True)
+class RouteText:
     """A route's texts: method, template (``/api/orders``) and where its endpoint is defined."""
 
     number: int
@@ -52,16 +56,19 @@ class RouteText(msgspec.Struct, array_like=True, frozen=True):
     endpoint: str = ""
 
 
-class StatementText(msgspec.Struct, array_like=True, frozen=True):
+@dataclass(slots=True, frozen=True)
+class StatementText:
     """A statement at a call site. ``sql`` is the driver's text, with placeholders and without parameters."""
 
     number: int
     fingerprint: str
     site: str
     sql: str
+    database: str = ""  # postgresql, sqlite …; empty where that is unknown
 
 
-class PoolRecord(msgspec.Struct, array_like=True):
+@dataclass(slots=True)
+class PoolRecord:
     """One connection pool of one worker since its last frame."""
 
     number: int
@@ -73,42 +80,48 @@ class PoolRecord(msgspec.Struct, array_like=True):
     timeouts: int
     full_s: float  # no connection was free, or a waiter was about to get the one that was
     held_s: float  # connection-seconds checked out: two connections for three seconds are six
-    waits_s: list[float] = msgspec.field(default_factory=list)  # a sample of the waits
+    waits_s: list[float] = field(default_factory=list)  # a sample of the waits
     wait_count: int = 0  # checkouts that waited, all of them
     waiting: int = 0  # checkouts that have waited for a second or more and still wait
     waiting_s: float = 0.0  # the longest of them, so far
 
 
-class Hello(msgspec.Struct, array_like=True, tag=True, frozen=True):
+@dataclass(slots=True, frozen=True)
+class Hello:
     """The first frame of a connection."""
 
     pid: int
     instance: str
 
 
-class Batch(msgspec.Struct, array_like=True, tag=True):
+@dataclass(slots=True)
+class Batch:
     """A worker's records of about a quarter of a second."""
 
     seconds: float
     dropped: int  # requests since the last frame for which the buffer was full
-    sqlalchemy: bool  # a statement or a pool has been recorded, ever
-    routes: list[RouteText] = msgspec.field(default_factory=list)
-    statements: list[StatementText] = msgspec.field(default_factory=list)
-    requests: list[RequestRecord] = msgspec.field(default_factory=list)
-    outside: Executions = msgspec.field(default_factory=dict)  # statements outside of any request
-    pools: list[PoolRecord] = msgspec.field(default_factory=list)
-    lags_s: list[float] = msgspec.field(default_factory=list)
-    blockers: dict[str, int] = msgspec.field(default_factory=dict)  # line that blocked the loop → samples
+    has_statements: bool  # a statement or a pool has been recorded, ever
+    routes: list[RouteText] = field(default_factory=list)
+    statements: list[StatementText] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
+    outside: Executions = field(default_factory=dict)  # statements outside of any request
+    pools: list[PoolRecord] = field(default_factory=list)
+    lags_s: list[float] = field(default_factory=list)
+    blockers: dict[str, int] = field(default_factory=dict)  # line that blocked the loop → samples
     threads_busy: int = -1  # most at once; -1: not seen
     threads_total: int = 0
     threads_waiting: int = 0
-    unfinished: list[UnfinishedRecord] = msgspec.field(default_factory=list)
-    unfinished_at: dict[str, int] = msgspec.field(default_factory=dict)  # lines on which they stand: requests
+    unfinished: list[UnfinishedRecord] = field(default_factory=list)
+    unfinished_at: dict[str, int] = field(default_factory=dict)  # lines on which they stand: requests
     loop_late_s: float = 0.0  # a callback is due for so long and has not run
-    pool_kinds: list[str] = msgspec.field(default_factory=list)  # classes of pools that opened a connection
+    pool_kinds: list[str] = field(default_factory=list)  # classes of pools that opened a connection
 
 
 def pack(message: Hello | Batch) -> bytes:
     """Encode a message with its length prefix."""
-    body = msgspec.msgpack.encode(message)
+    body = json.dumps(message, default=_fields, separators=(",", ":")).encode()
     return LENGTH.pack(len(body)) + body
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}

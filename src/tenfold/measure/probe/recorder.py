@@ -43,7 +43,7 @@ class _RunningRequest(NamedTuple):
     request: probe_protocol.RequestRecord
     scope: Mapping[str, Any]
     root_path: str
-    task: Any  # the asyncio task that runs it; None on another loop
+    task: Any  # the asyncio task that runs it, or a thread's number; None on another loop
 
 
 class Recorder:
@@ -55,7 +55,7 @@ class Recorder:
             "tenfold_request", default=None
         )
         self.sites = CallSites(root)
-        self.sqlalchemy = False  # a statement or a pool has been recorded
+        self.has_statements = False  # a statement or a pool has been recorded
         self.dropped = 0
         self.pool_kinds: set[str] = set()
         self._running: dict[int, _RunningRequest] = {}
@@ -81,14 +81,23 @@ class Recorder:
         """Stop recording."""
         self.is_on = False
 
-    def record_statement(self, sql: str, frame: FrameType | None, seconds: float) -> None:
-        """Record a round trip to the database; ``frame`` is where the search for the user's line starts."""
-        self.sqlalchemy = True
+    def record_statement(
+        self, sql: str, frame: FrameType | None, seconds: float, *, database: str = ""
+    ) -> None:
+        """Record a round trip to the database.
+
+        Args:
+            sql: as the driver got it.
+            frame: where the search for the user's line starts.
+            seconds: how long it took.
+            database: its kind, as SQLAlchemy names dialects: ``postgresql``.
+        """
+        self.has_statements = True
         request = self.current.get()
         running = request is not None and request.duration_s < 0
         executions = request.executions if running and request is not None else self._outside
         key = (sql, self.sites.find(frame))
-        number = self._texts.get(key) or self._number_statement(key)
+        number = self._texts.get(key) or self._number_statement(key, database)
         if running and len(executions) > GROUPS:
             number = probe_protocol.OTHER
         entry = executions.get(number)
@@ -99,10 +108,16 @@ class Recorder:
             entry[1] += seconds
 
     def begin_request(
-        self, request: probe_protocol.RequestRecord, scope: Mapping[str, Any], root_path: str
+        self,
+        request: probe_protocol.RequestRecord,
+        scope: Mapping[str, Any],
+        root_path: str,
+        *,
+        thread: int | None = None,
     ) -> None:
         """Remember a request until its response begins: one that never does has to be seen as well."""
-        self._running[id(request)] = _RunningRequest(request, scope, root_path, current_task())
+        runs_in = current_task() if thread is None else thread
+        self._running[id(request)] = _RunningRequest(request, scope, root_path, runs_in)
 
     def begin_response(self, request: probe_protocol.RequestRecord) -> None:
         """Forget that a request runs: a response that streams for minutes is not stuck."""
@@ -134,7 +149,7 @@ class Recorder:
         batch = probe_protocol.Batch(
             seconds=seconds,
             dropped=dropped - self._sent_dropped,
-            sqlalchemy=self.sqlalchemy,
+            has_statements=self.has_statements,
             routes=self._route_texts[self._sent_routes : routes],
             statements=self._statement_texts[self._sent_statements : statements],
             requests=requests,
@@ -173,7 +188,7 @@ class Recorder:
         path = _route_name(scope, root_path)
         return self._routes.get((method, path)) or self._number_route(method, path, scope)
 
-    def _number_statement(self, key: tuple[str, CallSite]) -> int:
+    def _number_statement(self, key: tuple[str, CallSite], database: str) -> int:
         sql, site = key
         text = fingerprint(sql)
         number = self._numbers.get((text, site))
@@ -185,7 +200,7 @@ class Recorder:
             if number == mine:
                 self._statement_texts.append(
                     probe_protocol.StatementText(
-                        number, _sendable(text), _sendable(site.where), _sendable(sql[:SQL])
+                        number, _sendable(text), _sendable(site.where), _sendable(sql[:SQL]), database
                     )
                 )
         if len(self._texts) >= TEXTS:

@@ -6,9 +6,10 @@ the pool's checkout and return. Sync and async engines go through the same ones,
 path: 7 µs per statement and 9 µs per connection even while nothing is recorded, where a wrapper costs 0.2 µs.
 There is no event around COMMIT, connecting, or *before* a checkout.
 
-The methods are those of SQLAlchemy 2.1; where one is missing, or a third-party dialect bypasses it, that part
-is not recorded. The time of a statement is the driver's ``execute``; rows that a server-side cursor fetches
-later are not included. Under an async engine it includes the wait until the event loop returned to it.
+The methods are those of SQLAlchemy 2.0 and 2.1; dialects that override one are wrapped when their first
+connection is opened. Where one is missing that part is not recorded. The time of a statement is the driver's
+``execute``; rows that a server-side cursor fetches later are not included. Under an async engine it includes
+the wait until the event loop returned to it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from time import perf_counter
+from types import FrameType
 from typing import Any
 
 from tenfold.measure.probe import probe_protocol
@@ -26,6 +28,8 @@ from tenfold.measure.probe.recorder import Recorder
 POOL_KINDS = 20
 POOLS = 500  # recorded between two frames
 WAITS = 500  # waits kept per pool between two frames
+
+_METHODS = ("do_execute", "do_execute_no_params", "do_executemany", "do_commit", "do_rollback")
 
 # One recorder per process: the hooks stay installed, and the last recorder receives their records.
 _recorder: Recorder | None = None
@@ -45,11 +49,8 @@ def install(recorder: Recorder) -> bool:
     _recorder = recorder
     if not _installed:
         _installed = True
-        for name in ("do_execute", "do_execute_no_params", "do_executemany"):
-            _wrap(DefaultDialect, name, _wrap_execute)
-        _wrap(DefaultDialect, "do_commit", lambda do: _wrap_round_trip("COMMIT", do))
-        _wrap(DefaultDialect, "do_rollback", lambda do: _wrap_round_trip("ROLLBACK", do))
-        _wrap(Pool, "_create_connection", lambda do: _wrap_round_trip("CONNECT", do, record=_note_kind))
+        _wrap_dialect(DefaultDialect)
+        _wrap(Pool, "_create_connection", _wrap_connect)
         # create_engine() reads the arguments of __init__, which therefore stays as it is.
         QueuePool.__new__ = staticmethod(_new_pool)  # type: ignore[assignment]
         _wrap(QueuePool, "_do_get", _wrap_get)
@@ -195,41 +196,64 @@ class PoolRecorder:
 
 def _wrap(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     original = owner.__dict__.get(name)
-    if original is not None:
-        setattr(owner, name, make(original))
+    if original is not None and not hasattr(original, "_tenfold"):
+        wrapped: Any = make(original)
+        wrapped._tenfold = True
+        setattr(owner, name, wrapped)
+
+
+def _wrap_dialect(dialect: type) -> None:
+    """Wrap what a class of dialects defines itself."""
+    for name in _METHODS[:3]:
+        _wrap(dialect, name, _wrap_execute)
+    _wrap(dialect, "do_commit", lambda do: _wrap_round_trip("COMMIT", do))
+    _wrap(dialect, "do_rollback", lambda do: _wrap_round_trip("ROLLBACK", do))
 
 
 def _wrap_execute(do: Callable[..., Any]) -> Callable[..., Any]:
     def execute(dialect: Any, cursor: Any, statement: str, *rest: Any, **named: Any) -> Any:
-        recorder = _recorder
-        if recorder is None or not recorder.is_on:
+        recorder, frame = _recorder, sys._getframe(1)
+        if recorder is None or not recorder.is_on or _is_override(frame):
             return do(dialect, cursor, statement, *rest, **named)
         started = perf_counter()
         try:
             return do(dialect, cursor, statement, *rest, **named)
         finally:
-            recorder.record_statement(statement, sys._getframe(1), perf_counter() - started)
+            recorder.record_statement(statement, frame, perf_counter() - started, database=dialect.name)
 
     return execute
 
 
-def _note_kind(pool: Any) -> None:
-    if _recorder is not None and len(_recorder.pool_kinds) < POOL_KINDS:
-        _recorder.pool_kinds.add(type(pool).__name__)
+def _is_override(frame: FrameType) -> bool:
+    """Return whether a dialect's override calls the method that it overrides: one statement."""
+    return frame.f_code.co_name in _METHODS
 
 
-def _wrap_round_trip(
-    name: str, do: Callable[..., Any], *, record: Callable[[Any], None] = lambda owner: None
-) -> Callable[..., Any]:
-    def round_trip(*args: Any) -> Any:
-        if _recorder is None or not _recorder.is_on:
-            return do(*args)
+def _wrap_connect(do: Callable[..., Any]) -> Callable[..., Any]:
+    connect = _wrap_round_trip("CONNECT", do)
+
+    def create_connection(pool: Any) -> Any:
+        for kind in type(getattr(pool, "_dialect", None)).__mro__:
+            _wrap_dialect(kind)
+        if _recorder is not None and _recorder.is_on and len(_recorder.pool_kinds) < POOL_KINDS:
+            _recorder.pool_kinds.add(type(pool).__name__)
+        return connect(pool)
+
+    return create_connection
+
+
+def _wrap_round_trip(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+    def round_trip(owner: Any, *args: Any) -> Any:
+        recorder, frame = _recorder, sys._getframe(1)
+        if recorder is None or not recorder.is_on or _is_override(frame):
+            return do(owner, *args)
         started = perf_counter()
         try:
-            record(args[0])
-            return do(*args)
+            return do(owner, *args)
         finally:
-            _recorder.record_statement(name, sys._getframe(1), perf_counter() - started)
+            dialect = getattr(owner, "_dialect", owner)
+            database = getattr(dialect, "name", "")
+            recorder.record_statement(name, frame, perf_counter() - started, database=database)
 
     return round_trip
 
@@ -247,7 +271,7 @@ def _wrap_get(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return do_get(pool)
         pool_recorder = pool.__dict__.get("_tenfold")
         if pool_recorder is None:
-            _recorder.sqlalchemy = True
+            _recorder.has_statements = True
             pool_recorder = _record_pool(pool)
         return pool_recorder.check_out(pool, do_get)
 

@@ -33,7 +33,10 @@ def stuck_lines(sites: CallSites, tasks: Iterable[Any]) -> dict[str, int]:
         for ident in workers[:LOOKED_AT]:
             lines[sites.find(frames.get(ident or 0)).where] += 1
         for task in list(tasks)[:LOOKED_AT]:
-            lines[_line_of(sites, task)] += 1
+            if isinstance(task, int):  # the thread of a WSGI request
+                lines[sites.find(frames.get(task)).where] += 1
+            else:
+                lines[_line_of(sites, task)] += 1
     except Exception:  # a task that ends meanwhile, another kind of coroutine: the app must not notice
         return {}
     del lines[""]

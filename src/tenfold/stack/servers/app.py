@@ -1,18 +1,19 @@
-"""App instances: granian, one worker process each, serving the user's app with the probe around it."""
+"""App instances: an app server with one worker process each, the user's app in it, the probe around that."""
 
 from __future__ import annotations
 
 import http.client
-import sys
+import re
 from importlib.util import find_spec
-from pathlib import Path
 
 from tenfold.errors import DependencyError
-from tenfold.settings import ServiceSettings, Settings
+from tenfold.settings import Settings
 from tenfold.stack import import_string
+from tenfold.stack.logs import first_lines
 from tenfold.stack.ports import HOST, require_free
 from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.server import LocalServer
+from tenfold.stack.service_python import lent_granian, service_command, service_python
 from tenfold.stack.workdir import WorkDir
 
 
@@ -20,10 +21,10 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
     """Create the instances of ``[stack] instances``; none when the settings name no app."""
     if not settings.service.app:
         return []
-    if find_spec("granian") is None:
+    if not settings.service.python and find_spec("granian") is None:
         raise DependencyError("granian is not installed: pip install 'tenfold[stack]'")
-    folder = settings.app_folder
-    import_string.check(settings.service.app, folder, key="service.app")
+    if not settings.service.python:  # another Python knows best what it can import
+        import_string.check(settings.service.app, settings.app_folder, key="service.app")
     stack = settings.stack
     first = require_free(0 if stack.nginx else stack.port)
     names = [f"app {number}" for number in range(1, stack.instances + 1)] if stack.instances > 1 else ["app"]
@@ -35,34 +36,24 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
 
 def create_instance(settings: Settings, workdir: WorkDir, name: str, *, port: int = 0) -> Instance:
     """Create one more instance of the app; not started."""
-    timeout_s = settings.stack.start_timeout_s
-    folder = settings.app_folder
-    return Instance(workdir, settings.service, name=name, folder=folder, timeout_s=timeout_s, port=port)
+    return Instance(workdir, settings, name=name, port=port)
 
 
 class Instance(LocalServer):
     """One app instance.
 
-    granian's main process ends when its worker does. The worker lives on when only the main process is
+    Granian's main process ends when its worker does. The worker lives on when only the main process is
     killed; :meth:`pids` goes by sessions and so includes it.
     """
 
     kind = "app"
     needs = frozenset({"prepare"})
 
-    def __init__(
-        self,
-        workdir: WorkDir,
-        service: ServiceSettings,
-        *,
-        name: str,
-        folder: Path,
-        timeout_s: float,
-        port: int = 0,
-    ) -> None:
-        super().__init__(workdir, name=name, timeout_s=timeout_s, port=port)
-        self._service = service
-        self._folder = folder
+    def __init__(self, workdir: WorkDir, settings: Settings, *, name: str, port: int = 0) -> None:
+        super().__init__(workdir, name=name, timeout_s=settings.stack.start_timeout_s, port=port)
+        self._service = settings.service
+        self._folder, self._working_folder = settings.app_folder, settings.working_folder
+        self._python = service_python(settings)
         self._last_status: int | None = None
 
     @property
@@ -72,15 +63,16 @@ class Instance(LocalServer):
 
     @property
     def about(self) -> str:
-        """The name of the app server."""
-        return "granian"
+        """The app server that the instance has said it uses."""
+        said = re.search(r"^serving by (.+)$", first_lines(self.log), re.MULTILINE)
+        return said[1] if said else "granian"
 
     def launch(self) -> ProcessGroup:
-        """Start granian in the app's folder."""
+        """Start the app server in the working folder."""
         return self.workdir.launch(
             self.name,
-            [sys.executable, "-P", "-m", "tenfold.stack.app_process", HOST, str(self.port)],
-            cwd=self._folder,
+            service_command(self._python, "app_process", HOST, str(self.port)),
+            cwd=self._working_folder,
             environment={**self.app_environment, **self._variables()},
             stop_signal=self.stop_signal,
         )
@@ -93,6 +85,10 @@ class Instance(LocalServer):
             "_TENFOLD_FOLDER": str(self._folder),
             "_TENFOLD_PROBE": str(self.workdir.probe_address),
             "_TENFOLD_INSTANCE": self.name,
+            "_TENFOLD_INTERFACE": self._service.interface,
+            "_TENFOLD_SERVER": self._service.server,
+            "_TENFOLD_THREADS": str(self._service.threads),
+            "_TENFOLD_GRANIAN": lent_granian(),
             "PYTHONUNBUFFERED": "1",
         }
 

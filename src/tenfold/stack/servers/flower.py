@@ -6,17 +6,16 @@ import base64
 import http.client
 import os
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 from tenfold.errors import DependencyError, SettingsError
 from tenfold.settings import Settings
 from tenfold.stack.ports import HOST
 from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.server import LocalServer
+from tenfold.stack.service_python import service_python
 from tenfold.stack.workdir import WorkDir
 
 _USER = "tenfold"
@@ -33,10 +32,9 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
         return []
     if not settings.tasks.app:
         raise SettingsError('Flower shows a Celery app: name it in [tasks] app, as "shop.tasks:celery"')
-    if find_spec("flower") is None:
+    if not settings.service.python and find_spec("flower") is None:
         raise DependencyError("Flower is not installed: pip install 'tenfold[flower]'")
-    timeout_s = settings.stack.start_timeout_s
-    return [Flower(workdir, settings.tasks.app, folder=settings.app_folder, timeout_s=timeout_s)]
+    return [Flower(workdir, settings)]
 
 
 class Flower(LocalServer):
@@ -45,9 +43,10 @@ class Flower(LocalServer):
     kind = "flower"
     needs = frozenset({"prepare", "workers"})
 
-    def __init__(self, workdir: WorkDir, target: str, *, folder: Path, timeout_s: float) -> None:
-        super().__init__(workdir, name="flower", timeout_s=timeout_s)
-        self._target, self._folder = target, folder
+    def __init__(self, workdir: WorkDir, settings: Settings) -> None:
+        super().__init__(workdir, name="flower", timeout_s=settings.stack.start_timeout_s)
+        self._target, self._folder = settings.tasks.app, settings.app_folder
+        self._working_folder, self._python = settings.working_folder, service_python(settings)
         self._password = secrets.token_hex(16)
 
     @property
@@ -69,18 +68,19 @@ class Flower(LocalServer):
         return {"FLOWER_URL": f"http://{_USER}:{self._password}@{self.address}"}
 
     def launch(self) -> ProcessGroup:
-        """Start it in the app's folder; no process list shows the password."""
+        """Start it in the working folder; no process list shows the password."""
         path = os.pathsep.join(
             [str(self._folder), *filter(None, [self.app_environment.get("PYTHONPATH", "")])]
         )
         listen = f"--address={HOST}", f"--port={self.port}"
         return self.workdir.launch(
             self.name,
-            [sys.executable, "-P", "-m", "celery", "-A", self._target, "flower", *listen],
-            cwd=self._folder,
+            [str(self._python), "-m", "celery", "-A", self._target, "flower", *listen],
+            cwd=self._working_folder,
             environment={
                 **self.app_environment,
                 "PYTHONPATH": path,
+                "PYTHONSAFEPATH": "1",  # the working folder is no place to import from
                 "FLOWER_BASIC_AUTH": f"{_USER}:{self._password}",
             },
             stop_signal=self.stop_signal,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 from tenfold.errors import DependencyError
 from tenfold.settings import Settings
 from tenfold.stack import import_string
 from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.server import LocalServer
+from tenfold.stack.service_python import service_command, service_python
 from tenfold.stack.workdir import WorkDir
 
 
@@ -19,11 +18,11 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
     """Create the workers; none when the settings name no Celery app."""
     if not settings.tasks.app:
         return []
-    if find_spec("celery") is None:
-        raise DependencyError("Celery is not installed: pip install 'tenfold[tasks]'")
-    folder = settings.app_folder
-    import_string.check(settings.tasks.app, folder, key="tasks.app")
-    return [Workers(workdir, settings.tasks.app, folder=folder, timeout_s=settings.stack.start_timeout_s)]
+    if not settings.service.python:
+        if find_spec("celery") is None:
+            raise DependencyError("Celery is not installed: pip install 'tenfold[tasks]'")
+        import_string.check(settings.tasks.app, settings.app_folder, key="tasks.app")
+    return [Workers(workdir, settings)]
 
 
 class Workers(LocalServer):
@@ -33,9 +32,10 @@ class Workers(LocalServer):
     needs = frozenset({"prepare"})
     grace_s = 3.0  # what runs longer is killed; the ledger has it
 
-    def __init__(self, workdir: WorkDir, target: str, *, folder: Path, timeout_s: float) -> None:
-        super().__init__(workdir, name="workers", timeout_s=timeout_s)
-        self._target, self._folder = target, folder
+    def __init__(self, workdir: WorkDir, settings: Settings) -> None:
+        super().__init__(workdir, name="workers", timeout_s=settings.stack.start_timeout_s)
+        self._target, self._folder = settings.tasks.app, settings.app_folder
+        self._working_folder, self._python = settings.working_folder, service_python(settings)
         self._log_start = 0
 
     @property
@@ -50,12 +50,12 @@ class Workers(LocalServer):
         return f"Celery, {wanted} worker{'' if wanted == 1 else 's'}"
 
     def launch(self) -> ProcessGroup:
-        """Start them in the app's folder."""
+        """Start them in the working folder."""
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         return self.workdir.launch(
             self.name,
-            [sys.executable, "-P", "-m", "tenfold.stack.worker_process", self._target, str(self._folder)],
-            cwd=self._folder,
+            service_command(self._python, "worker_process", self._target, str(self._folder)),
+            cwd=self._working_folder,
             environment={**self.app_environment, "PYTHONUNBUFFERED": "1"},
             stop_signal=self.stop_signal,
         )

@@ -164,7 +164,9 @@ def check_local_files(stack: Stack, settings: Settings) -> Finding:
         send_light_load(stack, settings)
     private = stack.probe_address.parent
     pids = [pid for server in app_servers(stack) for pid in server.pids()]
-    files = changed_files([stack.app_folder, *_named_folders(settings)], since_ns=since_ns)
+    files = changed_files(
+        [stack.app_folder, settings.working_folder, *_named_folders(settings)], since_ns=since_ns
+    )
     files |= changed_open_files(pids, since_ns=since_ns)
     temporary = changed_files([temporary_folder()], since_ns=since_ns, without=private)
     files |= set(files_with(marks, temporary))
