@@ -164,7 +164,7 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     users = {"user", "password", "other_user", "other_password"}
     requests = {"login", "logout", "whoami", "session_write", "session_read", "write", "read", "cached"}
     requests |= {"task", "task_status", "metrics", "pages", "rules"}
-    service = {"app", "prepare", "environment"}
+    service = {"app", "env_file", "environment", "prepare", "python", "working_folder"}
     kubernetes = {"name", "image", "queues", "prometheus", "regions"}
     aws = {"group", "launch_template", "subnets", "target_groups", "request_label", "tags"}
     assert set(shown) == {

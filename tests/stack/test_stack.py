@@ -272,7 +272,7 @@ def test_failing_ready_path_is_named_in_the_error() -> None:
             "cannot import lacking: No module named 'no_such_library' (lacking.py:3)",
         ),
         ("crooked:app", StackError, "cannot import crooked: SyntaxError"),
-        ("plain:not_an_app", StackError, "plain:not_an_app is a str, not an ASGI app"),
+        ("plain:not_an_app", StackError, "plain:not_an_app is a str, not an ASGI or WSGI app"),
     ],
 )
 def test_app_that_does_not_load_is_one_sentence(app: str, error: type, said: str, crooked: None) -> None:

@@ -19,6 +19,7 @@ _HEADER = """\
 # Settings of tenfold. A commented key shows its default, unless the comment above it ends in "for example".
 # Environment variables override this file: TENFOLD_STACK__REPLICAS=2 sets replicas in [stack].
 """
+MOST_TASKS = 20
 _LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
 
@@ -89,10 +90,10 @@ _TASK = """
 
 
 def scenario_file(path: PurePosixPath, routes: Iterable[str]) -> File:
-    """Render a locustfile that requests ``/`` and the given paths."""
+    """Render a locustfile that requests the given paths, or ``/`` where none is known."""
     tasks: list[str] = []
     names: set[str] = set()
-    for route in dict.fromkeys(["/", *routes]):
+    for route in list(dict.fromkeys(routes))[:MOST_TASKS] or ["/"]:
         # The prefix keeps it apart from Python's keywords and a Locust user's `tasks`, `host`, `stop` …
         name = f"get_{re.sub(r'[^0-9a-zA-Z]+', '_', route).strip('_').lower() or 'home'}"
         while name in names:

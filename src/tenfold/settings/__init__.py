@@ -47,6 +47,9 @@ PLACEHOLDERS: Mapping[str, str] = {
     "database_name": "database",
     "replica_urls": "database",
     "redis_url": "redis",
+    "redis_host": "redis",
+    "redis_port": "redis",
+    "redis_password": "redis",
 }
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z_]*)\}")
 
@@ -93,8 +96,15 @@ class ServiceSettings(BaseModel):
     environment: dict[str, str] = Field(
         default_factory=dict,
         description="variables for the app; {database_url}, {database_host}, {database_port}, "
-        "{database_user}, {database_password}, {database_name}, {replica_urls}, {redis_url} are filled in",
+        "{database_user}, {database_password}, {database_name}, {replica_urls}, {redis_url}, {redis_host}, "
+        "{redis_port}, {redis_password} are filled in",
         examples=[{"DATABASE_URL": "{database_url}"}],
+    )
+    env_file: Path | None = Field(
+        None,
+        description="a file of variables for the app, relative to tenfold.toml; those of the stack's servers "
+        "and of [service.environment] win",
+        examples=[".env"],
     )
     ready_path: str = Field(
         "/health/ready",
@@ -145,6 +155,9 @@ class StackSettings(BaseModel):
     database: bool = Field(True, description="start PostgreSQL")
     replicas: int = Field(0, ge=0, le=16, description="streaming replicas of the primary")
     redis: bool = Field(True, description="start Redis")
+    redis_password: bool = Field(
+        True, description="give Redis a generated password; false for an app that cannot send one"
+    )
     nginx: bool = Field(True, description="start nginx in front of the instances")
     port: int = Field(0, ge=0, le=65535, description="the front door's port on 127.0.0.1; 0 takes a free one")
     max_connections: int = Field(200, ge=10, le=10_000, description="PostgreSQL's max_connections")

@@ -80,9 +80,7 @@ def create_app(variables: dict[str, str]) -> tuple[str, Callable[..., Any]]:
 
 
 def _load_app(target: str, folder: Path, *, factory: bool) -> Any:
-    app = load(target, folder)
-    if factory:
-        app = app()
+    app = load(target, folder, call=factory)
     if not callable(app):
         exit_with_message(
             f"{target} is a {type(app).__name__}, not an ASGI or WSGI app: "

@@ -11,12 +11,29 @@ from tenfold.errors import SettingsError
 # Other braces are left as they are: a variable may hold JSON.
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _DATABASE = {f"database_{part}" for part in ("url", "host", "port", "user", "password", "name")}
-_TABLE = dict.fromkeys((*_DATABASE, "replica_urls"), "database") | {"redis_url": "redis"}
+_REDIS = {f"redis_{part}" for part in ("url", "host", "port", "password")}
+_TABLE = dict.fromkeys((*_DATABASE, "replica_urls"), "database") | dict.fromkeys(_REDIS, "redis")
 _VARIABLES = {
     "database_url": "DATABASE_URL",
     "replica_urls": "DATABASE_REPLICA_URLS",
     "redis_url": "REDIS_URL",
 }
+
+
+def parse_dotenv(text: str) -> dict[str, str]:
+    """Return the variables of a .env file; quotes and comments are removed, nothing is expanded."""
+    found = {}
+    for line in text.splitlines():
+        name, separator, value = line.strip().removeprefix("export ").partition("=")
+        if separator and re.fullmatch(r"[A-Za-z_]\w*", name := name.strip()):
+            found[name] = _unquote(value.strip())
+    return found
+
+
+def _unquote(value: str) -> str:
+    if value[:1] in {'"', "'"}:
+        return value[1:].partition(value[0])[0]
+    return re.sub(r"(^|\s)#.*", "", value).strip()
 
 
 def merge_placeholders(servers: Iterable[Mapping[str, str]]) -> dict[str, str]:

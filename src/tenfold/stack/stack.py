@@ -25,7 +25,7 @@ from tenfold.stack.servers import create_servers
 from tenfold.stack.servers.app import create_instance
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
-from tenfold.stack.service_python import service_python, with_scripts_on_path
+from tenfold.stack.service_python import service_python, variables_of_file, with_scripts_on_path
 from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
 from tenfold.types import Server
 
@@ -189,8 +189,10 @@ class Stack:
     def _set_environment(self, workdir: WorkDir) -> None:
         placeholders = environment.merge_placeholders(server.placeholders() for server in self._servers)
         service = self._settings.service
-        self._environment = environment.standard_variables(placeholders) | environment.fill_placeholders(
-            service.environment, placeholders
+        self._environment = (
+            variables_of_file(self._settings)
+            | environment.standard_variables(placeholders)
+            | environment.fill_placeholders(service.environment, placeholders)
         )
         variables = dict(self._environment)
         for server in self._servers:

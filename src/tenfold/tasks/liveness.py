@@ -14,7 +14,7 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 from tenfold.process_thread import ProcessThread
-from tenfold.tasks.worker import HEARTBEAT_FILE
+from tenfold.tasks.states import HEARTBEAT_FILE
 
 try:
     from celery import bootsteps

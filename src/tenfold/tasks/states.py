@@ -10,9 +10,10 @@ from uuid import UUID, uuid4, uuid5
 
 from tenfold.errors import TaskError
 
-__all__ = ["MAX_BYTES", "State", "decode", "encode", "retry_delay_s", "task_id"]
+__all__ = ["HEARTBEAT_FILE", "MAX_BYTES", "State", "decode", "encode", "retry_delay_s", "task_id"]
 
 MAX_BYTES = 64 * 1024
+HEARTBEAT_FILE = "TENFOLD_WORKER_HEARTBEAT"  # the variable that names what a worker touches
 _NAMESPACE = UUID("4a0d1f6e-3f0f-5d0a-9c55-5d9d5a8a7f01")
 
 

@@ -29,9 +29,8 @@ from uuid import UUID
 
 from tenfold.errors import SettingsError
 
-__all__ = ["HANG_S", "HEARTBEAT_FILE", "list_commands", "run_workers"]
+__all__ = ["HANG_S", "list_commands", "run_workers"]
 
-HEARTBEAT_FILE = "TENFOLD_WORKER_HEARTBEAT"  # the variable that names what a worker touches
 _GRACE_S = 10.0  # beyond the drain
 _LOOK_S = 0.1
 HANG_S = 30.0  # without a sign of life
@@ -145,9 +144,14 @@ class _Worker:
         if self._heartbeat is not None:
             self._heartbeat.unlink(missing_ok=True)
             # SIGTERM drains for drain_s; without the first it would wait for the longest task.
+            from tenfold.tasks.states import HEARTBEAT_FILE
+
             environment |= {"REMAP_SIGTERM": "SIGQUIT", HEARTBEAT_FILE: str(self._heartbeat)}
         # A group of its own: Ctrl-C reaches it once, from here.
-        self._process = subprocess.Popen(self._command, env=environment, process_group=0)  # noqa: S603
+        own_group: dict[str, Any] = {"process_group": 0}
+        if sys.version_info < (3, 11):  # noqa: UP036 - the service's Python may be older than tenfold's
+            own_group = {"preexec_fn": os.setpgrp}
+        self._process = subprocess.Popen(self._command, env=environment, **own_group)  # noqa: S603
         self._started_at, self._ended_at = time.monotonic(), 0.0
         self._touched_at, self._silent_looks = 0.0, 0
 

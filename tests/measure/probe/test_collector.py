@@ -100,7 +100,7 @@ def test_requests_started_before_reset_are_not_counted() -> None:
 def test_aggregate_memory_is_bounded() -> None:
     aggregate, texts = Aggregate(since=0.0), TextTable()
     for number in range(1, STATEMENTS + 500):
-        texts.statements[number] = (f"SELECT {number}", "")
+        texts.statements[number] = (f"SELECT {number}", "", "")
         aggregate.add(
             1, batch(probe_protocol.RequestRecord(1, 0.1, executions={number: [1, 0.01]})), texts, now=2
         )
@@ -113,7 +113,7 @@ def test_slow_time_is_attributed_to_slow_statement() -> None:
     """Half of the requests are slow, because of one statement only."""
     aggregate, texts = Aggregate(since=0.0), TextTable()
     texts.routes[1] = ("GET /", "app.py:1")
-    texts.statements |= {1: ("SELECT fast", "a.py:1"), 2: ("SELECT slow", "a.py:2")}
+    texts.statements |= {1: ("SELECT fast", "a.py:1", ""), 2: ("SELECT slow", "a.py:2", "")}
     for number in range(1000):
         slow = number % 2
         executions = {1: [1, 0.01]} | ({2: [1, 0.08]} if slow else {})
@@ -141,7 +141,10 @@ def heavy_and_cheap() -> list[tuple[int, probe_protocol.RequestRecord]]:
 def aggregate_of(requests: list[tuple[int, probe_protocol.RequestRecord]]) -> Aggregate:
     aggregate, texts = Aggregate(since=0.0), TextTable()
     texts.routes |= {1: ("GET /heavy", "app.py:1"), 2: ("GET /cheap", "app.py:9")}
-    texts.statements |= {1: ("SELECT heavy FROM t WHERE a = ?", "a.py:1"), 2: ("SELECT cheap", "a.py:2")}
+    texts.statements |= {
+        1: ("SELECT heavy FROM t WHERE a = ?", "a.py:1", ""),
+        2: ("SELECT cheap", "a.py:2", ""),
+    }
     for worker, request in requests:
         aggregate.add(worker, batch(request), texts, now=2)
     return aggregate

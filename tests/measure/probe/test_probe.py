@@ -211,10 +211,10 @@ def test_paused_collector_does_not_block_worker_and_drops_are_counted(address: P
         assert collecting.stdout is not None
         assert collecting.stdout.readline() == "listening\n"
         _send_requests(probe, 1)
-        eventually(lambda: probe._recorder.is_on)
+        eventually(lambda: probe.recorder.is_on)
         os.kill(collecting.pid, signal.SIGSTOP)
         slowest, deadline = 0.0, time.monotonic() + 30
-        while not probe._recorder.dropped:
+        while not probe.recorder.dropped:
             slowest = max(slowest, _send_requests(probe, 500))
             assert time.monotonic() < deadline, "nothing was ever dropped"
         assert slowest < 2  # for 500 requests; a blocked sender would stand still until the collector reads
@@ -307,4 +307,4 @@ def test_nothing_is_recorded_without_collector(address: Path) -> None:
         asyncio.run(probe({"type": kind}, None, silent))
     probe.close()
     assert calls == [("lifespan", silent), ("websocket", silent), ("http", silent)]
-    assert not probe._recorder._requests
+    assert not probe.recorder._requests

@@ -20,7 +20,8 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
     if not settings.stack.redis:
         return []
     program = require(find_redis, REDIS, settings)
-    return [Redis(workdir, program, timeout_s=settings.stack.start_timeout_s)]
+    stack = settings.stack
+    return [Redis(workdir, program, timeout_s=stack.start_timeout_s, has_password=stack.redis_password)]
 
 
 class Redis(LocalServer):
@@ -28,15 +29,18 @@ class Redis(LocalServer):
 
     kind = "redis"
 
-    def __init__(self, workdir: WorkDir, program: Program, *, timeout_s: float) -> None:
+    def __init__(
+        self, workdir: WorkDir, program: Program, *, timeout_s: float, has_password: bool = True
+    ) -> None:
         super().__init__(workdir, name="redis", timeout_s=timeout_s)
         self.program = program
-        self._password = secrets.token_hex(16)
+        self._password = secrets.token_hex(16) if has_password else ""
 
     @property
     def url(self) -> str:
         """``redis://:password@host:port/0``."""
-        return f"redis://:{self._password}@{self.address}/0"
+        user = f":{self._password}@" if self._password else ""
+        return f"redis://{user}{self.address}/0"
 
     @property
     def about(self) -> str:
@@ -44,12 +48,17 @@ class Redis(LocalServer):
         return f"{self.program.name or 'Redis'} {self.program.version}".rstrip()
 
     def placeholders(self) -> Mapping[str, str]:
-        """Return ``redis_url``."""
-        return {"redis_url": self.url}
+        """Return its URL, and the parts of it."""
+        return {
+            "redis_url": self.url,
+            "redis_host": HOST,
+            "redis_port": str(self.port),
+            "redis_password": self._password,
+        }
 
     def secrets(self) -> Sequence[str]:
         """Return the password."""
-        return (self._password,)
+        return (self._password,) if self._password else ()
 
     @property
     def configuration(self) -> Path:
@@ -61,7 +70,8 @@ class Redis(LocalServer):
         self.workdir.subfolder("redis", account=self.workdir.account)
         self.workdir.write(
             self.configuration,
-            f"bind {HOST}\nport {self.port}\nprotected-mode yes\nrequirepass {self._password}\n"
+            f"bind {HOST}\nport {self.port}\nprotected-mode yes\n"
+            f"{f'requirepass {self._password}' if self._password else ''}\n"
             'save ""\nappendonly no\ndaemonize no\n',
             account=self.workdir.account,
         )
@@ -78,13 +88,14 @@ class Redis(LocalServer):
         )
 
     def is_ready(self) -> bool:
-        """Return whether it answers PING with this password: another Redis on the port would not."""
+        """Return whether it answers PING, with its password if it has one."""
+        authentication = f"AUTH {self._password}\r\n" if self._password else ""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
-                connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
+                connection.sendall(f"{authentication}PING\r\n".encode())
                 answer = b""
-                while answer.count(b"\r\n") < 2 and (received := connection.recv(256)):
+                while answer.count(b"\r\n") < 1 + bool(authentication) and (received := connection.recv(256)):
                     answer += received
         except OSError:
             return False
-        return answer == b"+OK\r\n+PONG\r\n"
+        return answer == (b"+OK\r\n+PONG\r\n" if authentication else b"+PONG\r\n")
