@@ -94,13 +94,28 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.database.pools.pool": {"sqlalchemy"},
     "tenfold.database.settings": {"pydantic"},
     "tenfold.measure": {"hdrh", "msgspec", "psutil", "pydantic"},
-    "tenfold.measure.probe.emitter": IN_THE_APP,
-    "tenfold.measure.probe.eventloop": IN_THE_APP,
+    # In the user's process, which may have nothing but the standard library.
+    **{
+        f"tenfold.measure.probe.{name}": set()
+        for name in (
+            "asyncpg",
+            "django",
+            "emitter",
+            "eventloop",
+            "flask",
+            "hooks",
+            "libraries",
+            "probe",
+            "probe_protocol",
+            "psycopg",
+            "recorder",
+            "sqlalchemy",
+            "stuck_lines",
+            "wsgi",
+        )
+    },
     "tenfold.measure.load.locust": {"gevent", "hdrh", "locust", "msgspec", "psutil", "pydantic", "zmq"},
-    "tenfold.measure.probe.probe": IN_THE_APP,
-    "tenfold.measure.probe.recorder": IN_THE_APP,
     "tenfold.measure.settings": {"pydantic"},
-    "tenfold.measure.probe.sqlalchemy": IN_THE_APP,
     "tenfold.process_thread": set(),
     "tenfold.reads": set(),
     "tenfold.redis_pool": {"cryptography", "hiredis", "redis"},
@@ -114,7 +129,10 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.settings": {"pydantic"},
     "tenfold.signing": set(),
     "tenfold.stack": {"msgspec", "psutil", "pydantic"},
-    "tenfold.stack.app_process": IN_THE_APP,
+    **{
+        f"tenfold.stack.{name}": set()
+        for name in ("app_process", "app_servers", "describe", "import_string", "launch", "prepare")
+    },
     "tenfold.tasks": set(),
     "tenfold.tasks.audit": {"celery"},
     "tenfold.tasks.celery": {"celery", "pydantic", "sqlalchemy"},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 from importlib.util import find_spec
 
-from tenfold.errors import DependencyError
+from tenfold.errors import DependencyError, StackError
 from tenfold.settings import Settings
 from tenfold.stack import import_string
 from tenfold.stack.logs import first_lines
@@ -15,6 +16,9 @@ from tenfold.stack.processes import ProcessGroup
 from tenfold.stack.server import LocalServer
 from tenfold.stack.service_python import lent_granian, service_command, service_python
 from tenfold.stack.workdir import WorkDir
+
+_SURE_S = 1.0  # of the same answer
+_MAY_CHANGE = {404, 408, 423, 425, 429}
 
 
 def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
@@ -55,6 +59,8 @@ class Instance(LocalServer):
         self._folder, self._working_folder = settings.app_folder, settings.working_folder
         self._python = service_python(settings)
         self._last_status: int | None = None
+        self._last_body = ""
+        self._answers_so_since = 0.0
 
     @property
     def url(self) -> str:
@@ -93,20 +99,37 @@ class Instance(LocalServer):
         }
 
     def is_ready(self) -> bool:
-        """Return whether the ready path answers 2xx, or 404: the app has no such page."""
+        """Return whether the ready path answers 2xx, or 404: the app has no such page.
+
+        Raises:
+            StackError: it has answered with the same redirect or refusal for a second: it will not change.
+        """
         connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
         try:
             connection.request("GET", self._service.ready_path, headers={"Host": self.address})
-            self._last_status = connection.getresponse().status
+            answer = connection.getresponse()
+            self._note_answer(answer.status, answer.read(2000).decode(errors="replace"))
         except (OSError, http.client.HTTPException, ValueError):
             return False
         finally:
             connection.close()
-        return 200 <= self._last_status < 300 or self._last_status == 404
+        if 300 <= answer.status < 500 and answer.status not in _MAY_CHANGE:
+            if time.monotonic() - self._answers_so_since > _SURE_S:
+                raise StackError(f"{self.name} does not become ready{self.not_ready_reason()}")
+            return False
+        return 200 <= answer.status < 300 or answer.status == 404
+
+    def _note_answer(self, status: int, body: str) -> None:
+        if status != self._last_status:
+            self._answers_so_since = time.monotonic()
+        self._last_status, self._last_body = status, " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
     def not_ready_reason(self) -> str:
         """Return the last answer of the ready path."""
         if self._last_status is None:
             return ": it does not answer"
-        path = self._service.ready_path
-        return f": GET {path} answers {self._last_status}, expected 2xx (see [service] ready_path)"
+        said = f" ({self._last_body[:160]})" if self._last_body else ""
+        return (
+            f": GET {self._service.ready_path} answers {self._last_status}{said}, expected 2xx; "
+            "name a page that does, or one that does not exist, in [service] ready_path"
+        )
