@@ -277,7 +277,7 @@ def _churn_cause(observed: Observations, uses: list[StatementStats]) -> tuple[st
     if not evidence.pools and evidence.pool_kinds and "NullPool" in evidence.pool_kinds:
         return site, "keep connections open: create the engine without poolclass=NullPool"
     if not evidence.pools:
-        return site, "keep connections open in a pool (create_engine without poolclass has one)"
+        return site, "keep connections open in a pool (create_engine has one; Django: CONN_MAX_AGE)"
     pool = max(evidence.pools, key=lambda one: one.checkouts)
     if pool.max_overflow == 0:
         return (
