@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint types docs pictures bench format clean
+.PHONY: demo test test-sqlalchemy-2.0 lint types docs pictures bench format clean
 .DELETE_ON_ERROR:
 
 # $(call install,STAMP,LABEL,SECONDS,ARGUMENTS): one line about it, and everything the installer said if it fails.
@@ -57,6 +57,15 @@ else
 	$(call run_tests,"not slow and not alone",-n 2 --dist loadfile)
 	$(call run_tests,"not slow and alone",)
 endif
+
+# With the oldest SQLAlchemy that is supported, in an environment of its own.
+test-sqlalchemy-2.0: OLD := $(VENV)-sqlalchemy-2.0
+test-sqlalchemy-2.0:
+	$(MAKE) VENV=$(OLD) $(OLD)/.installed
+	$(if $(UV),$(UV) pip install --python $(OLD)/bin/python,$(OLD)/bin/python -m pip install --disable-pip-version-check -q) \
+	  'sqlalchemy==2.0.44'
+	$(OLD)/bin/python -m pytest -m "not slow and not alone" -n 2 --dist loadfile tests/database tests/measure/probe \
+	  tests/adoption/test_probe_of_shapes.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
