@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -336,6 +336,7 @@ class Measurement:
             bottlenecks=(*self._findings, *diagnosis.bottlenecks),
             notices=(
                 *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),
+                *shape_notice(self._generator),
                 *run(
                     "notices",
                     lambda: notices(trials, near, speed=speed, settings=self._settings),
@@ -348,6 +349,12 @@ class Measurement:
             logged = run("the service's log", self._inside.last_error, otherwise="")
             report = replace(report, notices=(*report.notices, *filter(None, [logged])))
         return replace(report, not_measured=(*diagnosis.not_measured, *self._steps.failures))
+
+
+def shape_notice(generator: object) -> Iterator[str]:
+    """Say that a locustfile's own course of load was not followed."""
+    if shape := getattr(generator, "ignored_shape", ""):
+        yield f"{shape} (a LoadTestShape) was not used: the search for the capacity decides each load"
 
 
 def _verdict(trial: Trial) -> str:

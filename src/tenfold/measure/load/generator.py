@@ -88,6 +88,7 @@ class Generator:
         cwd: Path | None = None,
     ) -> None:
         self.user_classes: list[str] = []
+        self.ignored_shape = ""
         self.client = ""  # the costliest kind of client in the scenario, as Locust names its class
         self._scenario = scenario
         self._target = target
@@ -205,6 +206,7 @@ class Generator:
         if not isinstance(loaded, ScenarioLoaded):
             raise MeasurementError(f"the generator answered {type(loaded).__name__} to LoadScenario")
         self.user_classes, self.client = loaded.user_classes, loaded.client
+        self.ignored_shape = loaded.ignored_shape
 
     def _trial(
         self,

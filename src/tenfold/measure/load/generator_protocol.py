@@ -92,6 +92,7 @@ class ScenarioLoaded(msgspec.Struct, tag=True):
 
     user_classes: list[str]
     client: str  # the costliest kind among them: "HttpUser", "FastHttpUser" or "User"
+    ignored_shape: str = ""  # the name of its LoadTestShape
 
 
 class CommandFailed(msgspec.Struct, tag=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class CommandServer:
         self._slow_s = command.slow_ms / 1000
         hook = locust.events.request
         own = list(hook._handlers)
-        environment = scenario.load(Path(command.scenario), target=command.target)
+        environment = scenario.load(Path(command.scenario), target=command.target, users=command.max_users)
         runner = environment.runner
         # The runner's own statistics cost four microseconds a request and are not used in an open loop.
         self._statistics = [
@@ -132,12 +133,15 @@ class CommandServer:
         return ScenarioLoaded(
             [user_class.__name__ for user_class in environment.user_classes],
             calibration.costliest_client(environment.user_classes),
+            environment.ignored_shape,
         )
 
     def _start_users(self, command: StartUsers) -> UsersStarted:
         users = self._start_test()
-        users.fill(command.users, timeout_s=command.timeout_s)
-        locust.events.spawning_complete.fire(user_count=users.users)
+        fire: Callable[..., None] = locust.events.spawning_complete.fire
+        users.fill(
+            command.users, timeout_s=command.timeout_s, on_spawned=lambda: fire(user_count=command.users)
+        )
         return UsersStarted(users.users, users.failed)
 
     def _stop_users(self) -> UsersStarted:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import locust
 from locust import User
@@ -18,21 +19,31 @@ from tenfold.errors import ScenarioError
 MAX_LOG_RECORDS = 200
 
 
-def load(path: Path, *, target: str) -> Any:
+def load(path: Path, *, target: str, users: int = 1) -> Any:
     """Load a locustfile into an environment, its host replaced by ``target``, and fire ``init``.
 
     Locust's own options come from ``locust.conf`` and ``LOCUST_`` variables as usual, so that tags and a
-    locustfile's custom options work.
+    locustfile's custom options work. A ``LoadTestShape`` is left out: its name is ``ignored_shape`` of the
+    environment that is returned.
+
+    Args:
+        path: the locustfile.
+        target: the URL that replaces scheme and address of every host; a path in a class's host stays.
+        users: what ``runner.target_user_count`` and ``parsed_options.num_users`` say.
 
     Raises:
         ScenarioError: the file cannot be read, compiled or imported, or has no user class in it.
     """
     _compile(path)
-    environment = _environment(path, classes=_import(path), target=target)
+    classes, shape = _import(path)
+    environment = _environment(path, classes=classes, target=target)
     environment._filter_tasks_by_tags()
+    environment.ignored_shape = shape
     for user_class in environment.user_classes:
-        user_class.host = target
+        own = user_class.host or ""
+        user_class.host = target.rstrip("/") + (urlsplit(own).path if "://" in own else "")
     runner = environment.create_local_runner()
+    runner.target_user_count = environment.parsed_options.num_users = users
     locust.events.init.fire(environment=environment, runner=runner, web_ui=None)
     return environment
 
@@ -46,9 +57,10 @@ def _compile(path: Path) -> None:
         raise ScenarioError(f"{path} cannot be read: {error}") from error
 
 
-def _import(path: Path) -> list[type[User]]:
+def _import(path: Path) -> tuple[list[type[User]], str]:
+    """Return the user classes, and the name of a load shape if there is one."""
     try:
-        classes, _shapes = load_locustfile(str(path.resolve()))
+        classes, shapes = load_locustfile(str(path.resolve()))
     except (Exception, SystemExit) as error:
         frames = [
             frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".py")
@@ -62,12 +74,15 @@ def _import(path: Path) -> list[type[User]]:
         raise ScenarioError(
             f"{path} has no user class; add one, for instance class Visitor(FastHttpUser) with a @task"
         )
-    return list(classes.values())
+    return list(classes.values()), next((type(shape).__name__ for shape in shapes), "")
 
 
 def _environment(path: Path, *, classes: list[type[User]], target: str) -> Any:
+    said: list[str] = []
+    parser = get_parser()
+    parser.error = lambda message: _exit(said, message)  # type: ignore[method-assign]
     try:
-        options = get_parser().parse_args([])
+        options = parser.parse_args([])
         options.headless, options.host, options.locustfile = True, target, str(path)
         return Environment(
             user_classes=classes,
@@ -79,10 +94,16 @@ def _environment(path: Path, *, classes: list[type[User]], target: str) -> Any:
         )
     except SystemExit as error:
         raise ScenarioError(
-            "Locust does not accept its own options; look at locust.conf and the LOCUST_ variables"
+            f"{path}: {' '.join(said) or 'Locust does not accept its options'}; "
+            "set it in locust.conf beside the locustfile, or by the option's own variable"
         ) from error
     except ValueError as error:
         raise ScenarioError(f"{path}: {error}") from error
+
+
+def _exit(said: list[str], message: str) -> NoReturn:
+    said.append(message)
+    raise SystemExit(2)
 
 
 class RecordLimit(logging.Filter):

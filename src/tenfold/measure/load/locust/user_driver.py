@@ -61,6 +61,7 @@ class UserDriver:
         "_on_login",
         "active",
         "greenlet",
+        "has_raised",
         "logging_in",
         "login_errors",
         "notes_sending",
@@ -81,6 +82,7 @@ class UserDriver:
         self.greenlet: Any = None
         self.logging_in = True
         self.login_errors: list[str] = []
+        self.has_raised = False  # in its login
         self.active: ActiveArrival | None = None
         self.notes_sending = False  # its client tells when it sends
         self._next_turn = next_turn
@@ -94,10 +96,12 @@ class UserDriver:
 
     def wait(self, think: Think) -> None:
         """Let the user act when its next arrival is due; in its login, after ``think``."""
-        if self.logging_in:
-            think()
-        else:
+        if not self.logging_in:
             self._next_turn(self, think)
+        elif self.has_raised:  # Locust would log in again at once, for ever
+            raise StopUser()
+        else:
+            think()
 
     def park(self, next_arrival: Callable[[UserDriver], ActiveArrival]) -> None:
         """End the arrival, wait for the next one and start it. Runs in the user's greenlet."""
@@ -152,7 +156,13 @@ class UserDriver:
         return None if started_in is None or started_in.is_over else started_in
 
     def start_task(self, task: Any) -> None:
-        """Note the name of the task that the user starts."""
+        """Note the name of the task that the user starts.
+
+        The first that is no task set ends the login: until then only ``on_start`` has run, the user's and
+        those of the task sets in which it begins.
+        """
+        if self.logging_in and not isinstance(task, type):
+            self.finish_login()
         if self.active is not None:
             self.active.task = f"{type(self.user).__name__}.{getattr(task, '__name__', task)}"
 
@@ -161,6 +171,7 @@ class UserDriver:
         if self.active is not None:
             self.active.record_exception(message)
         elif self.logging_in:
+            self.has_raised = True
             self.login_errors.append(message)
 
     def follow(self, client: Any, hook: EventHook) -> None:
@@ -218,12 +229,7 @@ class UserHook(EventHook):
 
 
 class RootTaskSet(DefaultTaskSet):
-    """The outermost task set: its ``on_start`` runs after the user's own."""
-
-    def on_start(self) -> None:
-        driver = driver_of(self.user)
-        if driver is not None:
-            driver.finish_login()
+    """The outermost task set, which notes what it starts."""
 
     def execute_task(self, task: Any) -> None:
         _note_task(self.user, task)

@@ -36,6 +36,7 @@ LOGINS_AT_ONCE = 8
 LOGIN_SHARE = 0.1
 LEAST_LOGINS_PER_S = 10.0
 REINFORCE_EVERY_S = 0.05
+STALL_S, LONG_STALL_S = 1.0, 5.0  # without a login that ends
 _SERVICE_FAILED = re.compile(r"answered 5\d\d")  # a failure of the service, not of the login
 HOPELESS_AFTER = 3
 
@@ -253,17 +254,33 @@ class UserPool:
             gevent.spawn(self._spawn, of_class)
         driver.finish()
 
-    def fill(self, wanted: int, *, timeout_s: float, going: Callable[[], bool] = lambda: True) -> None:
+    def fill(
+        self,
+        wanted: int,
+        *,
+        timeout_s: float,
+        going: Callable[[], bool] = lambda: True,
+        on_spawned: Callable[[], None] = lambda: None,
+    ) -> None:
         """Log users in until ``wanted`` are there, or all logins seem to fail, or the time is over.
+
+        Args:
+            wanted: number of users.
+            timeout_s: longest wait for them, seconds.
+            going: whether to go on.
+            on_spawned: called once when all have been started, or as many as log in at once and none of them
+                gets through for a second: some wait for this event in ``on_start``.
 
         Raises:
             ScenarioError: no user ever got through ``on_start``, or a user cannot even be made.
         """
-        self._fill(wanted, deadline=monotonic() + timeout_s, going=going)
+        self._fill(wanted, deadline=monotonic() + timeout_s, going=going, on_spawned=on_spawned)
         if not self.logged_in and going():
             raise ScenarioError(self._why_no_login(timeout_s))
 
-    def _fill(self, wanted: int, *, deadline: float, going: Callable[[], bool]) -> None:
+    def _fill(
+        self, wanted: int, *, deadline: float, going: Callable[[], bool], on_spawned: Callable[[], None]
+    ) -> None:
         wanted = min(wanted, self.max_users)
         attempts = 2 * max(0, wanted - self._living) + HOPELESS_AFTER
         counts = apportion(
@@ -271,19 +288,29 @@ class UserPool:
             weights=[of_class.weight for of_class in self.classes],
             fixed=[of_class.fixed for of_class in self.classes],
         )
-        while monotonic() < deadline and going() and not self._is_hopeless:
+        logins, changed_at, announced = self.logins, monotonic(), False
+        while (now := monotonic()) < deadline and going() and not self._is_hopeless:
+            if self.logins != logins:
+                logins, changed_at = self.logins, now
             missing, of_class = max(
                 ((count - one.living, one) for count, one in zip(counts, self.classes, strict=True)),
                 key=lambda pair: pair[0],
             )
-            if missing > 0 and attempts > 0 and self.logging_in < LOGINS_AT_ONCE:
+            if not announced and (missing <= 0 or now - changed_at > STALL_S):
+                announced = True
+                on_spawned()
+            if self.logged_in and now - changed_at > LONG_STALL_S:
+                return  # the others wait, for an account that another user has
+            if missing > 0 and attempts > 0 and self.logging_in < LOGINS_AT_ONCE and not self._seems_hopeless:
                 attempts -= 1
                 self._spawn(of_class)
                 gevent.sleep(1 / self._spawn_rate)
             elif not self.logging_in and (missing <= 0 or attempts <= 0):
-                return
+                break
             else:
                 gevent.sleep(1 / LOGINS_PER_S)
+        if not announced:
+            on_spawned()
 
     def require_users(self) -> None:
         """Raise ScenarioError when users tried to log in and none of them ever got through."""
@@ -291,8 +318,12 @@ class UserPool:
             raise ScenarioError(self._why_no_login(0.0))
 
     @property
-    def _is_hopeless(self) -> bool:
+    def _seems_hopeless(self) -> bool:
         return not self.logged_in and self.failed >= HOPELESS_AFTER
+
+    @property
+    def _is_hopeless(self) -> bool:
+        return self._seems_hopeless and not self.logging_in
 
     def reinforce(self, *, rate: float, going: Callable[[], bool]) -> None:
         """While a trial runs, log another user in where too few are idle, slowly enough to be no load."""
