@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -52,8 +53,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def old_python() -> str | None:
     """Return a Python 3.10, if this machine has one."""
-    known = [shutil.which("python3.10"), *Path("/root/.pyenv/versions").glob("3.10*/bin/python3.10")]
-    for path in filter(None, map(str, known)):
+    known: list[object] = [shutil.which("python3.10")]
+    with suppress(PermissionError):  # another user's
+        known += Path("~/.pyenv/versions").expanduser().glob("3.10*/bin/python3.10")
+    for path in map(str, filter(None, known)):
         done = subprocess.run(
             [path, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 10))"], check=False
         )

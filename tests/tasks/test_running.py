@@ -239,7 +239,7 @@ with Session(celery.ledger.session_engine) as session:
     id = outbox.enqueue(session, effect, "embedded")
     session.commit()
     with start_worker(celery, pool="solo", perform_ping_check=False):
-        eventually(lambda: outbox.status(session, id).state == "succeeded" or session.rollback())
+        eventually(lambda: outbox.status(session, id).state == "succeeded" or session.rollback(), within_s=40)
 """
 
 

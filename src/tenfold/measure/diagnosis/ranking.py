@@ -115,7 +115,7 @@ def _not_measured(observed: Observations) -> Iterator[str]:
     if not seen.get("requests"):
         yield "requests: not seen (no probe was connected, or no request arrived)"
     if not seen.get("statements"):
-        yield "statements and pools: not seen (no SQLAlchemy engine was used in a probed process)"
+        yield "statements and pools: not seen (none of SQLAlchemy, Django, asyncpg and psycopg 3)"
     elif not seen.get("pool"):
         yield f"connection pool: not seen ({_why_no_pool(observed)})"
     if not seen.get("event loop"):

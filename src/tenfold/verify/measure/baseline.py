@@ -141,14 +141,15 @@ def check_slow_queries(stack: Stack, settings: Settings) -> Finding:
 def judge_slow_queries(evidence: Evidence, *, slow_ms: float = 100.0) -> Finding:
     """The finding about statements that take more than ``slow_ms`` on average, with their lines; pure.
 
-    Without requests it fails, and without SQLAlchemy in the service it is skipped.
+    Without requests it fails, and without a statement that the probe sees it is skipped.
     """
     if not evidence.requests:
         return Finding(
             SLOW_QUERIES, "no request was seen", Verdict.FAIL, remedy="give the scenario work to do"
         )
-    if not evidence.seen.get("sqlalchemy"):
-        return Finding(SLOW_QUERIES, "not seen: the service does not use SQLAlchemy", Verdict.SKIP)
+    if not evidence.seen.get("statements"):
+        claim = "no statement was seen (SQLAlchemy, Django, asyncpg and psycopg 3 are)"
+        return Finding(SLOW_QUERIES, claim, Verdict.SKIP)
     slow = sorted((use for use in evidence.statements if use.mean_ms > slow_ms), key=lambda use: -use.mean_ms)
     numbers = {"statements": len(evidence.statements), "slow": len(slow), "slow_ms": slow_ms}
     if not slow:

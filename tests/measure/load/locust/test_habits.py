@@ -54,7 +54,9 @@ def test_login_of_a_task_set_that_fails_is_a_failed_login(generator: Make) -> No
         'self.client.post("/login", json={})', 'raise RuntimeError("no account")'
     )
     one = generator(text, max_users=8)
-    with pytest.raises(ScenarioError, match=r"none of . users got through on_start: RuntimeError: no account"):
+    with pytest.raises(
+        ScenarioError, match=r"none of . users got through on_start: RuntimeError: no account"
+    ):
         one.start_users(5)
 
 
