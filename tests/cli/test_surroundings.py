@@ -103,6 +103,11 @@ def test_example_variables_stand_in_for_a_missing_env_file(tmp_path: Path) -> No
     assert (found.env_file, dict(found.environment)) == (None, {"SECRET_KEY": "changethis"})
 
 
+def test_variables_of_production_are_not_taken_for_an_example(tmp_path: Path) -> None:
+    (tmp_path / ".env.production").write_text("SECRET_KEY=hidden\n")
+    assert "hidden" not in str(look_around(tmp_path, PurePosixPath(), own_prefix=Path("/none")))
+
+
 def test_own_environment_and_working_folder_are_found(tmp_path: Path) -> None:
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "pyvenv.cfg").touch()

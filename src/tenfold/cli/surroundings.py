@@ -27,6 +27,12 @@ _DEPLOYMENTS = (
     "*.service",
     "Makefile",
 )
+# Files that are made to be copied; others (.env.production) may hold secrets.
+_EXAMPLES = tuple(
+    name.format(word)
+    for word in ("example", "sample", "template", "dist")
+    for name in (".env.{}", ".env-{}", "{}.env", ".{}.env", "env.{}")
+)
 _MAX_BYTES = 200_000
 _SERVERS = re.compile(r"\b(uvicorn|gunicorn|hypercorn|granian|daphne|waitress-serve)\b(.*)")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*(:[A-Za-z_][\w.]*)?(\(\))?")
@@ -80,9 +86,7 @@ def look_around(root: Path, folder: PurePosixPath, *, own_prefix: Path) -> Surro
     places = list(dict.fromkeys([root / folder, *(root / one for one in folder.parents), root]))
     working = next((place for place in places if any((place / mark).exists() for mark in _MARKS)), places[0])
     dotenv = _read(working / ".env")
-    example = next(
-        filter(None, (_read(path) for path in _files(working, [".env.*", "*.env", "env.example"]))), ""
-    )
+    example = next(filter(None, (_read(path) for path in _files(working, _EXAMPLES))), "")
     values = parse_dotenv(dotenv or example)
     names = {*values, *names_in_code(_sources(root / folder))}
     environment = {} if dotenv else {name: value for name, value in values.items() if value}
