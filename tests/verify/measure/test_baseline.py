@@ -142,7 +142,7 @@ class FakeStatementUse:
 class FakeEvidence:
     statements: list[FakeStatementUse] = field(default_factory=list)
     requests: int = 100
-    seen: dict[str, bool] = field(default_factory=lambda: {"sqlalchemy": True})
+    seen: dict[str, bool] = field(default_factory=lambda: {"statements": True})
 
 
 def test_fast_statements_pass() -> None:
