@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import jinja2
 import pytest
 
+from tenfold.callsites import CallSites
 from tests.adoption.conftest import SHAPES, ServedShape, line_of
 
 MAIN = SHAPES / "drivers" / "main.py"
@@ -76,3 +80,11 @@ def test_django_class_based_views_have_the_line_of_their_method(serve: Serve) ->
     )
     (route,) = served.record("/api/products/4/").routes
     assert (route.route, route.endpoint) == ("GET /api/products/<int:number>/", "catalogue/views.py:15")
+
+
+def test_line_of_a_jinja_template_is_that_of_its_source(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>\n{% for one in [1] %}\n\n{{ look() }}\n{% endfor %}")
+    sites = CallSites(tmp_path)
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(tmp_path), autoescape=True)
+    page = templates.get_template("index.html").render(look=lambda: sites.find(sys._getframe(1)).where)
+    assert "index.html:4" in page

@@ -105,7 +105,7 @@ def _find_app(root: Path, named: str) -> App:
     from pydantic import ValidationError
 
     from tenfold.cli.discovery import App, choose_app, find_apps
-    from tenfold.cli.surroundings import look_around
+    from tenfold.cli.surroundings import find_deployment
     from tenfold.settings import ServiceSettings
 
     apps = find_apps(root)
@@ -121,8 +121,7 @@ def _find_app(root: Path, named: str) -> App:
         return known[0] if known else App(named, _folder_of(module, root))
     if not apps:
         raise SettingsError("no app was found below this folder; name it: tenfold init --app main:app")
-    started_as = look_around(root, apps[0].folder, own_prefix=Path()).deployment.app
-    if chosen := choose_app(apps, started_as):
+    if chosen := choose_app(apps, find_deployment(root, apps[0].folder).app):
         return chosen
     names = ", ".join(app.app for app in apps[:4])
     raise SettingsError(f"{len(apps)} apps were found ({names}); name one: tenfold init --app {apps[0].app}")

@@ -83,7 +83,7 @@ def look_around(root: Path, folder: PurePosixPath, *, own_prefix: Path) -> Surro
         folder: that the app is imported from, relative to ``root``.
         own_prefix: of the Python that runs tenfold: an environment with this prefix is no other one.
     """
-    places = list(dict.fromkeys([root / folder, *(root / one for one in folder.parents), root]))
+    places = _places(root, folder)
     working = next((place for place in places if any((place / mark).exists() for mark in _MARKS)), places[0])
     dotenv = _read(working / ".env")
     example = next(filter(None, (_read(path) for path in _files(working, _EXAMPLES))), "")
@@ -98,12 +98,12 @@ def look_around(root: Path, folder: PurePosixPath, *, own_prefix: Path) -> Surro
         env_file=PurePosixPath((working / ".env").relative_to(root)) if dotenv else None,
         prepare=_prepare(working),
         environment=environment,
-        deployment=_deployment(places),
+        deployment=find_deployment(root, folder),
     )
 
 
 def is_address(name: str, value: str) -> bool:
-    """Return whether a variable addresses a database: of an example's, none is kept."""
+    """Return whether a variable addresses a database; an example's addresses are not those of the stack."""
     return name in _STANDARD or _URL.match(value) is not None
 
 
@@ -217,8 +217,14 @@ def gunicorn_settings(text: str) -> Mapping[str, Any]:
     }
 
 
-def _deployment(places: Sequence[Path]) -> Deployment:
-    found = Deployment()
+def _places(root: Path, folder: PurePosixPath) -> list[Path]:
+    """Return the app's folder and those around it, up to ``root``."""
+    return list(dict.fromkeys([root / folder, *(root / one for one in folder.parents), root]))
+
+
+def find_deployment(root: Path, folder: PurePosixPath) -> Deployment:
+    """Return how the service is started, by the files in the app's folder and those around it."""
+    found, places = Deployment(), _places(root, folder)
     for path in (path for place in places for path in _files(place, _DEPLOYMENTS)):
         found = started_by(_read(path))
         if found.app:

@@ -36,7 +36,7 @@ LOGINS_AT_ONCE = 8
 LOGIN_SHARE = 0.1
 LEAST_LOGINS_PER_S = 10.0
 REINFORCE_EVERY_S = 0.05
-STALL_S, LONG_STALL_S = 1.0, 5.0  # without a login that ends
+STALL_S, LONG_STALL_S = 1.0, 5.0  # without a login that ends; the second grows with how long logins take
 _SERVICE_FAILED = re.compile(r"answered 5\d\d")  # a failure of the service, not of the login
 HOPELESS_AFTER = 3
 
@@ -288,9 +288,10 @@ class UserPool:
             weights=[of_class.weight for of_class in self.classes],
             fixed=[of_class.fixed for of_class in self.classes],
         )
-        logins, changed_at, announced = self.logins, monotonic(), False
+        logins, changed_at, announced, patience_s = self.logins, monotonic(), False, LONG_STALL_S
         while (now := monotonic()) < deadline and going() and not self._is_hopeless:
-            if self.logins != logins:
+            if self.logins != logins:  # a service may need seconds for a login
+                patience_s = max(patience_s, 3 * (now - changed_at))
                 logins, changed_at = self.logins, now
             missing, of_class = max(
                 ((count - one.living, one) for count, one in zip(counts, self.classes, strict=True)),
@@ -299,7 +300,7 @@ class UserPool:
             if not announced and (missing <= 0 or now - changed_at > STALL_S):
                 announced = True
                 on_spawned()
-            if self.logged_in and now - changed_at > LONG_STALL_S:
+            if self.logged_in and now - changed_at > patience_s:
                 return  # the others wait, for an account that another user has
             if missing > 0 and attempts > 0 and self.logging_in < LOGINS_AT_ONCE and not self._seems_hopeless:
                 attempts -= 1
