@@ -104,6 +104,10 @@ class LocalServer(ABC):
     def is_ready(self) -> bool:
         """Return whether it can be used now; polled until it returns True."""
 
+    def is_refused(self) -> bool:
+        """Return whether it answers in a way that waiting does not change; asked while it is not ready."""
+        return False
+
     def is_caught_up(self) -> bool:
         """Return whether it has replayed all earlier writes; polled after ``prepare``."""
         return True
@@ -127,6 +131,8 @@ class LocalServer(ABC):
         answer = self.is_ready()
         if self._group is None or self._group.exit_status is not None:
             return False
+        if not answer and self.is_refused():
+            raise StackError(f"{self.name} does not become ready{self.not_ready_reason()}")
         return answer or None
 
     def _start_failure(self, *, late: bool) -> str:

@@ -7,7 +7,7 @@ import re
 import time
 from importlib.util import find_spec
 
-from tenfold.errors import DependencyError, StackError
+from tenfold.errors import DependencyError
 from tenfold.settings import Settings
 from tenfold.stack import import_string
 from tenfold.stack.logs import first_lines
@@ -99,11 +99,7 @@ class Instance(LocalServer):
         }
 
     def is_ready(self) -> bool:
-        """Return whether the ready path answers 2xx, or 404: the app has no such page.
-
-        Raises:
-            StackError: it has answered with the same redirect or refusal for a second: it will not change.
-        """
+        """Return whether the ready path answers 2xx, or 404: the app has no such page."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=2)
         try:
             connection.request("GET", self._service.ready_path, headers={"Host": self.address})
@@ -113,11 +109,13 @@ class Instance(LocalServer):
             return False
         finally:
             connection.close()
-        if 300 <= answer.status < 500 and answer.status not in _MAY_CHANGE:
-            if time.monotonic() - self._answers_so_since > _SURE_S:
-                raise StackError(f"{self.name} does not become ready{self.not_ready_reason()}")
-            return False
         return 200 <= answer.status < 300 or answer.status == 404
+
+    def is_refused(self) -> bool:
+        """Return whether it has answered with the same redirect or refusal for a second."""
+        status = self._last_status or 0
+        may_change = not 300 <= status < 500 or status in _MAY_CHANGE
+        return not may_change and time.monotonic() - self._answers_so_since > _SURE_S
 
     def _note_answer(self, status: int, body: str) -> None:
         if status != self._last_status:
