@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,3 +88,58 @@ def test_entry_above_the_limit_is_not_kept() -> None:
     memory = MemoryTier(max_bytes=5_000)
     keep(memory, "a", entry(5_001))
     assert not memory._slots
+
+
+EVENTS = st.lists(st.sampled_from(["renew", "hear", "elsewhere", "fill"]), max_size=30)
+
+
+def find_what_was_renewed(events: list[str], *, expects: bool) -> bool:
+    """Return whether an entry of a generation that this process has renewed since is found at any time.
+
+    The channel hands over what was published in its order, but late: a tag's creation after its renewal.
+    """
+    memory, number, renewed = MemoryTier(max_bytes=100_000), 1, 0
+    channel = [b"1"]  # published when the tag was created
+    for event in [*events, *["hear"] * len(events)]:
+        if event == "hear" and channel:
+            heard = channel.pop(0)
+            (memory.hear_generation if expects else memory.set_generation)("t", heard)
+        elif event == "fill":
+            keep(memory, "a", entry(generation=b"%d" % number))
+        elif event in {"renew", "elsewhere"}:
+            number += 1
+            channel.append(b"%d" % number)
+            if event == "renew":
+                renewed = number
+                (memory.expect_generation if expects else memory.set_generation)("t", b"%d" % number)
+        found = memory.find("a", None)
+        if found is not None and int(dict(found[0].entry.tags)["t"]) < renewed:
+            return True
+    return False
+
+
+@pytest.mark.guarantee(
+    "a process does not serve what it has invalidated itself",
+    pattern="caching",
+    under="messages about a tag come late, in any interleaving",
+)
+@given(EVENTS)
+def test_message_from_before_a_renewal_revives_no_entry(events: list[str]) -> None:
+    assert not find_what_was_renewed(events, expects=True)
+
+
+@pytest.mark.control("a process does not serve what it has invalidated itself")
+def test_taking_every_message_as_it_comes_revives_one() -> None:
+    assert find_what_was_renewed(["fill", "renew", "hear"], expects=False)
+    assert not find_what_was_renewed(["fill", "renew", "hear"], expects=True)
+
+
+def test_generation_that_could_not_be_published_is_not_waited_for() -> None:
+    memory = MemoryTier(max_bytes=10_000)
+    memory.expect_generation("t", b"2")
+    memory.hear_generation("t", b"1")
+    keep(memory, "a", entry(generation=b"2"))
+    assert memory.find("a", None)
+    memory.stop_expecting("t", b"2")
+    memory.hear_generation("t", b"3")
+    assert memory.find("a", None) is None

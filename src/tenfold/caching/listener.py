@@ -105,5 +105,5 @@ class Listener(ProcessThread):
             if data.startswith(WATERMARK):
                 self._memory.set_watermark(unpack_watermark(data[len(WATERMARK) :]), lasts_s=MAX_STALE_S)
             elif (change := unpack_change(data)) is not None:
-                self._memory.set_generation(*change)
+                self._memory.hear_generation(*change)
         return False

@@ -292,14 +292,27 @@ def _make_entry(cache: Core, call: Call, tags: dict[str, Tag], loaded: Loaded) -
 
 def invalidate(cache: Core, tags: dict[str, Tag]) -> Steps[bool]:
     """Renew tags; False if Redis did not take it: it is sent again before this process reads there again."""
-    for name, tag in tags.items():
-        cache.memory.set_generation(name, tag.generation)
     try:
-        yield from cache.store.renew_tags(tags)
+        yield from _renew(cache, tags)
     except StoreDownError:
         cache.pending.add(tags)
         return False
     return True
+
+
+def _renew(cache: Core, tags: dict[str, Tag]) -> Steps[None]:
+    """Renew tags in this process at once, and in Redis."""
+    if cache.server is None:
+        yield from cache.store.renew_tags(tags)
+        return
+    for name, tag in tags.items():
+        cache.memory.expect_generation(name, tag.generation)
+    try:
+        yield from cache.store.renew_tags(tags)
+    except BaseException:  # of a task that was cancelled, too
+        for name, tag in tags.items():
+            cache.memory.stop_expecting(name, tag.generation)
+        raise
 
 
 def send_pending(cache: Core) -> Steps[None]:
@@ -310,7 +323,5 @@ def send_pending(cache: Core) -> Steps[None]:
     """
     sent = cache.pending.snapshot()
     tags = {name: new_tag(token) for name, (_, token) in sent.items()}
-    yield from cache.store.renew_tags(tags)
+    yield from _renew(cache, tags)
     cache.pending.remove(sent)
-    for name, tag in tags.items():
-        cache.memory.set_generation(name, tag.generation)

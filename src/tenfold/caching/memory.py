@@ -45,6 +45,7 @@ class MemoryTier:
         self._max_bytes, self._max_stale_s = max_bytes, max_stale_s
         self._slots: dict[str, Slot] = {}
         self._tags: dict[str, bytes] = {}
+        self._expected: dict[str, bytes] = {}  # of tags that this process has renewed: not heard yet
         self._bytes = 0
         self._lock = threading.Lock()
         self._confirmed = float("-inf")
@@ -104,9 +105,30 @@ class MemoryTier:
     def set_generation(self, name: str, generation: bytes) -> None:
         """Record a tag's new generation: what had the former one is not found any more."""
         with self._lock:
-            self._tags[name] = generation
-            if len(self._tags) > _MAX_TAGS:
-                self._flush()
+            self._set(name, generation)
+
+    def expect_generation(self, name: str, generation: bytes) -> None:
+        """Record a generation that is about to be published by this process.
+
+        Until it is heard, what is heard of the tag was published before it: taking that would let entries be
+        found again that this process has just invalidated.
+        """
+        with self._lock:
+            self._set(name, generation)
+            self._expected[name] = generation
+
+    def stop_expecting(self, name: str, generation: bytes) -> None:
+        """Take what is heard of the tag again: the generation could not be published."""
+        with self._lock:
+            if self._expected.get(name) == generation:
+                del self._expected[name]
+
+    def hear_generation(self, name: str, generation: bytes) -> None:
+        """Record a generation that any process has published."""
+        with self._lock:
+            if self._expected.get(name, generation) == generation:
+                self._expected.pop(name, None)
+                self._set(name, generation)
 
     def flush(self) -> None:
         """Drop all entries, because an invalidation may have been missed."""
@@ -126,10 +148,16 @@ class MemoryTier:
         self._confirmed = self._watermark_until = float("-inf")
         self.flush()
 
+    def _set(self, name: str, generation: bytes) -> None:
+        self._tags[name] = generation
+        if len(self._tags) > _MAX_TAGS:
+            self._flush()
+
     def _flush(self) -> None:
         self.epoch += 1
         self._slots.clear()
         self._tags.clear()
+        self._expected.clear()
         self._bytes = 0
 
     def _drop(self, key: str) -> None:
