@@ -26,6 +26,7 @@ MODULES = {
     "database": (
         "tenfold.database",
         "tenfold.positions",
+        "tenfold.sharding",
         "tenfold.deadlines",
         "tenfold.sessions.stores.sqlalchemy",
     ),

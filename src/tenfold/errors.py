@@ -18,6 +18,13 @@ TenfoldError
 ├── PoolExhaustedError     every connection of a pool is checked out: answer 503 with Retry-After
 ├── DeadlineExceededError  the request's deadline has passed
 ├── RateStoreError         the server of the rate limits does not answer
+├── ShardingError          errors of sharded databases
+│   ├── ShardDownError     a shard does not answer; those of other shards are not affected
+│   ├── BucketMovedError   rows are on another shard than this process knew; run() repeats by itself
+│   ├── CrossShardError    a row of another key than the session's: cross-shard writes need an outbox
+│   ├── QueryRefusedError  a query over all shards whose merged result would be wrong
+│   ├── DirectoryError     the directory of shards cannot be read, so that nothing is routed
+│   └── DirectoryConflictError  another writer has changed the directory meanwhile
 ├── TaskError              a task cannot be enqueued: unknown, or its arguments are not JSON or too large
 │   ├── TaskConflictError  its key is known, with other arguments
 │   └── TaskCancelledError a running task is to end: it was cancelled, or runs elsewhere
@@ -118,6 +125,34 @@ class PoolExhaustedError(TenfoldError):
 
 class DeadlineExceededError(TenfoldError):
     """The request's deadline has passed."""
+
+
+class ShardingError(TenfoldError):
+    """The root of the errors of sharded databases."""
+
+
+class ShardDownError(ShardingError):
+    """A shard does not answer; whether the last statement took effect is unknown."""
+
+
+class BucketMovedError(ShardingError):
+    """The rows of this key are on another shard than this process knew: nothing was done, repeat it."""
+
+
+class CrossShardError(ShardingError):
+    """A row of another key than the session's was written; nothing of the transaction is kept."""
+
+
+class QueryRefusedError(ShardingError):
+    """A query over all shards is refused, because its merged result would be wrong."""
+
+
+class DirectoryError(ShardingError):
+    """The directory of shards, or a shard that is to be administered, cannot be read or changed."""
+
+
+class DirectoryConflictError(ShardingError):
+    """Another writer changes the directory, or has changed it since it was read; nothing was changed."""
 
 
 class TaskError(TenfoldError):

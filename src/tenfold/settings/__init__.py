@@ -29,6 +29,7 @@ from tenfold.edge.settings import EdgeSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
 from tenfold.settings.verify import MOVED, VerifySettings
+from tenfold.sharding.settings import ShardingSettings
 from tenfold.sizing.settings import SizingSettings
 from tenfold.tasks.settings import StackTaskSettings
 
@@ -50,6 +51,8 @@ PLACEHOLDERS: Mapping[str, str] = {
     "redis_host": "redis",
     "redis_port": "redis",
     "redis_password": "redis",
+    "shard_urls": "database",
+    "shard_directory_url": "database",
 }
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z_]*)\}")
 
@@ -97,7 +100,8 @@ class ServiceSettings(BaseModel):
         default_factory=dict,
         description="variables for the app; {database_url}, {database_host}, {database_port}, "
         "{database_user}, {database_password}, {database_name}, {replica_urls}, {redis_url}, {redis_host}, "
-        "{redis_port}, {redis_password} are filled in",
+        "{redis_port}, {redis_password}, {shard_urls}, {shard_directory_url} are filled "
+        "in",
         examples=[{"DATABASE_URL": "{database_url}"}],
     )
     env_file: Path | None = Field(
@@ -203,6 +207,7 @@ class Settings(BaseModel):
     database: DatabaseSettings = DatabaseSettings()
     balancing: BalancingSettings = BalancingSettings()
     edge: EdgeSettings = EdgeSettings()
+    sharding: ShardingSettings = ShardingSettings()
     tasks: StackTaskSettings = StackTaskSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
@@ -233,6 +238,15 @@ class Settings(BaseModel):
             raise ValueError(
                 f"balancing.backups is {backups} but stack.instances is {instances}, so that no instance "
                 "would get requests in ordinary times; set stack.instances higher or balancing.backups = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_have_a_directory(self) -> Self:
+        if self.sharding.shards and not self.stack.database:
+            raise ValueError(
+                f"sharding.shards is {self.sharding.shards} but stack.database is false, and the directory "
+                "of the shards is on the primary; set stack.database = true"
             )
         return self
 

@@ -12,11 +12,16 @@ from tenfold.errors import SettingsError
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _DATABASE = {f"database_{part}" for part in ("url", "host", "port", "user", "password", "name")}
 _REDIS = {f"redis_{part}" for part in ("url", "host", "port", "password")}
-_TABLE = dict.fromkeys((*_DATABASE, "replica_urls"), "database") | dict.fromkeys(_REDIS, "redis")
+_TABLE = {
+    **dict.fromkeys((*_DATABASE, "replica_urls"), "[stack] database = true"),
+    **dict.fromkeys(_REDIS, "[stack] redis = true"),
+    **dict.fromkeys(("shard_urls", "shard_directory_url"), "[sharding] shards = 2 or more"),
+}
 _VARIABLES = {
     "database_url": "DATABASE_URL",
     "replica_urls": "DATABASE_REPLICA_URLS",
     "redis_url": "REDIS_URL",
+    "shard_urls": "SHARD_URLS",
 }
 
 
@@ -44,13 +49,15 @@ def merge_placeholders(servers: Iterable[Mapping[str, str]]) -> dict[str, str]:
             merged[name] = f"{merged[name]},{value}" if name in merged else value
     if "database_url" in merged:
         merged.setdefault("replica_urls", "")
+        if "shard_urls" in merged:
+            merged["shard_directory_url"] = merged["database_url"]
     return merged
 
 
 def standard_variables(placeholders: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that every app gets: each server address under its usual name.
 
-    DATABASE_URL, DATABASE_REPLICA_URLS and REDIS_URL; any other ``…_url`` in capitals.
+    DATABASE_URL, DATABASE_REPLICA_URLS, REDIS_URL and SHARD_URLS; any other ``…_url`` in capitals.
     """
     return {
         _VARIABLES.get(name, name.upper()): value
@@ -79,7 +86,7 @@ def _fill(key: str, text: str, placeholders: Mapping[str, str]) -> str:
 
 def _refusal(name: str, placeholders: Mapping[str, str]) -> str:
     if server := _TABLE.get(name):
-        return f"{{{name}}} needs [stack] {server} = true"
+        return f"{{{name}}} needs {server}"
     near = difflib.get_close_matches(name, {*placeholders, *_TABLE}, n=1)
     names = ", ".join(f"{{{known}}}" for known in sorted(placeholders)) or "there are none in this stack"
     return f"there is no {{{name}}}; " + (f"did you mean {{{near[0]}}}?" if near else f"known: {names}")

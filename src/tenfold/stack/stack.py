@@ -16,6 +16,8 @@ from tenfold.balancing import rolling
 from tenfold.balancing.rolling import Replacement
 from tenfold.errors import StackError, TenfoldError
 from tenfold.settings import Settings
+from tenfold.sharding.administration import DirectoryStore, create_shards
+from tenfold.sharding.keys import parse_key_types
 from tenfold.stack import environment
 from tenfold.stack.interrupts import defer_signals
 from tenfold.stack.prepare import prepare_command
@@ -25,6 +27,7 @@ from tenfold.stack.servers import create_servers
 from tenfold.stack.servers.app import create_instance
 from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
+from tenfold.stack.servers.shards import ShardServer
 from tenfold.stack.service_python import service_python, variables_of_file, with_scripts_on_path
 from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
 from tenfold.types import Server
@@ -101,7 +104,7 @@ class Stack:
     @property
     def database_url(self) -> str | None:
         """The URL of the primary, as the database's owner, or None without a database."""
-        return next((server.url for server in self._servers if isinstance(server, Primary)), None)
+        return next((server.url for server in self._servers if server.kind == "primary"), None)
 
     @property
     def probe_address(self) -> Path:
@@ -137,8 +140,8 @@ class Stack:
         Raises:
             psycopg.Error: the primary cannot be queried.
         """
-        primary = next((server for server in self._servers if isinstance(server, Primary)), None)
-        return primary.replication_lag_bytes() if primary else {}
+        primary = next((server for server in self._servers if server.kind == "primary"), None)
+        return primary.replication_lag_bytes() if isinstance(primary, Primary) else {}
 
     def ended_servers(self) -> list[LocalServer]:
         """Return the servers that have ended since they started. Cheap enough for several calls a second."""
@@ -240,6 +243,7 @@ class Stack:
 
     def _prepare(self, command: Sequence[str], needed: Sequence[Future[None]]) -> None:
         _wait_for(needed)
+        self._create_shards()
         if not command:
             return
         workdir, timeout_s = self._require_workdir(), self._settings.stack.start_timeout_s
@@ -259,6 +263,14 @@ class Stack:
             ):
                 raise StackError(f"{server.name} has not replayed what prepare wrote within {timeout_s:g} s")
         self._log(f"prepared after {time.monotonic() - started:.1f} s")
+
+    def _create_shards(self) -> None:
+        """Create the directory of shards on the primary, and what each shard needs, as the app's role."""
+        servers = [server for server in self._servers if isinstance(server, ShardServer)]
+        if servers and self.database_url:
+            urls = {name: url for server in servers for name, url in server.shard_urls().items()}
+            types = parse_key_types(self._settings.sharding.key)
+            create_shards(DirectoryStore(self.database_url), dict(sorted(urls.items())), types)
 
     # ------------------------------------------------------------------ restart and replace
 

@@ -56,7 +56,8 @@ def database_name(app: str) -> str:
     return name if usable and name not in _RESERVED else "app"
 
 
-def _connect(url: str) -> psycopg.Connection[Any]:
+def connect(url: str) -> psycopg.Connection[Any]:
+    """Open a connection in AUTOCOMMIT."""
     try:
         import psycopg
     except ImportError as error:
@@ -155,7 +156,7 @@ class _PostgreSQL(LocalServer):
         Raises:
             psycopg.Error: the server cannot be reached, or refuses the query.
         """
-        with _connect(self.admin_url) as connection:
+        with connect(self.admin_url) as connection:
             return connection.execute(query.encode()).fetchall()
 
     def _is_true(self, query: str) -> bool:
@@ -192,8 +193,9 @@ class Primary(_PostgreSQL):
         max_connections: int,
         replicas: int,
         timeout_s: float,
+        server_name: str = "primary",
     ) -> None:
-        super().__init__(workdir, name="primary", timeout_s=timeout_s)
+        super().__init__(workdir, name=server_name, timeout_s=timeout_s)
         self.program = program
         self.database = self.user = name
         self.password, self.admin_password = secrets.token_hex(16), secrets.token_hex(16)
@@ -270,7 +272,7 @@ class Primary(_PostgreSQL):
 
         role = f"create role {self.user} login password '{self.password}' in role pg_monitor"
         try:
-            with _connect(self._url(_ADMIN, self.admin_password, "template1")) as connection:
+            with connect(self._url(_ADMIN, self.admin_password, "template1")) as connection:
                 connection.execute(role.encode())
                 connection.execute(f"alter database postgres rename to {self.database}".encode())
                 connection.execute(f"alter database {self.database} owner to {self.user}".encode())
