@@ -17,7 +17,7 @@ _ORDERS = "id, user_id, status, total_cents, created_at"
 _ITEMS = "order_id, product_id, quantity, unit_price_cents"
 
 
-def load(engine: Engine, metadata: MetaData) -> None:
+def load(engine: Engine, metadata: MetaData, *, with_orders: bool = True) -> None:
     """Drop the tables of ``metadata``, create them again and fill them, all or nothing.
 
     Tables first, then rows, then indexes and foreign keys: a new foreign key is checked for all rows with one
@@ -30,28 +30,23 @@ def load(engine: Engine, metadata: MetaData) -> None:
         metadata.drop_all(connection)
         for table in metadata.sorted_tables:
             connection.execute(CreateTable(table, include_foreign_key_constraints=[]))
-        _fill(_driver(connection))
+        _fill(driver_of(connection), with_orders=with_orders)
         _constrain(connection, metadata)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM (ANALYZE)")
 
 
-def _driver(connection: Connection) -> psycopg.Connection:
+def driver_of(connection: Connection) -> psycopg.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection), "the shop speaks to PostgreSQL through psycopg 3"
     return driver
 
 
-def _fill(connection: psycopg.Connection) -> None:
-    _copy(connection, "users", _USERS, rows.users())
-    _copy(connection, "products", _PRODUCTS, rows.products())
-    # Two tables from one pass over the orders: the items wait in memory (10 MB), the orders stream.
-    items: list[str] = []
-    with connection.cursor().copy(_statement("orders", _ORDERS)) as copy:
-        for placed, contents in rows.orders():
-            copy.write(placed)
-            items.append(contents)
-    _copy(connection, "order_items", _ITEMS, items)
+def _fill(connection: psycopg.Connection, *, with_orders: bool) -> None:
+    copy_rows(connection, "users", _USERS, rows.users())
+    copy_rows(connection, "products", _PRODUCTS, rows.products())
+    if with_orders:
+        _fill_orders(connection)
     for table in ("users", "products", "orders"):
         connection.execute(
             sql.SQL("SELECT setval(pg_get_serial_sequence({}, 'id'), max(id)) FROM {}").format(
@@ -60,7 +55,17 @@ def _fill(connection: psycopg.Connection) -> None:
         )
 
 
-def _copy(connection: psycopg.Connection, table: str, columns: str, lines: Iterable[str]) -> None:
+def _fill_orders(connection: psycopg.Connection) -> None:
+    # Two tables from one pass over the orders: the items wait in memory (10 MB), the orders stream.
+    items: list[str] = []
+    with connection.cursor().copy(_statement("orders", _ORDERS)) as copy:
+        for placed, contents in rows.orders():
+            copy.write(placed)
+            items.append(contents)
+    copy_rows(connection, "order_items", _ITEMS, items)
+
+
+def copy_rows(connection: psycopg.Connection, table: str, columns: str, lines: Iterable[str]) -> None:
     with connection.cursor().copy(_statement(table, columns)) as copy:
         for line in lines:
             copy.write(line)

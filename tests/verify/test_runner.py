@@ -20,7 +20,7 @@ from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import CHECKS, Check, run, select
-from tests.verify.support import caches, databases, edges, sessions_cases, stacks, tasks, waiting
+from tests.verify.support import caches, databases, edges, sessions_cases, shards, stacks, tasks, waiting
 from tests.verify.support.served import serve
 
 STACK: Any = None
@@ -281,6 +281,10 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "acknowledged write survives": databases.careless("GET /primary/notes"),
     "pools keep their budget": databases.careless("GET /held/notes"),
     "nothing stays checked out": databases.careless("GET /kept/notes"),
+    "rows are on their own shard": shards.careless,
+    "keys are spread evenly": shards.careless,
+    "a dead shard fails alone": shards.careless,
+    "an older directory writes nothing": shards.careless,
     "cached reads need no database": databases.careless(cached="GET /notes"),
     "a Redis outage fails no cached read": caches.naive,
     "no user gets another's cached answer": caches.naive,
@@ -299,6 +303,7 @@ def shared_stacks() -> Iterator[None]:
     yield
     databases.stop()
     caches.stop()
+    shards.stop()
 
 
 @pytest.mark.control("every check can fail")

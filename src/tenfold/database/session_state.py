@@ -68,7 +68,7 @@ _TEMPORARY = {"temp", "temporary"}
 _LOCKS = {
     f"pg_{attempt}advisory_lock{shared}" for attempt in ("", "try_") for shared in ("", "_shared")
 }  # without xact: of the session
-# What may stand before a parenthesis and sets nothing: keywords, types, and functions of pg_catalog.
+# What may stand before a parenthesis and sets nothing: keywords, types, functions of pg_catalog and tenfold.
 _HARMLESS_NAMES = """
     all and any array as asc between by case cast check cross cube distinct else end except exclude
     exists explain extract fetch filter first following from full grouping group having in inner
@@ -111,7 +111,7 @@ _HARMLESS_NAMES = """
     pg_get_expr pg_get_indexdef pg_get_serial_sequence pg_get_viewdef pg_is_in_recovery
     pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_relation_size
     pg_size_pretty pg_sleep pg_table_is_visible pg_table_size pg_total_relation_size pg_typeof
-    to_regclass to_regtype uuidv4 uuidv7 version
+    to_regclass to_regtype uuidv4 uuidv7 version tenfold.bucket tenfold.key tenfold.require_epoch
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 

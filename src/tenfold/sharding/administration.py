@@ -125,7 +125,7 @@ class DirectoryStore:
         with connect(self._url, what=_THE_DIRECTORY) as connection:
             connection.execute("SELECT pg_advisory_xact_lock(1952804454, 0)")
             connection.execute(_TABLES.encode())
-            if connection.execute("SELECT FROM tenfold.directory").fetchone():
+            if connection.execute("SELECT 1 FROM tenfold.directory").fetchone():
                 raise DirectoryConflictError("there is a directory in this database already")
             connection.execute(
                 "INSERT INTO tenfold.directory (version, key_types) VALUES (0, %s)",

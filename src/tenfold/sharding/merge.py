@@ -440,7 +440,7 @@ def _plan_aggregates(
 ) -> ShardQuery:
     if not all(aggregates) or not is_plain:
         raise QueryRefusedError(
-            "COUNT, SUM, MIN, MAX and AVG over all shards stand alone: no other columns, ORDER BY, LIMIT, OFFSET"
+            "COUNT, SUM, MIN, MAX and AVG over all shards stand alone: no other column, ORDER BY or LIMIT"
         )
     columns: list[Any] = []
     combine: list[Callable[[Sequence[Any]], Any]] = []

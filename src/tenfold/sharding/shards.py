@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from tenfold.errors import BucketMovedError, CrossShardError, SettingsError, ShardDownError
+from tenfold.errors import BucketMovedError, CrossShardError, NoReplicaError, SettingsError, ShardDownError
 from tenfold.redaction import redact
 
 __all__ = ["HAS_MOVED", "Shard", "as_shard", "translate_error"]
@@ -118,6 +119,8 @@ def translate_error(error: BaseException, name: str, *, connecting: bool) -> Bas
         is_lost = error.connection_invalidated or state[:2] == "08" or state in _LOST
         if is_lost or (not state and isinstance(error, OperationalError | InterfaceError)):
             return ShardDownError(f"shard {name} does not answer: {redact(said) or type(origin).__name__}")
+    elif isinstance(error, NoReplicaError) and not isinstance(error.__cause__, PoolTimeoutError):
+        return ShardDownError(f"shard {name} does not answer: {error}")
     elif connecting and isinstance(error, OSError):  # asyncpg's, when it cannot connect
         return ShardDownError(f"shard {name} does not answer: {error or type(error).__name__}")
     return error

@@ -10,6 +10,7 @@ from tenfold.verify.edge import attack, hits
 from tenfold.verify.measure import baseline
 from tenfold.verify.runner import Check
 from tenfold.verify.sessions import attacks, concurrency, instances, leaks
+from tenfold.verify.sharding import shards
 from tenfold.verify.tasks import background
 
 _APP = frozenset({"app"})
@@ -18,7 +19,9 @@ _NGINX = frozenset({"app", "nginx", "instances"})
 _REDIS = frozenset({"app", "redis"})
 _DATABASE = frozenset({"app", "database"})
 _REPLICAS = frozenset({"app", "database", "replicas"})
+_SHARDS = frozenset({"app", "shards"})
 _LOGIN = ("login", "whoami")
+_TWO_USERS = ("login", "other_user", "write")
 _TASK = ("task", "task_status")
 
 CHECKS: tuple[Check, ...] = (
@@ -85,6 +88,11 @@ CHECKS: tuple[Check, ...] = (
         ("read",),
         timeout_s=120,
     ),
+    # ------------------------------------------------------------------ sharding
+    Check(shards.PLACED, "sharding", shards.check_placement, _SHARDS),
+    Check(shards.SPREAD, "sharding", shards.check_spread, _SHARDS),
+    Check(shards.ALONE, "sharding", shards.check_shard_loss, _SHARDS, _TWO_USERS, timeout_s=180),
+    Check(shards.STALE, "sharding", shards.check_older_directory, _SHARDS, _TWO_USERS, timeout_s=120),
     # ------------------------------------------------------------------ caching
     Check(
         cached_reads.SPARED,

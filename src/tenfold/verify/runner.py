@@ -25,6 +25,7 @@ NEEDS: Mapping[str, Callable[[Settings], bool]] = {
     "nginx": lambda settings: settings.stack.nginx,
     "instances": lambda settings: settings.stack.instances > 1,
     "workers": lambda settings: bool(settings.tasks.app),
+    "shards": lambda settings: settings.sharding.shards > 1,
 }
 _REMEDIES = {
     "app": "name the app in [service] app",
@@ -34,6 +35,7 @@ _REMEDIES = {
     "nginx": "set stack.nginx = true",
     "instances": "set stack.instances to 2 or more",
     "workers": "name the Celery app in [tasks] app",
+    "shards": "set sharding.shards to 2 or more",
 }
 
 

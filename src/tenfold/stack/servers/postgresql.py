@@ -29,8 +29,8 @@ from tenfold.stack.workdir import WorkDir
 if TYPE_CHECKING:
     import psycopg
 
-_ADMIN = "tenfold"
-_RESERVED = {_ADMIN, "postgres", "template0", "template1", "public", "none", "user", "all", "replication"}
+ADMIN = "tenfold"
+_RESERVED = {ADMIN, "postgres", "template0", "template1", "public", "none", "user", "all", "replication"}
 
 
 def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
@@ -85,7 +85,7 @@ class _PostgreSQL(LocalServer):
     @property
     def admin_url(self) -> str:
         """The URL of the database, as the superuser."""
-        return self._url(_ADMIN, self.admin_password, self.database)
+        return self._url(ADMIN, self.admin_password, self.database)
 
     def _url(self, user: str, password: str, database: str) -> str:
         return f"postgresql://{user}:{password}@{self.address}/{database}"
@@ -228,7 +228,7 @@ class Primary(_PostgreSQL):
         self._run(
             "initdb",
             f"--pgdata={self.data}",
-            f"--username={_ADMIN}",
+            f"--username={ADMIN}",
             f"--pwfile={password}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
@@ -272,7 +272,7 @@ class Primary(_PostgreSQL):
 
         role = f"create role {self.user} login password '{self.password}' in role pg_monitor"
         try:
-            with connect(self._url(_ADMIN, self.admin_password, "template1")) as connection:
+            with connect(self._url(ADMIN, self.admin_password, "template1")) as connection:
                 connection.execute(role.encode())
                 connection.execute(f"alter database postgres rename to {self.database}".encode())
                 connection.execute(f"alter database {self.database} owner to {self.user}".encode())
@@ -315,7 +315,7 @@ class Replica(_PostgreSQL):
             f"--pgdata={self.data}",
             f"--host={HOST}",
             f"--port={self.primary.port}",
-            f"--username={_ADMIN}",
+            f"--username={ADMIN}",
             "--wal-method=stream",
             "--checkpoint=fast",
             "--create-slot",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tenfold.settings import Settings
 from tenfold.stack.programs import POSTGRESQL, Program, find_postgresql, require
 from tenfold.stack.server import LocalServer
-from tenfold.stack.servers.postgresql import Primary, connect
+from tenfold.stack.servers.postgresql import ADMIN, Primary, connect
 from tenfold.stack.workdir import WorkDir
 
 
@@ -66,6 +66,10 @@ class ShardServer(Primary):
     def shard_urls(self) -> dict[str, str]:
         """The URL of each shard, as its owner."""
         return {name: self._url(self.user, self.password, name) for name in self.shards}
+
+    def shard_admin_urls(self) -> dict[str, str]:
+        """The URL of each shard, as the server's superuser."""
+        return {name: self._url(ADMIN, self.admin_password, name) for name in self.shards}
 
     def placeholders(self) -> Mapping[str, str]:
         """Return ``shard_urls``: the app gets those of all shards, each with its name."""
