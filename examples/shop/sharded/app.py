@@ -1,4 +1,4 @@
-"""The service: `granian --interface asgi shop.sharded.app:app`. Customers, the catalogue, and sharded orders."""
+"""The service: `granian --interface asgi shop.sharded.app:app`. The catalogue, and orders on shards."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ _ELSEWHERE = "run it for each key, or on a database that gathers the rows for re
 
 
 def _sharded_tables(query: Select[Any]) -> list[FromClause]:
-    froms = query.get_final_froms()
+    froms = _froms(query)
     if len(froms) != 1:
         raise QueryRefusedError(
             "a query over all shards reads one table, or tables joined by their shard key"
@@ -291,6 +291,17 @@ def _sharded_tables(query: Select[Any]) -> list[FromClause]:
     for join in joins:
         _require_same_shard(join)
     return sources
+
+
+def _froms(query: Any) -> Sequence[FromClause]:
+    """The FROM list. SQLAlchemy makes it by compiling the statement, which a plain one does not need."""
+    if not (query._setup_joins or query._from_obj or query._with_options):
+        froms = query.columns_clause_froms
+        used = {found for clause in query._where_criteria for found in clause._from_objects}
+        if len(froms) == 1 and isinstance(froms[0], Table) and used <= {froms[0]}:
+            return [froms[0]]
+    found: Sequence[FromClause] = query.get_final_froms()
+    return found
 
 
 def _require_same_shard(join: Join) -> None:

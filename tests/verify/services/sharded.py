@@ -61,16 +61,12 @@ def prepare_carelessly() -> None:
         engine = create_engine(driven(url))
         with engine.begin() as connection:
             connection.execute(
-                text(
-                    "create table notes (id bigserial primary key, user_id bigint not null, bucket smallint, value text)"
-                )
+                text("create table notes (id bigserial primary key, user_id int, bucket int2, value text)")
             )
             connection.execute(text("insert into tenfold.tables values ('notes', array['user_id'])"))
             if not number:
                 connection.execute(
-                    text(
-                        "insert into notes (user_id, bucket) select n, n % 4096 from generate_series(1, 200) n"
-                    )
+                    text("insert into notes (user_id, bucket) select n, 7 from generate_series(1, 200) n")
                 )
         engine.dispose()
 

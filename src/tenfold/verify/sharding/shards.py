@@ -273,7 +273,7 @@ def _homes(
         changed = {name: rows for name, rows in more.items() if rows > 0}
         if len(changed) != 1:
             raise TargetError(
-                f"{known.write} wrote rows on {len(changed)} shards, where it should on one: correct verify.write"
+                f"{known.write} wrote rows on {len(changed)} shards, not on one: correct verify.write"
             )
         homes.append(_Home(*changed.popitem()))
     if _server_of(stack, homes[0].shard) is _server_of(stack, homes[1].shard):
