@@ -56,6 +56,17 @@ PACKAGES: dict[str, list[str]] = {
         "RateLimiter",
         "RedisRates",
     ],
+    "tenfold.sharding": [
+        "DirectoryStore",
+        "Page",
+        "Sharded",
+        "ShardedDatabase",
+        "decode_id",
+        "make_uuid",
+        "next_id",
+        "parse_shard_urls",
+        "shard_table",
+    ],
     "tenfold.sessions": [
         "BearerTransport",
         "CookieSessions",

@@ -39,6 +39,7 @@ PATTERNS = {
     "replicas": "Replicas",
     "caching": "Caching",
     "pools": "Pools",
+    "sharding": "Shards",
     "tasks": "Tasks",
     "autoscaling": "Autoscaling",
     "docs": "The documentation",

@@ -195,6 +195,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
         "database",
         "balancing",
         "edge",
+        "sharding",
         "tasks",
         "autoscaling",
         "kubernetes",
@@ -207,6 +208,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     assert tables["database"].keys() == set(Settings().database.model_dump())
     assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
     assert tables["edge"].keys() == set(Settings().edge.model_dump())
+    assert tables["sharding"].keys() == set(Settings().sharding.model_dump())
     assert tables["tasks"].keys() == set(Settings().tasks.model_dump())
     assert tables["autoscaling"].keys() == set(Settings().autoscaling.model_dump())
     assert tables["kubernetes"].keys() == set(Settings().kubernetes.model_dump())

@@ -166,21 +166,16 @@ def _plan(command: _Command) -> int:
         "peak_after": peaks[1],
     }
 
-    def text() -> Any:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("shard", command.options["by"] + " before", "after"):
-            table.add_column(title, justify="left" if title == "shard" else "right", min_width=14)
-        for name in plan.before:
-            table.add_row(name, f"{plan.before[name]:,.0f}", f"{plan.after[name]:,.0f}")
-        table.add_row("peak to average", f"{peaks[0]:.2f}", f"{peaks[1]:.2f}")
+    def text() -> str:
+        unit = command.options["by"]
+        lines = [f"{'shard':<20}{unit + ' before':>16}{'after':>16}"]
+        lines += [
+            f"{name[:19]:<20}{plan.before[name]:>16,.0f}{plan.after[name]:>16,.0f}" for name in plan.before
+        ]
+        lines.append(f"{'peak to average':<20}{peaks[0]:>16.2f}{peaks[1]:>16.2f}")
         moved = sum((weights or {}).get(move.bucket, 1.0) for move in plan.moves)
-        table.caption = (
-            f"{len(plan.moves)} buckets move ({moved:,.0f} {command.options['by']}); nothing was changed"
-        )
-        table.caption_justify = "left"
-        return table
+        more = "" if unit == "buckets" else f" with {moved:,.0f} {unit}"
+        return "\n".join([*lines, f"{len(plan.moves)} buckets{more} would move; nothing was changed."])
 
     command.show(facts, text)
     return 0

@@ -323,17 +323,21 @@ class ShardedDatabase:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None
+        self._store_load()
         self._store.close()
 
     def _load_directory(self, known: Directory | None) -> Directory:
         directory = self._store.load(known)
+        self._store_load()
+        return directory
+
+    def _store_load(self) -> None:
         if self._load is not None and (rows := self._load.take()):
             try:
                 self._store.record_load(rows)
             except DirectoryError as error:
                 _log.warning("the load of shards is not counted: %s", error)
                 self._load = None
-        return directory
 
     # ------------------------------------------------------------------ sessions
 

@@ -23,32 +23,35 @@ class LoadCounter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[tuple[int, str], tuple[int, float]] = {}
+        self._keys: dict[tuple[int, str], tuple[int, float]] = {}
+        self._buckets: dict[tuple[int, str], tuple[int, float]] = {}  # of light keys, whose text is ""
 
-    def record(self, bucket: int, key: str, seconds: float, sessions: int = 1) -> None:
+    def record(self, bucket: int, key: str, seconds: float) -> None:
         """Count one session."""
         with self._lock:
-            self._add(bucket, key, sessions, seconds)
-            if len(self._counts) > _MOST_KEYS:
+            _add(self._keys if key else self._buckets, (bucket, key), 1, seconds)
+            if len(self._keys) > _MOST_KEYS:
                 self._merge_light_keys(_MOST_KEYS // 2)
 
     def take(self) -> list[tuple[int, str, int, float]]:
         """Return bucket, key, sessions and seconds, and begin anew; the heaviest 200, the rest by bucket."""
         with self._lock:
             self._merge_light_keys(_REPORTED)
-            counts, self._counts = self._counts, {}
+            counts = self._keys | self._buckets
+            self._keys, self._buckets = {}, {}
         return [(*at, *found) for at, found in counts.items()]
 
-    def _add(self, bucket: int, key: str, sessions: int, seconds: float) -> None:
-        known = self._counts.get((bucket, key), (0, 0.0))
-        self._counts[bucket, key] = known[0] + sessions, known[1] + seconds
-
     def _merge_light_keys(self, keep: int) -> None:
-        """Count all but the heaviest keys under their bucket, as the key ""."""
-        heaviest = sorted(self._counts, key=lambda at: -self._counts[at][1])
-        for bucket, key in heaviest[keep:]:
-            if key:
-                self._add(bucket, "", *self._counts.pop((bucket, key)))
+        heaviest = sorted(self._keys, key=lambda at: -self._keys[at][1])
+        for at in heaviest[keep:]:
+            _add(self._buckets, (at[0], ""), *self._keys.pop(at))
+
+
+def _add(
+    counts: dict[tuple[int, str], tuple[int, float]], at: tuple[int, str], sessions: int, seconds: float
+) -> None:
+    known = counts.get(at, (0, 0.0))
+    counts[at] = known[0] + sessions, known[1] + seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from tenfold.stack.workdir import WorkDir
 
 
 def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
-    """Create the servers of ``[sharding]``, with the shards dealt out in turn."""
+    """Create the servers of ``[sharding]``, each with an equal part of the shards."""
     count = settings.sharding.servers if settings.sharding.shards else 0
     if not count:
         return []
@@ -23,7 +23,7 @@ def create_servers(settings: Settings, workdir: WorkDir) -> list[LocalServer]:
             workdir,
             program,
             number=number,
-            shards=tuple(names[number - 1 :: count]),
+            shards=tuple(names[(number - 1) * len(names) // count : number * len(names) // count]),
             max_connections=settings.stack.max_connections,
             timeout_s=settings.stack.start_timeout_s,
         )

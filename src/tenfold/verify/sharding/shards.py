@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tenfold.errors import TargetError
 from tenfold.settings import Settings
 from tenfold.settings.verify import VerifySettings
-from tenfold.stack.servers.shards import ShardServer
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify.kit.instances import kill
 from tenfold.verify.kit.load_clients import LoadClients, SentRequest, status_summary
 from tenfold.verify.kit.session_user import SessionUser, require_login
 from tenfold.verify.kit.user_agent import UserAgent
+
+if TYPE_CHECKING:
+    from tenfold.stack.servers.shards import ShardServer
 
 PLACED = "rows are on their own shard"
 SPREAD = "keys are spread evenly"
@@ -284,7 +286,7 @@ def _homes(
 
 
 def _shard_servers(stack: Stack) -> list[ShardServer]:
-    return [server for server in stack.servers if isinstance(server, ShardServer)]
+    return [cast("ShardServer", server) for server in stack.servers if server.kind == "shard server"]
 
 
 def _server_of(stack: Stack, shard: str) -> ShardServer:
