@@ -64,8 +64,8 @@ test-sqlalchemy-2.0:
 	$(MAKE) VENV=$(OLD) $(OLD)/.installed
 	$(if $(UV),$(UV) pip install --python $(OLD)/bin/python,$(OLD)/bin/python -m pip install --disable-pip-version-check -q) \
 	  'sqlalchemy==2.0.44'
-	$(OLD)/bin/python -m pytest -m "not slow and not alone" -n 2 --dist loadfile tests/database tests/measure/probe \
-	  tests/adoption/test_probe_of_shapes.py
+	$(OLD)/bin/python -m pytest -m "not slow and not alone" -n 2 --dist loadfile tests/database tests/sharding \
+	  tests/measure/probe tests/adoption/test_probe_of_shapes.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ TenfoldError
 │   ├── BucketMovedError   rows are on another shard than this process knew; run() repeats by itself
 │   ├── CrossShardError    a row of another key than the session's: cross-shard writes need an outbox
 │   ├── QueryRefusedError  a query over all shards whose merged result would be wrong
+│   ├── PageTokenError     a page's token is none of this query: answer 422
 │   ├── DirectoryError     the directory of shards cannot be read, so that nothing is routed
 │   └── DirectoryConflictError  another writer has changed the directory meanwhile
 ├── TaskError              a task cannot be enqueued: unknown, or its arguments are not JSON or too large
@@ -145,6 +146,10 @@ class CrossShardError(ShardingError):
 
 class QueryRefusedError(ShardingError):
     """A query over all shards is refused, because its merged result would be wrong."""
+
+
+class PageTokenError(ShardingError):
+    """The token of a page, which a client sends, is none of this query."""
 
 
 class DirectoryError(ShardingError):

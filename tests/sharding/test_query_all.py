@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, distinct, exists, func, literal_column, or_, select, text, true, union
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload
 
-from tenfold.errors import BucketMovedError, QueryRefusedError, SettingsError
+from tenfold.errors import BucketMovedError, PageTokenError, QueryRefusedError
 from tenfold.sharding import ShardedDatabase
 from tenfold.sharding.merge import ShardQuery
 from tests.sharding.conftest import Shards
@@ -354,7 +354,7 @@ def test_token_that_is_none_is_refused(database: ShardedDatabase, token: str) ->
     if not token:
         assert database.query_page(query, size=1)
         return
-    with pytest.raises(SettingsError, match="no token of a page"):
+    with pytest.raises(PageTokenError, match="no token of a page"):
         database.query_page(query, size=1, after=token)
 
 

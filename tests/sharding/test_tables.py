@@ -114,7 +114,7 @@ def test_every_kind_of_declaration_is_guarded(declared: ShardedDatabase) -> None
 
 
 def test_autogenerate_finds_nothing_to_change(declared: ShardedDatabase, shards: Shards) -> None:
-    """What guards the tables is in a schema of its own, in triggers and in constraints that the models have."""
+    """The guards are in a schema of their own, in triggers, and in constraints that the models have."""
     with engine_of(shards.urls["shard1"]).connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
     ours = {"orders", "lines"}

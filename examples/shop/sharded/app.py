@@ -12,7 +12,7 @@ from shop.sharded.database import shards
 from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
-from tenfold.errors import ShardingError
+from tenfold.errors import PageTokenError, ShardingError
 from tenfold.metrics import MetricsEndpoint
 from tenfold.sessions import BearerTransport, SessionMiddleware
 
@@ -29,6 +29,11 @@ app.include_router(orders.router)
 def refuse(_: Request, error: ShardingError) -> JSONResponse:
     """A shard is down, or the directory is: other users are not affected."""
     return JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": "1"})
+
+
+@app.exception_handler(PageTokenError)
+def refuse_token(_: Request, error: PageTokenError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 422)
 
 
 # The first one added is the innermost; docs/middlewares.md has the order and the reasons.

@@ -215,7 +215,7 @@ class ShardedDatabase:
         A page costs the same wherever it is: rows are found by the values of ORDER BY, not counted.
 
         Raises:
-            SettingsError: ``after`` is no such token. Others as :meth:`query_all`.
+            PageTokenError: ``after`` is no such token. Others as :meth:`query_all`.
         """
         query = plan_page(statement, size=size, after=after)
         return _page(query, self._gather(query), size)

@@ -39,7 +39,7 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CTE, Alias, FromClause, Join, Select, SelectBase, Subquery
 
-from tenfold.errors import QueryRefusedError, SettingsError
+from tenfold.errors import PageTokenError, QueryRefusedError
 from tenfold.sharding.tables import shard_key
 
 __all__ = ["LOAD_APART", "MAX_ROWS", "ShardQuery", "next_page_token", "plan_page", "plan_query"]
@@ -532,7 +532,7 @@ def plan_page(statement: Any, *, size: int, after: str = "") -> ShardQuery:
 
     Raises:
         QueryRefusedError: as :func:`plan_query`; or ORDER BY may be NULL.
-        SettingsError: ``after`` is no token of a page of this query.
+        PageTokenError: ``after`` is no token of a page of this query.
     """
     query = _require_select(statement)
     if not 0 < size < MAX_ROWS or _number(query, "limit") is not None or _number(query, "offset"):
@@ -592,4 +592,4 @@ def _read_token(text: str, terms: Sequence[OrderTerm]) -> list[Any]:
                 raise ValueError
         return values
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
-        raise SettingsError("that is no token of a page of this query: begin at the first page") from None
+        raise PageTokenError("that is no token of a page of this query: begin at the first page") from None
