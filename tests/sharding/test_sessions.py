@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from tenfold.database import DatabaseRouter
 from tenfold.errors import BucketMovedError, CrossShardError, SettingsError
-from tenfold.sharding import ShardedDatabase, decode_id
+from tenfold.sharding import DirectoryStore, ShardedDatabase, decode_id
+from tenfold.sharding.directory import Directory
 from tests.sharding.conftest import Shards
 from tests.sharding.support.models import Line, Order
 
@@ -324,6 +325,28 @@ def test_something_else_is_no_shard(shards: Shards) -> None:
         ShardedDatabase(shards.directory_url, {"one": "postgresql://localhost/x"})
     with pytest.raises(SettingsError, match="needs its shards by name"):
         ShardedDatabase(shards.directory_url, {})
+
+
+def test_new_shard_without_buckets_is_not_asked(shards: Shards) -> None:
+    """It is in the directory before its tables are there, and before every process has its URL."""
+
+    class Store(DirectoryStore):
+        def load(self, known: Directory | None = None) -> Directory:
+            return shards.store.load().add_shards(["later"])
+
+    routers = {name: DatabaseRouter(url, metrics=False) for name, url in shards.urls.items()}
+    database = ShardedDatabase(Store(shards.directory_url), routers, count_load=False)
+    database.query_all(select(Order).limit(1))
+    for router in routers.values():
+        router.close()
+
+
+def test_threads_are_those_of_the_process(database: ShardedDatabase) -> None:
+    database.query_all(select(Order).limit(1))
+    before = database._pool
+    assert database._pool is before
+    database._pid = 0  # as in the child of a fork, where none of the threads runs
+    assert database._pool is not before
 
 
 def test_shard_without_url_is_named(shards: Shards) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -58,11 +59,12 @@ __all__ = ["Page", "ShardedDatabase"]
 _log = logging.getLogger("tenfold.sharding")
 Value = TypeVar("Value")
 
-_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)  # before each repetition: a bucket moves in less than their sum
+_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 0.0)  # after each attempt: a bucket moves in less than their sum
 _CLAIM = text(
     "SELECT tenfold.claim(CAST(:bucket AS smallint), CAST(:epoch AS bigint)), "
     "set_config('tenfold.bucket', :bucket_text, true), set_config('tenfold.key', :key, true)"
 )
+_NO_URL = "the directory has a shard {}, which this service has no URL for"
 _LOOK = text(
     "SELECT count(*) FROM tenfold.buckets WHERE bucket = CAST(:bucket AS smallint) "
     "AND epoch = CAST(:epoch AS bigint) AND owned"
@@ -85,9 +87,8 @@ class Page:
 class ShardedDatabase:
     """Routes sessions to the shard of their key, and runs queries on all shards.
 
-    What protects data does not rest on this process: a shard refuses a session whose epoch of the bucket is
-    not
-    its own, a row of a bucket that it does not have, and one of another key than the session's.
+    What protects data does not rest on this process: a shard refuses a session whose epoch of the bucket
+    is not its own, a row of a bucket that it does not have, and one of another key than the session's.
 
     Args:
         directory: the URL of the directory's database, or a :class:`DirectoryStore`.
@@ -119,6 +120,7 @@ class ShardedDatabase:
         self._max_rows = max_rows
         self._load = LoadCounter() if count_load else None
         self._threads: ThreadPoolExecutor | None = None
+        self._pid = 0
 
     # ------------------------------------------------------------------ one key
 
@@ -151,39 +153,35 @@ class ShardedDatabase:
         Raises:
             As :meth:`session_for`.
         """
-        for pause_s in (*_PAUSES_S, None):
-            scope = self.session_for(key, read_only=read_only and pause_s == _PAUSES_S[0])
+        for number, pause_s in enumerate(_PAUSES_S):
+            scope = self.session_for(key, read_only=read_only and not number)
             try:
                 session = scope.__enter__()
             except BucketMovedError:
-                if pause_s is None:
-                    raise
                 time.sleep(pause_s)
                 self._lease.renew()
                 continue
             with ExitStack() as exits:
                 exits.push(scope)
                 return function(session)
-        raise AssertionError("the last attempt returns or raises")
+        raise BucketMovedError(HAS_MOVED)
 
     async def run_async(
         self, key: Key, function: Callable[[AsyncSession], Awaitable[Value]], *, read_only: bool = False
     ) -> Value:
         """As :meth:`run`, for asyncio."""
-        for pause_s in (*_PAUSES_S, None):
-            scope = self.session_for(key, read_only=read_only and pause_s == _PAUSES_S[0])
+        for number, pause_s in enumerate(_PAUSES_S):
+            scope = self.session_for(key, read_only=read_only and not number)
             try:
                 session = await scope.__aenter__()
             except BucketMovedError:
-                if pause_s is None:
-                    raise
                 await asyncio.sleep(pause_s)
                 await self._lease.renew_async()
                 continue
             async with AsyncExitStack() as exits:
                 exits.push_async_exit(scope)
                 return await function(session)
-        raise AssertionError("the last attempt returns or raises")
+        raise BucketMovedError(HAS_MOVED)
 
     def bucket_for(self, key: Key) -> int:
         """The bucket of a key, for :func:`~tenfold.sharding.make_uuid`."""
@@ -227,15 +225,14 @@ class ShardedDatabase:
 
     def _gather(self, query: ShardQuery) -> list[Sequence[Any]]:
         directory = self._lease.get()
-        for pause_s in (*_PAUSES_S, None):
-            replicas = pause_s == _PAUSES_S[0]  # one may be late to hear of a move
+        for number, pause_s in enumerate(_PAUSES_S):
             try:
-                epochs = self._require_shards(directory)
+                work = self._work(query, directory, replicas=not number)
+                first, *others = work
 
                 def ask(name: str) -> Sequence[Any]:
-                    return self._ask(name, query.statement_for(epochs[name]), replicas)  # noqa: B023
+                    return self._ask(name, *work[name])  # noqa: B023
 
-                first, *others = epochs
                 futures = [self._pool.submit(contextvars.copy_context().run, ask, name) for name in others]
                 try:
                     answers = [ask(first)]
@@ -244,40 +241,34 @@ class ShardedDatabase:
                         future.exception()  # all have ended before anything is raised
                 return query.merge([*answers, *(future.result() for future in futures)])
             except BucketMovedError:
-                if pause_s is None:
-                    raise
                 time.sleep(pause_s)
                 directory = self._lease.renew()
-        raise AssertionError("the last attempt returns or raises")
+        raise BucketMovedError(HAS_MOVED)
 
     async def _gather_async(self, query: ShardQuery) -> list[Sequence[Any]]:
         directory = await self._lease.get_async()
-        for pause_s in (*_PAUSES_S, None):
-            replicas = pause_s == _PAUSES_S[0]
+        for number, pause_s in enumerate(_PAUSES_S):
             try:
-                names = self._require_shards(directory)
-                asked = (
-                    self._ask_async(name, query.statement_for(epoch), replicas)
-                    for name, epoch in names.items()
-                )
+                work = self._work(query, directory, replicas=not number)
+                asked = (self._ask_async(name, *each) for name, each in work.items())
                 answers = await asyncio.gather(*asked, return_exceptions=True)
                 for answer in answers:
                     if isinstance(answer, BaseException):
                         raise answer
                 return query.merge(answers)  # type: ignore[arg-type]
             except BucketMovedError:
-                if pause_s is None:
-                    raise
                 await asyncio.sleep(pause_s)
                 directory = await self._lease.renew_async()
-        raise AssertionError("the last attempt returns or raises")
+        raise BucketMovedError(HAS_MOVED)
 
-    def _require_shards(self, directory: Directory) -> Mapping[str, int]:
-        if missing := directory.shard_epochs.keys() - self._shards.keys():
-            raise SettingsError(
-                f"the directory has a shard {min(missing)}, which this service has no URL for"
-            )
-        return directory.shard_epochs
+    def _work(
+        self, query: ShardQuery, directory: Directory, *, replicas: bool
+    ) -> dict[str, tuple[Any, bool]]:
+        """The statement for each shard with buckets, and whether replicas, which may be late, can answer."""
+        if missing := set(directory.used_shards) - self._shards.keys():
+            raise SettingsError(_NO_URL.format(min(missing)))
+        epochs = directory.shard_epochs
+        return {name: (query.statement_for(epochs[name]), replicas) for name in directory.used_shards}
 
     def _ask(self, name: str, statement: Any, replicas: bool) -> Sequence[Any]:
         with self._guard(name), self._scope(name, read_only=replicas) as session:
@@ -294,9 +285,9 @@ class ShardedDatabase:
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
+        if self._threads is None or self._pid != os.getpid():  # threads do not survive a fork
             count = min(64, 8 * len(self._shards))
-            self._threads = ThreadPoolExecutor(count, thread_name_prefix="tenfold shards")
+            self._threads, self._pid = ThreadPoolExecutor(count, thread_name_prefix="shards"), os.getpid()
         return self._threads
 
     # ------------------------------------------------------------------ consistency, state and end
@@ -354,23 +345,25 @@ class ShardedDatabase:
         try:
             yield
         except BaseException as error:
-            raise self._fail(name, ticket, error, connecting=True) from error
+            self._fail(name, ticket, error, connecting=True)
+            raise
         self._breakers[name].record(ticket, True)
 
     def _admit(self, name: str) -> int:
         breaker = self._breakers.get(name)
         if breaker is None:
-            raise SettingsError(f"the directory has a shard {name}, which this service has no URL for")
+            raise SettingsError(_NO_URL.format(name))
         if (ticket := breaker.admit()) is None:
             raise ShardDownError(f"shard {name} does not answer; it is asked again in {breaker.wait_s:.1f} s")
         return ticket
 
-    def _fail(self, name: str, ticket: int, error: BaseException, *, connecting: bool) -> BaseException:
-        """Record an error for the breaker, and say what it means for a caller who knows shards."""
+    def _fail(self, name: str, ticket: int, error: BaseException, *, connecting: bool) -> None:
+        """Record an error for the breaker; raise what it means for shards, if it has to do with them."""
         meaning = translate_error(error, name, connecting=connecting)
         outcome = None if not isinstance(error, Exception) else not isinstance(meaning, ShardDownError)
         self._breakers[name].record(ticket, outcome)
-        return meaning
+        if meaning is not error:
+            raise meaning from error
 
     def _record(self, place: Placement, ticket: int, started: float) -> None:
         self._breakers[place.shard].record(ticket, True)
@@ -402,7 +395,8 @@ class ShardSession:
                 self._scope.__exit__(*sys.exc_info())
                 raise
         except BaseException as error:
-            raise self._fail(error, connecting=True) from error
+            self._fail(error, connecting=True)
+            raise
         return session
 
     def __exit__(
@@ -411,7 +405,8 @@ class ShardSession:
         try:
             self._scope.__exit__(kind, error, trace)
         except BaseException as failure:
-            raise self._fail(failure) from failure
+            self._fail(failure)
+            raise
         self._end(error)
 
     async def __aenter__(self) -> AsyncSession:
@@ -428,7 +423,8 @@ class ShardSession:
                 await self._scope.__aexit__(*sys.exc_info())
                 raise
         except BaseException as error:
-            raise self._fail(error, connecting=True) from error
+            self._fail(error, connecting=True)
+            raise
         return session
 
     async def __aexit__(
@@ -437,7 +433,8 @@ class ShardSession:
         try:
             await self._scope.__aexit__(kind, error, trace)
         except BaseException as failure:
-            raise self._fail(failure) from failure
+            self._fail(failure)
+            raise
         self._end(error)
 
     def _begin(self, directory: Directory) -> None:
@@ -446,14 +443,14 @@ class ShardSession:
         self._scope = self._database._scope(self._place.shard, read_only=self._read_only)
         self._started = time.monotonic()
 
-    def _fail(self, error: BaseException, *, connecting: bool = False) -> BaseException:
-        return self._database._fail(self._place.shard, self._ticket, error, connecting=connecting)
+    def _fail(self, error: BaseException, *, connecting: bool = False) -> None:
+        self._database._fail(self._place.shard, self._ticket, error, connecting=connecting)
 
     def _end(self, error: BaseException | None) -> None:
         if error is None:
             self._database._record(self._place, self._ticket, self._started)
-        elif (meaning := self._fail(error)) is not error:
-            raise meaning from error
+        else:
+            self._fail(error)
 
 
 def _look_values(place: Placement) -> dict[str, Any]:

@@ -43,22 +43,26 @@ class Directory:
         key_types: of the parts of a shard key.
         shard_epochs: every shard and its epoch, in the order of their creation.
         buckets: 0 to 4095, and 4096 more than the hash for each tenant with a bucket of its own.
+        used_shards: those that have a bucket.
     """
 
     version: int
     key_types: tuple[KeyType, ...]
     shard_epochs: Mapping[str, int]
     buckets: Mapping[int, Bucket]
+    used_shards: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _tenants: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a directory in which a key would have no place."""
         if missing := set(range(BUCKETS)) - self.buckets.keys():
             raise SettingsError(f"the directory lacks {len(missing)} buckets, {min(missing)} for one")
-        if unknown := {bucket.shard for bucket in self.buckets.values()} - self.shard_epochs.keys():
+        used = {bucket.shard for bucket in self.buckets.values()}
+        if unknown := used - self.shard_epochs.keys():
             raise SettingsError(f"the directory names a shard that it does not know: {min(unknown)}")
         tenants = {bucket.tenant: number for number, bucket in self.buckets.items() if number >= BUCKETS}
         object.__setattr__(self, "_tenants", tenants)
+        object.__setattr__(self, "used_shards", tuple(name for name in self.shard_epochs if name in used))
 
     @classmethod
     def create(cls, shards: Sequence[str], key_types: tuple[KeyType, ...]) -> Self:
@@ -105,8 +109,7 @@ class Directory:
         """A directory in which ``key`` has a bucket of its own, on ``shard``.
 
         One tenant of each hashed bucket may: so the numbers of such buckets, and identifiers made in them,
-        are
-        unique without a register.
+        are unique without a register.
 
         Raises:
             SettingsError: it has one, another tenant of the same hash has one, or the shard is unknown.

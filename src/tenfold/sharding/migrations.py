@@ -36,9 +36,9 @@ def migrate(
 ) -> Iterator[Migrated]:
     """Run ``command`` for each shard, with its URL in a variable; yield each outcome as soon as it is known.
 
-    The first shard is the canary: if it fails, no other is touched. A shard that has the revision already
-    is left
-    as it is by Alembic, so that a repetition goes on where it was interrupted. Moves are kept out meanwhile.
+    The first shard is the canary: if it fails, no other is touched. A shard that has the revision already is
+    left as it is by Alembic, so that a repetition goes on where it was interrupted. Moves are kept out
+    meanwhile.
 
     Raises:
         SettingsError: the command cannot be run.
