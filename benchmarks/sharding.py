@@ -8,8 +8,8 @@ machine hits all of them; a ratio is the median of the rounds' ratios, with its 
     place / dict            Directory.place(key) beside SHA-256 and a dict look-up written by hand
     session / write         session_for(key) with an INSERT beside DatabaseRouter.write() on that shard
     read of a key / read    session_for(key, read_only=True) beside DatabaseRouter.read()
-    all / slowest           query_all() beside the slowest shard by itself. Each server takes 20 ms (pg_sleep in
-                            a view), as servers with cores of their own would; goal at most 1.5. Without that
+    all / slowest           query_all() beside the slowest shard alone. Each server takes 20 ms (pg_sleep in
+                            a view), as servers with their own cores would; goal at most 1.5. Without that
                             wait, on one machine, it is the Python of four statements that is measured
     horizontal_shard / all  SQLAlchemy's extension on the same shards, one after the other
 """
