@@ -134,7 +134,6 @@ MODULES: dict[str, list[str]] = {
     ],
     "tenfold.metrics": [
         "METRICS",
-        "REQUESTS",
         "REQUEST_SECONDS",
         "Metric",
         "MetricsEndpoint",

@@ -30,9 +30,9 @@ pytestmark = pytest.mark.guarantee("`/metrics` answers this machine only")
 # ------------------------------------------------------------------ the table
 
 UNITS = {
-    "counter": r"(tenfold|db_client)_[a-z_]+_total",
-    "histogram": r"(tenfold|db_client)_[a-z_]+_(seconds|bytes)",
-    "gauge": r"(tenfold|db_client)_[a-z_]+(?<!_total)",
+    "counter": r"(tenfold|db_client|http_server)_[a-z_]+_total",
+    "histogram": r"(tenfold|db_client|http_server)_[a-z_]+_(seconds|bytes)",
+    "gauge": r"(tenfold|db_client|http_server)_[a-z_]+(?<!_total)",
 }
 SPARING = re.compile(r"path|url|user|email|session|id|ip|query|statement")
 
@@ -81,10 +81,14 @@ def registry() -> CollectorRegistry:
 
 def counted(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
     return {
-        (sample.labels["method"], sample.labels["route"], sample.labels["status"]): sample.value
+        (
+            sample.labels["http_request_method"],
+            sample.labels["http_route"],
+            sample.labels["http_response_status_code"],
+        ): sample.value
         for family in text_string_to_metric_families(exposition(registry=registry).decode())
         for sample in family.samples
-        if sample.name == metrics.REQUESTS.name
+        if sample.name == f"{metrics.REQUEST_SECONDS.name}_count"
     }
 
 
@@ -173,8 +177,8 @@ def test_streamed_response_is_timed_to_its_last_byte(registry: CollectorRegistry
 
     app = Starlette(routes=[Mount("/in", routes=[Route("/", page)])])
     ask(MetricsMiddleware(app, registry=registry), ("GET", "/in/"))
-    labels = {"method": "GET", "route": "/in/", "status": "200"}
-    seconds = registry.get_sample_value("tenfold_request_seconds_sum", labels)
+    labels = {"http_request_method": "GET", "http_route": "/in/", "http_response_status_code": "200"}
+    seconds = registry.get_sample_value("http_server_request_duration_seconds_sum", labels)
     assert seconds is not None
     assert seconds >= 0.06
 
@@ -301,16 +305,17 @@ def test_metrics_endpoint_around_an_app_passes_other_paths(registry: CollectorRe
     assert code == 200
     assert answer.headers["content-type"] == metrics.CONTENT_TYPE
     assert (
-        'tenfold_requests_total{method="GET",route="/api/orders/{order_id}",status="200"} 1.0' in answer.text
-    )
+        'http_server_request_duration_seconds_count{http_request_method="GET",'
+        'http_response_status_code="200",http_route="/api/orders/{order_id}"} 1.0'
+    ) in answer.text
 
 
 # ------------------------------------------------------------------ many workers
 
 WORKER = """
 import sys
-from tenfold.metrics import Metric, REQUESTS, exposition, instrument
-instrument(REQUESTS).labels("GET", "/", "200").inc(int(sys.argv[1]))
+from tenfold.metrics import Metric, SHED, exposition, instrument
+instrument(SHED).labels("full", "normal", "on").inc(int(sys.argv[1]))
 instrument(Metric("tenfold_busy", "gauge", (), "Busy.")).set(int(sys.argv[1]))
 print(flush=True)
 sys.stdin.readline()
@@ -356,7 +361,7 @@ def test_exposition_sums_all_workers(
     folder: Path, workers: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = merged(folder, monkeypatch)
-    assert (found["tenfold_requests_total"], found["tenfold_busy"]) == (7, 7)
+    assert (found["tenfold_shed_total"], found["tenfold_busy"]) == (7, 7)
 
 
 def test_ended_worker_keeps_its_counters_and_loses_its_gauges(
@@ -365,7 +370,7 @@ def test_ended_worker_keeps_its_counters_and_loses_its_gauges(
     workers[0].kill()
     workers[0].wait()
     found = merged(folder, monkeypatch)
-    assert (found["tenfold_requests_total"], found["tenfold_busy"]) == (7, 4)
+    assert (found["tenfold_shed_total"], found["tenfold_busy"]) == (7, 4)
     assert not list(folder.glob(f"gauge_*_{workers[0].pid}.db"))
 
 
@@ -387,11 +392,42 @@ def test_empty_worker_file_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_instrument_is_created_once_per_registry(registry: CollectorRegistry) -> None:
-    assert instrument(metrics.REQUESTS, registry=registry) is instrument(metrics.REQUESTS, registry=registry)
-    assert instrument(metrics.REQUESTS) is not instrument(metrics.REQUESTS, registry=registry)
+    assert instrument(metrics.SHED, registry=registry) is instrument(metrics.SHED, registry=registry)
+    assert instrument(metrics.SHED) is not instrument(metrics.SHED, registry=registry)
 
 
 def test_missing_prometheus_client_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(DependencyError, match=r"pip install 'tenfold\[measure\]'"):
         exposition()
+
+
+# ------------------------------------------------------------------ the process
+
+
+def test_process_is_watched_from_the_first_request(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_TICK_S", 0.01)
+    app = MetricsMiddleware(MetricsMiddleware(fastapi_app(), registry=registry), registry=registry)
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.get("/api/orders/1")
+            before = registry.get_sample_value("tenfold_cpu_seconds_total")
+            time.sleep(0.08)  # in the event loop, where nobody should
+            while not (registry.get_sample_value("tenfold_event_loop_lag_seconds") or 0) > 0.05:
+                await asyncio.sleep(0.01)
+            assert registry.get_sample_value("tenfold_cpu_seconds_total") > before  # type: ignore[operator]
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert registry.get_sample_value("tenfold_workers") == 1
+    assert registry.get_sample_value("tenfold_threads_max") == 40
+    assert registry.get_sample_value("tenfold_threads_busy") == 0
+
+
+def test_objective_is_a_boundary_of_the_buckets(registry: CollectorRegistry) -> None:
+    ask(MetricsMiddleware(fastapi_app(), registry=registry, objective_s=0.3), ("GET", "/api/orders/1"))
+    text = exposition(registry=registry).decode()
+    assert 'le="0.3"' in text and 'le="0.2"' in text

@@ -115,5 +115,7 @@ def test_a_full_service_still_answers_probes_and_counts_its_refusals() -> None:
 
     assert asyncio.run(run()) == (503, 200, "True")
     counted = exposition(registry=registry).decode()
-    assert re.search(r'tenfold_requests_total\{[^}]*status="503"[^}]*\} 1\.0', counted)
+    assert re.search(
+        r'http_server_request_duration_seconds_count\{[^}]*status_code="503"[^}]*\} 1\.0', counted
+    )
     assert "/health/live" not in counted

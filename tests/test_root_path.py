@@ -180,8 +180,8 @@ def test_priorities_are_by_the_path_inside_of_the_app(place: Callable[[ASGIApp],
 
 def counted(registry: CollectorRegistry) -> dict[str, float]:
     lines = exposition(registry=registry).decode().splitlines()
-    found = [line for line in lines if line.startswith("tenfold_requests_total{")]
-    return {line.split('route="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in found}
+    found = [line for line in lines if line.startswith("http_server_request_duration_seconds_count{")]
+    return {line.split('http_route="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in found}
 
 
 @pytest.mark.parametrize("place", PLACES)

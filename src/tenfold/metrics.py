@@ -13,9 +13,10 @@ import asyncio
 import ipaddress
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
-    "REQUESTS",
     "REQUEST_SECONDS",
     "Metric",
     "MetricsEndpoint",
@@ -69,20 +69,27 @@ class Metric:
     )
 
 
-# There is a bucket boundary at 0.2 s because that is the default objective.
-REQUESTS = Metric(
-    "tenfold_requests_total",
-    "counter",
-    ("method", "route", "status"),
-    "Requests answered; status 499 means that the client disconnected first.",
-)
+# OpenTelemetry's stable name and labels. The objective is a bucket boundary: 0.2 s unless told otherwise.
 REQUEST_SECONDS = Metric(
-    "tenfold_request_seconds",
+    "http_server_request_duration_seconds",
     "histogram",
-    ("method", "route", "status"),
-    "Time from the arrival of a request to the last byte of its response.",
+    ("http_request_method", "http_route", "http_response_status_code"),
+    "Time from the arrival of a request to the last byte of its response; status 499 means that the client "
+    "disconnected first.",
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+# The process: multi-process mode of prometheus-client has no metrics of its own for it.
+CPU_SECONDS = Metric("tenfold_cpu_seconds_total", "counter", (), "CPU time of the workers.")
+WORKERS = Metric("tenfold_workers", "gauge", (), "Worker processes that serve.")
+EVENT_LOOP_LAG = Metric(
+    "tenfold_event_loop_lag_seconds",
+    "gauge",
+    (),
+    "The latest that the event loop came to a timer in five seconds.",
+    multiprocess_mode="livemax",
+)
+THREADS_BUSY = Metric("tenfold_threads_busy", "gauge", (), "Threads of the pool for `def` endpoints at work.")
+THREADS_MAX = Metric("tenfold_threads_max", "gauge", (), "Threads that this pool has at most.")
 CONCURRENCY_LIMIT = Metric(
     "tenfold_concurrency_limit", "gauge", (), "Requests that the limiter allows at once."
 )
@@ -127,14 +134,14 @@ POOL_REFUSED = Metric(
 POOL_WAIT_SECONDS = Metric(
     "db_client_connection_wait_time_seconds",
     "histogram",
-    (_POOL, "route"),
+    (_POOL,),
     "Time of a checkout, opening the connection included.",
     _POOL_BUCKETS,
 )
 POOL_USE_SECONDS = Metric(
     "db_client_connection_use_time_seconds",
     "histogram",
-    (_POOL, "route"),
+    (_POOL,),
     "Time from checkout to return of a connection.",
     _POOL_BUCKETS,
 )
@@ -313,24 +320,36 @@ class MetricsMiddleware:
     The route is the template that Starlette, FastAPI and others leave in ``scope["route"]``; requests without
     a route are ``other``, as is every route beyond ``max_routes``. WebSockets are not counted. Of
     several around one request, because a mounted app has its own, the outermost counts it.
+
+    Args:
+        registry: of prometheus-client; None is the default one.
+        max_routes: routes with a label of their own.
+        objective_s: the longest duration of a good request, seconds: a boundary of the histogram's buckets.
+            The first middleware of a registry decides.
     """
 
     def __init__(
-        self, app: ASGIApp, *, registry: CollectorRegistry | None = None, max_routes: int = 200
+        self,
+        app: ASGIApp,
+        *,
+        registry: CollectorRegistry | None = None,
+        max_routes: int = 200,
+        objective_s: float = 0.2,
     ) -> None:
         self.app = app
         self.max_routes = max_routes
         self.routes: set[str] = set()
-        self.requests: Any = instrument(REQUESTS, registry=registry)
-        self.seconds: Any = instrument(REQUEST_SECONDS, registry=registry)
-        self._children: dict[
-            tuple[str, str, str], tuple[Any, Any]
-        ] = {}  # by label values: looking up costs more
+        buckets = tuple(sorted({*REQUEST_SECONDS.buckets, objective_s}))
+        self.seconds: Any = instrument(replace(REQUEST_SECONDS, buckets=buckets), registry=registry)
+        self._watch = _ProcessWatch(registry)
+        self._children: dict[tuple[str, str, str], Any] = {}  # by label values: looking up costs more
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope.get(_COUNTED) is self.requests:
+        if scope["type"] != "http" or scope.get(_COUNTED) is self.seconds:
             return await self.app(scope, receive, send)
-        scope[_COUNTED] = self.requests
+        if self._watch.pid != os.getpid():
+            self._watch.start()
+        scope[_COUNTED] = self.seconds
         started = time.perf_counter()
         mounted_at = scope.get("root_path", "")
         status, ended = "500", 0.0  # the server responds with 500 when the app raises
@@ -354,12 +373,9 @@ class MetricsMiddleware:
     def _record(self, scope: Scope, mounted_at: str, status: str, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
         labels = (method, self._route_label(route_template(scope, mounted_at) or _OTHER), status)
-        if (children := self._children.get(labels)) is None:
-            children = self.requests.labels(*labels), self.seconds.labels(*labels)
-            self._children[labels] = children
-        count, duration = children
-        count.inc()
-        duration.observe(seconds)
+        if (child := self._children.get(labels)) is None:
+            child = self._children[labels] = self.seconds.labels(*labels)
+        child.observe(seconds)
 
     def _route_label(self, route: str) -> str:
         if route in self.routes:
@@ -369,6 +385,71 @@ class MetricsMiddleware:
             return _OTHER
         self.routes.add(route)
         return route
+
+
+# ------------------------------------------------------------------ the process
+
+_TICK_S, _TICKS = 0.25, 20  # twenty ticks, five seconds, are one value
+_watched: WeakKeyDictionary[CollectorRegistry, int] = WeakKeyDictionary()  # the process that is watched
+
+
+class _ProcessWatch:
+    """Timers on the event loop of the first request: CPU time, lateness, threads. Once for each registry."""
+
+    def __init__(self, registry: CollectorRegistry | None) -> None:
+        self.pid = 0
+        self._registry = registry
+
+    def start(self) -> None:
+        """Start in this process, which may be a fork of one in which it ran."""
+        self.pid = os.getpid()
+        registry = _client().REGISTRY if self._registry is None else self._registry
+        if _watched.get(registry) == self.pid:
+            return
+        _watched[registry] = self.pid
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio
+            return
+
+        def make(metric: Metric) -> Any:
+            return instrument(metric, registry=self._registry)
+
+        self._cpu_seconds, self._lag = make(CPU_SECONDS), make(EVENT_LOOP_LAG)
+        self._threads = _thread_limiter()
+        if self._threads is not None:
+            self._busy, self._most = make(THREADS_BUSY), make(THREADS_MAX)
+        make(WORKERS).set(1)
+        self._cpu_s, self._ticks, self._latest = 0.0, 0, 0.0
+        self._report()
+        self._wait()
+
+    def _wait(self) -> None:
+        self._due = self._loop.time() + _TICK_S
+        self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        self._latest = max(self._latest, self._loop.time() - self._due)
+        self._ticks += 1
+        if self._ticks == _TICKS:
+            self._report()
+            self._ticks, self._latest = 0, 0.0
+        self._wait()
+
+    def _report(self) -> None:
+        spent = time.process_time()
+        self._cpu_seconds.inc(max(0.0, spent - self._cpu_s))
+        self._cpu_s = spent
+        self._lag.set(self._latest)
+        if self._threads is not None:
+            self._busy.set(self._threads.borrowed_tokens)
+            self._most.set(self._threads.total_tokens)
+
+
+def _thread_limiter() -> Any:
+    """anyio's limiter of the threads in which Starlette and FastAPI run `def` endpoints."""
+    anyio = sys.modules.get("anyio.to_thread")
+    return None if anyio is None else anyio.current_default_thread_limiter()
 
 
 # ------------------------------------------------------------------ /metrics

@@ -336,7 +336,7 @@ def _scaled_object(settings: KubernetesSettings, scaling: AutoscalingSettings) -
     ]
     if scaling.requests_per_second:
         pods = f"{settings.name}-.*"
-        query = f'sum(rate(tenfold_requests_total{{pod=~"{pods}"}}[1m]))'
+        query = f'sum(rate(http_server_request_duration_seconds_count{{pod=~"{pods}"}}[1m]))'
         triggers.append(_prometheus(settings, query, scaling.requests_per_second))
     return _scaled(
         settings,

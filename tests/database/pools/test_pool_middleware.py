@@ -85,12 +85,12 @@ def test_an_answer_that_has_begun_breaks_off(engine: Engine) -> None:
         get(app_of(engine), "/stream")
 
 
-def test_pool_metrics_have_the_route(engine: Engine) -> None:
+def test_pool_metrics_have_few_labels(engine: Engine) -> None:
     get(app_of(engine), "/orders/7")
     assert isinstance(engine.pool, MonitoredPool)
     engine.pool.update()
     registry: Any = engine.info  # type: ignore[attr-defined]
-    labels = {"db_client_connection_pool_name": "shop", "route": "/orders/{number}"}
+    labels = {"db_client_connection_pool_name": "shop"}  # and no route: pools times routes are too many
     assert registry.get_sample_value("db_client_connection_use_time_seconds_count", labels) == 1
 
 

@@ -1,7 +1,7 @@
 """A pool's Prometheus metrics, under the names of OpenTelemetry.
 
 https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools: dots are underscores,
-the unit is a suffix. The label ``route`` is tenfold's own, as are the metrics that begin with its name.
+the unit is a suffix. The metrics that begin with tenfold's name are its own.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tenfold import metrics
-from tenfold.database.pools.request_context import OTHER
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-
-MAX_ROUTES = 200  # with labels of their own; all further ones are "other"
 
 
 class PoolMetrics:
@@ -33,10 +30,8 @@ class PoolMetrics:
         self._waiting = instrument(metrics.POOL_WAITING).labels(pool)
         self._timeouts = instrument(metrics.POOL_TIMEOUTS).labels(pool)
         self._refused = instrument(metrics.POOL_REFUSED).labels(pool)
-        self._wait_s = instrument(metrics.POOL_WAIT_SECONDS)
-        self._use_s = instrument(metrics.POOL_USE_SECONDS)
-        self._pool = pool
-        self._routes: dict[str, tuple[Any, Any]] = {}
+        self._wait_s = instrument(metrics.POOL_WAIT_SECONDS).labels(pool)
+        self._use_s = instrument(metrics.POOL_USE_SECONDS).labels(pool)
 
     def set_size(self, size: int, most: int) -> None:
         """Set how many connections the pool keeps, and how many it opens at the most."""
@@ -50,23 +45,13 @@ class PoolMetrics:
         self._overflow.set(overflow)
         self._waiting.set(waiting)
 
-    def observe_uses(self, ended: Iterable[tuple[str, float, float]]) -> None:
-        """Add the uses that ended: route, seconds waited for the connection, seconds it was held."""
-        for route, waited_s, used_s in ended:
-            wait, use = self._histograms(route)
-            wait.observe(waited_s)
-            use.observe(used_s)
+    def observe_uses(self, ended: Iterable[tuple[float, float]]) -> None:
+        """Add the uses that ended: seconds waited for the connection, seconds it was held."""
+        for waited_s, used_s in ended:
+            self._wait_s.observe(waited_s)
+            self._use_s.observe(used_s)
 
     def count_failures(self, *, timeouts: int, refused: int) -> None:
         """Add the checkouts that got no connection since the last call."""
         self._timeouts.inc(timeouts)
         self._refused.inc(refused)
-
-    def _histograms(self, route: str) -> tuple[Any, Any]:
-        found = self._routes.get(route)
-        if found is None:
-            if len(self._routes) >= MAX_ROUTES and route != OTHER:
-                return self._histograms(OTHER)
-            labels = (self._pool, route)
-            found = self._routes[route] = self._wait_s.labels(*labels), self._use_s.labels(*labels)
-        return found

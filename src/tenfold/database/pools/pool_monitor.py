@@ -21,7 +21,7 @@ from tenfold.database.pools.budget import PING_AFTER_S
 from tenfold.database.pools.findings import PoolFindings
 from tenfold.database.pools.holders import Holder, Owner, current_location, describe_holders
 from tenfold.database.pools.pool_metrics import PoolMetrics
-from tenfold.database.pools.request_context import OTHER, RequestContext, current_context
+from tenfold.database.pools.request_context import RequestContext, current_context
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -148,9 +148,7 @@ class PoolMonitor:
             self._metrics.set_size(self.size, 0 if math.isinf(self.most) else int(self.most))
             self._metrics.set_usage(used=len(self.holders), idle=idle, overflow=overflow, waiting=waiting)
             self._metrics.count_failures(timeouts=timeouts, refused=refused)
-            self._metrics.observe_uses(
-                (context.route if context else OTHER, wait_s, use_s) for context, wait_s, use_s in ended
-            )
+            self._metrics.observe_uses((wait_s, use_s) for _, wait_s, use_s in ended)
 
     def _report_leak(self, holder: Holder, now: float) -> None:
         limit_s, age_s = self.options.leak_after_s, now - holder.since

@@ -11,7 +11,7 @@ from tenfold.errors import PoolExhaustedError
 
 __all__ = ["PoolMiddleware", "RequestContext", "current_context", "job_context"]
 
-OTHER = "other"  # as in tenfold_requests_total
+OTHER = "other"  # as in the metrics of requests
 
 
 class RequestContext:
@@ -54,7 +54,7 @@ def current_context() -> RequestContext | None:
 def job_context(name: str) -> Iterator[None]:
     """Name the holder of the connections checked out in a block: ``with job_context("nightly report"):``.
 
-    The name becomes the ``route`` of metrics: take one of few, never one with a number in it.
+    Errors and findings name it.
     """
     token = _current.set(RequestContext(name))
     try:
