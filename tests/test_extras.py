@@ -34,6 +34,7 @@ MODULES = {
     "flower": ("tenfold.tasks",),
     "stack": ("tenfold.stack",),
     "autoscaling": ("tenfold.autoscaling",),
+    "monitoring": ("tenfold.monitoring", "tenfold.metrics"),
     "aws": ("tenfold.autoscaling.aws",),
 }
 NOT = {"tenfold.database.pytest", "tenfold.cli.__main__", "tenfold.tasks.fastapi"}

@@ -42,6 +42,7 @@ PATTERNS = {
     "sharding": "Shards",
     "tasks": "Tasks",
     "autoscaling": "Autoscaling",
+    "monitoring": "Monitoring",
     "docs": "The documentation",
 }
 _MARKERS = ("guarantee", "control")

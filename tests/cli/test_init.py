@@ -199,6 +199,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
         "tasks",
         "autoscaling",
         "kubernetes",
+        "monitoring",
         "sizing",
         "aws",
     }
@@ -208,6 +209,7 @@ def test_the_control_settings_file_names_every_key_of_the_models() -> None:
     assert tables["database"].keys() == set(Settings().database.model_dump())
     assert tables["balancing"].keys() == set(Settings().balancing.model_dump())
     assert tables["edge"].keys() == set(Settings().edge.model_dump())
+    assert tables["monitoring"].keys() == set(Settings().monitoring.model_dump())
     assert tables["sharding"].keys() == set(Settings().sharding.model_dump())
     assert tables["tasks"].keys() == set(Settings().tasks.model_dump())
     assert tables["autoscaling"].keys() == set(Settings().autoscaling.model_dump())

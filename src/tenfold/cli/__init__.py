@@ -28,6 +28,7 @@ COMMANDS = {
     ),
     "cache": ("Show, invalidate or explain a service's query cache.", "tenfold cache invalidate products"),
     "edge": ("Explain a cache policy, attack caches, purge tags.", "tenfold edge explain /api/products"),
+    "render": ("Write configuration files for monitoring.", "tenfold render monitoring -o deploy"),
     "shards": ("Create, check, plan and migrate shards.", "tenfold shards plan shard5 --by rows"),
     "tasks": ("Run workers, watch queues, run failed tasks again.", "tenfold tasks status shop.tasks:celery"),
     "autoscale": ("Check scalers, render manifests.", "tenfold autoscale lint hpa.yaml"),

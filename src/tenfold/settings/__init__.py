@@ -28,6 +28,7 @@ from tenfold.deploy.kubernetes import KubernetesSettings
 from tenfold.edge.settings import EdgeSettings
 from tenfold.errors import SettingsError
 from tenfold.measure.settings import MeasureSettings
+from tenfold.monitoring.settings import MonitoringSettings
 from tenfold.settings.verify import MOVED, VerifySettings
 from tenfold.sharding.settings import ShardingSettings
 from tenfold.sizing.settings import SizingSettings
@@ -211,6 +212,7 @@ class Settings(BaseModel):
     tasks: StackTaskSettings = StackTaskSettings()
     autoscaling: AutoscalingSettings = AutoscalingSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     sizing: SizingSettings = SizingSettings()
     aws: AwsSettings = AwsSettings()
     verify: VerifySettings = VerifySettings()

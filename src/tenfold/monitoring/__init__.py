@@ -1,0 +1,1 @@
+"""Monitoring: objectives, alerts, a dashboard, and the files that Prometheus and its friends read."""
