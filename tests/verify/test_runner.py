@@ -20,7 +20,17 @@ from tenfold.settings import ServiceSettings, Settings, StackSettings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Stack, Verdict
 from tenfold.verify import CHECKS, Check, run, select
-from tests.verify.support import caches, databases, edges, sessions_cases, shards, stacks, tasks, waiting
+from tests.verify.support import (
+    caches,
+    databases,
+    edges,
+    metered,
+    sessions_cases,
+    shards,
+    stacks,
+    tasks,
+    waiting,
+)
 from tests.verify.support.served import serve
 
 STACK: Any = None
@@ -295,6 +305,8 @@ FAILING: dict[str, Callable[[Path, ExitStack], tuple[Any, Settings]]] = {
     "requests do not wait for their tasks": tasks.start("careless", "POST /waited-for"),
     "tasks do not pile up": tasks.start("careless", rate=5.0),
     "a queue that grows is in the metrics": tasks.start("unwatched"),
+    "every request is counted": metered.start("careless"),
+    "metrics cost little": metered.start("careless"),
 }
 
 

@@ -15,7 +15,7 @@ from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
 from tenfold.edge import EdgeMiddleware, load_policy
-from tenfold.metrics import MetricsEndpoint
+from tenfold.metrics import MetricsEndpoint, MetricsMiddleware
 from tenfold.overload import ConcurrencyLimiter
 from tenfold.sessions import BearerTransport, SessionMiddleware
 from tenfold.tasks.prometheus import TaskCollector
@@ -45,5 +45,6 @@ app.add_middleware(
     ConcurrencyLimiter, priority={"/api/orders": "critical", "/login": "critical", "/reports": "sheddable"}
 )
 app.add_middleware(DeadlineMiddleware, timeout_s=10)
+app.add_middleware(MetricsMiddleware)
 app.add_middleware(MetricsEndpoint, collectors=[TaskCollector(celery)])
 app.add_middleware(HealthMiddleware, health=Health({"primary": primary}))

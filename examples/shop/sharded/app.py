@@ -13,7 +13,7 @@ from tenfold.balancing.health import Health, HealthMiddleware
 from tenfold.database import ConsistencyMiddleware, PoolMiddleware
 from tenfold.deadlines import DeadlineMiddleware
 from tenfold.errors import PageTokenError, ShardingError
-from tenfold.metrics import MetricsEndpoint
+from tenfold.metrics import MetricsEndpoint, MetricsMiddleware
 from tenfold.sessions import BearerTransport, SessionMiddleware
 
 app = FastAPI(title="Shop, sharded")
@@ -42,5 +42,6 @@ app.add_middleware(SessionMiddleware, sessions=sessions.sessions, transport=Bear
 app.add_middleware(ConsistencyMiddleware, router=catalogue)
 app.add_middleware(ConsistencyMiddleware, router=shards, cookie="tenfold_shards")
 app.add_middleware(DeadlineMiddleware, timeout_s=10)
+app.add_middleware(MetricsMiddleware)
 app.add_middleware(MetricsEndpoint)
 app.add_middleware(HealthMiddleware, health=Health())

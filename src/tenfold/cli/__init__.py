@@ -22,6 +22,7 @@ COMMANDS = {
     "init": ("Write tenfold.toml and a first locustfile.", "tenfold init --app shop.app:app"),
     "doctor": ("List the tools and servers that are installed or missing.", "tenfold doctor --json | jq .ok"),
     "up": ("Start the whole stack on this machine.", "tenfold up shop.app:app"),
+    "top": ("Show what the running service does now.", "tenfold top --once --json"),
     "measure": (
         "Measure the capacity and find what limits it.",
         "tenfold measure --p95-ms 150 --html report.html",

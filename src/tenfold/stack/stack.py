@@ -29,7 +29,7 @@ from tenfold.stack.servers.nginx import Nginx
 from tenfold.stack.servers.postgresql import Primary
 from tenfold.stack.servers.shards import ShardServer
 from tenfold.stack.service_python import service_python, variables_of_file, with_scripts_on_path
-from tenfold.stack.workdir import CancelledError, WorkDir, create_workdir
+from tenfold.stack.workdir import INSTANCES, CancelledError, WorkDir, create_workdir
 from tenfold.types import Server
 
 PREPARE = "prepare"
@@ -202,9 +202,18 @@ class Stack:
             variables |= server.variables()
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
         workdir.write(workdir.folder / "environment", "".join(lines))
+        self._note_instances()
         for server in self._servers:
             server.peers = self._servers
             server.app_environment = {**_inherited_environment(), **self._environment}
+
+    def _note_instances(self) -> None:
+        """Write down where the instances listen, for ``tenfold top``."""
+        workdir = self._require_workdir()
+        addresses = [f"{server.address}\n" for server in self._servers if server.kind == "app"]
+        workdir.write(workdir.folder / f"{INSTANCES}.new", "".join(addresses)).replace(
+            workdir.folder / INSTANCES
+        )
 
     def _start_all(self) -> None:
         self._pool = pool = ThreadPoolExecutor(len(self._servers) + 1, thread_name_prefix="stack")
@@ -334,6 +343,7 @@ class Stack:
             self._add_instances(count - len(instances), nginx)
         elif count < len(instances):
             self._remove_instances(instances[count:], nginx)
+        self._note_instances()
 
     def _add_instances(self, count: int, nginx: Nginx) -> None:
         known = {server.name for server in self._servers}

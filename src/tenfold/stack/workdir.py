@@ -8,6 +8,7 @@ killed owner: see :mod:`tenfold.stack.cleanup`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -31,6 +32,7 @@ from tenfold.stack.processes import MARK, ProcessGroup, SessionLeader
 from tenfold.stack.run_as import Account, closed_folder, unprivileged_account
 
 POLL_S = 0.02
+INSTANCES = "instances"
 _LOCK_TIMEOUT_S = 30.0
 _MAX_PARENT_LENGTH = 80  # leaves room for a socket's name in the 103 characters that macOS allows
 Answer = TypeVar("Answer")
@@ -76,6 +78,18 @@ def parent_folder() -> Path:
             "remove it, or set TMPDIR to a folder of your own"
         )
     return folder
+
+
+def running_instances() -> list[str]:
+    """The addresses of the app's instances in the newest stack of this user that runs; [] without one."""
+    parent = parent_folder()
+    newest = sorted(parent.glob(f"*/{INSTANCES}"), key=lambda file: -file.stat().st_mtime)
+    for file in newest:
+        registry = cleanup.read_registry(file.parent)
+        if registry is not None and registry.owner.is_alive:
+            with contextlib.suppress(OSError):
+                return file.read_text().split()
+    return []
 
 
 def make_private(folder: Path, *, passable: bool) -> None:

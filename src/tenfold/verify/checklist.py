@@ -8,6 +8,7 @@ from tenfold.verify.caching import cached_reads
 from tenfold.verify.database import outages, pool_pressure, staleness
 from tenfold.verify.edge import attack, hits
 from tenfold.verify.measure import baseline
+from tenfold.verify.monitoring import counters
 from tenfold.verify.runner import Check
 from tenfold.verify.sessions import attacks, concurrency, instances, leaks
 from tenfold.verify.sharding import shards
@@ -133,4 +134,7 @@ CHECKS: tuple[Check, ...] = (
         (*_TASK, "metrics"),
         timeout_s=120,
     ),
+    # ------------------------------------------------------------------ monitoring
+    Check(counters.COUNTED, "monitoring", counters.check_counts, frozenset({"app", "nginx"}), ("metrics",)),
+    Check(counters.CHEAP, "monitoring", counters.check_cost, _APP, ("metrics",)),
 )
