@@ -65,23 +65,27 @@ def _run(checks: Sequence[Check], stack: Stack, settings: Settings, *, quiet: bo
 
     outcomes = []
     screen = console()
-    widest = max((len(check.name) for check in checks), default=0)
+    widths = [max((len(text) for text in column), default=0) for column in zip(*_titles(checks), strict=True)]
     for outcome in run(checks, stack, settings):
         outcomes.append(outcome)
         if not quiet:
-            _show(screen, outcome, widest)
+            _show(screen, outcome, widths)
     if not quiet:
         screen.print(_summary(outcomes))
     return outcomes
 
 
-def _show(screen: Any, outcome: Outcome, widest: int) -> None:
+def _titles(checks: Sequence[Check]) -> list[tuple[str, str]]:
+    return [(check.name, check.pattern) for check in checks] or [("", "")]
+
+
+def _show(screen: Any, outcome: Outcome, widths: Sequence[int]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
     finding = outcome.finding
-    cells = (outcome.check.name, outcome.check.pattern[:9], finding.claim)
-    screen.print(verdict_table([(finding.verdict, cells)], widths=(widest, 9, 0)))
+    cells = (outcome.check.name, outcome.check.pattern, finding.claim)
+    screen.print(verdict_table([(finding.verdict, cells)], widths=(*widths, 0)))
     if finding.remedy and finding.verdict is not Verdict.PASS:
         screen.print(Padding(Text(f"→ {finding.remedy}"), (0, 0, 0, 4)))
 
