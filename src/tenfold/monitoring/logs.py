@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def _clean(text: str) -> str:
-    """Text without passwords, of a bounded length. Line by line: what is removed may be more than a password."""
+    """Text without passwords, bounded. Line by line, because more than a password may go with it."""
     lines = "\n".join(map(redact, text.split("\n")))
     clean = lines.encode(errors="replace").decode()
     return clean if len(clean) <= _MOST_CHARACTERS else f"{clean[:_MOST_CHARACTERS]}…"
