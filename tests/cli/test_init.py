@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.cli import main
-from tenfold.cli.discovery import App, choose_app, find_apps
-from tenfold.cli.init_files import MOST_TASKS, scenario_file, settings_file
+from tenfold.cli.adoption.discovery import App, choose_app, find_apps
+from tenfold.cli.adoption.init_files import MOST_TASKS, scenario_file, settings_file
 from tenfold.settings import Settings, load
 from tests.support.users import folder_with_a_closed_one
 
@@ -153,6 +153,8 @@ def test_settings_file_has_every_key_with_its_default() -> None:
         "tasks",
         "autoscaling",
         "kubernetes",
+        "monitoring",
+        "sharding",
         "sizing",
         "aws",
         "verify",
@@ -166,10 +168,12 @@ def test_settings_file_has_every_key_with_its_default() -> None:
     requests |= {"task", "task_status", "metrics", "pages", "rules"}
     service = {"app", "env_file", "environment", "prepare", "python", "working_folder"}
     kubernetes = {"name", "image", "queues", "prometheus", "regions"}
+    monitoring = {"runbooks"}
     aws = {"group", "launch_template", "subnets", "target_groups", "request_label", "tags"}
     assert set(shown) == {
         *service,
         *servers,
+        *monitoring,
         "server_names",
         "cookie",
         *users,

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tenfold.cli.surroundings import (
+from tenfold.cli.adoption.surroundings import (
     Deployment,
     database_variables,
     gunicorn_settings,

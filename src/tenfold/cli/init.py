@@ -16,8 +16,8 @@ import typer
 from tenfold.errors import SettingsError
 
 if TYPE_CHECKING:
-    from tenfold.cli.discovery import App
-    from tenfold.cli.surroundings import Surroundings
+    from tenfold.cli.adoption.discovery import App
+    from tenfold.cli.adoption.surroundings import Surroundings
     from tenfold.settings import Settings
     from tenfold.types import File
 
@@ -35,7 +35,7 @@ def init(
     The app is found by reading the Python files here; then it is imported once, in the service's own Python,
     to see whether it loads and to learn its routes. No server is started.
     """
-    from tenfold.cli.init_files import scenario_file, settings_file
+    from tenfold.cli.adoption.init_files import scenario_file, settings_file
     from tenfold.settings import FILE_NAME, Settings
 
     root = Path()
@@ -73,7 +73,7 @@ def _service(root: Path, named: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the values of ``[service]``, and the app's known routes."""
     import sys
 
-    from tenfold.cli.surroundings import look_around
+    from tenfold.cli.adoption.surroundings import look_around
 
     app = _find_app(root, named)
     surroundings = look_around(root, app.folder, own_prefix=Path(sys.prefix))
@@ -104,8 +104,8 @@ def _in(folder: PurePosixPath) -> str:
 def _find_app(root: Path, named: str) -> App:
     from pydantic import ValidationError
 
-    from tenfold.cli.discovery import App, choose_app, find_apps
-    from tenfold.cli.surroundings import find_deployment
+    from tenfold.cli.adoption.discovery import App, choose_app, find_apps
+    from tenfold.cli.adoption.surroundings import find_deployment
     from tenfold.settings import ServiceSettings
 
     apps = find_apps(root)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tenfold.cli.discovery import python_files
+from tenfold.cli.adoption.discovery import python_files
 from tenfold.stack.environment import parse_dotenv
 
 _ENVIRONMENTS = (".venv", "venv", "env")

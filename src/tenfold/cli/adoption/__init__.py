@@ -1,0 +1,1 @@
+"""What `tenfold init` finds out about a service, and the files that it writes."""
