@@ -60,6 +60,7 @@ def test_every_obstacle_is_named_with_a_remedy(url: str) -> None:
         ("lines", "bucket is not smallint NOT NULL"),
         ("lines", "lacks the trigger tenfold_bucket"),
         ("lines", "lacks the CHECK of its bucket"),
+        ("lines", "has no bucket in its replica identity"),
         ("lines", "lines_cart_id_fkey may point to another shard"),
         ("nothing", "does not exist"),
     }

@@ -106,6 +106,7 @@ def test_load_is_shown_with_its_finding(
     assert f"tenant {user} alone takes 100%: give it a shard of its own" in " ".join(out.split())
     code, facts = command.json("load")
     assert (code, facts["sessions"], facts["peak"]) == (1, 3, 4.0)
+    assert list(facts["rows"].values()) == [0]
     assert command("plan", "--by", "load")[0] == 0
 
 

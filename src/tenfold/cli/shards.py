@@ -205,7 +205,9 @@ def _weights(command: _Command, directory: Directory) -> dict[int, float] | None
 def _load(command: _Command) -> int:
     from tenfold.sharding.load import summarize_load
 
-    found = summarize_load(command.load(), command.store.read_load())
+    directory, rows = command.load(), command.store.read_load()
+    found = summarize_load(directory, rows)
+    sizes = _tenant_rows(command, directory, found.tenants, {key: bucket for bucket, key, *_ in rows})
     facts = {
         name: getattr(found, name) for name in ("sessions", "shards", "buckets", "tenants", "peak", "finding")
     }
@@ -216,14 +218,30 @@ def _load(command: _Command) -> int:
         lines = [
             f"{name:<20}{share:>7.1%}  {'█' * round(40 * share)}" for name, share in found.shards.items()
         ]
-        lines += ["", "heaviest tenants"]
-        lines += [f"{key.partition(':')[2][:19]:<20}{share:>7.1%}" for key, share in found.tenants.items()]
+        lines += ["", f"{'heaviest tenants':<20}{'load':>7}{'rows':>12}"]
+        lines += [
+            f"{key.partition(':')[2][:19]:<20}{share:>7.1%}{sizes[key]:>12,}"
+            for key, share in found.tenants.items()
+        ]
         return "\n".join(
             [*lines, "", found.finding or f"even enough: {found.peak:.2f} times the mean at most"]
         )
 
-    command.show(facts, text)
+    command.show({**facts, "rows": sizes}, text)
     return 1 if found.finding else 0
+
+
+def _tenant_rows(
+    command: _Command, directory: Directory, tenants: Iterable[str], buckets: Mapping[str, int]
+) -> dict[str, int]:
+    """The rows of the heaviest tenants in all sharded tables."""
+    from tenfold.sharding.administration import count_rows_of
+
+    found = {}
+    for key in tenants:
+        shard = directory.buckets[buckets[key]].shard
+        found[key] = count_rows_of(command.urls[shard], shard, buckets[key], key)
+    return found
 
 
 # ------------------------------------------------------------------ tables and migrations

@@ -22,7 +22,15 @@ from tenfold.sharding.keys import BUCKETS, Key, KeyType, bucket_of, encode_key, 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["DirectoryStore", "assign_tenant", "connect", "create_shards", "parse_shard_urls", "push"]
+__all__ = [
+    "DirectoryStore",
+    "assign_tenant",
+    "connect",
+    "count_rows_of",
+    "create_shards",
+    "parse_shard_urls",
+    "push",
+]
 
 _OLDEST = 140_000
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -370,7 +378,7 @@ def assign_tenant(store: DirectoryStore, urls: Mapping[str, str], key: Key, shar
             directory, shard = former, place.shard  # assigned before: complete it
         home = directory.buckets[bucket_of(encoded)].shard
         push(directory, home, urls[home], without=bucket_of(encoded) + BUCKETS)
-        if rows := _count_rows(urls[home], home, bucket_of(encoded), encoded):
+        if rows := count_rows_of(urls[home], home, bucket_of(encoded), encoded):
             back = Directory(
                 directory.version + 1,
                 directory.key_types,
@@ -388,7 +396,8 @@ def assign_tenant(store: DirectoryStore, urls: Mapping[str, str], key: Key, shar
         return directory
 
 
-def _count_rows(url: str, name: str, bucket: int, key: str) -> int:
+def count_rows_of(url: str, name: str, bucket: int, key: str) -> int:
+    """The rows of one encoded key in all sharded tables of a shard."""
     from psycopg import sql
 
     with connect(url, what=f"shard {name}") as connection:

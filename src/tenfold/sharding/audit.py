@@ -25,7 +25,8 @@ _KEY_TYPES = ("int2", "int4", "int8", "text", "varchar", "uuid")
 _GUARDS = ("tenfold_bucket", "tenfold_delete", "tenfold_key", "tenfold_move")
 
 _TABLE = (
-    "SELECT relpersistence, oid::bigint FROM pg_class WHERE oid = to_regclass(%s) AND relkind IN ('r', 'p')"
+    "SELECT relpersistence, oid::bigint, relreplident FROM pg_class "
+    "WHERE oid = to_regclass(%s) AND relkind IN ('r', 'p')"
 )
 _COLUMNS = """
 SELECT a.attname, t.typname, a.attnotnull, a.attidentity, coalesce(pg_get_expr(d.adbin, d.adrelid), '')
@@ -81,13 +82,14 @@ def _audit(
     if found is None:
         yield Problem(table, "does not exist", "create it, or correct its name")
         return
-    persistence, oid = found
+    persistence, oid, identity = found
     if persistence == "u":
         yield Problem(table, "is unlogged: it is empty after a crash", f"ALTER TABLE {table} SET LOGGED")
     rows = connection.execute(_COLUMNS, (oid,)).fetchall()
     columns = {row[0]: row[1:] for row in rows}
     yield from _audit_columns(table, key, columns)
-    for index, is_primary, names in connection.execute(_INDEXES, (oid,)).fetchall():
+    indexes = connection.execute(_INDEXES, (oid,)).fetchall()
+    for index, is_primary, names in indexes:
         if not is_primary and "bucket" not in names and not set(key) <= set(names):
             yield Problem(
                 table,
@@ -103,6 +105,11 @@ def _audit(
     checks = connection.execute(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s AND contype = 'c'", (oid,)
     ).fetchall()
+    in_primary_key = any(is_primary and "bucket" in names for _, is_primary, names in indexes)
+    if "bucket" in columns and identity not in ("i", "f") and not in_primary_key:
+        yield Problem(
+            table, "has no bucket in its replica identity", "run what tenfold shards check --sql prints"
+        )
     if "bucket" in columns and not any("tenfold.bucket(" in one[0] for one in checks):
         yield Problem(table, "lacks the CHECK of its bucket", "run what tenfold shards check --sql prints")
 

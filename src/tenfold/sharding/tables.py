@@ -101,7 +101,8 @@ def shard_table(table: Table, *key: str) -> Table:
         unique = [table.c[name] for name in ("bucket", *primary)]
         table.append_constraint(UniqueConstraint(*unique, name=f"{table.name}_bucket_key"))
     make_ddl: Any = DDL
-    for statement in guard_statements(table.name, key, schema=table.schema):
+    has_unique = "bucket" not in primary
+    for statement in guard_statements(table.name, key, schema=table.schema, identity=has_unique):
         ddl = make_ddl(statement.replace("%", "%%"))
         event.listen(table, "after_create", ddl.execute_if(dialect="postgresql"))
     return table
@@ -128,10 +129,16 @@ def check_expression(key: Sequence[str]) -> str:
     return f"(bucket & 4095) = tenfold.bucket({_key_text(key)})"
 
 
-def guard_statements(table: str, key: Sequence[str], *, schema: str | None = None) -> tuple[str, ...]:
+def guard_statements(
+    table: str, key: Sequence[str], *, schema: str | None = None, identity: bool = True
+) -> tuple[str, ...]:
     """The triggers of a sharded table, and its line in ``tenfold.tables``: for an Alembic migration.
 
     Each can be repeated.
+
+    Args:
+        identity: make UNIQUE (bucket, …) what replication knows a row by, so that one bucket can be followed;
+            False for a table whose primary key has the bucket in it.
     """
     name = f"{quote(schema)}.{quote(table)}" if schema else quote(table)
     registered = f"{schema}.{table}" if schema else table
@@ -139,7 +146,9 @@ def guard_statements(table: str, key: Sequence[str], *, schema: str | None = Non
     other = _literal("a row of another key than the session's: write it in a session of its own key")
     moved = _literal("an UPDATE may not change a row's bucket: insert it anew under its other key")
     own = "coalesce(nullif(current_setting('tenfold.key', true), ''), {0}) <> {0}"
+    replica_identity = f"ALTER TABLE {name} REPLICA IDENTITY USING INDEX {quote(f'{table}_bucket_key')}"
     return (
+        *([replica_identity] if identity else []),
         f"CREATE OR REPLACE TRIGGER tenfold_bucket BEFORE INSERT ON {name} FOR EACH ROW "
         "EXECUTE FUNCTION tenfold.check_bucket()",
         f"CREATE OR REPLACE TRIGGER tenfold_key BEFORE INSERT OR UPDATE ON {name} FOR EACH ROW "
