@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import select, text
 
@@ -89,18 +90,27 @@ def test_the_control_without_synchronous_commit_an_acknowledged_write_is_lost(sh
     router = DatabaseRouter(shards.urls["shard1"], metrics=False)
     database = ShardedDatabase(shards.directory_url, dict.fromkeys(shards.urls, router))
     user = shards.user_on("shard1")
+    set_writer_delay(server, "alter system set wal_writer_delay = '10s'", "10s")  # or it writes by chance
     acknowledged = 0
-    for _ in range(200):
+    for _ in range(50):
         with database.session_for(user) as session:
             session.execute(text("SET LOCAL synchronous_commit = off"))
             session.add(Order(user_id=user))
         acknowledged += 1
     shards.kill(server)
     shards.stack.restart(server)
+    set_writer_delay(server, "alter system reset wal_writer_delay", "200ms")
     ((stored,),) = shards.execute("shard1", f"SELECT count(*) FROM orders WHERE user_id = {user}")
     database.close()
     router.close()
     assert stored < acknowledged
+
+
+def set_writer_delay(server: Any, statement: str, wanted: str) -> None:
+    with psycopg.connect(server.admin_url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+        connection.execute("select pg_reload_conf()")
+    eventually(lambda: server.fetch("show wal_writer_delay")[0][0] == wanted)
 
 
 def test_shard_that_hangs_is_not_asked_again_and_again(
