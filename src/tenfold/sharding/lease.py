@@ -110,16 +110,17 @@ class DirectoryLease:
             directory = self._load(self._held[0] if self._held else None)
         except BaseException as error:  # handed to those who wait
             failure = error if isinstance(error, DirectoryError) else DirectoryError(f"{error!r}")
-            self._failure = failure, self._clock()
-            self._finish()
+            self._finish((failure, self._clock()))
             future.set_exception(self._expired(failure) if isinstance(error, DirectoryError) else error)
             return
-        self._held, self._failure = (directory, started), None
-        self._finish()
+        self._held = directory, started
+        self._finish(None)
         future.set_result(directory)
 
-    def _finish(self) -> None:
+    def _finish(self, failure: tuple[DirectoryError, float] | None) -> None:
+        """End a read. At once with its failure: otherwise a later caller could still join it."""
         with self._lock:
+            self._failure = failure
             self._reading, self._waiting = self._waiting, None
             if self._reading is not None:
                 self._start(self._reading)
