@@ -411,6 +411,12 @@ def test_moved_bucket_is_neither_doubled_nor_dropped(
     assert database.query_all(count).scalar_one() == 12
 
 
+def test_epoch_is_looked_at_once_a_query(shards: Shards) -> None:
+    query = "EXPLAIN SELECT count(*) FROM orders WHERE total > 3 AND tenfold.require_epoch(1)"
+    plan = "\n".join(row[0] for row in shards.execute("shard1", query))
+    assert "One-Time Filter: tenfold.require_epoch" in plan
+
+
 @pytest.mark.control("a query over all shards has each row once", "without epochs and ownership")
 def test_the_control_without_epochs_a_row_is_doubled(
     database: ShardedDatabase, shards: Shards, counted: Any, monkeypatch: pytest.MonkeyPatch

@@ -51,9 +51,10 @@ BEGIN
   END IF;
 END $$;
 
--- In the WHERE of a query that goes to all shards: STABLE, so that it looks at the query's own snapshot.
+-- In the WHERE of a query that goes to all shards: STABLE, so that it looks at the query's own snapshot, once;
+-- PARALLEL SAFE, so that the query may still use several workers.
 CREATE OR REPLACE FUNCTION tenfold.require_epoch(wanted bigint) RETURNS boolean
-  LANGUAGE plpgsql STABLE AS $$
+  LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 BEGIN
   PERFORM FROM tenfold.shard WHERE epoch = wanted;
   IF NOT FOUND THEN
