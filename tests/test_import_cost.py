@@ -99,6 +99,7 @@ ALLOWED: dict[str, set[str]] = {
     "tenfold.database.replicas.read_routing": {"sqlalchemy"},
     "tenfold.database.replicas.router": {"sqlalchemy"},
     "tenfold.database.replicas.sessions": {"sqlalchemy"},
+    "tenfold.database.statement_metrics": {"sqlalchemy"},
     "tenfold.database.urls": {"sqlalchemy"},
     "tenfold.database.pools.pool": {"sqlalchemy"},
     "tenfold.database.settings": {"pydantic"},

@@ -145,6 +145,13 @@ POOL_USE_SECONDS = Metric(
     "Time from checkout to return of a connection.",
     _POOL_BUCKETS,
 )
+STATEMENT_SECONDS = Metric(
+    "db_client_operation_duration_seconds",
+    "histogram",
+    ("db_system_name", "db_operation_name"),
+    "Time of a statement, from the driver's call to its answer.",
+    _POOL_BUCKETS,
+)
 # Replicas, by server: "host:port/database".
 READS = Metric(
     "tenfold_reads_total",

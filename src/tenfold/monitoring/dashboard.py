@@ -13,6 +13,7 @@ __all__ = ["dashboard", "queries"]
 _SECONDS = "http_server_request_duration_seconds"
 _JOB = 'job="$job",instance=~"$instance"'
 _POOL = "db_client_connection"
+_STATEMENTS = "db_client_operation_duration_seconds"
 _RATE = "[$__rate_interval]"
 _QUANTILE = "histogram_quantile({share}, sum by ({by}) (rate({name}_bucket{{" + _JOB + "}}" + _RATE + ")))"
 
@@ -135,12 +136,12 @@ _ROWS: tuple[tuple[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...]
                 ((f"max by (server) (tenfold_replica_lag_seconds{{{_JOB}}})", "{{server}}"),),
             ),
             (
-                "Reads by how their server was found",
-                "reqps",
+                "Statements, p95 by kind",
+                "s",
                 (
                     (
-                        f"sum by (outcome) (rate(tenfold_reads_total{{{_JOB}}}[$__rate_interval]))",
-                        "{{outcome}}",
+                        _QUANTILE.format(share=0.95, by="le, db_operation_name", name=_STATEMENTS),
+                        "{{db_operation_name}}",
                     ),
                 ),
             ),
