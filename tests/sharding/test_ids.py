@@ -96,7 +96,7 @@ def test_ids_of_many_writers_are_different_and_grow(shards: Shards) -> None:
     made: dict[int, list[int]] = {}
 
     def work(number: int) -> None:
-        made[number] = [one for _ in range(20) for one in next_ids(shards.urls["shard1"], 5, 300)]
+        made[number] = [one for _ in range(8) for one in next_ids(shards.urls["shard1"], 5, 1500)]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -104,8 +104,38 @@ def test_ids_of_many_writers_are_different_and_grow(shards: Shards) -> None:
     for thread in threads:
         thread.join(60)
     every = [one for found in made.values() for one in found]
-    assert len(set(every)) == len(every) == 8 * 20 * 300
+    assert len(set(every)) == len(every) == 8 * 8 * 1500
     assert all(found == sorted(found) for found in made.values())
+
+
+@pytest.mark.control("no two rows get the same id", "setting the clock beside others who count")
+def test_the_control_clock_that_is_set_without_the_lock_repeats_ids(shards: Shards) -> None:
+    """One has decided to set the clock; until it does, others count past that value, and then do so again."""
+    url = shards.urls["shard4"]
+    next_ids(url, 5, 1)
+    ((last,),) = shards.execute("shard4", "SELECT last_value FROM tenfold.clock")
+    target = ((last >> 9) + 60_000) << 9
+    shards.execute("shard4", f"SELECT setval('tenfold.clock', {target - 3})")
+    before = next_ids(url, 5, 10)
+    shards.execute("shard4", f"SELECT setval('tenfold.clock', {target})")
+    assert set(before) & set(next_ids(url, 5, 10))
+    shards.execute("shard4", f"SELECT setval('tenfold.clock', {target + 1000})")
+
+
+def test_who_counts_waits_for_who_sets_the_clock_and_not_the_other_way_round(shards: Shards) -> None:
+    url = shards.urls["shard2"]
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_xact_lock_shared(1952804454, 1)")  # as one that counts
+        next_ids(url, 5, 3)
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(1952804454, 1)")  # as one that sets the clock
+        with pytest.raises(psycopg.Error, match="lock timeout"), psycopg.connect(url) as connection:
+            connection.execute(
+                "SELECT set_config('tenfold.bucket', '5', true), set_config('lock_timeout', '50', true)"
+            )
+            connection.execute("SELECT tenfold.next_id()")
+    next_ids(url, 5, 3)
+    assert shards.execute("shard2", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
 @pytest.mark.control("no two rows get the same id", "from the clock alone")

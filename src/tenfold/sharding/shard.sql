@@ -81,26 +81,35 @@ END $$;
 
 -- Identifiers of 64 bits: 41 of milliseconds since 2025, 12 of the bucket, one that says whether its tenant has
 -- a bucket of its own, 9 that count. The sequence is a clock that never goes back: its value holds the
--- milliseconds above the counter, and only one caller at a time moves it on.
+-- milliseconds above the counter. Whoever counts holds a shared lock, and who sets the clock an exclusive one:
+-- otherwise others could count past the value that it is just about to be set to, and get it again.
 CREATE SEQUENCE IF NOT EXISTS tenfold.clock;
 CREATE OR REPLACE FUNCTION tenfold.next_id() RETURNS bigint
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   bucket bigint := current_setting('tenfold.bucket')::bigint;
   now_ms bigint := floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1735689600000;
-  ticks bigint := nextval('tenfold.clock');
+  ticks bigint;
 BEGIN
-  IF ticks >> 9 < now_ms AND pg_try_advisory_lock(1952804454, 1) THEN
+  BEGIN
+    PERFORM pg_advisory_lock_shared(1952804454, 1);
+    ticks := nextval('tenfold.clock');
+    PERFORM pg_advisory_unlock_shared(1952804454, 1);
+  EXCEPTION WHEN OTHERS OR query_canceled THEN
+    PERFORM pg_advisory_unlock_shared(1952804454, 1);
+    RAISE;
+  END;
+  IF ticks >> 9 < now_ms AND pg_try_advisory_lock(1952804454, 1) THEN  -- one that counts keeps nobody waiting
     BEGIN
       IF (SELECT last_value FROM tenfold.clock) >> 9 < now_ms THEN
         PERFORM setval('tenfold.clock', now_ms << 9);
       END IF;
+      ticks := nextval('tenfold.clock');
+      PERFORM pg_advisory_unlock(1952804454, 1);
     EXCEPTION WHEN OTHERS OR query_canceled THEN
       PERFORM pg_advisory_unlock(1952804454, 1);
       RAISE;
     END;
-    PERFORM pg_advisory_unlock(1952804454, 1);
-    ticks := nextval('tenfold.clock');
   END IF;
   -- Operators on bits have one precedence.
   RETURN ((ticks >> 9) << 22) | ((bucket & 4095) << 10) | ((bucket >> 12) << 9) | (ticks & 511);
