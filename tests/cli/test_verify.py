@@ -72,7 +72,7 @@ def test_findings_fit_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with_checks(monkeypatch, PASS, SKIP, long)
     main(["verify"])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "✔ pass                       measure   pass was looked at"
+    assert lines[0] == "✔ pass                       measure pass was looked at"
     assert lines[1].startswith("– skip")
     assert lines[2].startswith("✘ a failure with much to say")
     assert any("→ do this" in line for line in lines)
