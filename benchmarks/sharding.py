@@ -152,13 +152,6 @@ class Bench:
         query = select(table.total).order_by(table.total.desc()).limit(20)
         return list(self.database.query_all(query).scalars())
 
-    def slowest(self, table: Any) -> None:
-        """The same of each shard by itself: the longest of the four is what counts."""
-        query = select(table.total).order_by(table.total.desc()).limit(20)
-        for router in self.routers.values():
-            with router.read() as session:
-                session.execute(query).scalars().all()
-
     def horizontal_shard(self, table: Any) -> list[int]:
         """SQLAlchemy's extension."""
         with self.everywhere() as session:

@@ -417,7 +417,7 @@ def test_process_is_watched_from_the_first_request(
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.get("/api/orders/1")
             before = registry.get_sample_value("tenfold_cpu_seconds_total")
-            time.sleep(0.08)  # in the event loop, where nobody should
+            time.sleep(0.08)  # blocks the event loop
             while not (registry.get_sample_value("tenfold_event_loop_lag_seconds") or 0) > 0.05:
                 await asyncio.sleep(0.01)
             assert registry.get_sample_value("tenfold_cpu_seconds_total") > before  # type: ignore[operator]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import shutil
@@ -137,8 +136,3 @@ def make_database(shards: Shards) -> Iterator[Callable[..., ShardedDatabase]]:
 @pytest.fixture
 def database(make_database: Callable[..., ShardedDatabase]) -> ShardedDatabase:
     return make_database()
-
-
-def run_async(work: Callable[[], Any]) -> Any:
-    """Run a coroutine function in an event loop of its own."""
-    return asyncio.run(work())

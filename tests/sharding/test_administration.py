@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -100,19 +101,15 @@ def test_the_control_without_the_version_a_change_is_lost(
     former = shards.store.load()
     one = former.move(1, "shard2")
     shards.store.save(one)
-    from dataclasses import replace
-
     blind = replace(former.move(2, "shard3"), version=one.version + 1)
     shards.store.save(blind)
     assert shards.store.load().buckets[1].shard != "shard2"
-    restored = create_from(blind, shards)
+    restored = bring_together(blind, shards)
     assert restored == shards.store.load()
 
 
-def create_from(directory: Directory, shards: Shards) -> Directory:
+def bring_together(directory: Directory, shards: Shards) -> Directory:
     """Bring directory and shards together again, all epochs above those that were."""
-    from dataclasses import replace
-
     epochs = {name: epoch + 2 for name, epoch in directory.shard_epochs.items()}
     buckets = {number: one._replace(epoch=one.epoch + 1) for number, one in directory.buckets.items()}
     restored = replace(directory, version=directory.version + 1, shard_epochs=epochs, buckets=buckets).move(

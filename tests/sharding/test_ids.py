@@ -109,8 +109,8 @@ def test_ids_of_many_writers_are_different_and_grow(shards: Shards) -> None:
 
 
 @pytest.mark.control("no two rows get the same id", "setting the clock beside others who count")
-def test_the_control_clock_that_is_set_without_the_lock_repeats_ids(shards: Shards) -> None:
-    """One has decided to set the clock; until it does, others count past that value, and then do so again."""
+def test_the_control_setval_without_the_lock_repeats_ids(shards: Shards) -> None:
+    """Between the decision to call setval() and the call, nextval() passes the value, and returns it again."""
     url = shards.urls["shard4"]
     next_ids(url, 5, 1)
     ((last,),) = shards.execute("shard4", "SELECT last_value FROM tenfold.clock")
@@ -122,13 +122,13 @@ def test_the_control_clock_that_is_set_without_the_lock_repeats_ids(shards: Shar
     shards.execute("shard4", f"SELECT setval('tenfold.clock', {target + 1000})")
 
 
-def test_who_counts_waits_for_who_sets_the_clock_and_not_the_other_way_round(shards: Shards) -> None:
+def test_nextval_waits_for_setval_and_setval_is_skipped_under_nextval(shards: Shards) -> None:
     url = shards.urls["shard2"]
     with psycopg.connect(url) as other:
-        other.execute("SELECT pg_advisory_xact_lock_shared(1952804454, 1)")  # as one that counts
+        other.execute("SELECT pg_advisory_xact_lock_shared(1952804454, 1)")  # as nextval() does
         next_ids(url, 5, 3)
     with psycopg.connect(url) as other:
-        other.execute("SELECT pg_advisory_xact_lock(1952804454, 1)")  # as one that sets the clock
+        other.execute("SELECT pg_advisory_xact_lock(1952804454, 1)")  # as setval() does
         with pytest.raises(psycopg.Error, match="lock timeout"), psycopg.connect(url) as connection:
             connection.execute(
                 "SELECT set_config('tenfold.bucket', '5', true), set_config('lock_timeout', '50', true)"

@@ -64,7 +64,7 @@ def test_directory_is_renewed_beside_its_users() -> None:
     source.directory = second = FIRST.add_shards(["b"])
     source.now += 2.5  # above a third of the lease
     source.gate.clear()
-    assert lease.get() is FIRST  # nobody waits
+    assert lease.get() is FIRST  # without waiting for the read
     source.gate.set()
     eventually(lambda: lease.get() is second)
 

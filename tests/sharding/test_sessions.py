@@ -260,11 +260,11 @@ def test_run_waits_for_a_bucket_that_is_moving(client: Client, shards: Shards) -
         calls.append(1)
         return place_order(user)(session)
 
-    def while_nobody_has_it() -> None:
+    def while_no_shard_owns_it() -> None:
         with pytest.raises(BucketMovedError):
             client.session(user, lambda session: None)
 
-    shards.move(shards.store.load().place(user).bucket, "shard3", between=while_nobody_has_it)
+    shards.move(shards.store.load().place(user).bucket, "shard3", between=while_no_shard_owns_it)
     client.run(user, work)
     assert calls == [1]
     assert shards.execute("shard3", f"SELECT count(*) FROM orders WHERE user_id = {user}") == [(2,)]

@@ -1,7 +1,7 @@
 """Recording and alerting rules for Prometheus 2.42 and newer. Pure.
 
 Each alert says in one sentence what is wrong, and links to its paragraph of docs/monitoring.md. Symptoms that
-users feel wake somebody (page); causes and what is only getting worse wait for the morning (ticket).
+users feel page the person on call; causes and slow trends are tickets.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class BurnRate:
         factor: how many times as fast as the budget lasts.
         long, short: windows, as Prometheus writes them.
         long_s: the long one in seconds.
-        severity: page wakes somebody, ticket waits for the morning.
+        severity: a page for the person on call, or a ticket for working hours.
     """
 
     factor: float

@@ -81,8 +81,8 @@ END $$;
 
 -- Identifiers of 64 bits: 41 of milliseconds since 2025, 12 of the bucket, one that says whether its tenant has
 -- a bucket of its own, 9 that count. The sequence is a clock that never goes back: its value holds the
--- milliseconds above the counter. Whoever counts holds a shared lock, and who sets the clock an exclusive one:
--- otherwise others could count past the value that it is just about to be set to, and get it again.
+-- milliseconds above the counter. nextval() is called under a shared lock, setval() under an exclusive one:
+-- otherwise nextval() could pass the value that setval() is about to set, and return it again.
 CREATE SEQUENCE IF NOT EXISTS tenfold.clock;
 CREATE OR REPLACE FUNCTION tenfold.next_id() RETURNS bigint
   LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -99,7 +99,7 @@ BEGIN
     PERFORM pg_advisory_unlock_shared(1952804454, 1);
     RAISE;
   END;
-  IF ticks >> 9 < now_ms AND pg_try_advisory_lock(1952804454, 1) THEN  -- one that counts keeps nobody waiting
+  IF ticks >> 9 < now_ms AND pg_try_advisory_lock(1952804454, 1) THEN  -- does not wait
     BEGIN
       IF (SELECT last_value FROM tenfold.clock) >> 9 < now_ms THEN
         PERFORM setval('tenfold.clock', now_ms << 9);

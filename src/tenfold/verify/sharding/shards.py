@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tenfold.errors import TargetError
 from tenfold.settings import Settings
@@ -243,11 +243,11 @@ def _status(user: UserAgent, line: str, body: str = "") -> int:
 # ------------------------------------------------------------------ users and their shards
 
 
-class _Home:
+class _Home(NamedTuple):
     """A user's shard, and how many rows a write of theirs makes there."""
 
-    def __init__(self, shard: str, rows: int) -> None:
-        self.shard, self.rows = shard, rows
+    shard: str
+    rows: int
 
 
 def _users(stack: Stack, known: VerifySettings) -> list[SessionUser]:
