@@ -110,7 +110,7 @@ def test_ids_of_many_writers_are_different_and_grow(shards: Shards) -> None:
 
 @pytest.mark.control("no two rows get the same id", "setting the clock beside others who count")
 def test_the_control_setval_without_the_lock_repeats_ids(shards: Shards) -> None:
-    """Between the decision to call setval() and the call, nextval() passes the value, and returns it again."""
+    """Between the decision to call setval() and the call, nextval() passes the value, then repeats it."""
     url = shards.urls["shard4"]
     next_ids(url, 5, 1)
     ((last,),) = shards.execute("shard4", "SELECT last_value FROM tenfold.clock")
