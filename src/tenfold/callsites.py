@@ -90,6 +90,11 @@ class CallSites:
         site = CallSite(f"{line[0]}:{_source_line(frame)}", _name(frame.f_code))
         return self._lines.setdefault(line, site)
 
+    def path(self, filename: str) -> str:
+        """Return a file's path relative to the root; empty for a library's file."""
+        path = self._files.get(filename)
+        return self._path(filename) if path is None else path
+
     def _path(self, filename: str) -> str:
         if len(self._files) >= FILES:
             self._files.clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 from tenfold.measure.probe import probe_protocol
+from tenfold.measure.probe.sample_totals import OTHER_ROUTE, OTHER_STATEMENT, SampleTotals, TextTable
 from tenfold.measure.probe.evidence import (
     Evidence,
     LoopStats,
@@ -31,9 +32,6 @@ LINES = 200
 TICK_US = 50_000  # interval of the probe's timer in the event loop
 STUCK_S = 1.0  # a loop that is late for longer, and still is at the end, is stuck
 
-OTHER_ROUTE = ("(other)", "")
-OTHER_STATEMENT = ("(other)", "", "")
-
 
 def _histogram() -> Any:
     return HdrHistogram(1, MINUTES_US, 2)
@@ -45,31 +43,6 @@ def _ms(histogram: Any, percentile: float) -> float:
 
 def _us(seconds: float) -> int:
     return min(max(int(seconds * 1e6), 1), MINUTES_US)
-
-
-@dataclass
-class TextTable:
-    """Routes and statements of one connection, by the numbers that stand for them in its batches."""
-
-    routes: dict[int, tuple[str, str]] = field(default_factory=lambda: {probe_protocol.OTHER: OTHER_ROUTE})
-    statements: dict[int, tuple[str, str, str]] = field(
-        default_factory=lambda: {probe_protocol.OTHER: OTHER_STATEMENT}
-    )
-
-    def add(self, batch: probe_protocol.Batch) -> None:
-        """Add the batch's new texts."""
-        for route in batch.routes:
-            self.routes[route.number] = (f"{route.method} {route.path}", route.endpoint)
-        for text in batch.statements:
-            self.statements[text.number] = (text.fingerprint, text.site, text.database)
-
-    def route(self, number: int) -> tuple[str, str]:
-        """Return a route's label and endpoint."""
-        return self.routes.get(number, OTHER_ROUTE)
-
-    def statement(self, number: int) -> tuple[str, str, str]:
-        """Return a statement's fingerprint, call site and kind of database."""
-        return self.statements.get(number, OTHER_STATEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +89,12 @@ class _RouteTotals:
     seconds: dict[int, float] = field(default_factory=dict)
     waits: dict[int, float] = field(default_factory=dict)
     longest_s: float = 0.0
+    bytes: int = 0
 
     def add(self, request: probe_protocol.RequestRecord) -> int:
         """Count a request; return its bucket."""
         bucket, duration = _bucket(request.duration_s), request.duration_s
+        self.bytes += request.bytes
         self.longest_s = max(self.longest_s, duration)
         self.counts[bucket] = self.counts.get(bucket, 0.0) + 1
         self.seconds[bucket] = self.seconds.get(bucket, 0.0) + duration
@@ -130,6 +105,7 @@ class _RouteTotals:
         _add(self.counts, other.counts)
         _add(self.seconds, other.seconds)
         _add(self.waits, other.waits)
+        self.bytes += other.bytes
         self.longest_s = max(self.longest_s, other.longest_s)
 
     @property
@@ -149,6 +125,8 @@ class _RouteTotals:
             unfinished=unfinished.count,
             unfinished_s=unfinished.longest_s,
             unfinished_waiting=unfinished.waiting,
+            wait_s=sum(self.waits.values()) + min(unfinished.wait_s, unfinished.seconds),
+            bytes=self.bytes,
         )
 
 
@@ -189,11 +167,13 @@ class _StatementTotals:
     repeating_requests: int = 0
     repetitions: int = 0
     total_s: float = 0.0
+    rows: int = 0
     seconds: dict[int, float] = field(default_factory=dict)  # by bucket of their requests' durations
 
-    def add(self, executions: int, seconds: float, *, bucket: int | None) -> None:
+    def add(self, executions: int, seconds: float, rows: float, *, bucket: int | None) -> None:
         """Add executions in one request, or outside of any (``bucket`` is None)."""
         self.executions += executions
+        self.rows += int(rows)
         self.total_s += seconds
         if bucket is None:
             return
@@ -205,7 +185,7 @@ class _StatementTotals:
             self.repetitions += executions
 
     def merge(self, other: _StatementTotals) -> None:
-        for name in ("executions", "requests", "repeating_requests", "repetitions", "total_s"):
+        for name in ("executions", "requests", "repeating_requests", "repetitions", "total_s", "rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.executions_max = max(self.executions_max, other.executions_max)
         _add(self.seconds, other.seconds)
@@ -224,6 +204,7 @@ class _StatementTotals:
             total_s=self.total_s,
             slow_s=slow.sum(self.seconds),
             mean_ms=self.total_s * 1000 / max(self.executions, 1),
+            rows=self.rows,
         )
 
 
@@ -237,6 +218,7 @@ class _PoolTotals:
     checkouts: int = 0
     wait_count: int = 0
     timeouts: int = 0
+    held_after: int = 0
     waits_now: dict[tuple[int, int], tuple[int, float]] = field(
         default_factory=dict
     )  # by owner: as of its last batch
@@ -253,7 +235,7 @@ class _PoolTotals:
         self.checkouts += state.checkouts
         self.wait_count += state.wait_count
         self.timeouts += state.timeouts
-
+        self.held_after = max(self.held_after, state.held_after)
         for wait in state.waits_s:
             self.waits.record_value(_us(wait))
 
@@ -262,6 +244,7 @@ class _PoolTotals:
         for name in ("seconds", "full_s", "held_s", "checkouts", "wait_count", "timeouts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.checked_out_max = max(self.checked_out_max, other.checked_out_max)
+        self.held_after = max(self.held_after, other.held_after)
         for owner, (count, longest_s) in other.waits_now.items():
             mine = self.waits_now.get(owner, (0, 0.0))
             self.waits_now[owner] = (max(mine[0], count), max(mine[1], longest_s))
@@ -306,6 +289,7 @@ class _PoolTotals:
             wait_p95_ms=self.wait_ms(95),
             waiting=self.waiting,
             waiting_s=self.waiting_s,
+            held_after=self.held_after,
         )
 
 
@@ -333,6 +317,7 @@ class Aggregate:
         self._pool_kinds: set[str] = set()
         self._has_statements = False
         self._dropped = 0
+        self.samples = SampleTotals()
         self._ended: float | None = None  # of a merged one: the sum of its parts' seconds after ``since``
 
     @classmethod
@@ -369,6 +354,7 @@ class Aggregate:
         self._pool_kinds |= other._pool_kinds
         self._has_statements |= other._has_statements
         self._dropped += other._dropped
+        self.samples.merge(other.samples)
 
     def add(self, worker: int, batch: probe_protocol.Batch, texts: TextTable, *, now: float) -> None:
         """Add one worker's batch, whose texts are in ``texts`` already."""
@@ -381,10 +367,11 @@ class Aggregate:
             if request.started >= self.since:
                 self._add_request(request, texts)
         if now - batch.seconds >= self.since:  # else it covers time before ``since``, too
-            for number, (executions, seconds) in batch.outside.items():
+            for number, (executions, seconds, *rows) in batch.outside.items():
                 totals = self._statement_totals("", texts.statement(number))
-                totals.add(int(executions), seconds, bucket=None)
+                totals.add(int(executions), seconds, sum(rows), bucket=None)
             self._add_process(worker, batch)
+            self.samples.add(batch, texts)
 
     def evidence(self, now: float) -> Evidence:
         """Return the evidence so far."""
@@ -414,6 +401,11 @@ class Aggregate:
             unfinished_at=tuple(self._stuck_lines().most_common(10)),
             pool_kinds=tuple(sorted(self._pool_kinds)),
             dropped=self._dropped,
+            samples=self.samples.stats(),
+            stacks=self.samples.most_frequent_stacks(),
+            loop_clock=self.samples.clock("loop"),
+            thread_clock=self.samples.clock("threads"),
+            memory=self.samples.memory(),
         )
 
     def _stall(self, now: float) -> float:
@@ -463,9 +455,9 @@ class Aggregate:
             route = self._routes[label] = _RouteTotals(label, endpoint)
         bucket = route.add(request)
         self._finished_at = max(self._finished_at, request.started + request.duration_s)
-        for number, (executions, seconds) in request.executions.items():
+        for number, (executions, seconds, *rows) in request.executions.items():
             totals = self._statement_totals(label, texts.statement(number))
-            totals.add(int(executions), seconds, bucket=bucket)
+            totals.add(int(executions), seconds, sum(rows), bucket=bucket)
 
     def _statement_totals(self, route: str, text: tuple[str, str, str]) -> _StatementTotals:
         key = (route, text)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.eventloop import LoopMonitor
+from tenfold.measure.probe.memory import GarbageCollections
 from tenfold.measure.probe.recorder import Recorder
+from tenfold.measure.probe.sampler import StackSampler
 
 RETRY_S = 1.0
 BEAT_S = 0.05  # interval at which the event loop is sampled
@@ -30,6 +32,8 @@ class Emitter:
     def __init__(self, recorder: Recorder, monitor: LoopMonitor, address: Path, *, instance: str) -> None:
         self._recorder = recorder
         self._monitor = monitor
+        self._sampler = StackSampler(recorder, monitor)
+        self._collections = GarbageCollections()
         self._address = str(address)
         self._instance = instance
         self._stop = threading.Event()
@@ -60,15 +64,19 @@ class Emitter:
                 pass  # no collector, or it disconnected: the app must not notice
             finally:
                 self._recorder.stop()
+                self._collections.stop()
             stop.wait(RETRY_S)
 
     def _stream(self, link: socket.socket, stop: threading.Event) -> None:
         sqlalchemy.reset_pools()
+        self._sampler.start()
         self._recorder.start()
+        self._collections.start()
         pending = probe_protocol.pack(probe_protocol.Hello(os.getpid(), self._instance))
         beat, drained = 0, time.perf_counter()
         while not stop.wait(BEAT_S):
             self._monitor.sample()
+            self._sampler.sample()
             beat += 1
             if not pending and beat >= BEATS:
                 now = time.perf_counter()
@@ -80,6 +88,8 @@ class Emitter:
     def _batch(self, seconds: float) -> probe_protocol.Batch:
         batch = self._recorder.drain(seconds)
         self._monitor.drain(batch)
+        self._sampler.drain(batch)
+        self._collections.drain(batch)
         batch.pools = sqlalchemy.drain_pools()
         return batch
 

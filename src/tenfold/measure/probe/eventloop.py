@@ -28,8 +28,8 @@ class LoopMonitor:
     def __init__(self, recorder: Recorder) -> None:
         self.idle = True
         self._recorder = recorder
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
         self._due = 0.0
         self._lags: deque[float] = deque(maxlen=1_000)
         self._lines: Counter[str] = Counter()
@@ -38,8 +38,9 @@ class LoopMonitor:
 
     def start(self) -> None:
         """Start the timer in the running loop. Call it from a coroutine."""
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self._recorder.native_ids[self.thread] = threading.get_native_id()
         self._limiter = _thread_limiter()
         self.idle = False
         self._schedule()
@@ -48,7 +49,7 @@ class LoopMonitor:
         """Count the line of user code on which a late loop stands. Call it from another thread."""
         if self.idle or time.perf_counter() < self._due + STUCK_S:
             return
-        frame = sys._current_frames().get(self._thread)
+        frame = sys._current_frames().get(self.thread)
         where = self._recorder.sites.find(frame).where
         if where and (where in self._lines or len(self._lines) < LINES):
             self._lines[where] += 1
@@ -65,9 +66,9 @@ class LoopMonitor:
             batch.loop_late_s = late  # its tick is not recorded before it runs, which may be never
 
     def _schedule(self) -> None:
-        assert self._loop is not None
+        assert self.loop is not None
         self._due = time.perf_counter() + TICK_S
-        self._loop.call_later(TICK_S, self._tick)
+        self.loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
         if not self._recorder.is_on:

@@ -31,6 +31,8 @@ class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: int = 0  # requests of a second or more without a response at the end of a trial
     unfinished_s: float = 0.0  # the longest of them, so far
     unfinished_waiting: int = 0  # of them, for a connection
+    wait_s: float = 0.0  # of all requests, for a connection
+    bytes: int = 0  # of all bodies
 
 
 class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +50,7 @@ class StatementStats(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float
     slow_s: float  # within slow requests
     mean_ms: float
+    rows: int = 0  # returned or changed, where the driver tells
 
 
 class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +69,44 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     wait_p95_ms: float  # over all checkouts, those without a wait and those that still wait included
     waiting: int = 0  # checkouts of a second or more that still waited at the end of a trial
     waiting_s: float = 0.0  # the longest of them, so far
+    held_after: int = 0  # connections whose requests had ended, the most at once
+
+
+class SampleStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Where requests stood: request-seconds in one state, on one line. States: see ``probe.sampler``."""
+
+    route: str  # "" for work of no request
+    state: str
+    place: str  # "loop", "thread" or "task"
+    line: str  # the innermost of the user's, "shop/orders.py:48"; "" for none
+    detail: str  # the kind of library work above that line, or the host
+    holds: bool  # a connection of a pool
+    seconds: float
+    cpu_s: float  # that its thread used
+
+
+class ClockStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a group of threads did with its wall time, in seconds."""
+
+    wall_s: float
+    cpu_s: float
+    runqueue_s: float
+    gil_s: float
+    blocked_s: float
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time in which the threads were not idle."""
+        busy = self.cpu_s + self.runqueue_s + self.gil_s + self.blocked_s
+        return busy / self.wall_s if self.wall_s else 0.0
+
+
+class MemoryStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The pauses of the interpreters' garbage collectors."""
+
+    pauses: int
+    pause_s: float
+    longest_s: float
 
 
 class LoopStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +144,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     unfinished_at: tuple[tuple[str, int], ...] = ()  # lines on which unfinished requests stood, most first
     pool_kinds: tuple[str, ...] = ()  # classes of the pools that opened connections
     dropped: int = 0  # requests that did not fit into the workers' buffers
+    samples: tuple[SampleStats, ...] = ()  # the most frequent first
+    stacks: tuple[tuple[str, float], ...] = ()  # "GET /a;run;main:app;main:load", seconds
+    loop_clock: ClockStats | None = None  # the event loops' threads; None where the system does not tell
+    thread_clock: ClockStats | None = None  # threads that carry requests
+    memory: MemoryStats | None = None
 
     @property
     def requests(self) -> int:

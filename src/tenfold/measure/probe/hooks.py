@@ -48,12 +48,15 @@ class Hooks:
             frame = sys._getframe(1)
             if recorder is None or not recorder.is_on or not (outermost or _is_outermost(frame)):
                 return original(*args, **named)
-            started = perf_counter()
+            started, rows, request = perf_counter(), 0, recorder.enter_round_trip()
             try:
-                return original(*args, **named)
+                result = original(*args, **named)
+                rows = returned_rows(args[0], result)
+                return result
             finally:
+                recorder.leave_round_trip(request)
                 recorder.record_statement(
-                    text(args), frame, perf_counter() - started, database=self.database(args)
+                    text(args), frame, perf_counter() - started, database=self.database(args), rows=rows
                 )
 
         self._replace(owner, name, original, call)
@@ -82,12 +85,15 @@ class Hooks:
         statement: str,
         frame: FrameType,
     ) -> Any:
-        started = perf_counter()
+        started, rows, request = perf_counter(), 0, recorder.enter_round_trip()
         try:
-            return await awaitable
+            result = await awaitable
+            rows = returned_rows(args[0] if args else None, result)
+            return result
         finally:
             seconds = perf_counter() - started
-            recorder.record_statement(statement, frame, seconds, database=self.database(args))
+            recorder.leave_round_trip(request)
+            recorder.record_statement(statement, frame, seconds, database=self.database(args), rows=rows)
 
     def _replace(self, owner: Any, name: str, original: Any, call: Any) -> None:
         for attribute in ("__name__", "__qualname__", "__doc__", "__module__", "__wrapped__"):
@@ -102,6 +108,16 @@ def _function(owner: Any, name: str) -> Any:
     found = vars(owner).get(name)
     found = found.__func__ if isinstance(found, classmethod) else found
     return None if hasattr(found, "_tenfold") else found
+
+
+def returned_rows(cursor: Any, result: Any) -> int:
+    """Return the rows that an execution returned or changed, where the driver tells; else 0."""
+    if isinstance(result, list):
+        return len(result)
+    try:
+        return max(int(getattr(cursor, "rowcount", 0)), 0)
+    except Exception:  # a cursor that is closed, or has no such number
+        return 0
 
 
 def first_argument(args: tuple[Any, ...]) -> str:

@@ -12,20 +12,25 @@ from importlib import import_module
 
 from tenfold.measure.probe.recorder import Recorder
 
-# The module that has to be imported already → tenfold's module with its hooks.
+# The module that has to be imported already → tenfold's module with its hooks, and the function there.
 _HOOKS = {
-    "django.core.handlers.base": "django",
-    "flask.signals": "flask",
-    "psycopg": "psycopg",
-    "asyncpg.connection": "asyncpg",
+    "django.core.handlers.base": ("django", "install"),
+    "flask.signals": ("flask", "install"),
+    "psycopg": ("psycopg", "install"),
+    "asyncpg.connection": ("asyncpg", "install"),
+    "http.client": ("http_calls", "install_http_client"),
+    "httpcore": ("http_calls", "install_httpcore"),
+    "aiohttp": ("http_calls", "install_aiohttp"),
 }
 
 
 def watch_libraries(recorder: Recorder) -> None:
     """Record what the imported libraries do; the app must not notice when one is unlike any known version."""
-    for module, hooks in _HOOKS.items():
+    for module, (hooks, name) in _HOOKS.items():
         if module in sys.modules:
-            install: Callable[[Recorder], None] = import_module(f"tenfold.measure.probe.{hooks}").install
+            install: Callable[[Recorder], None] = getattr(
+                import_module(f"tenfold.measure.probe.{hooks}"), name
+            )
             try:
                 install(recorder)
             except (AttributeError, ImportError):

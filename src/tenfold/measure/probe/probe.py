@@ -58,14 +58,17 @@ class Probe:
         def send_and_record(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 recorder.begin_response(request)
-            elif ends_answer(message):
-                recorder.stop_clock(request)
+            else:
+                request.bytes += len(message.get("body", b""))
+                if ends_answer(message):
+                    recorder.stop_clock(request)
             return send(message)
 
         token = recorder.current.set(request)
-        recorder.begin_request(request, scope, root_path)
         try:
-            await self._app(scope, receive, send_and_record)
+            app = self._app(scope, receive, send_and_record)
+            recorder.begin_request(request, scope, root_path, coroutine=app)
+            await app
         finally:
             recorder.current.reset(token)
             recorder.record_request(request, scope, root_path)

@@ -18,13 +18,13 @@ UNFINISHED_S = 1.0  # age from which a running request is reported
 UNFINISHED = 200  # requests of a route whose starts are reported
 OTHER = 0  # number of the route or statement that sums up all beyond the limit
 
-# statement number → [executions, seconds]
+# statement number → [executions, seconds, rows]
 Executions = dict[int, list[float]]
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request, filled in while it runs."""
+    """One request, filled in while it runs. What begins with ``_`` is not sent."""
 
     started: float = 0.0
     duration_s: float = -1.0  # until the last byte was passed to the server; negative while it runs
@@ -32,6 +32,36 @@ class RequestRecord:
     pool_wait_s: float = 0.0
     executions: Executions = field(default_factory=dict)
     waits_since: float = 0.0  # for a connection; 0 while it does not wait
+    bytes: int = 0  # of the body
+    _holds: int = 0  # connections checked out now
+    _round_trip: str = ""  # what it waits for now: "db" or the host of an HTTP call
+    _responds: bool = False  # its first byte was passed to the server
+    _thread: int = 0  # that checked its connection out, or that runs a WSGI request
+
+
+@dataclass(slots=True)
+class SampleRecord:
+    """Where requests of one route stood when they were sampled; see ``sampler``."""
+
+    route: int
+    state: str
+    place: str  # "loop", "thread" or "task": a suspended coroutine
+    line: str
+    detail: str
+    holds: bool  # a connection of a pool
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(slots=True)
+class ClockRecord:
+    """Wall time of a group of threads, in seconds; see ``thread_states``."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    runqueue_s: float = 0.0
+    gil_s: float = 0.0
+    blocked_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -84,6 +114,7 @@ class PoolRecord:
     wait_count: int = 0  # checkouts that waited, all of them
     waiting: int = 0  # checkouts that have waited for a second or more and still wait
     waiting_s: float = 0.0  # the longest of them, so far
+    held_after: int = 0  # connections whose requests have ended
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,6 +146,14 @@ class Batch:
     unfinished_at: dict[str, int] = field(default_factory=dict)  # lines on which they stand: requests
     loop_late_s: float = 0.0  # a callback is due for so long and has not run
     pool_kinds: list[str] = field(default_factory=list)  # classes of pools that opened a connection
+    samples: list[SampleRecord] = field(default_factory=list)
+    stacks: dict[str, float] = field(default_factory=dict)  # "GET /a;run;app.main;app.load" → seconds
+    loop: ClockRecord | None = None  # the event loop's thread; None where the system does not tell
+    threads: ClockRecord | None = None  # threads that carry requests
+    gc_pauses: int = 0
+    gc_pause_s: float = 0.0
+    gc_longest_s: float = 0.0
+    python_blocks: int = 0  # memory blocks that the interpreter has allocated, now
 
 
 def pack(message: Hello | Batch) -> bytes:
@@ -124,4 +163,4 @@ def pack(message: Hello | Batch) -> bytes:
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__slots__}
+    return {name: getattr(record, name) for name in record.__slots__ if name[0] != "_"}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from tenfold.asgi import mount_path, path_in_app, route_template
@@ -29,6 +30,9 @@ GROUPS = 200  # statements kept apart in one request
 STATEMENTS = 2_000  # (fingerprint, call site) pairs kept apart in one process
 TEXTS = 4_096  # statement texts remembered; an app that writes values into its SQL makes ever new ones
 ROUTES = 300
+THREADS = 2_000  # of the server
+RUNNING = 10_000
+HTTP = "http"  # the kind of database that another service is
 SQL = 20_000  # characters of one statement's text
 
 _IDENTIFIER = re.compile(
@@ -37,13 +41,15 @@ _IDENTIFIER = re.compile(
 )
 
 
-class _RunningRequest(NamedTuple):
+class RunningRequest(NamedTuple):
     """A request that has not finished."""
 
     request: probe_protocol.RequestRecord
     scope: Mapping[str, Any]
     root_path: str
-    task: Any  # the asyncio task that runs it, or a thread's number; None on another loop
+    task: Any = None  # the asyncio task that runs it; None on another loop
+    coroutine: Any = None  # of the app
+    thread: int = 0  # of a WSGI request
 
 
 class Recorder:
@@ -58,7 +64,9 @@ class Recorder:
         self.has_statements = False  # a statement or a pool has been recorded
         self.dropped = 0
         self.pool_kinds: set[str] = set()
-        self._running: dict[int, _RunningRequest] = {}
+        self.native_ids: dict[int, int] = {}  # thread → the kernel's number of it, of threads of the server
+        self.endpoint_codes: dict[CodeType, int] = {}  # of endpoint functions → route
+        self._running: dict[int, RunningRequest] = {}
         self._requests: deque[probe_protocol.RequestRecord] = deque()
         self._outside: probe_protocol.Executions = {}
         self._routes: dict[tuple[str, str], int] = {}
@@ -82,17 +90,18 @@ class Recorder:
         self.is_on = False
 
     def record_statement(
-        self, sql: str, frame: FrameType | None, seconds: float, *, database: str = ""
+        self, sql: str, frame: FrameType | None, seconds: float, *, database: str = "", rows: int = 0
     ) -> None:
-        """Record a round trip to the database.
+        """Record a round trip to the database, or to another service.
 
         Args:
             sql: as the driver got it.
             frame: where the search for the user's line starts.
             seconds: how long it took.
-            database: its kind, as SQLAlchemy names dialects: ``postgresql``.
+            database: its kind, as SQLAlchemy names dialects: ``postgresql``; ``http`` for a call.
+            rows: that it returned or changed, where that is known.
         """
-        self.has_statements = True
+        self.has_statements = self.has_statements or database != HTTP
         request = self.current.get()
         running = request is not None and request.duration_s < 0
         executions = request.executions if running and request is not None else self._outside
@@ -102,10 +111,23 @@ class Recorder:
             number = probe_protocol.OTHER
         entry = executions.get(number)
         if entry is None:
-            executions[number] = [1, seconds]
+            executions[number] = [1, seconds, max(rows, 0)]
         else:
             entry[0] += 1
             entry[1] += seconds
+            entry[2] += max(rows, 0)
+
+    def enter_round_trip(self) -> probe_protocol.RequestRecord | None:
+        """Note that the current request waits for its database; return it for :meth:`leave_round_trip`."""
+        request = self.current.get()
+        if request is not None:
+            request._round_trip = "db"
+        return request
+
+    def leave_round_trip(self, request: probe_protocol.RequestRecord | None) -> None:
+        """Note that a request has its response."""
+        if request is not None:
+            request._round_trip = ""
 
     def begin_request(
         self,
@@ -113,15 +135,29 @@ class Recorder:
         scope: Mapping[str, Any],
         root_path: str,
         *,
-        thread: int | None = None,
+        coroutine: Any = None,
+        thread: int = 0,
     ) -> None:
-        """Remember a request until its response begins: one that never does has to be seen as well."""
-        runs_in = current_task() if thread is None else thread
-        self._running[id(request)] = _RunningRequest(request, scope, root_path, runs_in)
+        """Remember a request until it ends: one that never does has to be seen as well."""
+        if thread and thread not in self.native_ids and len(self.native_ids) < THREADS:
+            self.native_ids[thread] = threading.get_native_id()
+        request._thread = thread
+        task = None if thread else current_task()
+        if len(self._running) >= RUNNING:  # a server that does not close its responses
+            self._running.pop(next(iter(self._running), 0), None)
+        self._running[id(request)] = RunningRequest(request, scope, root_path, task, coroutine, thread)
 
     def begin_response(self, request: probe_protocol.RequestRecord) -> None:
-        """Forget that a request runs: a response that streams for minutes is not stuck."""
-        self._running.pop(id(request), None)
+        """Note that a response begins: one that streams for minutes is not stuck."""
+        request._responds = True
+
+    def running(self) -> list[RunningRequest]:
+        """Return the requests that have not finished."""
+        return list(self._running.values())
+
+    def route_of(self, running: RunningRequest) -> int:
+        """Return the number of a running request's route, as far as it is known by now."""
+        return self._route(running.scope, running.root_path)
 
     def record_request(
         self, request: probe_protocol.RequestRecord, scope: Mapping[str, Any], root_path: str
@@ -169,7 +205,7 @@ class Recorder:
         for running in list(self._running.values()):
             request = running.request
             age = now - request.started
-            if age < probe_protocol.UNFINISHED_S or request.duration_s >= 0:
+            if age < probe_protocol.UNFINISHED_S or request.duration_s >= 0 or request._responds:
                 continue
             number = self._route(running.scope, running.root_path)
             record = by_route.setdefault(number, probe_protocol.UnfinishedRecord(number))
@@ -180,7 +216,7 @@ class Recorder:
             if request.waits_since:
                 record.waiting += 1
             record.wait_s += request.pool_wait_s + (now - request.waits_since if request.waits_since else 0.0)
-            tasks.append(running.task)
+            tasks.append(running.thread or running.task)
         return list(by_route.values()), stuck_lines(self.sites, tasks) if by_route else {}
 
     def _route(self, scope: Mapping[str, Any], root_path: str) -> int:
@@ -214,12 +250,20 @@ class Recorder:
         mine = next(self._next)
         number = self._routes.setdefault((method, path), mine)
         if number == mine:
+            self._note_endpoint(scope.get("endpoint"), number)
             endpoint = self.sites.definition(scope.get("endpoint"))
             where = _sendable(endpoint.where)
             self._route_texts.append(
                 probe_protocol.RouteText(number, _sendable(method), _sendable(path), where)
             )
         return number
+
+    def _note_endpoint(self, endpoint: Any, number: int) -> None:
+        while hasattr(endpoint, "__wrapped__"):
+            endpoint = endpoint.__wrapped__
+        code = getattr(endpoint, "__code__", None)
+        if code is not None:
+            self.endpoint_codes.setdefault(code, number)
 
 
 def _sendable(text: str) -> str:

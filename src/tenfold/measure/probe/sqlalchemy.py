@@ -18,14 +18,17 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from time import perf_counter
 from types import FrameType
 from typing import Any
 
 from tenfold.measure.probe import probe_protocol
+from tenfold.measure.probe.hooks import returned_rows
 from tenfold.measure.probe.recorder import Recorder
 
 POOL_KINDS = 20
+HOLDERS = 2_000
 POOLS = 500  # recorded between two frames
 WAITS = 500  # waits kept per pool between two frames
 
@@ -74,6 +77,10 @@ def reset_pools() -> None:
         _record_pool(pool)
 
 
+def _current_request() -> probe_protocol.RequestRecord | None:
+    return _recorder.current.get() if _recorder is not None else None
+
+
 def _record_pool(pool: Any) -> PoolRecorder:
     recorder = pool.__dict__["_tenfold"] = PoolRecorder(pool)
     if len(_recorders) < POOLS:
@@ -95,6 +102,7 @@ class PoolRecorder:
         self._waits: dict[int, float] = {}  # checkouts that wait, and since when
         self._capacity = pool.size() + pool._max_overflow if pool._max_overflow >= 0 else sys.maxsize
         self._waiting = 0
+        self._holders: dict[int, probe_protocol.RequestRecord] = {}  # by the connection's record
         self._full_since = perf_counter() if self.is_exhausted(pool) else 0.0
         self._checked_out, self._counted_at = pool.checkedout(), perf_counter()
         self._clear()
@@ -114,16 +122,16 @@ class PoolRecorder:
         ``_do_get`` calls itself when two threads race for the last connection; such a checkout counts twice.
         """
         if not self.is_exhausted(pool):
-            return self._record_checkout(pool, do_get(pool))
+            return self._record_checkout(pool, do_get(pool), _current_request())
         started = perf_counter()
         self._waiting += 1
         number = next(_numbers)
         self._waits[number] = started
-        request = _recorder.current.get() if _recorder is not None else None
+        request = _current_request()
         if request is not None:
             request.waits_since = started
         try:
-            return self._record_checkout(pool, do_get(pool))
+            return self._record_checkout(pool, do_get(pool), request)
         except BaseException as error:
             self.timeouts += type(error).__name__ == "TimeoutError"
             raise
@@ -134,8 +142,11 @@ class PoolRecorder:
                 request.waits_since = 0.0
             self._record_wait(perf_counter() - started, request)
 
-    def record_return(self) -> None:
+    def record_return(self, record: Any = None) -> None:
         """Record that a connection is returned."""
+        holder = self._holders.pop(id(record), None)
+        if holder is not None:
+            holder._holds = max(holder._holds - 1, 0)
         self._set_checked_out(self._checked_out - 1)
         if self._full_since and not self._waiting:
             self.full_s += perf_counter() - self._full_since
@@ -163,6 +174,7 @@ class PoolRecorder:
             wait_count=self.wait_count,
             waiting=len(waits),
             waiting_s=now - min(waits, default=now),
+            held_after=sum(one.duration_s >= 0 for one in list(self._holders.values())),
         )
         self._clear()
         return state
@@ -172,8 +184,14 @@ class PoolRecorder:
         self.full_s = self.held_s = 0.0
         self.waits: list[float] = []
 
-    def _record_checkout(self, pool: Any, connection: Any) -> Any:
+    def _record_checkout(
+        self, pool: Any, connection: Any, request: probe_protocol.RequestRecord | None
+    ) -> Any:
         self.checkouts += 1
+        if request is not None and len(self._holders) < HOLDERS:
+            self._holders[id(connection)] = request
+            request._holds += 1
+            request._thread = get_ident()
         count = pool.checkedout()
         self.checked_out_max = max(self.checked_out_max, count)
         self._set_checked_out(count)
@@ -215,11 +233,15 @@ def _wrap_execute(do: Callable[..., Any]) -> Callable[..., Any]:
         recorder, frame = _recorder, sys._getframe(1)
         if recorder is None or not recorder.is_on or _is_override(frame):
             return do(dialect, cursor, statement, *rest, **named)
-        started = perf_counter()
+        started, rows, request = perf_counter(), 0, recorder.enter_round_trip()
         try:
-            return do(dialect, cursor, statement, *rest, **named)
+            result = do(dialect, cursor, statement, *rest, **named)
+            rows = returned_rows(cursor, None)
+            return result
         finally:
-            recorder.record_statement(statement, frame, perf_counter() - started, database=dialect.name)
+            seconds = perf_counter() - started
+            recorder.leave_round_trip(request)
+            recorder.record_statement(statement, frame, seconds, database=dialect.name, rows=rows)
 
     return execute
 
@@ -247,10 +269,11 @@ def _wrap_round_trip(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
         recorder, frame = _recorder, sys._getframe(1)
         if recorder is None or not recorder.is_on or _is_override(frame):
             return do(owner, *args)
-        started = perf_counter()
+        started, request = perf_counter(), recorder.enter_round_trip()
         try:
             return do(owner, *args)
         finally:
+            recorder.leave_round_trip(request)
             dialect = getattr(owner, "_dialect", owner)
             database = getattr(dialect, "name", "")
             recorder.record_statement(name, frame, perf_counter() - started, database=database)
@@ -282,7 +305,7 @@ def _wrap_return(do_return: Callable[[Any, Any], None]) -> Callable[[Any, Any], 
     def return_connection(pool: Any, record: Any) -> None:
         pool_recorder = pool.__dict__.get("_tenfold")
         if pool_recorder is not None:
-            pool_recorder.record_return()
+            pool_recorder.record_return(record)
         do_return(pool, record)
 
     return return_connection

@@ -75,7 +75,9 @@ class _Body:
         recorder.begin_response(request)
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._body
+        for part in self._body:
+            self._request.bytes += len(part)
+            yield part
         self._recorder.stop_clock(self._request)
 
     def close(self) -> None:

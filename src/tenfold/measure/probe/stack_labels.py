@@ -1,0 +1,177 @@
+"""What a stack is about: the user's line, and the kind of library work above it.
+
+Everything is decided by a code object's file and name, once for each, and kept: a sample looks at hundreds of
+frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import CodeType, FrameType
+from typing import Any
+
+from tenfold.callsites import CallSites
+
+CODES = 20_000  # code objects remembered
+FOLDED = 60  # frames of a stack in the flame graph
+
+Stack = Sequence[tuple[CodeType, FrameType]]
+
+# Kind of work → parts of the file's path, and names of functions ("" for any).
+_KINDS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "password hash",
+        (
+            ("/passlib/", ""), ("/bcrypt/", ""), ("/argon2/", ""), ("/pwdlib/", ""),
+            ("/werkzeug/security", ""), ("/django/contrib/auth/hashers", ""),
+        ),
+    ),
+    (
+        "client set-up",
+        (
+            ("/ssl.py", "create_default_context"), ("/ssl.py", "load_verify_locations"),
+            ("/ssl.py", "load_default_certs"), ("/sqlalchemy/engine/create.py", "create_engine"),
+            ("/httpx/_config.py", "create_ssl_context"), ("/boto3/session.py", "client"),
+            ("/botocore/session.py", "create_client"), ("/botocore/loaders.py", ""),
+        ),
+    ),
+    (
+        "serialisation",
+        (
+            ("/fastapi/routing.py", "serialize_response"), ("/fastapi/encoders.py", ""),
+            ("/fastapi/_compat", ""), ("/pydantic/", ""), ("/rest_framework/", ""),
+            ("/starlette/responses.py", "render"), ("/json/__init__.py", "dumps"), ("/json/encoder.py", ""),
+            ("/jinja2/", ""), ("/django/template/", ""), ("/django/core/serializers/", ""),
+            ("/flask/json/", ""), ("/marshmallow/", ""), ("/msgspec/", ""), ("/litestar/serialization", ""),
+            ("<template>", ""),
+        ),
+    ),
+    (
+        "rows to objects",
+        (
+            ("/sqlalchemy/orm/loading.py", ""), ("/sqlalchemy/engine/result.py", ""),
+            ("/sqlalchemy/engine/cursor.py", "fetchall"), ("/sqlalchemy/engine/cursor.py", "fetchmany"),
+            ("/sqlalchemy/orm/state.py", ""), ("/sqlalchemy/orm/identity.py", ""),
+            ("/django/db/models/query.py", "__iter__"), ("/django/db/models/base.py", "from_db"),
+            ("/sqlalchemy/cyextension/", ""), ("/sqlalchemy/engine/_result", ""),
+            ("/sqlalchemy/engine/_row", ""), ("/psycopg/cursor.py", "fetchall"),
+        ),
+    ),
+    (
+        "statement",
+        (("/sqlalchemy/", ""), ("/django/db/", ""), ("/psycopg/", ""), ("/psycopg2/", ""), ("/asyncpg/", "")),
+    ),
+    (
+        "instrumentation",
+        (("/sentry_sdk/", ""), ("/opentelemetry/", ""), ("/prometheus_client/", ""), ("/ddtrace/", "")),
+    ),
+    ("middleware", (("/starlette/middleware/base.py", ""),)),
+)
+
+_WAITERS = (
+    ("/threading.py", ("wait", "acquire", "join", "_wait_for_tstate_lock")),
+    ("/queue.py", ("get", "put")),
+    ("/concurrent/futures/thread.py", ("_worker",)),
+    ("/concurrent/futures/_base.py", ("result", "wait")),
+    ("/sqlalchemy/util/queue.py", ("get",)),
+)
+
+_OWN = "/tenfold/measure/probe/"
+
+
+class _Code:
+    """What is known of one code object."""
+
+    __slots__ = ("is_own", "is_user", "kind", "name")
+
+    def __init__(self, code: CodeType, path: str) -> None:
+        file, function = code.co_filename.replace("\\", "/"), code.co_name
+        self.is_user = bool(path)
+        self.is_own = _OWN in file
+        self.kind = "" if path else _kind(file, function)
+        module = (path or file.rpartition("/site-packages/")[2].rpartition("/lib/")[2]).removesuffix(".py")
+        module = module if path or "/" not in module else "/".join(module.split("/")[-3:])
+        self.name = f"{module}:{function}".replace(";", ",")
+
+
+class StackLabels:
+    """Describe stacks. One thread uses it."""
+
+    def __init__(self, sites: CallSites) -> None:
+        self._sites = sites
+        self._codes: dict[CodeType, _Code] = {}
+
+    def describe(self, stack: Stack) -> tuple[str, str]:
+        """Return the innermost user line of a stack, the innermost frame first, and the kind of work on it.
+
+        The kind of the outermost library frame above that line counts: a statement that an object loads is
+        serialisation's if the serialiser asked for it. Without a user line all frames count.
+        """
+        detail = ""
+        for code, frame in stack:
+            known = self._code(code)
+            if known.is_user:
+                return self._sites.find(frame).where, detail
+            if known.kind and not known.is_own and (not detail or known.kind != "middleware"):
+                detail = known.kind
+        return "", detail
+
+    def is_own(self, stack: Stack) -> bool:
+        """Return whether a hook of the probe is on the stack: the thread is in a round trip."""
+        return any(self._code(code).is_own for code, _ in stack[:40])
+
+    def route_of(self, stack: Stack, recorder: Any) -> int:
+        """Return the number of the route whose endpoint is on the stack; 0 for none."""
+        endpoints: dict[CodeType, int] = recorder.endpoint_codes
+        return next((endpoints[code] for code, _ in reversed(stack) if code in endpoints), 0)
+
+    def state_of(self, codes: Sequence[CodeType]) -> str:
+        """Return the state of a suspended coroutine from the code of its chain, the outermost first."""
+        for code in reversed(codes[-12:]):
+            file, name = code.co_filename, code.co_name
+            if "limiter" in name.lower() or name == "acquire_on_behalf_of":
+                return "thread"
+            if name == "sleep" and file.endswith(("asyncio/tasks.py", "_eventloop.py", "_asyncio.py")):
+                return "sleep"
+            if name in ("acquire", "acquire_nowait", "wait") and file.endswith(
+                ("asyncio/locks.py", "_synchronization.py", "asyncio/mixins.py")
+            ):
+                return "lock"
+            if name in ("run_sync_in_worker_thread", "to_thread", "run_in_threadpool", "run_sync"):
+                return "in thread"
+            if file.endswith("asgiref/sync.py"):
+                return "in thread"
+            if name == "drain" or (name == "send" and "/uvicorn/" in file):
+                return "send"
+            if file.endswith("starlette/middleware/base.py"):
+                return "child"
+        return "other"
+
+    def fold(self, stack: Stack) -> str:
+        """Return a stack as one line, the outermost function first, as flame graphs take it."""
+        names: list[str] = []
+        for code, _ in reversed(stack[:FOLDED]):
+            known = self._code(code)
+            if not known.is_own and (not names or names[-1] != known.name):
+                names.append(known.name)
+        return ";".join(names)
+
+    def _code(self, code: CodeType) -> _Code:
+        known = self._codes.get(code)
+        if known is None:
+            if len(self._codes) >= CODES:
+                self._codes.clear()
+            known = self._codes[code] = _Code(code, self._sites.path(code.co_filename))
+        return known
+
+
+def is_waiter(code: CodeType) -> bool:
+    """Return whether a thread with this innermost Python function waits for a lock, not for the interpreter."""
+    return any(code.co_name in names and code.co_filename.endswith(file) for file, names in _WAITERS)
+
+
+def _kind(file: str, function: str) -> str:
+    for kind, places in _KINDS:
+        if any(part in file and function.startswith(name) for part, name in places):
+            return kind
+    return ""
