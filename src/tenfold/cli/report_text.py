@@ -6,10 +6,20 @@ import textwrap
 from collections.abc import Iterator
 
 from tenfold.measure.report.report import BottleneckReport, Latency, Report
-from tenfold.measure.report.wording import headline, milliseconds, number, recovery, share, slowest, weight
+from tenfold.measure.report.wording import (
+    headline,
+    milliseconds,
+    number,
+    part_name,
+    recovery,
+    share,
+    slowest,
+    weight,
+)
 
 WIDTH = 80
 LABEL = 12
+PARTS = 6  # of a request's time
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -90,27 +100,46 @@ def _resources(report: Report) -> Iterator[str]:
 
 
 def _limits(report: Report) -> Iterator[str]:
-    if report.bottlenecks:
-        yield "What stops it"
-        for rank, bottleneck in enumerate(report.bottlenecks, 1):
-            yield from _bottleneck(rank, bottleneck)
-    elif report.inside:
+    limit = report.limit
+    if limit is not None:
+        yield from _wrap("", f"What stops it: {limit.title}", indent=2, first="")
+        if limit.chain:
+            yield from _wrap("", " ← ".join(reversed(limit.chain)), indent=2)
+        for line in limit.evidence:
+            yield from _wrap("", line, indent=2)
+        if limit.remedy and not report.bottlenecks:
+            yield from _wrap("", f"→ {limit.remedy}", indent=2)
+    elif report.bottlenecks:
+        yield "What was found"
+    elif report.inside and report.capacity is not None and report.capacity.outcome != "at_least":
         yield "What stops it: nothing that was measured explains it"
+    for rank, bottleneck in enumerate(report.bottlenecks, 1):
+        yield from _bottleneck(rank, bottleneck)
+    yield from _parts(report)
     if named := slowest(report):
         yield from _wrap("", named, indent=0)
     if report.not_measured:
         yield from _wrap("", "Not measured: " + "; ".join(report.not_measured), indent=2)
 
 
+def _parts(report: Report) -> Iterator[str]:
+    """Yield where a request's time goes, at low load and at the limit."""
+    if not report.parts or report.limit is None:
+        return
+    yield f"{'Where the time of a request goes':<{WIDTH - 32}}{'low load':>16}{'at the limit':>16}"
+    for part in report.parts[:PARTS]:
+        low = "–" if part.low_ms is None else milliseconds(part.low_ms)
+        yield f"  {part_name(part.name):<{WIDTH - 34}}{low:>16}{milliseconds(part.limit_ms):>16}"
+
+
 def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
-    title = f"{one.kind} · {one.title}"
-    yield from textwrap.wrap(
-        f"{title}  [{one.severity}, {one.proof}]",
-        WIDTH,
-        initial_indent=f"  {rank}  ",
-        subsequent_indent=" " * 5,
+    told = ", ".join(filter(None, (weight(one), one.proof)))
+    *others, last = textwrap.wrap(
+        one.title, WIDTH - len(told) - 3, initial_indent=f"  {rank}  ", subsequent_indent=" " * 5
     )
-    for line in filter(None, (one.where, weight(one), *one.evidence)):
+    yield from others
+    yield f"{last:<{WIDTH - len(told)}}{told}"
+    for line in filter(None, (one.where, *one.evidence)):
         yield from textwrap.wrap(line, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 7)
     # A statement to copy stays on one line, however long it is.
     yield from textwrap.wrap(
@@ -123,11 +152,11 @@ def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:
     )
 
 
-def _wrap(label: str, text: str, *, indent: int = LABEL) -> Iterator[str]:
+def _wrap(label: str, text: str, *, indent: int = LABEL, first: str | None = None) -> Iterator[str]:
     yield from textwrap.wrap(
         text,
         WIDTH,
-        initial_indent=f"{label:<{indent}}",
+        initial_indent=f"{label:<{indent}}" if first is None else first,
         subsequent_indent=" " * indent,
         break_long_words=False,
     )

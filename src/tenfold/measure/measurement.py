@@ -227,9 +227,7 @@ class Measurement:
         request = replace(request, login_s=min(request.login_s, max(left_s, LEAST_LOGIN_S)))
         trial = self._generator.run(request, on_block=lambda block: self._show(request.purpose, request.rate))
         if inside is not None:
-            self._steps.run(
-                "the end of a trial's records", lambda: inside.end_trial(trial.settled_s), otherwise=None
-            )
+            self._steps.run("the end of a trial's records", lambda: inside.end_trial(trial), otherwise=None)
         self._interrupted = self._interrupted or trial.interrupted
         self._trials.append(trial)
         if request.purpose not in ("overload", "recovery"):
@@ -260,7 +258,8 @@ class Measurement:
             return Diagnosis.from_outside()
         elapsed_s = time.monotonic() - self._begun
         self._progress(Progress("diagnosing", 0.0, elapsed_s, self._settings.budget_s, ()))
-        return self._inside.diagnose(capacity.low, capacity.high, begun=self._begun)
+        reached = capacity.outcome not in ("at_least", "undecided")
+        return self._inside.diagnose(capacity.low, capacity.high, begun=self._begun, reached=reached)
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:
         settings = self._settings
@@ -290,6 +289,8 @@ class Measurement:
     ) -> Report:
         run, trials = self._steps.run, self._trials
         objective = self._settings.objective
+        refusing = [one for one in self._findings if one.cause == "rate_limit"]
+        others = [one for one in self._findings if one.cause != "rate_limit"]
         near = run(
             "trials near the capacity",
             lambda: summary.near_capacity(trials, capacity, bad_share=objective.bad_share),
@@ -333,7 +334,10 @@ class Measurement:
             trials=tuple(self._reports),
             resources=diagnosis.groups,
             series=diagnosis.series,
-            bottlenecks=(*self._findings, *diagnosis.bottlenecks),
+            limit=None if refusing else diagnosis.limit,
+            parts=diagnosis.parts,
+            stacks=diagnosis.stacks,
+            bottlenecks=(*refusing, *diagnosis.bottlenecks, *others),
             notices=(
                 *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),
                 *shape_notice(self._generator),

@@ -80,6 +80,7 @@ def finding(trial: Trial, waited: Trial, *, restarted: bool) -> BottleneckReport
     stuck = f"{unanswered} requests of it were still unanswered when it ended" if unanswered else ""
     after = "the instances were restarted" if restarted else "the search ended there: restart the service"
     return BottleneckReport(
+        cause="no_recovery",
         kind="Overload",
         title="the service does not recover from overload",
         severity="critical",

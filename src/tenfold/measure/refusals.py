@@ -140,6 +140,7 @@ def finding(limit: RateLimit, *, requests_per_arrival: float) -> BottleneckRepor
     """The finding about a limit, in requests per second."""
     low, high = limit.low * requests_per_arrival, limit.high * requests_per_arrival
     return BottleneckReport(
+        cause="rate_limit",
         kind="Rate limit",
         title="the service refuses what exceeds about "
         f"{_two_digits(low)} – {_two_digits(high)} requests/s ({limit.statuses})",

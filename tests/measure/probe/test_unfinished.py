@@ -11,7 +11,8 @@ import pytest
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe import probe_protocol
-from tenfold.measure.probe.aggregate import Aggregate, TextTable
+from tenfold.measure.probe.aggregate import Aggregate
+from tenfold.measure.probe.sample_totals import TextTable
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import Evidence, RouteStats
 from tenfold.measure.probe.recorder import Recorder

@@ -14,17 +14,17 @@ Proof = Literal["proven", "suspected"]
 class Bottleneck:
     """One limit of the service, with its evidence and remedy."""
 
+    cause: str = ""  # its kind for programs: "n_plus_one", "blocking_call" …
     # "CPU", "Memory", "Database", "Disk I/O", "Network", "Connection Pool", "Event loop", "Threads",
-    # "Machine", "Requests", "Tasks"
+    # "Machine", "Requests", "Tasks", "Lock", "Service", "Delay"
     kind: str
     title: str
     severity: Severity
     remedy: str
     evidence: tuple[str, ...] = ()
     where: str | None = None  # "shop/orders.py:48"
-    share: float | None = None  # of the slow requests' time, 0..1; None when it is not known
+    share: float | None = None  # of the limit's use, 0..1; None when it is not known
     proof: Proof = "suspected"
-    follows_from: tuple[int, ...] = ()  # ranks, from 1, of the bottlenecks to fix and measure first
 
     @property
     def type(self) -> str:
@@ -42,12 +42,32 @@ class Bottleneck:
         return "\n".join([*lines, f"   → {self.remedy}"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What stops the service.
+
+    ``resource``: others, machine, python, loop, pool, threads, row locks, commit, database, lock, external,
+    delay, none. ``held_by``: the state of those who use it up, as in the samples.
+    """
+
+    resource: str
+    title: str
+    held_by: str = ""
+    chain: tuple[str, ...] = ()  # from the queue that was seen to the limit
+    evidence: tuple[str, ...] = ()
+    remedy: str = ""  # when no cause stands out
+
+    def __bool__(self) -> bool:
+        return self.resource != "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Analysis:
     """Bottlenecks, the worst first, and what was not measured. Iterates over the bottlenecks."""
 
     bottlenecks: tuple[Bottleneck, ...] = ()
     not_measured: tuple[str, ...] = ()  # not to be taken for healthy
+    limit: Limit | None = None  # what they use up; None where only metrics were compared
 
     def __iter__(self) -> Iterator[Bottleneck]:
         return iter(self.bottlenecks)
@@ -62,10 +82,11 @@ class Analysis:
         return bool(self.bottlenecks)
 
     def __str__(self) -> str:
+        lines = [f"What stops it: {self.limit.title}"] if self.limit is not None else []
         if self.bottlenecks:
-            lines = [f"{rank}  {one}" for rank, one in enumerate(self.bottlenecks, 1)]
-        else:
-            lines = ["No bottleneck found in what was measured."]
+            lines += [f"{rank}  {one}" for rank, one in enumerate(self.bottlenecks, 1)]
+        elif not lines:
+            lines.append("No bottleneck found in what was measured.")
         if self.not_measured:
             lines.append(f"Not measured: {'; '.join(self.not_measured)}")
         return "\n".join(lines)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tenfold.measure.diagnosis import ranking
 from tenfold.measure.diagnosis.bottleneck import Analysis
+from tenfold.measure.diagnosis.diagnose import diagnose
 from tenfold.measure.diagnosis.explain import Plan
+from tenfold.measure.diagnosis.facts import Facts, Window
 from tenfold.measure.diagnosis.resources import Resources
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
@@ -56,7 +57,7 @@ class BottleneckDetector:
         plans: Sequence[Plan] = (),
         objective: Objective | None = None,
     ) -> Analysis:
-        """Rank the bottlenecks of a measurement by the share of the slow requests' time that each explains.
+        """Find the limit of a measured service, and rank what uses it up.
 
         Args:
             evidence: what the probes recorded, near the service's capacity.
@@ -64,4 +65,13 @@ class BottleneckDetector:
             plans: the query plans of the costliest statements.
             objective: its ``slow_ms`` is the scale for a pool's waits; the default objective when None.
         """
-        return ranking.rank(evidence, resources, plans=plans, objective=objective, limits=self._limits)
+        facts = Facts(
+            limit=Window(evidence, resources),
+            plans={plan.fingerprint: plan for plan in plans},
+            slow_ms=(objective or Objective()).slow_ms,
+        )
+        return self.diagnose(facts)
+
+    def diagnose(self, facts: Facts) -> Analysis:
+        """Find the limit from two windows of a measurement; see :class:`Facts`."""
+        return diagnose(facts, limits=self._limits)

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 from tenfold.errors import MeasurementError
 from tenfold.measure.diagnosis.backlog import Backlog, QueueCounts, find_growing_queues, read_queues
-from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
+from tenfold.measure.diagnosis.bottleneck import Bottleneck, Limit
+from tenfold.measure.diagnosis.database_view import DatabaseStats, DatabaseView
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.explain import Plan, explain
+from tenfold.measure.diagnosis.facts import HTTP, Facts, Window
+from tenfold.measure.diagnosis.memory_growth import MemoryPoint, find_growth, leak
 from tenfold.measure.diagnosis.optional_steps import OptionalSteps
 from tenfold.measure.diagnosis.priority import LowPriority
 from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
 from tenfold.measure.diagnosis.service_log import last_error
+from tenfold.measure.load import histogram
 from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.collector import MAYBE_POSTGRESQL, Collector
 from tenfold.measure.probe.evidence import Evidence
-from tenfold.measure.report.report import BottleneckReport, GroupReport, SeriesReport
+from tenfold.measure.report.report import (
+    BottleneckReport,
+    GroupReport,
+    LimitReport,
+    PartReport,
+    SeriesReport,
+)
 from tenfold.measure.settings import Objective
+from tenfold.measure.trial import Trial
 from tenfold.types import Stack
 
 GROUPS = {
@@ -35,6 +50,9 @@ GROUPS = {
 TRIALS = 30  # whose records are kept
 NEAR = 0.85  # of the capacity's lower end: from this rate on a trial shows the limit …
 BEYOND = 1.5  # … up to this multiple of its upper end
+LEAST_PART_S = 0.0005  # of a request: a shorter part is not reported
+LEAST_S = 1.5  # a shorter trial tells nothing of its own
+LOW = 0.5  # of the capacity's lower end: up to this rate a trial shows the service at low load
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +64,18 @@ class TrialRecord:
     end: float  # of its load
     records: Aggregate
     ended: float  # ``time.perf_counter()``
+    client_s: float = 0.0  # mean latency at the generator, of ``requests``
+    requests: int = 0
+    generator_cores: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """Bottlenecks and resources as the report contains them."""
 
+    limit: LimitReport | None = None
+    parts: tuple[PartReport, ...] = ()
+    stacks: tuple[tuple[str, float], ...] = ()
     bottlenecks: tuple[BottleneckReport, ...] = ()
     not_measured: tuple[str, ...] = ()
     groups: tuple[GroupReport, ...] = ()
@@ -87,6 +111,7 @@ class StackObserver:
             {group: self._pids_of(kinds) for group, kinds in GROUPS.items() if self._has(kinds)}
         )
         self._priority = LowPriority(self._pids_of(kinds) for kinds in GROUPS.values() if self._has(kinds))
+        self._database = DatabaseView(stack.database_url) if stack.database_url else None
         self._open = ExitStack()
         self._trial: tuple[float, float] | None = None  # rate and start of the running one
         self._records: list[TrialRecord] = []
@@ -99,6 +124,8 @@ class StackObserver:
             self._open.enter_context(self._collector)
             self._open.enter_context(self._sampler)
             self._open.enter_context(self._priority)
+            if self._database is not None:
+                self._open.enter_context(self._database)
             self._open = self._open.pop_all()
         return self
 
@@ -111,13 +138,24 @@ class StackObserver:
         self._collector.reset()
         self._trial = (rate, time.monotonic())
 
-    def end_trial(self, settled_s: float) -> None:
-        """End the records of a trial, if one runs; CPU counts until its load ended, ``settled_s`` ago."""
+    def end_trial(self, trial: Trial) -> None:
+        """End the records of a trial, if one runs; CPU counts until its load ended."""
         if self._trial is None:
             return
         rate, start = self._trial
-        end = max(time.monotonic() - settled_s, start)
-        self._records.append(TrialRecord(rate, start, end, *self._collector.cut()))
+        end = max(time.monotonic() - trial.settled_s, start)
+        latency = histogram.mean(trial.raw) / 1000 if trial.raw else 0.0
+        self._records.append(
+            TrialRecord(
+                rate,
+                start,
+                end,
+                *self._collector.cut(),
+                client_s=latency,
+                requests=histogram.count(trial.raw) if trial.raw else 0,
+                generator_cores=trial.generator.cpu_share,
+            )
+        )
         self._trial = None
         if queues := self._read_queues(done_within_s=time.monotonic() - start):
             self._backlogs.append(Backlog(rate, end - start, self._queues_before, queues))
@@ -137,12 +175,14 @@ class StackObserver:
         """Return the last error in the logs of the app's instances; empty when there is none."""
         return last_error(self._stack)
 
-    def diagnose(self, low: float | None, high: float | None, *, begun: float) -> Diagnosis:
-        """Rank the bottlenecks of the trials at and beyond the limit.
+    def diagnose(
+        self, low: float | None, high: float | None, *, begun: float, reached: bool = True
+    ) -> Diagnosis:
+        """Find the limit from the trials at and beyond the capacity, compared with those at low load.
 
         ``low`` and ``high`` are the ends of the capacity, arrivals per second, where they are known; the CPU
-        series starts at ``begun``, ``time.monotonic()``. A part that fails is listed in ``not_measured``;
-        none raises.
+        series starts at ``begun``, ``time.monotonic()``. Where no rate failed (``reached`` is false) there is
+        no limit to find. A part that fails is listed in ``not_measured``; none raises.
         """
         steps = OptionalSteps()
         nothing = Evidence(seconds=0.0, workers=0, seen={})
@@ -152,10 +192,23 @@ class StackObserver:
         windows = [(one.start, one.end) for one in records]
         window = steps.run("the trials' samples", lambda: whole.during(windows), otherwise=whole)
         plans = steps.run("query plans", lambda: self._plans(evidence), otherwise=())
-        analysis = steps.run("the ranking", lambda: self._rank(evidence, window, plans), otherwise=Analysis())
+        blind = Facts(limit=Window(evidence, window), slow_ms=self._objective.slow_ms)
+        facts = steps.run("the windows", lambda: self._facts(records, low, whole, plans), otherwise=blind)
+        analysis = BottleneckDetector().diagnose(facts)
+        import os, pickle  # DUMP
+
+        os.environ.get("TENFOLD_DUMP") and Path(os.environ["TENFOLD_DUMP"]).write_bytes(
+            pickle.dumps(facts)
+        )  # DUMP
         growing = tuple(find_growing_queues(self._backlogs, low))
         return Diagnosis(
-            bottlenecks=tuple(_bottleneck(b) for b in (*analysis.bottlenecks, *growing)),
+            limit=_limit(analysis.limit) if reached else None,
+            parts=steps.run("parts of a request", lambda: _parts(facts), otherwise=()),
+            stacks=evidence.stacks,
+            bottlenecks=tuple(
+                _bottleneck(b)
+                for b in (*(analysis.bottlenecks if reached else ()), *growing, *self._leaks(steps, whole))
+            ),
             groups=steps.run("CPU by servers", lambda: _groups(window), otherwise=()),
             series=steps.run("CPU over time", lambda: _series(whole, begun), otherwise=()),
             not_measured=(
@@ -163,11 +216,60 @@ class StackObserver:
                 *steps.failures,
                 *self._count_queues.failures,
                 *self._unused_database(evidence),
+                *self._unseen_database(),
             ),
         )
 
-    def _rank(self, evidence: Evidence, window: Resources, plans: Sequence[Plan]) -> Analysis:
-        return BottleneckDetector().rank(evidence, window, plans=plans, objective=self._objective)
+    def _leaks(self, steps: OptionalSteps, whole: Resources) -> Sequence[Bottleneck]:
+        """Return the finding of memory that grows with every request, over the whole measurement."""
+        growth = steps.run("growth of memory", lambda: find_growth(self._memory(whole)), otherwise=None)
+        if growth is None or not growth.leaks:
+            return ()
+        return (leak(growth, memory_bytes=psutil.virtual_memory().total),)
+
+    def _memory(self, whole: Resources) -> list[MemoryPoint]:
+        """Join the memory of the app's processes with the requests that they had finished by then."""
+        points, course = [], self._collector.memory()
+        starts = [at for at, _, _ in course]
+        for sample in whole.samples:
+            number = bisect_right(starts, sample.at) - 1
+            if number >= 0 and "app" in sample.groups:
+                _, requests, blocks = course[number]
+                points.append(MemoryPoint(sample.at, requests, sample.groups["app"].rss_bytes, blocks))
+        return points
+
+    def _unseen_database(self) -> Iterator[str]:
+        if self._database is not None and self._database.failure:
+            yield f"the database's sessions: {self._database.failure}"
+
+    def _facts(
+        self, limit: Sequence[TrialRecord], low: float | None, whole: Resources, plans: Sequence[Plan]
+    ) -> Facts:
+        calm = [one for one in self._records if low is not None and one.rate <= LOW * low]
+        return Facts(
+            limit=self._window(limit, whole),
+            low=self._window(calm, whole) if sum(one.requests for one in calm) else None,
+            plans={plan.fingerprint: plan for plan in plans},
+            slow_ms=self._objective.slow_ms,
+            generator_cores=max((one.generator_cores for one in limit), default=0.0),
+            sources=self._sources(limit),
+        )
+
+    def _sources(self, records: Sequence[TrialRecord]) -> dict[str, str]:
+        """Return the text of the lines on which requests were seen."""
+        lines = {one.line for one in _evidence(records).samples if one.line}
+        return {line: text for line in lines if (text := read_line(self._stack.app_folder, line))}
+
+    def _window(self, records: Sequence[TrialRecord], whole: Resources) -> Window:
+        windows = [(one.start, one.end) for one in records]
+        requests = sum(one.requests for one in records)
+        return Window(
+            evidence=_evidence(records),
+            resources=whole.during(windows),
+            database=self._database.during(windows) if self._database is not None else DatabaseStats(),
+            client_s=sum(one.client_s * one.requests for one in records) / requests if requests else 0.0,
+            trials=tuple(_evidence([one]) for one in records if one.end - one.start >= LEAST_S),
+        )
 
     def _plans(self, evidence: Evidence) -> Sequence[Plan]:
         url = self._stack.database_url
@@ -182,7 +284,7 @@ class StackObserver:
 
     def _unused_database(self, evidence: Evidence) -> Iterator[str]:
         """Say when the app's statements went somewhere else than to the stack's PostgreSQL."""
-        used = sorted({one.database for one in evidence.statements} - {""})
+        used = sorted({one.database for one in evidence.statements} - {"", HTTP})
         if used and "postgresql" not in used and self._stack.database_url is not None:
             yield (
                 f"the stack's PostgreSQL: not used, the statements went to {' and '.join(used)}; "
@@ -215,8 +317,38 @@ def _evidence(records: Sequence[TrialRecord]) -> Evidence:
     return Aggregate.merge([(one.records, one.ended) for one in records]).evidence(0.0)
 
 
+def read_line(folder: Path, place: str) -> str:
+    """Return one line of the service's code, ``shop/orders.py:48``; empty when it cannot be read."""
+    name, _, number = place.rpartition(":")
+    try:
+        lines = (folder / name).read_text(errors="replace").splitlines()
+        return lines[int(number) - 1]
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def _limit(one: Limit | None) -> LimitReport | None:
+    if one is None:
+        return None
+    return LimitReport(
+        resource=one.resource, title=one.title, chain=one.chain, evidence=one.evidence, remedy=one.remedy
+    )
+
+
+def _parts(facts: Facts) -> tuple[PartReport, ...]:
+    """Return the parts of a request's time, the longest at the limit first."""
+    low = facts.low.parts if facts.low is not None else None
+    parts = sorted(facts.limit.parts.items(), key=lambda item: -item[1])
+    return tuple(
+        PartReport(name=name, low_ms=low[name] * 1000 if low else None, limit_ms=seconds * 1000)
+        for name, seconds in parts
+        if seconds >= LEAST_PART_S
+    )
+
+
 def _bottleneck(one: Bottleneck) -> BottleneckReport:
     return BottleneckReport(
+        cause=one.cause,
         kind=one.kind,
         title=one.title,
         severity=one.severity,

@@ -10,7 +10,6 @@ from typing import Any
 
 from tenfold.errors import DependencyError
 from tenfold.measure.probe import probe_protocol
-from tenfold.measure.probe.sample_totals import OTHER_ROUTE, OTHER_STATEMENT, SampleTotals, TextTable
 from tenfold.measure.probe.evidence import (
     Evidence,
     LoopStats,
@@ -20,6 +19,7 @@ from tenfold.measure.probe.evidence import (
     ThreadStats,
     is_repetition,
 )
+from tenfold.measure.probe.sample_totals import OTHER_ROUTE, OTHER_STATEMENT, SampleTotals, TextTable
 
 try:
     from hdrh.histogram import HdrHistogram

@@ -7,6 +7,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,12 +16,14 @@ import msgspec
 
 from tenfold.errors import MeasurementError
 from tenfold.measure.probe import probe_protocol
-from tenfold.measure.probe.aggregate import Aggregate, TextTable
+from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.evidence import Evidence
+from tenfold.measure.probe.sample_totals import TextTable
 
 CONNECTIONS = 256
 MAYBE_POSTGRESQL = ("", "postgresql")
 EXAMPLES = 2_000  # statement texts kept, for EXPLAIN
+MEMORY = 20_000  # points of its course
 READ_BYTES = 256 * 1024
 
 _HELLO, _BATCH = msgspec.json.Decoder(probe_protocol.Hello), msgspec.json.Decoder(probe_protocol.Batch)
@@ -49,6 +52,9 @@ class Collector:
         self._tally = Aggregate(time.perf_counter())
         self._examples: dict[str, str] = {}
         self._recording = 0
+        self._requests: dict[int, int] = {}  # finished so far, by worker
+        self._blocks: dict[int, int] = {}  # of memory, by worker
+        self._memory: deque[tuple[float, int, int]] = deque(maxlen=MEMORY)
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -87,6 +93,11 @@ class Collector:
         """Return the evidence since the last reset."""
         with self._lock:
             return self._tally.evidence(time.perf_counter())
+
+    def memory(self) -> list[tuple[float, int, int]]:
+        """Return times (``time.monotonic()``), requests finished by then, and the interpreters' blocks."""
+        with self._lock:
+            return list(self._memory)
 
     def sql_examples(self) -> dict[str, str]:
         """Return fingerprint → one SQL text as the driver got it, for EXPLAIN by PostgreSQL.
@@ -149,6 +160,11 @@ class Collector:
             if text.database in MAYBE_POSTGRESQL and len(self._examples) < EXAMPLES:
                 self._examples.setdefault(text.fingerprint, text.sql)
         self._tally.add(connection.worker, batch, connection.texts, now=time.perf_counter())
+        if connection.worker not in self._blocks:  # a worker that starts is no growth
+            self._memory.clear()
+        self._blocks[connection.worker] = batch.python_blocks
+        self._requests[connection.worker] = self._requests.get(connection.worker, 0) + len(batch.requests)
+        self._memory.append((time.monotonic(), sum(self._requests.values()), sum(self._blocks.values())))
 
     def _close(self, connections: dict[socket.socket, _Connection]) -> None:
         for link in connections:

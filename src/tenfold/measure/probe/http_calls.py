@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import get_ident
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -49,7 +50,8 @@ def install_http_client(recorder: Recorder) -> None:
             call.end(sys._getframe(1), status)
 
     putrequest._tenfold = True  # type: ignore[attr-defined]
-    HTTPConnection.putrequest, HTTPConnection.getresponse = putrequest, getresponse  # type: ignore[method-assign]
+    setattr(HTTPConnection, "putrequest", putrequest)  # noqa: B010 - its signature is wider
+    setattr(HTTPConnection, "getresponse", getresponse)  # noqa: B010
 
 
 def install_httpcore(recorder: Recorder) -> None:
@@ -63,10 +65,9 @@ def install_httpcore(recorder: Recorder) -> None:
 
 def install_aiohttp(recorder: Recorder) -> None:
     """Time aiohttp's calls."""
-    from aiohttp import ClientSession
-
+    aiohttp: Any = sys.modules["aiohttp"]
     _set(recorder)
-    _wrap_async(ClientSession, "_request", lambda args, named: _host_of_url(_argument(args, named)))
+    _wrap_async(aiohttp.ClientSession, "_request", lambda args, named: _host_of_url(_argument(args, named)))
 
 
 def _set(recorder: Recorder) -> None:
@@ -83,10 +84,13 @@ class _Call:
         self.before = ""
         if self.request is not None:
             self.before, self.request._round_trip = self.request._round_trip, host
+            self.request._thread = get_ident()
 
     def end(self, frame: FrameType | None, status: int) -> None:
         if self.request is not None:
             self.request._round_trip = self.before
+            if not self.request._holds:
+                self.request._thread = 0
         if _recorder is not None and _recorder.is_on:
             text = f"HTTP {self.host}" + (f": {status}" if status in REFUSED or status >= 500 else "")
             _recorder.record_statement(text, frame, perf_counter() - self.began, database=HTTP)
@@ -143,7 +147,7 @@ def _host_of_request(args: Any, named: Any) -> str:
 
 
 def _argument(args: Any, named: Any) -> Any:
-    return args[2] if len(args) > 2 else named.get("str_or_url", "")  # noqa: PLR2004 - self, method, URL
+    return args[2] if len(args) > 2 else named.get("str_or_url", "")
 
 
 def _host_of_url(url: Any) -> str:

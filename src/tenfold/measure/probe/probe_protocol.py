@@ -36,7 +36,7 @@ class RequestRecord:
     _holds: int = 0  # connections checked out now
     _round_trip: str = ""  # what it waits for now: "db" or the host of an HTTP call
     _responds: bool = False  # its first byte was passed to the server
-    _thread: int = 0  # that checked its connection out, or that runs a WSGI request
+    _thread: int = 0  # in which it holds a connection or waits for a response; 0 for neither
 
 
 @dataclass(slots=True)

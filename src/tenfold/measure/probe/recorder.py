@@ -122,12 +122,15 @@ class Recorder:
         request = self.current.get()
         if request is not None:
             request._round_trip = "db"
+            request._thread = threading.get_ident()
         return request
 
     def leave_round_trip(self, request: probe_protocol.RequestRecord | None) -> None:
         """Note that a request has its response."""
         if request is not None:
             request._round_trip = ""
+            if not request._holds:
+                request._thread = 0
 
     def begin_request(
         self,
@@ -141,7 +144,6 @@ class Recorder:
         """Remember a request until it ends: one that never does has to be seen as well."""
         if thread and thread not in self.native_ids and len(self.native_ids) < THREADS:
             self.native_ids[thread] = threading.get_native_id()
-        request._thread = thread
         task = None if thread else current_task()
         if len(self._running) >= RUNNING:  # a server that does not close its responses
             self._running.pop(next(iter(self._running), 0), None)
@@ -226,7 +228,7 @@ class Recorder:
 
     def _number_statement(self, key: tuple[str, CallSite], database: str) -> int:
         sql, site = key
-        text = fingerprint(sql)
+        text = sql if database == HTTP else fingerprint(sql)
         number = self._numbers.get((text, site))
         if number is None:
             if len(self._numbers) >= STATEMENTS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, fields
 
 from tenfold.measure.probe import probe_protocol
@@ -10,7 +10,7 @@ from tenfold.measure.probe.evidence import ClockStats, MemoryStats, SampleStats
 
 KEYS = 20_000
 STACKS = 5_000
-STACKS_SHOWN = 400
+STACKS_SHOWN = 200
 SAMPLES_SHOWN = 2_000
 
 OTHER_ROUTE = ("(other)", "")
@@ -47,7 +47,7 @@ class SampleTotals:
     """Samples, stacks, clocks and pauses of all workers."""
 
     samples: dict[tuple[str, str, str, str, str, bool], list[float]] = field(default_factory=dict)
-    stacks: Counter[str] = field(default_factory=Counter)
+    stacks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     clocks: dict[str, Counter[str]] = field(default_factory=dict)
     pauses: int = 0
     pause_s: float = 0.0
@@ -96,7 +96,7 @@ class SampleTotals:
 
     def most_frequent_stacks(self) -> tuple[tuple[str, float], ...]:
         """Return the stacks in which most time was seen."""
-        return tuple(self.stacks.most_common(STACKS_SHOWN))
+        return tuple(sorted(self.stacks.items(), key=lambda item: -item[1])[:STACKS_SHOWN])
 
     def clock(self, name: str) -> ClockStats | None:
         """Return the time of ``loop`` or of ``threads``; None where it was not seen."""

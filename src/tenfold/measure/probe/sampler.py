@@ -37,7 +37,15 @@ DEPTH = 80
 MOST_CPU = 0.02  # of one core, for all of this
 TASKS = 200  # of a middleware, looked at in one sample
 
-_STATE_OF_CALL = {"sleep": "sleep", "io": "io", "poll": "io", "file": "io", "fsync": "io", "wait": "io"}
+_STATE_OF_CALL = {
+    "lock": "lock",
+    "sleep": "sleep",
+    "io": "io",
+    "poll": "io",
+    "file": "io",
+    "fsync": "io",
+    "wait": "io",
+}
 
 
 class StackSampler:
@@ -85,7 +93,7 @@ class StackSampler:
         self.loop, self.threads = ClockRecord(), ClockRecord()
         self.failures = 0
 
-    def spent(self, tid: int, seconds: float) -> thread_states.Clock:
+    def spent(self, tid: int) -> thread_states.Clock:
         """Return a thread's time on a CPU and in the run queue since it was last asked for."""
         clock = thread_states.read_clock(tid) if self._supported else None
         before = self._clocks.get(tid)
@@ -96,8 +104,9 @@ class StackSampler:
         self._clocks[tid] = clock
         if before is None:
             return thread_states.Clock(0.0, 0.0)
-        cpu = min(max(clock.cpu_s - before.cpu_s, 0.0), seconds)
-        return thread_states.Clock(cpu, min(max(clock.runqueue_s - before.runqueue_s, 0.0), seconds - cpu))
+        return thread_states.Clock(
+            max(clock.cpu_s - before.cpu_s, 0.0), max(clock.runqueue_s - before.runqueue_s, 0.0)
+        )
 
     def call(self, tid: int) -> tuple[str, int]:
         """Return what a thread does now."""
@@ -112,10 +121,10 @@ class _Look:
         self._recorder, self._monitor = sampler._recorder, sampler._monitor
         self._labels = sampler._labels
         self._frames = sys._current_frames()
-        self._thread_of: dict[int, tuple[str, str, str]] = {}  # its state, line and detail
+        self._seen: set[int] = set()  # threads
 
     def record(self) -> None:
-        native = {one.ident: one.native_id or 0 for one in threading.enumerate()}
+        native = {one.ident or 0: one.native_id or 0 for one in threading.enumerate()}
         native.update(self._recorder.native_ids)
         requests = self._recorder.running()
         loop = self._monitor.thread if not self._monitor.idle else 0
@@ -123,10 +132,10 @@ class _Look:
         if loop:
             loop_call, loop_clock = self._look_at_loop(native.get(loop, 0))
         on_loop = next((one for one in requests if getattr(one.coroutine, "cr_running", False)), None)
-        if loop and (on_loop is not None or loop_call not in ("idle", "futex")):
+        if loop and (on_loop is not None or (self._sampler._supported and loop_call != "idle")):
             self._record_loop(loop, loop_call, on_loop, loop_clock.cpu_s, native.get(loop, 0))
         self._record_threads(loop, native, requests)
-        suspended = [one for one in requests if one is not on_loop]
+        suspended = [one for one in requests if one is not on_loop and not self._is_in_thread(one)]
         weight = max(len(suspended) / SUSPENDED, 1.0)
         if len(suspended) > SUSPENDED:
             suspended = self._sampler._random.sample(suspended, SUSPENDED)
@@ -138,14 +147,12 @@ class _Look:
 
     def _look_at_loop(self, tid: int) -> tuple[str, thread_states.Clock]:
         """Add the interval to the clock of the event loop's thread; return what it does now."""
-        spent, (call, _) = self._sampler.spent(tid, self._seconds), self._sampler.call(tid)
-        if call == "futex" and self._is_waiting(self._frames.get(self._monitor.thread)):
-            call = "wait"
+        spent, (call, _) = self._sampler.spent(tid), self._sampler.call(tid)
+        if call == "futex":
+            frame = self._frames.get(self._monitor.thread)
+            call = "lock" if frame is not None and stack_labels.is_waiter(frame.f_code) else "run"
         _add_to_clock(self._sampler.loop, self._seconds, spent, call, self._sampler._tally.setdefault(0, {}))
         return call, spent
-
-    def _is_waiting(self, frame: FrameType | None) -> bool:
-        return frame is not None and stack_labels.is_waiter(frame.f_code)
 
     def _record_loop(
         self, thread: int, call: str, request: RunningRequest | None, cpu_s: float, tid: int
@@ -159,8 +166,6 @@ class _Look:
             state, detail = _round_trip(record, state, detail)
         if state == "io" and not detail:
             detail = thread_states.peer_of(self._sampler.call(tid)[1])
-        elif call == "wait":
-            state = "lock"
         route = self._route(request, stack)
         self._add(route, state, "loop", site, detail, record, self._seconds, cpu_s)
         self._add_stack(route, state, stack)
@@ -168,7 +173,7 @@ class _Look:
     def _record_threads(self, loop: int, native: dict[int, int], requests: list[RunningRequest]) -> None:
         """Record the threads that carry requests, and what others compute."""
         mine = threading.get_ident()
-        by_thread = {one.thread: one for one in requests if one.thread}
+        by_thread = {one.thread or one.request._thread: one for one in requests}
         read = 0
         for ident, frame in list(self._frames.items())[:THREADS]:
             if ident in (loop, mine):
@@ -178,17 +183,17 @@ class _Look:
             site, detail = self._labels.describe(stack)
             if request is None and not site and not self._labels.route_of(stack, self._recorder):
                 continue  # idle, or of a library that runs beside the requests
-            if self._labels.is_own(stack) and request is None:
-                continue  # in a round trip of a request that is looked at below
-            tid = native.get(ident, 0)
-            if read >= PROCFS:
-                break
-            read += 1
-            spent, (call, descriptor) = self._sampler.spent(tid, self._seconds), self._sampler.call(tid)
-            if call == "futex":
-                call = "lock" if self._is_waiting(frame) else "run"
+            spent, call, descriptor = thread_states.Clock(0.0, 0.0), "lock", -1
+            if not stack_labels.is_waiter(frame.f_code):
+                if read < PROCFS:
+                    read, tid = read + 1, native.get(ident, 0)
+                    spent, (call, descriptor) = self._sampler.spent(tid), self._sampler.call(tid)
+                elif request is None:
+                    continue
+                else:  # not read: taken to wait, if it is in a round trip
+                    call = "poll" if request.request._round_trip else "run"
             record = request.request if request is not None else None
-            state = _STATE_OF_CALL.get(call, "lock" if call == "lock" else "run")
+            state = _STATE_OF_CALL.get(call, "run")
             if record is not None:
                 state, detail = _round_trip(record, state, detail)
             if state == "io" and not detail:
@@ -196,7 +201,7 @@ class _Look:
             tally = self._sampler._tally.setdefault(1, {})
             busy = "run" if state == "run" else "wait"
             _add_to_clock(self._sampler.threads, self._seconds, spent, busy, tally)
-            self._thread_of[ident] = (state, site, detail)
+            self._seen.add(ident)
             route = self._route(request, stack)
             self._add(route, state, "thread", site, detail, record, self._seconds, spent.cpu_s)
             self._add_stack(route, state, stack)
@@ -204,18 +209,14 @@ class _Look:
     def _record_suspended(self, one: RunningRequest, weight: float) -> bool:
         """Record a request whose coroutine does not run now; return whether a child task carries it on."""
         record = one.request
-        if one.thread:
-            return False  # of WSGI: its thread was looked at
         seconds = weight * self._seconds
         chain = list(_chain(one.coroutine))
-        site, detail = self._labels.describe([code for code in reversed(chain)])
+        site, detail = self._labels.describe(list(reversed(chain)))[0], ""
         state = self._labels.state_of([item[0] for item in chain])
         if record.waits_since:
             state, detail = "pool", ""
         elif record._round_trip:
             state, detail = _round_trip(record, state, detail)
-        elif record._thread and state == "in thread":
-            state, site, detail = self._thread_of.get(record._thread, ("other", site, detail))
         elif state == "in thread":
             if not self._queued_in_executor():
                 return False  # its thread was looked at
@@ -227,6 +228,10 @@ class _Look:
         self._add(self._route(one, []), state, "task", site, detail, record, seconds, 0.0)
         self._add_stack(self._route(one, []), state, list(reversed(chain)), seconds)
         return False
+
+    def _is_in_thread(self, one: RunningRequest) -> bool:
+        """Return whether the request's thread was looked at."""
+        return bool(one.thread) or (one.request._thread or -1) in self._seen
 
     def _queued_in_executor(self) -> bool:
         """Return whether the loop's default executor has more work than threads."""
@@ -245,12 +250,12 @@ class _Look:
             route = self._labels.route_of(list(reversed(chain)), self._recorder)
             if not route:
                 continue
-            site, detail = self._labels.describe(list(reversed(chain)))
+            site, _ = self._labels.describe(list(reversed(chain)))
             state = self._labels.state_of([item[0] for item in chain])
             if state == "other" and _is_ready(task):
                 state = "loop"
             if state != "in thread":
-                self._add(route, state, "task", site, detail, None, self._seconds, 0.0)
+                self._add(route, state, "task", site, "", None, self._seconds, 0.0)
 
     def _route(self, request: RunningRequest | None, stack: list[tuple[CodeType, FrameType]]) -> int:
         if request is not None:
@@ -308,7 +313,7 @@ def _add_to_clock(
     A thread that was seen idle in half of the samples and used half of the time did not wait for the
     interpreter lock; one that was never seen idle or blocked and used half of the time did, for the rest.
     """
-    kind = {"idle": "idle", "run": "run", "futex": "run"}.get(call, "blocked")
+    kind = call if call in ("idle", "run") else "blocked"
     for name in ("idle", "run", "blocked"):
         tally[name] = 0.95 * tally.get(name, 0.0) + (seconds if name == kind else 0.0)
     seen = sum(tally.values()) or 1.0

@@ -129,7 +129,7 @@ class PoolRecorder:
         self._waits[number] = started
         request = _current_request()
         if request is not None:
-            request.waits_since = started
+            request.waits_since, request._thread = started, get_ident()
         try:
             return self._record_checkout(pool, do_get(pool), request)
         except BaseException as error:
@@ -140,6 +140,7 @@ class PoolRecorder:
             self._waits.pop(number, None)
             if request is not None:
                 request.waits_since = 0.0
+                request._thread = request._thread if request._holds else 0
             self._record_wait(perf_counter() - started, request)
 
     def record_return(self, record: Any = None) -> None:
@@ -147,6 +148,7 @@ class PoolRecorder:
         holder = self._holders.pop(id(record), None)
         if holder is not None:
             holder._holds = max(holder._holds - 1, 0)
+            holder._thread = holder._thread if holder._holds else 0
         self._set_checked_out(self._checked_out - 1)
         if self._full_since and not self._waiting:
             self.full_s += perf_counter() - self._full_since

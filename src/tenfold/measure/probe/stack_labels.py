@@ -22,39 +22,63 @@ _KINDS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "password hash",
         (
-            ("/passlib/", ""), ("/bcrypt/", ""), ("/argon2/", ""), ("/pwdlib/", ""),
-            ("/werkzeug/security", ""), ("/django/contrib/auth/hashers", ""),
+            ("/passlib/", ""),
+            ("/bcrypt/", ""),
+            ("/argon2/", ""),
+            ("/pwdlib/", ""),
+            ("/werkzeug/security", ""),
+            ("/django/contrib/auth/hashers", ""),
         ),
     ),
     (
         "client set-up",
         (
-            ("/ssl.py", "create_default_context"), ("/ssl.py", "load_verify_locations"),
-            ("/ssl.py", "load_default_certs"), ("/sqlalchemy/engine/create.py", "create_engine"),
-            ("/httpx/_config.py", "create_ssl_context"), ("/boto3/session.py", "client"),
-            ("/botocore/session.py", "create_client"), ("/botocore/loaders.py", ""),
+            ("/ssl.py", "create_default_context"),
+            ("/ssl.py", "load_verify_locations"),
+            ("/ssl.py", "load_default_certs"),
+            ("/sqlalchemy/engine/create.py", "create_engine"),
+            ("/httpx/_config.py", "create_ssl_context"),
+            ("/boto3/session.py", "client"),
+            ("/botocore/session.py", "create_client"),
+            ("/botocore/loaders.py", ""),
         ),
     ),
     (
         "serialisation",
         (
-            ("/fastapi/routing.py", "serialize_response"), ("/fastapi/encoders.py", ""),
-            ("/fastapi/_compat", ""), ("/pydantic/", ""), ("/rest_framework/", ""),
-            ("/starlette/responses.py", "render"), ("/json/__init__.py", "dumps"), ("/json/encoder.py", ""),
-            ("/jinja2/", ""), ("/django/template/", ""), ("/django/core/serializers/", ""),
-            ("/flask/json/", ""), ("/marshmallow/", ""), ("/msgspec/", ""), ("/litestar/serialization", ""),
+            ("/fastapi/routing.py", "serialize_response"),
+            ("/fastapi/encoders.py", ""),
+            ("/fastapi/_compat", ""),
+            ("/pydantic/", ""),
+            ("/rest_framework/", ""),
+            ("/starlette/responses.py", "render"),
+            ("/json/__init__.py", "dumps"),
+            ("/json/encoder.py", ""),
+            ("/jinja2/", ""),
+            ("/django/template/", ""),
+            ("/django/core/serializers/", ""),
+            ("/flask/json/", ""),
+            ("/marshmallow/", ""),
+            ("/msgspec/", ""),
+            ("/litestar/serialization", ""),
             ("<template>", ""),
         ),
     ),
     (
         "rows to objects",
         (
-            ("/sqlalchemy/orm/loading.py", ""), ("/sqlalchemy/engine/result.py", ""),
-            ("/sqlalchemy/engine/cursor.py", "fetchall"), ("/sqlalchemy/engine/cursor.py", "fetchmany"),
-            ("/sqlalchemy/orm/state.py", ""), ("/sqlalchemy/orm/identity.py", ""),
-            ("/django/db/models/query.py", "__iter__"), ("/django/db/models/base.py", "from_db"),
-            ("/sqlalchemy/cyextension/", ""), ("/sqlalchemy/engine/_result", ""),
-            ("/sqlalchemy/engine/_row", ""), ("/psycopg/cursor.py", "fetchall"),
+            ("/sqlalchemy/orm/loading.py", ""),
+            ("/sqlalchemy/engine/result.py", ""),
+            ("/sqlalchemy/engine/cursor.py", "fetchall"),
+            ("/sqlalchemy/engine/cursor.py", "fetchmany"),
+            ("/sqlalchemy/orm/state.py", ""),
+            ("/sqlalchemy/orm/identity.py", ""),
+            ("/django/db/models/query.py", "__iter__"),
+            ("/django/db/models/base.py", "from_db"),
+            ("/sqlalchemy/cyextension/", ""),
+            ("/sqlalchemy/engine/_result", ""),
+            ("/sqlalchemy/engine/_row", ""),
+            ("/psycopg/cursor.py", "fetchall"),
         ),
     ),
     (
@@ -116,10 +140,6 @@ class StackLabels:
                 detail = known.kind
         return "", detail
 
-    def is_own(self, stack: Stack) -> bool:
-        """Return whether a hook of the probe is on the stack: the thread is in a round trip."""
-        return any(self._code(code).is_own for code, _ in stack[:40])
-
     def route_of(self, stack: Stack, recorder: Any) -> int:
         """Return the number of the route whose endpoint is on the stack; 0 for none."""
         endpoints: dict[CodeType, int] = recorder.endpoint_codes
@@ -127,10 +147,13 @@ class StackLabels:
 
     def state_of(self, codes: Sequence[CodeType]) -> str:
         """Return the state of a suspended coroutine from the code of its chain, the outermost first."""
-        for code in reversed(codes[-12:]):
+        innermost = codes[-12:]
+        if any(code.co_name == "acquire_on_behalf_of" for code in innermost):
+            return "thread"
+        if any(code.co_name in ("__sleep0", "checkpoint") for code in innermost):
+            return "loop"  # it only lets others run
+        for code in reversed(innermost):
             file, name = code.co_filename, code.co_name
-            if "limiter" in name.lower() or name == "acquire_on_behalf_of":
-                return "thread"
             if name == "sleep" and file.endswith(("asyncio/tasks.py", "_eventloop.py", "_asyncio.py")):
                 return "sleep"
             if name in ("acquire", "acquire_nowait", "wait") and file.endswith(

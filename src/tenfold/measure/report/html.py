@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING
 
 from tenfold.errors import DependencyError
 from tenfold.measure.report.chart import Axis, Series, chart
+from tenfold.measure.report.flame import flame
 from tenfold.measure.report.report import Report, TrialReport
-from tenfold.measure.report.wording import facts, headline, number, objective, slowest, weight
+from tenfold.measure.report.wording import (
+    facts,
+    headline,
+    milliseconds,
+    number,
+    objective,
+    part_name,
+    slowest,
+    weight,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+FLAMES = 4  # routes
 COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 
 
@@ -42,12 +53,15 @@ def render(report: Report) -> str:
     )
     environment.filters["number"] = number
     environment.filters["weight"] = weight
+    environment.filters["part_name"] = part_name
+    environment.filters["milliseconds"] = milliseconds
     return environment.get_template("template.html").render(
         report=report,
         headline=headline(report),
         objective=objective(report.objective),
         facts=facts(report),
         slowest=slowest(report),
+        flames=_flames(report),
         figures=[f for f in (_latency(report), _misses(report), _cpu(report)) if f is not None],
         conditions=_conditions(report),
     )
@@ -68,6 +82,25 @@ def _figure(
     svg = chart(series, x=x, y=y, band=band, limit=limit, title=title)
     # Safe: chart() escapes every text; everything else in the SVG is a number.
     return Figure(title, Markup(svg), [(s.name, s.colour) for s in series], caption) if svg else None  # noqa: S704
+
+
+def _flames(report: Report) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """Return the flame graphs of the routes that take the most time: on the CPU, and all of their time."""
+    from markupsafe import Markup
+
+    by_route: dict[str, list[tuple[list[str], float]]] = {}
+    for folded, seconds in report.stacks:
+        route, *names = folded.split(";")
+        by_route.setdefault(route, []).append((names, seconds))
+    longest = sorted(by_route, key=lambda route: -sum(seconds for _, seconds in by_route[route]))
+    found = []
+    for route in longest[:FLAMES]:
+        on_cpu = [(names[1:], seconds) for names, seconds in by_route[route] if names[0] == "run"]
+        graphs = [("on the CPU", on_cpu), ("all of the time, by state", by_route[route])]
+        # Safe: flame() escapes every text; everything else in the SVG is a number.
+        drawn = [(name, Markup(flame(stacks, title=f"{route}, {name}"))) for name, stacks in graphs]  # noqa: S704
+        found.append((route, [(name, svg) for name, svg in drawn if svg]))
+    return found
 
 
 def _band(report: Report) -> tuple[float, float] | None:

@@ -129,9 +129,30 @@ class SeriesReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BottleneckReport:
-    """One limit of the service."""
+class LimitReport:
+    """What stops the service."""
 
+    resource: str  # "pool", "python", "loop", "threads", "database" …; "none" when nothing explains it
+    title: str
+    chain: tuple[str, ...] = ()  # from the queue that was seen to the limit
+    evidence: tuple[str, ...] = ()
+    remedy: str = ""  # when no cause stands out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartReport:
+    """One part of a request's time, in milliseconds a request."""
+
+    name: str
+    low_ms: float | None  # None when no trial had a low load
+    limit_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BottleneckReport:
+    """One cause: what uses the limit up."""
+
+    cause: str = ""  # "n_plus_one", "blocking_call" …
     kind: str
     title: str
     severity: str
@@ -139,7 +160,7 @@ class BottleneckReport:
     evidence: tuple[str, ...]
     where: str | None
     remedy: str
-    share: float | None = None
+    share: float | None = None  # of the limit's use
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +195,9 @@ class Report:
     trials: tuple[TrialReport, ...] = ()
     resources: tuple[GroupReport, ...] = ()
     series: tuple[SeriesReport, ...] = ()
+    limit: LimitReport | None = None
+    parts: tuple[PartReport, ...] = ()
+    stacks: tuple[tuple[str, float], ...] = ()  # folded: "GET /a;run;main:app;main:load", seconds
     bottlenecks: tuple[BottleneckReport, ...] = ()
     not_measured: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()

@@ -30,15 +30,34 @@ def milliseconds(value: float | None) -> str:
 
 
 def weight(one: BottleneckReport) -> str:
-    """Return the share of the slow requests' time that the bottleneck explains; empty when not known."""
-    if one.share is None:
-        return ""
-    return f"{100 * one.share:.0f} % of the time of requests slower than their route's median"
+    """Return how much of the limit a cause uses up; empty when not known."""
+    return "" if one.share is None else f"{100 * one.share:.0f} % of it"
+
+
+def part_name(name: str) -> str:
+    """Return a part of a request's time in words."""
+    return _PARTS.get(name, name)
+
+
+_PARTS = {
+    "front": "before a worker took it",
+    "pool": "waiting for a connection",
+    "db": "in statements",
+    "http": "in calls to other services",
+    "run": "on the CPU, or waiting for it",
+    "loop": "ready, while the event loop was busy",
+    "thread": "waiting for a thread",
+    "lock": "waiting for a lock",
+    "sleep": "asleep",
+    "io": "waiting for other sockets or files",
+    "send": "waiting for the client to read",
+    "other": "suspended otherwise",
+}
 
 
 def slowest(report: Report) -> str:
     """Return the slowest endpoint near the capacity, for a report without a bottleneck; else nothing."""
-    if report.bottlenecks or not report.endpoints:
+    if report.bottlenecks or report.limit is not None or not report.endpoints:
         return ""
     one = report.endpoints[0]
     latency = (
