@@ -25,7 +25,7 @@ import httpx
 
 from benchmarks.support.results import Result, benchmark_parser, print_results
 from benchmarks.support.rounds import median_result, ratio_result, turns
-from tenfold.measure.diagnosis.processes import snapshot, tree
+from tenfold.measure.machine.processes import snapshot, tree
 from tenfold.measure.probe.collector import Collector
 
 PATHS = {"4 statements": "/four", "21 statements, N+1": "/many"}

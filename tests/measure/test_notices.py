@@ -10,7 +10,7 @@ from benchmarks.capacity import constant, exponential
 from benchmarks.support.virtual import Service
 
 from tenfold.cli.report_text import report_lines
-from tenfold.measure.diagnosis.observer import StackObserver
+from tenfold.measure.observer import StackObserver
 from tenfold.measure.load import histogram
 from tenfold.measure.measurement import notices
 from tenfold.measure.report.html import render

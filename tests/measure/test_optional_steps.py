@@ -17,9 +17,9 @@ from tenfold.cli.measure import _write
 from tenfold.errors import MeasurementError
 from tenfold.measure import measurement, overload
 from tenfold.measure.diagnosis import detector, observer, ranking
-from tenfold.measure.diagnosis.machine_speed import SpeedGauge
-from tenfold.measure.diagnosis.optional_steps import OptionalSteps
-from tenfold.measure.diagnosis.resources import ResourceSampler
+from tenfold.measure.machine.machine_speed import SpeedGauge
+from tenfold.measure.optional_steps import OptionalSteps
+from tenfold.measure.machine.resources import ResourceSampler
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.report import html, report, summary
 from tenfold.measure.settings import MeasureSettings

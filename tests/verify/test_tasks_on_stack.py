@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tenfold.errors import SettingsError
-from tenfold.measure.diagnosis.observer import StackObserver
+from tenfold.measure.observer import StackObserver
 from tenfold.measure.settings import Objective
 from tenfold.settings import Settings
 from tenfold.stack import Stack, programs

@@ -15,8 +15,8 @@ from tenfold.errors import SettingsError
 
 if TYPE_CHECKING:
     from tenfold.cli.bar import Bar
-    from tenfold.measure.diagnosis.observer import StackObserver
     from tenfold.measure.load.generator import Generator
+    from tenfold.measure.observer import StackObserver
     from tenfold.measure.report.comparison import Comparison
     from tenfold.measure.report.report import Report
     from tenfold.settings import Settings
@@ -124,11 +124,11 @@ def _measure(
     settings: Settings, target: str | None, bar: Bar, *, owned: bool, closed_s: float | None
 ) -> Report:
     """Start the stack, if any, and the generator; measure; stop both."""
-    from tenfold.measure.diagnosis.observer import StackObserver
-    from tenfold.measure.diagnosis.service_log import failed_logins_with_log
     from tenfold.measure.load.generator import Generator
     from tenfold.measure.load.target import require_loopback, without_credentials
+    from tenfold.measure.observer import StackObserver
     from tenfold.measure.report.wording import objective
+    from tenfold.measure.service_log import failed_logins_with_log
 
     scenario = settings.root / settings.measure.scenario
     with ExitStack() as running:
@@ -225,7 +225,7 @@ def _write(report: Report, settings: Settings, html: Path | None) -> tuple[Repor
     """Write report.html and report.json; return the report with what could not be written, and the paths."""
     from dataclasses import replace
 
-    from tenfold.measure.diagnosis.optional_steps import OptionalSteps
+    from tenfold.measure.optional_steps import OptionalSteps
     from tenfold.measure.report.html import render
     from tenfold.measure.report.report import save, write_atomically
 

@@ -14,11 +14,10 @@ from typing import Protocol
 
 from tenfold import __version__
 from tenfold.measure import overload, recovery, refusals
-from tenfold.measure.diagnosis.machine_speed import SpeedGauge
-from tenfold.measure.diagnosis.observer import Diagnosis, StackObserver
-from tenfold.measure.diagnosis.optional_steps import OptionalSteps
-from tenfold.measure.diagnosis.service_log import names_failure
 from tenfold.measure.load.target import without_credentials
+from tenfold.measure.machine.machine_speed import SpeedGauge
+from tenfold.measure.observer import Diagnosis, StackObserver
+from tenfold.measure.optional_steps import OptionalSteps
 from tenfold.measure.report import summary
 from tenfold.measure.report.consistency import consistent_capacity, unsteady_notice, unsteady_trials
 from tenfold.measure.report.report import (
@@ -29,6 +28,7 @@ from tenfold.measure.report.report import (
     TrialReport,
 )
 from tenfold.measure.search.capacity import Capacity, CapacitySearch
+from tenfold.measure.service_log import names_failure
 from tenfold.measure.settings import MeasureSettings
 from tenfold.measure.trial import Block, Trial, TrialRequest
 

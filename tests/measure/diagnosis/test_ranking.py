@@ -10,9 +10,9 @@ import pytest
 
 from tenfold.measure.diagnosis.bottleneck import Analysis
 from tenfold.measure.diagnosis.detector import BottleneckDetector
-from tenfold.measure.diagnosis.explain import IndexProof, MissingIndex, Plan
-from tenfold.measure.diagnosis.observer import TrialRecord, at_the_limit
-from tenfold.measure.diagnosis.resources import GroupSample, MachineSample, Resources, Sample
+from tenfold.measure.postgresql.explain import IndexProof, MissingIndex, Plan
+from tenfold.measure.observer import TrialRecord, at_the_limit
+from tenfold.measure.machine.resources import GroupSample, MachineSample, Resources, Sample
 from tenfold.measure.diagnosis.rules import severity
 from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.evidence import (

@@ -1,4 +1,4 @@
-"""The lab of planted causes: each a small service with one cause of random strength, and its remedied twin."""
+"""The lab of planted causes: small services, each with causes of random strength, and its remedied twin."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Planted:
 
     def planted_lines(self) -> list[str]:
         """Return the lines that are marked as the cause."""
-        found = []
         module = self.app.partition(":")[0]
+        found = []
         for number, line in enumerate((SERVICES / f"{module}.py").read_text().splitlines(), 1):
-            marks = line.partition("# CAUSE ")[2].split()
-            if any(mark.partition(":")[0] == self.name for mark in marks):
-                found.append(f"{module}.py:{number}")
+            _, _, names = line.partition("# CAUSE ")
+            if self.name in names.replace("of the next line:", "").split():
+                found.append(f"{module}.py:{number + ('next line' in names)}")
         return found
 
 
@@ -73,12 +73,13 @@ LAB: tuple[Planted, ...] = (
     Planted("second_connection", SYNC, ("deadlock",), {"LAB_POOL": (4, 8)}),
     Planted("commits", SYNC, ("commit",), {"LAB_N": (3, 4)}),
     Planted("gil", SYNC, ("gil",)),
-    Planted("two_database", SYNC, ("missing_index", "n_plus_one"), {"LAB_N": (6, 10), "LAB_ROWS": (60_000, 90_000)},
-            remedied={"LAB_INDEX": "1"}),
+    Planted("two_database", SYNC, ("missing_index", "n_plus_one"), {"LAB_N": (6, 10),
+            "LAB_ROWS": (60_000, 90_000)}, remedied={"LAB_INDEX": "1"}),
     Planted("two_held", SYNC, ("held_during_call", "missing_index"), {"LAB_POOL": (4, 5),
             "LAB_ROWS": (280_000, 320_000)}, remote=(0.01, 0.02, 500), remedied={"LAB_INDEX": "1"}),
     Planted("two_cpu", ASYNC, ("password_hash", "plain_cpu"), {"LAB_N": (20_000, 50_000)}),
-    Planted("two_blocking", ASYNC, ("blocking_call",), {"LAB_SECONDS": (0.01, 0.02)}, remote=(0.008, 0.015, 500)),
+    Planted("two_blocking", ASYNC, ("blocking_call",), {"LAB_SECONDS": (0.01, 0.02)},
+            remote=(0.008, 0.015, 500)),
     Planted("blocking_call", ASYNC, ("blocking_call",), {}, remote=(0.01, 0.05, 500)),
     Planted("blocking_sleep", ASYNC, ("blocking_call",), {"LAB_SECONDS": (0.01, 0.04)}),
     Planted("password_hash", ASYNC, ("password_hash",), {"LAB_N": (20_000, 80_000)}),
@@ -141,7 +142,7 @@ def _write_settings(folder: Path, planted: Planted, environment: Mapping[str, st
     database = planted.app != STARLETTE
     lines = ["[service]", f'app = "{planted.app}"', 'ready_path = "/health/ready"']
     lines += ['prepare = "database:load"'] if database else []
-    lines += ["[service.environment]", *([f'DATABASE_URL = "{{database_url}}"'] if database else [])]
+    lines += ["[service.environment]", *(['DATABASE_URL = "{database_url}"'] if database else [])]
     lines += [f'{key} = "{value}"' for key, value in environment.items()]
     lines += ["[stack]", f"database = {'true' if database else 'false'}", "redis = false"]
     lines += ["nginx = false", "instances = 1"]
@@ -164,6 +165,15 @@ def judge(planted: Planted, report: Mapping[str, Any]) -> dict[str, Any]:
     lines = planted.planted_lines()
     first = bool(names) and names[0] in planted.causes
     every = set(planted.causes) <= set(names)
-    line = not planted.lines or any(cause in planted.causes and where in lines for cause, where in found)
+    line = not planted.lines or any(
+        cause in planted.causes and any(_is_near(where, one) for one in lines) for cause, where in found
+    )
     alarms = [name for name in names if name not in (*planted.causes, "more_instances")]
     return {"first": first and every, "line": line, "false_alarms": alarms}
+
+
+def _is_near(where: str, planted: str) -> bool:
+    """Return whether two places are one statement: it may span lines."""
+    file, _, number = where.rpartition(":")
+    other, _, line = planted.rpartition(":")
+    return file == other and number.isdigit() and abs(int(number) - int(line)) <= 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.measure.diagnosis.priority import NICENESS, LowPriority
+from tenfold.measure.machine.priority import NICENESS, LowPriority
 from tenfold.measure.trial import GeneratorHealth, Stalls
 from tests.support.waiting import eventually
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.support.virtual import Floats, VirtualGenerator
 
 from tenfold.measure import measurement
-from tenfold.measure.diagnosis.observer import StackObserver
+from tenfold.measure.observer import StackObserver
 from tenfold.measure.load import histogram
 from tenfold.measure.report.report import Report
 from tenfold.measure.settings import MeasureSettings, Objective

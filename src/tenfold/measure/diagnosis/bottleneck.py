@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Severity = Literal["critical", "high", "medium", "low"]
@@ -40,6 +40,43 @@ class Bottleneck:
         lines = [f"{self.kind} · {self.title}  [{self.severity}, {self.proof}]"]
         lines += [f"   {line}" for line in (self.where, *self.evidence) if line]
         return "\n".join([*lines, f"   → {self.remedy}"])
+
+
+def found(
+    cause: str,
+    kind: str,
+    title: str,
+    *,
+    share: float | None,
+    where: str | None,
+    remedy: str,
+    evidence: tuple[str, ...] = (),
+    proven: bool = False,
+) -> Bottleneck:
+    """Return a cause, its severity by its share of the limit's use."""
+    return Bottleneck(
+        cause=cause,
+        kind=kind,
+        title=title,
+        severity=severity(share),
+        share=None if share is None else min(share, 1.0),
+        where=where,
+        evidence=evidence,
+        remedy=remedy,
+        proof="proven" if proven else "suspected",
+    )
+
+
+def with_share(one: Bottleneck, share: float) -> Bottleneck:
+    """Return a cause with another share of the limit's use."""
+    return replace(one, share=min(share, 1.0), severity=severity(share))
+
+
+def severity(share: float | None) -> Severity:
+    """Return the severity of a share of the limit's use; critical where the share is not known."""
+    if share is None or share >= 0.5:
+        return "critical"
+    return "high" if share >= 0.2 else "medium"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

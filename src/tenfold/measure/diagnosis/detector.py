@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from tenfold.measure.diagnosis.bottleneck import Analysis
 from tenfold.measure.diagnosis.diagnose import diagnose
-from tenfold.measure.diagnosis.explain import Plan
 from tenfold.measure.diagnosis.facts import Facts, Window
-from tenfold.measure.diagnosis.resources import Resources
+from tenfold.measure.machine.resources import Resources
+from tenfold.measure.postgresql.explain import Plan
 from tenfold.measure.probe.evidence import Evidence
 from tenfold.measure.settings import Objective
 from tenfold.measure.thresholds import analyze_metrics, limits_with

@@ -1,6 +1,6 @@
 """The diagnosis of a measurement: its limit, what uses it up, and what was not measured. Pure.
 
-What hangs, what grows and what fills the machine's memory or disk is told beside the limit: it needs no queue.
+What hangs, and what fills the machine's memory or disk, is told beside the limit: it needs no queue.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck, Limit
-from tenfold.measure.diagnosis.causes import abbreviate, find_causes
+from tenfold.measure.diagnosis.causes import find_causes
 from tenfold.measure.diagnosis.facts import Facts
 from tenfold.measure.diagnosis.limit import find_limit
-from tenfold.measure.diagnosis.optional_steps import OptionalSteps
+from tenfold.measure.diagnosis.statement_causes import abbreviate
+from tenfold.measure.optional_steps import OptionalSteps
 
 MOST = 8  # causes reported
 STALLED_S = 2.0  # no request of any route finishes: they wait for one another …
@@ -48,7 +49,7 @@ def _with_pauses(limit: Limit, facts: Facts) -> Limit:
     share = memory.pause_s / (seconds * workers) if memory is not None and seconds else 0.0
     if limit.held_by != "run" or share < PAUSES:
         return limit
-    told = f"garbage collection takes {100 * share:.0f} % of the time: gc.freeze() after start-up makes it cheaper"
+    told = f"garbage collection takes {100 * share:.0f} % of the time: gc.freeze() after start-up helps"
     return replace(limit, evidence=(*limit.evidence, told))
 
 

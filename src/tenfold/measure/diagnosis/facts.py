@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from tenfold.measure.diagnosis.database_view import DatabaseStats
-from tenfold.measure.diagnosis.explain import Plan
-from tenfold.measure.diagnosis.resources import Resources
+from tenfold.measure.machine.resources import Resources
+from tenfold.measure.postgresql.explain import Plan
+from tenfold.measure.postgresql.sessions import DatabaseStats
 from tenfold.measure.probe.evidence import ClockStats, Evidence, PoolStats, SampleStats, StatementStats
 
 HTTP = "http"
@@ -48,6 +48,15 @@ class Sums(defaultdict[Key, float]):
     def total(self) -> float:
         """The sum of all."""
         return sum(self.values())
+
+
+class SampleKey(NamedTuple):
+    """What samples are summed by."""
+
+    route: str
+    line: str
+    detail: str
+    place: str  # where it was seen, or in which state
 
 
 @dataclass(frozen=True)
@@ -134,20 +143,21 @@ class Window:
             return 0.0
         return max(self.machine_cpu * self.cores - sum(self.resources.busiest[0].values()), 0.0)
 
+    def endpoint(self, route: str) -> str | None:
+        """Return where a route's endpoint is defined."""
+        return next((one.endpoint for one in self.evidence.routes if one.route == route), None) or None
+
+    def response_bytes(self, route: str) -> float:
+        """Return the mean size of a route's responses; 0 where it is not known."""
+        sizes = [one.bytes / max(one.requests, 1) for one in self.evidence.routes if one.route == route]
+        return sizes[0] if sizes else 0.0
+
     def states(self, **wanted: object) -> Sums[str]:
         """Return the sampled seconds by state, of the samples with these fields."""
         found: Sums[str] = Sums()
         for one in self.evidence.samples:
             if _has(one, wanted):
                 found[one.state] += one.seconds
-        return found
-
-    def lines(self, **wanted: object) -> Sums[str]:
-        """Return the sampled seconds by line, of the samples with these fields."""
-        found: Sums[str] = Sums()
-        for one in self.evidence.samples:
-            if _has(one, wanted) and one.line:
-                found[one.line] += one.seconds
         return found
 
 

@@ -1,11 +1,11 @@
-"""What limits a service: from the part of a request's time that grew, along those who hold what is waited for.
+"""What limits a service: from the part of a request's time that grew, to those who hold what it waits for.
 
 A queue is never the limit itself. The search starts at the part that grew most between low load and the
 limit, looks at what the holders of the thing that is waited for do, and goes on there, until it comes to
 something that works, sleeps or waits outside of the stack. That has to be in use and to have a queue, by the
 thresholds below; without one, nothing is named. Utilisation, saturation and errors of each resource are
-Gregg's USE method ("Thinking Methodically about Performance", ACM Queue 2012); following the holders is what it
-leaves to the reader.
+Gregg's USE method ("Thinking Methodically about Performance", ACM Queue 2012); it leaves following the
+holders to the reader.
 """
 
 from __future__ import annotations
@@ -234,7 +234,8 @@ class _Search:
             f"({_count(size, 'connection')}{' per worker' if self.window.evidence.workers > 1 else ''})",
             held_by=state,
             evidence=(
-                f"a connection is held for {hold_ms:.1f} ms, a checkout waits {pool.wait_p95_ms:.0f} ms at p95",
+                f"a connection is held for {hold_ms:.1f} ms; "
+                f"checkouts wait {pool.wait_p95_ms:.0f} ms at p95, {pool.timeouts:,} timed out",
             ),
             remedy=f"hold connections for less time, or enlarge the pool: {size} of them carry at most "
             f"{size * max(pool.pools, 1) * 1000 / hold_ms:,.0f} checkouts/s"

@@ -1,8 +1,8 @@
 """Memory that grows with every request: a leak, told from a cache that fills. Pure.
 
 The slope of memory over requests is fitted in the first and in the last third of a measurement, over means of
-two seconds. Memory leaks if the last third still grows, with 95 % confidence, at half of the first third's pace
-or more: the growth of a bounded cache falls with every request that finds what it needs.
+two seconds. Memory leaks if the last third still grows, with 95 % confidence, at half of the first third's
+pace or more: the growth of a bounded cache falls with every request that finds what it needs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def find_growth(points: Sequence[MemoryPoint]) -> Growth | None:
 def leak(growth: Growth, *, memory_bytes: int, lines: Sequence[tuple[str, int]] = ()) -> Bottleneck:
     """Return the finding of a leak. ``lines`` of the app hold most of the new memory: line and bytes."""
     full = max(memory_bytes / max(growth.bytes_a_request, 1.0), 1.0)
-    kind = "Python objects" if growth.blocks_grow else "memory outside of Python's objects"
+    kind = "Python objects" if growth.blocks_grow else "not Python objects"
     return Bottleneck(
         cause="memory_growth",
         kind="Memory",

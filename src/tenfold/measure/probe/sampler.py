@@ -5,11 +5,11 @@ One thread looks at every request that runs, some twenty times a second while a 
 - ``run``: wants the CPU. How much of that time it had one, waited in the run queue or for the interpreter is
   in the clocks of the batch (:class:`ClockRecord`), not in the single sample.
 - ``pool``: waits for a connection. ``db``, ``http``: waits for the response to a statement or an HTTP call.
-- ``lock``, ``sleep``, ``io`` (another socket, a file), ``thread`` (no worker thread is free), ``loop`` (ready,
-  and its event loop has not come to it yet), ``send`` (its client does not read), ``other``.
+- ``lock``, ``sleep``, ``io`` (another socket, a file), ``thread`` (no worker thread is free), ``loop``
+  (ready, and its event loop has not come to it yet), ``send`` (its client does not read), ``other``.
 
-A suspended coroutine is followed from the one that the probe awaits, ``cr_await`` by ``cr_await``; a task that
-a middleware started is found among all tasks of the loop by the endpoint on its stack.
+A suspended coroutine is followed from the one that the probe awaits, ``cr_await`` by ``cr_await``; a task
+that a middleware started is found among all tasks of the loop by the endpoint on its stack.
 """
 
 from __future__ import annotations

@@ -92,6 +92,19 @@ _KINDS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("middleware", (("/starlette/middleware/base.py", ""),)),
 )
 
+# State of a suspended coroutine → part of a file's path, and names of functions there (none: any).
+_SUSPENDED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("sleep", "asyncio/tasks.py", ("sleep",)),
+    ("sleep", "anyio/", ("sleep", "sleep_until", "sleep_forever")),
+    ("lock", "asyncio/locks.py", ("acquire", "wait")),
+    ("lock", "anyio/_core/_synchronization.py", ("acquire", "wait")),
+    ("in thread", "", ("run_sync_in_worker_thread", "to_thread", "run_in_threadpool")),
+    ("in thread", "asgiref/sync.py", ()),
+    ("send", "asyncio/streams.py", ("drain",)),
+    ("send", "/uvicorn/", ("drain", "send")),
+    ("child", "starlette/middleware/base.py", ()),
+)
+
 _WAITERS = (
     ("/threading.py", ("wait", "acquire", "join", "_wait_for_tstate_lock")),
     ("/queue.py", ("get", "put")),
@@ -153,21 +166,9 @@ class StackLabels:
         if any(code.co_name in ("__sleep0", "checkpoint") for code in innermost):
             return "loop"  # it only lets others run
         for code in reversed(innermost):
-            file, name = code.co_filename, code.co_name
-            if name == "sleep" and file.endswith(("asyncio/tasks.py", "_eventloop.py", "_asyncio.py")):
-                return "sleep"
-            if name in ("acquire", "acquire_nowait", "wait") and file.endswith(
-                ("asyncio/locks.py", "_synchronization.py", "asyncio/mixins.py")
-            ):
-                return "lock"
-            if name in ("run_sync_in_worker_thread", "to_thread", "run_in_threadpool", "run_sync"):
-                return "in thread"
-            if file.endswith("asgiref/sync.py"):
-                return "in thread"
-            if name == "drain" or (name == "send" and "/uvicorn/" in file):
-                return "send"
-            if file.endswith("starlette/middleware/base.py"):
-                return "child"
+            for state, file, functions in _SUSPENDED:
+                if file in code.co_filename and (not functions or code.co_name in functions):
+                    return state
         return "other"
 
     def fold(self, stack: Stack) -> str:
@@ -189,7 +190,7 @@ class StackLabels:
 
 
 def is_waiter(code: CodeType) -> bool:
-    """Return whether a thread with this innermost Python function waits for a lock, not for the interpreter."""
+    """Return whether a thread with this innermost function waits for a lock, not for the interpreter."""
     return any(code.co_name in names and code.co_filename.endswith(file) for file, names in _WAITERS)
 
 

@@ -46,7 +46,7 @@ def check_goodput(stack: Stack, settings: Settings) -> Finding:
         return Finding(
             GOODPUT, claim, Verdict.SKIP, remedy="set measure.scenario, or write one: tenfold init"
         )
-    from tenfold.measure.diagnosis.priority import LowPriority
+    from tenfold.measure.machine.priority import LowPriority
 
     servers = LowPriority([lambda: [pid for server in stack.servers for pid in server.pids()]])
     with servers, open_generator(stack, settings) as generator:

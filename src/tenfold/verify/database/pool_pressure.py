@@ -10,7 +10,7 @@ from types import TracebackType
 
 from tenfold.database.psycopg import query_value
 from tenfold.errors import TargetError
-from tenfold.measure.diagnosis.sampling_thread import SamplingThread
+from tenfold.measure.machine.sampling_thread import SamplingThread
 from tenfold.settings import Settings
 from tenfold.settings.verify import VerifySettings
 from tenfold.types import Finding, Server, Stack, Verdict

@@ -8,12 +8,13 @@ import time
 import urllib.request
 
 import httpx
-from database import Author, Book, url
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import selectinload
+
+from database import Author, Book, url
 
 CAUSE = os.environ["LAB_CAUSE"]
 REMEDIED = bool(os.environ.get("LAB_REMEDIED"))
@@ -101,30 +102,21 @@ async def over_fetching() -> list[str]:
 
 
 @app.get("/n_plus_one_async")
-async def n_plus_one_async() -> list[dict[str, object]]:
+async def n_plus_one_async() -> dict[str, int]:
     """Load the books of some authors."""
     async with AsyncSession(engine) as session:
         first = random.randint(1, 100)
-        authors = (
-            await session.scalars(
-                select(Author).where(Author.id.between(first, first + N)).options(selectinload(Author.books))
-                if REMEDIED
-                else select(Author).where(Author.id.between(first, first + N))
-            )
-        ).all()
+        query = select(Author).where(Author.id.between(first, first + N))
         if REMEDIED:
-            return [{"name": author.name, "books": len(author.books)} for author in authors]
-        return [
-            {
-                "name": author.name,
-                "books": len(
-                    (
-                        await session.scalars(select(Book).where(Book.author_id == author.id))
-                    ).all()  # CAUSE n_plus_one_async
-                ),
-            }
-            for author in authors
-        ]
+            query = query.options(selectinload(Author.books))
+        counts = {}
+        for author in (await session.scalars(query)).all():
+            if REMEDIED:
+                counts[author.name] = len(author.books)
+            else:
+                books = select(Book).where(Book.author_id == author.id)
+                counts[author.name] = len((await session.scalars(books)).all())  # CAUSE n_plus_one_async
+        return counts
 
 
 @app.get("/client_per_request")

@@ -6,11 +6,12 @@ import threading
 import time
 import urllib.request
 
-from database import Author, Book, url
 from fastapi import FastAPI
-from sqlalchemy import create_engine, select, text, update
+from sqlalchemy import Update, create_engine, select, text, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.pool import NullPool
+
+from database import Author, Book, url
 
 CAUSE = os.environ["LAB_CAUSE"]
 REMEDIED = bool(os.environ.get("LAB_REMEDIED"))
@@ -26,11 +27,15 @@ else:
     engine = create_engine(url(), pool_size=POOL, max_overflow=0, pool_timeout=10)
 
 
+def visit(author: int) -> Update:
+    """Return the statement that counts a visit."""
+    return update(Author).where(Author.id == author).values(visits=Author.visits + 1)
+
+
 def call_remote() -> None:
     """Ask another service."""
-    urllib.request.urlopen(
-        REMOTE, timeout=20
-    ).read()  # CAUSE threads_wait held_during_call row_lock_idle two_held
+    # CAUSE of the next line: threads_wait held_during_call row_lock_idle two_held
+    urllib.request.urlopen(REMOTE, timeout=20).read()
 
 
 @app.get("/health/ready")
@@ -73,9 +78,7 @@ def row_lock() -> int:
     """Count a visit of the one author, and work meanwhile."""
     author = random.randint(1, 200) if REMEDIED else 1
     with Session(engine) as session:
-        session.execute(
-            update(Author).where(Author.id == author).values(visits=Author.visits + 1)  # CAUSE row_lock
-        )
+        session.execute(visit(author))  # CAUSE row_lock
         session.execute(text("SELECT pg_sleep(:s)"), {"s": SECONDS})
         session.commit()
     return author
@@ -87,9 +90,7 @@ def row_lock_idle() -> int:
     with Session(engine) as session:
         if REMEDIED:
             call_remote()
-        session.execute(
-            update(Author).where(Author.id == 1).values(visits=Author.visits + 1)
-        )  # CAUSE row_lock_idle
+        session.execute(visit(1))  # CAUSE row_lock_idle
         if not REMEDIED:
             call_remote()
         session.commit()
@@ -125,7 +126,9 @@ def second_connection() -> int:
         if REMEDIED:
             return first + (session.scalar(select(Author.visits).where(Author.id == 8)) or 0)
         with Session(engine) as other:
-            return first + (other.scalar(select(Author.visits).where(Author.id == 8)) or 0)  # CAUSE deadlock
+            return first + (
+                other.scalar(select(Author.visits).where(Author.id == 8)) or 0
+            )  # CAUSE second_connection
 
 
 @app.get("/commits")
@@ -133,11 +136,9 @@ def commits() -> int:
     """Write some rows, each in a transaction of its own."""
     with Session(engine) as session:
         for _ in range(N):
-            session.execute(
-                update(Author).where(Author.id == random.randint(1, 200)).values(visits=Author.visits + 1)
-            )
+            session.execute(visit(random.randint(1, 200)))
             if not REMEDIED:
-                session.commit()  # CAUSE commit
+                session.commit()  # CAUSE commits
         session.commit()
     return N
 
@@ -153,9 +154,8 @@ def gil() -> int:
 
 def burn() -> None:
     """Compute for ever."""
-    total = 0
     while True:
-        total = sum(n * n for n in range(50_000))  # CAUSE gil
+        sum(n * n for n in range(50_000))  # CAUSE gil
 
 
 if CAUSE == "gil" and not REMEDIED:

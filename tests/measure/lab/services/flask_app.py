@@ -4,10 +4,11 @@ import os
 import random
 import urllib.request
 
-from database import Author, Book, url
 from flask import Flask
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session, selectinload
+
+from database import Author, url
 
 REMEDIED = bool(os.environ.get("LAB_REMEDIED"))
 N = int(os.environ.get("LAB_N", "0"))

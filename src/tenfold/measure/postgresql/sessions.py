@@ -19,7 +19,7 @@ from typing import Any
 
 from tenfold.errors import DependencyError, MeasurementError
 from tenfold.fingerprint import fingerprint
-from tenfold.measure.diagnosis.sampling_thread import SamplingThread
+from tenfold.measure.machine.sampling_thread import SamplingThread
 
 INTERVAL_S = 1 / 15
 SAMPLES = 20_000  # kept

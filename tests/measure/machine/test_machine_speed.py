@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenfold.measure.diagnosis.machine_speed import FEWEST, SpeedGauge, spread
+from tenfold.measure.machine.machine_speed import FEWEST, SpeedGauge, spread
 from tenfold.measure.measurement import notices
 from tests.support.waiting import eventually
 
@@ -24,7 +24,7 @@ def test_spread_ignores_single_outliers(seconds: list[float], expected: float | 
 
 
 def test_gauge_times_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenfold.measure.diagnosis.machine_speed.INTERVAL_S", 0.005)
+    monkeypatch.setattr("tenfold.measure.machine.machine_speed.INTERVAL_S", 0.005)
     with SpeedGauge() as gauge:
         assert eventually(lambda: gauge.spread) >= 1.0
 

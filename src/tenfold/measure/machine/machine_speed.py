@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import time
 
-from tenfold.measure.diagnosis.sampling_thread import SamplingThread
+from tenfold.measure.machine.sampling_thread import SamplingThread
 
 INTERVAL_S = 0.5
 OBJECTS = 4_000

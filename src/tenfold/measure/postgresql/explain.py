@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tenfold.errors import DependencyError, MeasurementError
-from tenfold.measure.diagnosis.optional_steps import OptionalSteps, failure_reason
-from tenfold.measure.diagnosis.plans import MAX_SHARE, MIN_TABLE_ROWS, Scan, outline, scans
+from tenfold.measure.optional_steps import OptionalSteps, failure_reason
+from tenfold.measure.postgresql.plans import MAX_SHARE, MIN_TABLE_ROWS, Scan, outline, scans
 
 if TYPE_CHECKING:
     import psycopg

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tenfold.measure.diagnosis import processes
-from tenfold.measure.diagnosis.sampling_thread import SamplingThread
+from tenfold.measure.machine import processes
+from tenfold.measure.machine.sampling_thread import SamplingThread
 
 __all__ = ["LowPriority"]
 

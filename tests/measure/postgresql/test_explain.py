@@ -9,10 +9,10 @@ import pytest
 
 from tenfold.errors import MeasurementError
 from tenfold.fingerprint import fingerprint
-from tenfold.measure.diagnosis import explain as explain_module
+from tenfold.measure.postgresql import explain as explain_module
 from tenfold.measure.diagnosis.detector import BottleneckDetector
-from tenfold.measure.diagnosis.explain import PROOF_INDEX, Plan, explain, positional
-from tenfold.measure.diagnosis.plans import scans
+from tenfold.measure.postgresql.explain import PROOF_INDEX, Plan, explain, positional
+from tenfold.measure.postgresql.plans import scans
 from tenfold.measure.probe.evidence import Evidence, StatementStats
 
 

@@ -14,16 +14,15 @@ import psutil
 from tenfold.errors import MeasurementError
 from tenfold.measure.diagnosis.backlog import Backlog, QueueCounts, find_growing_queues, read_queues
 from tenfold.measure.diagnosis.bottleneck import Bottleneck, Limit
-from tenfold.measure.diagnosis.database_view import DatabaseStats, DatabaseView
 from tenfold.measure.diagnosis.detector import BottleneckDetector
-from tenfold.measure.diagnosis.explain import Plan, explain
 from tenfold.measure.diagnosis.facts import HTTP, Facts, Window
 from tenfold.measure.diagnosis.memory_growth import MemoryPoint, find_growth, leak
-from tenfold.measure.diagnosis.optional_steps import OptionalSteps
-from tenfold.measure.diagnosis.priority import LowPriority
-from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
-from tenfold.measure.diagnosis.service_log import last_error
 from tenfold.measure.load import histogram
+from tenfold.measure.machine.priority import LowPriority
+from tenfold.measure.machine.resources import Resources, ResourceSampler
+from tenfold.measure.optional_steps import OptionalSteps
+from tenfold.measure.postgresql.explain import Plan, explain
+from tenfold.measure.postgresql.sessions import DatabaseStats, DatabaseView
 from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.collector import MAYBE_POSTGRESQL, Collector
 from tenfold.measure.probe.evidence import Evidence
@@ -34,6 +33,7 @@ from tenfold.measure.report.report import (
     PartReport,
     SeriesReport,
 )
+from tenfold.measure.service_log import last_error
 from tenfold.measure.settings import Objective
 from tenfold.measure.trial import Trial
 from tenfold.types import Stack
@@ -195,7 +195,8 @@ class StackObserver:
         blind = Facts(limit=Window(evidence, window), slow_ms=self._objective.slow_ms)
         facts = steps.run("the windows", lambda: self._facts(records, low, whole, plans), otherwise=blind)
         analysis = BottleneckDetector().diagnose(facts)
-        import os, pickle  # DUMP
+        import os
+        import pickle  # DUMP
 
         os.environ.get("TENFOLD_DUMP") and Path(os.environ["TENFOLD_DUMP"]).write_bytes(
             pickle.dumps(facts)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tenfold.errors import ScenarioError
-from tenfold.measure.diagnosis.service_log import (
+from tenfold.measure.service_log import (
     failed_logins_with_log,
     find_error,
     last_error,

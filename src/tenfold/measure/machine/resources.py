@@ -18,9 +18,9 @@ import msgspec
 import psutil
 
 from tenfold.errors import MeasurementError
-from tenfold.measure.diagnosis import processes
-from tenfold.measure.diagnosis.processes import Process
-from tenfold.measure.diagnosis.sampling_thread import SamplingThread
+from tenfold.measure.machine import processes
+from tenfold.measure.machine.processes import Process
+from tenfold.measure.machine.sampling_thread import SamplingThread
 
 SAMPLES = 20_000  # kept; nearly three hours at twice a second
 FEW = 4  # samples; a shorter trial has no mean of its own

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import pytest
 
 from tenfold.errors import MeasurementError
-from tenfold.measure.diagnosis import processes
-from tenfold.measure.diagnosis.processes import Process
-from tenfold.measure.diagnosis.resources import Resources, ResourceSampler
+from tenfold.measure.machine import processes
+from tenfold.measure.machine.processes import Process
+from tenfold.measure.machine.resources import Resources, ResourceSampler
 from tests.support.waiting import eventually
 
 BUSY = "while True: pass"

@@ -1,0 +1,1 @@
+"""What PostgreSQL tells of itself: its sessions, its plans."""
