@@ -10,9 +10,9 @@ from benchmarks.capacity import constant, exponential
 from benchmarks.support.virtual import Service
 
 from tenfold.cli.report_text import report_lines
-from tenfold.measure.observer import StackObserver
 from tenfold.measure.load import histogram
 from tenfold.measure.measurement import notices
+from tenfold.measure.observer import StackObserver
 from tenfold.measure.report.html import render
 from tenfold.measure.report.wording import slowest
 from tenfold.measure.settings import MeasureSettings

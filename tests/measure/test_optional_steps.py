@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from benchmarks.support.virtual import Service
 import tenfold.measure
 from tenfold.cli.measure import _write
 from tenfold.errors import MeasurementError
-from tenfold.measure import measurement, overload
-from tenfold.measure.diagnosis import detector, observer, ranking
+from tenfold.measure import measurement, observer, overload
+from tenfold.measure.diagnosis import diagnose
 from tenfold.measure.machine.machine_speed import SpeedGauge
-from tenfold.measure.optional_steps import OptionalSteps
 from tenfold.measure.machine.resources import ResourceSampler
+from tenfold.measure.optional_steps import OptionalSteps
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.report import html, report, summary
 from tenfold.measure.settings import MeasureSettings
@@ -45,7 +45,13 @@ FAULTS = [
     Fault(ResourceSampler, "series", "CPU and memory"),
     Fault(observer.Resources, "during", "the trials' samples"),
     Fault(observer, "explain", "query plans"),
-    Fault(detector.ranking, "rank", "the ranking"),
+    Fault(observer.StackObserver, "_facts", "the windows"),
+    Fault(diagnose, "_hanging", "unfinished requests"),
+    Fault(diagnose, "find_limit", "the limit"),
+    Fault(diagnose, "find_causes", "its causes"),
+    Fault(diagnose, "_machine", "memory and disk"),
+    Fault(observer, "_parts", "parts of a request"),
+    Fault(observer, "find_growth", "growth of memory"),
     Fault(observer, "_groups", "CPU by servers"),
     Fault(observer, "_series", "CPU over time"),
     Fault(observer.StackObserver, "diagnose", "what stops it"),
@@ -132,21 +138,6 @@ def step_names(path: Path) -> Iterator[str]:
             name = node.args[0]
             if isinstance(name, ast.Constant):
                 yield name.value
-
-
-@pytest.mark.parametrize("rule", ranking.RULES, ids=lambda rule: rule.__name__)
-def test_failed_rule_is_reported_and_the_others_apply(
-    rule: Callable[..., Any], address: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(observed: object) -> Any:
-        raise ZeroDivisionError("division by zero")
-
-    broken.__name__ = rule.__name__
-    monkeypatch.setattr(ranking, "RULES", tuple(broken if one is rule else one for one in ranking.RULES))
-    found = measure_inside(address)
-    assert found.capacity is not None and found.capacity.outcome == "found"
-    name = rule.__name__.replace("_", " ")
-    assert any(line.startswith(f"{name}: ZeroDivisionError division by zero") for line in found.not_measured)
 
 
 def test_generator_that_fails_in_the_overload_probe_keeps_the_capacity() -> None:

@@ -258,7 +258,7 @@ class Measurement:
             return Diagnosis.from_outside()
         elapsed_s = time.monotonic() - self._begun
         self._progress(Progress("diagnosing", 0.0, elapsed_s, self._settings.budget_s, ()))
-        reached = capacity.outcome not in ("at_least", "undecided")
+        reached = capacity.outcome != "at_least"
         return self._inside.diagnose(capacity.low, capacity.high, begun=self._begun, reached=reached)
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:

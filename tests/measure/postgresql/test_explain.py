@@ -9,8 +9,8 @@ import pytest
 
 from tenfold.errors import MeasurementError
 from tenfold.fingerprint import fingerprint
-from tenfold.measure.postgresql import explain as explain_module
 from tenfold.measure.diagnosis.detector import BottleneckDetector
+from tenfold.measure.postgresql import explain as explain_module
 from tenfold.measure.postgresql.explain import PROOF_INDEX, Plan, explain, positional
 from tenfold.measure.postgresql.plans import scans
 from tenfold.measure.probe.evidence import Evidence, StatementStats

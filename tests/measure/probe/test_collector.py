@@ -16,9 +16,9 @@ from tenfold.errors import MeasurementError
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.aggregate import STATEMENTS, Aggregate
-from tenfold.measure.probe.sample_totals import TextTable
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import is_repetition
+from tenfold.measure.probe.sample_totals import TextTable
 from tests.support.waiting import eventually
 
 

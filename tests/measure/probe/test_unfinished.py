@@ -12,10 +12,10 @@ from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe import probe_protocol
 from tenfold.measure.probe.aggregate import Aggregate
-from tenfold.measure.probe.sample_totals import TextTable
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import Evidence, RouteStats
 from tenfold.measure.probe.recorder import Recorder
+from tenfold.measure.probe.sample_totals import TextTable
 from tests.measure.conftest import Service, mark
 from tests.support.waiting import eventually
 
@@ -106,13 +106,10 @@ def test_checkouts_that_wait_for_ever_are_counted(service: Service, collector: C
         pool = next(pool for pool in evidence.pools if pool.site == mark("small"))
         assert pool.wait_count == 0  # none of the waits has ended
         analysis = rank(evidence)
-        full = next(one for one in analysis if one.kind == "Connection Pool")
-        assert full.where == mark("small")
-        lines = " ".join(full.evidence)
-        assert "still waited at the end" in lines and " 0 of 0 waited" not in lines
-        stuck = find(analysis, "GET /nested does not finish")
-        assert any("waiting for a connection of the pool" in line for line in stuck.evidence)
-        assert stuck.remedy.startswith("return connections before")
+        assert analysis.limit is not None and analysis.limit.resource == "pool"
+        deadlock = find(analysis, "GET /nested waits for a second connection")
+        assert (deadlock.cause, deadlock.where) == ("deadlock", mark("nested"))
+        assert deadlock.remedy.startswith("use one connection")
 
 
 def test_event_loop_that_stands_still_is_reported_with_its_line(
@@ -123,7 +120,7 @@ def test_event_loop_that_stands_still_is_reported_with_its_line(
         evidence = seen(collector, lambda found: found.loop is not None and found.loop.stuck_s > 1.5)
         assert evidence.loop is not None
         assert mark("frozen") in dict(evidence.loop.blockers)
-        late = find(rank(evidence), "has not run for")
+        late = find(rank(evidence), "on the event loop")
         assert (late.kind, late.where) == ("Event loop", mark("frozen"))
 
 

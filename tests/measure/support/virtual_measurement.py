@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.support.virtual import Floats, VirtualGenerator
 
 from tenfold.measure import measurement
-from tenfold.measure.observer import StackObserver
 from tenfold.measure.load import histogram
+from tenfold.measure.observer import StackObserver
 from tenfold.measure.report.report import Report
 from tenfold.measure.settings import MeasureSettings, Objective
 from tenfold.measure.trial import Endpoint, Trial, TrialRequest

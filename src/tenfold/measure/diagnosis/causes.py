@@ -68,6 +68,7 @@ def find_causes(facts: Facts, limit: Limit) -> list[Bottleneck]:
         "lock": lambda: _of_locks(facts),
         "loop": lambda: _of_blocked_loop(facts),
         "machine": lambda: _of_machine(facts),
+        "none": lambda: find_statement_causes(facts) if limit.held_by == "db" else iter(()),
         "pool": lambda: _of_pool(facts, limit),
         "python": lambda: find_python_causes(facts),
         "row locks": lambda: _of_row_locks(facts),
@@ -89,7 +90,7 @@ def _of_pool(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
     for one in facts.limit.evidence.samples:
         if one.holds:
             held[SampleKey(one.route, one.line, one.detail, one.state)] += one.seconds
-    total = held.total or 1e-9
+    total = held.total
     for uses in loops(facts.limit):
         share = sum(held.pop(key) for key in keys_of(uses, held)) / total
         if share >= SHARE:

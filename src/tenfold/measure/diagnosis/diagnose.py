@@ -31,7 +31,9 @@ def diagnose(facts: Facts, *, limits: Mapping[str, float]) -> Analysis:
     steps = OptionalSteps()
     hanging = steps.run("unfinished requests", lambda: tuple(_hanging(facts)), otherwise=())
     limit = steps.run("the limit", lambda: find_limit(facts), otherwise=None)
-    causes = steps.run("its causes", lambda: find_causes(facts, limit) if limit else [], otherwise=[])
+    causes = steps.run(
+        "its causes", lambda: find_causes(facts, limit) if limit is not None else [], otherwise=[]
+    )
     machine = steps.run("memory and disk", lambda: tuple(_machine(facts, limits)), otherwise=())
     if any(one.cause == "deadlock" for one in causes):  # it knows the line
         hanging = tuple(one for one in hanging if one.cause != "deadlock")

@@ -46,8 +46,8 @@ class Sums(defaultdict[Key, float]):
 
     @property
     def total(self) -> float:
-        """The sum of all."""
-        return sum(self.values())
+        """The sum of all; never 0, to divide by."""
+        return sum(self.values()) or 1e-9
 
 
 class SampleKey(NamedTuple):

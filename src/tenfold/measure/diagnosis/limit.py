@@ -54,7 +54,7 @@ class _Search:
         total = sum(max(seconds, 0.0) for seconds in growth.values())
         low = sum(self.facts.low.parts.values()) if self.facts.low is not None else 0.0
         if self.facts.low is not None and total < GROWS * low and not self._is_saturated():
-            return self._delay()
+            return self._external() or self._delay()
         for part, seconds in growth.items():
             if seconds >= STARTS * total > 0 and (found := self._start(part)) is not None:
                 return found
@@ -189,6 +189,8 @@ class _Search:
         busy = states.total / max(self.window.evidence.seconds, 1e-9)
         self.chain.append("requests wait for a worker thread")
         state = states.largest("")
+        if not state or (threads is not None and threads.total and threads.busy_max < threads.total):
+            return None
         if state in ("db", "pool", "run", "lock"):
             self.chain.append(f"the threads {_doing(state)}")
             if (found := self._follow(state)) is not None:
@@ -218,7 +220,7 @@ class _Search:
         size = pool.size + max(pool.max_overflow, 0)
         self.chain.append("requests wait for a connection")
         holders = self.window.states(holds=True)
-        state, total = holders.largest(""), holders.total or 1.0
+        state, total = holders.largest(""), holders.total
         if pool.held_after >= LEAKED * size:
             state = "leak"
         elif holders["pool"] >= DEADLOCK * total:
@@ -355,10 +357,13 @@ class _Search:
         )
 
     def _unknown(self, growth: Mapping[str, float]) -> Limit:
+        """No resource is in use: say what grew; what takes most of it is a candidate, no more."""
+        part = next(iter(growth))
         grown = [f"{PART_NAMES[part]} +{s * 1000:.0f} ms" for part, s in growth.items() if s > 0][:3]
         return Limit(
             resource="none",
             title="no limit found in what was measured",
+            held_by=part if growth[part] > 0 else "",
             evidence=(f"what grew: {', '.join(grown)}",) if grown else (),
         )
 

@@ -84,7 +84,7 @@ def find_python_causes(facts: Facts) -> Iterator[Bottleneck]:
     """Yield what uses the CPU of the app's processes."""
     left = cpu_seconds(facts)
     total = left.total
-    if not total:
+    if not any(left.values()):
         return
     for kind in (_background, _of_connects, _of_loops, _of_large_results, _of_commits, _of_kinds):
         for cause, keys in kind(facts, left, total):

@@ -148,6 +148,12 @@ def _saved(window: Window, proof: IndexProof, uses: Sequence[StatementStats]) ->
     return min(max(saved, 0.0), 1.0)
 
 
+def _explains(window: Window, missing: MissingIndex, uses: Sequence[StatementStats]) -> bool:
+    """Return whether a missing index explains most of what its statements take."""
+    proof = missing.proof
+    return proof is None or (proof.helps and _saved(window, proof, uses) >= SHARE)
+
+
 def large_results(window: Window) -> Iterator[StatementStats]:
     """Yield statements that return many rows, of which the response can show only few."""
     for use in window.statements:
@@ -181,12 +187,13 @@ def fetched(window: Window, use: StatementStats, share: float) -> Bottleneck:
 
 
 def connects(window: Window) -> Iterator[Bottleneck]:
-    """Yield connections opened within requests: no pool, an engine for each of them, a pool that overflows."""
+    """Yield connections opened within requests: no pool, an engine for each, a pool that overflows."""
     uses = sorted(
         (use for use in window.statements if use.fingerprint == "CONNECT"), key=lambda use: -use.total_s
     )
     opened, share = sum(use.executions for use in uses), seconds_of(uses) / statement_seconds(window)
-    if opened < CONNECTS * window.requests or share < CONNECT_TIME:
+    kept = sum(pool.size * min(pool.pools, window.evidence.workers) for pool in window.evidence.pools)
+    if opened - kept < CONNECTS * window.requests or share < CONNECT_TIME:
         return
     where, remedy = _connect_remedy(window, uses)
     yield found(
@@ -254,6 +261,8 @@ def slow_statements(facts: Facts, told: set[str | None]) -> Iterator[Bottleneck]
         share, plan = seconds_of(uses) / statement_seconds(window), facts.plans.get(statement)
         mean_ms = seconds_of(uses) * 1000 / max(sum(use.executions for use in uses), 1)
         if share < SHARE or site in told or mean_ms < SLOW * facts.slow_ms:
+            continue
+        if plan is not None and any(_explains(window, one, uses) for one in plan.missing):
             continue
         yield found(
             "slow_statement",

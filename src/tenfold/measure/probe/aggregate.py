@@ -371,7 +371,7 @@ class Aggregate:
                 totals = self._statement_totals("", texts.statement(number))
                 totals.add(int(executions), seconds, sum(rows), bucket=None)
             self._add_process(worker, batch)
-            self.samples.add(batch, texts)
+            self.samples.add(worker, batch, texts)
 
     def evidence(self, now: float) -> Evidence:
         """Return the evidence so far."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.eventloop import LoopMonitor
+from tenfold.measure.probe.libraries import watch_libraries
 from tenfold.measure.probe.memory import GarbageCollections
 from tenfold.measure.probe.recorder import Recorder
 from tenfold.measure.probe.sampler import StackSampler
@@ -86,6 +87,7 @@ class Emitter:
                 pending = pending[_send(link, pending) :]
 
     def _batch(self, seconds: float) -> probe_protocol.Batch:
+        watch_libraries(self._recorder)
         batch = self._recorder.drain(seconds)
         self._monitor.drain(batch)
         self._sampler.drain(batch)

@@ -146,8 +146,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int = 0  # requests that did not fit into the workers' buffers
     samples: tuple[SampleStats, ...] = ()  # the most frequent first
     stacks: tuple[tuple[str, float], ...] = ()  # "GET /a;run;main:app;main:load", seconds
-    loop_clock: ClockStats | None = None  # the event loops' threads; None where the system does not tell
-    thread_clock: ClockStats | None = None  # threads that carry requests
+    loop_clock: ClockStats | None = None  # the busiest event loop; None where the system does not tell
+    thread_clock: ClockStats | None = None  # threads that carry requests, of the busiest worker
     memory: MemoryStats | None = None
 
     @property

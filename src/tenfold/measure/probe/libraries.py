@@ -25,9 +25,13 @@ _HOOKS = {
 
 
 def watch_libraries(recorder: Recorder) -> None:
-    """Record what the imported libraries do; the app must not notice when one is unlike any known version."""
+    """Record what the imported libraries do; the app must not notice when one is unlike any known version.
+
+    Call it again from time to time: some libraries are imported when they are first used.
+    """
     for module, (hooks, name) in _HOOKS.items():
-        if module in sys.modules:
+        if module in sys.modules and module not in recorder.watched:
+            recorder.watched.add(module)
             install: Callable[[Recorder], None] = getattr(
                 import_module(f"tenfold.measure.probe.{hooks}"), name
             )

@@ -64,6 +64,7 @@ class Recorder:
         self.has_statements = False  # a statement or a pool has been recorded
         self.dropped = 0
         self.pool_kinds: set[str] = set()
+        self.watched: set[str] = set()  # modules of libraries whose hooks are installed
         self.native_ids: dict[int, int] = {}  # thread → the kernel's number of it, of threads of the server
         self.endpoint_codes: dict[CodeType, int] = {}  # of endpoint functions → route
         self._running: dict[int, RunningRequest] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field, fields
 
 from tenfold.measure.probe import probe_protocol
@@ -48,12 +48,12 @@ class SampleTotals:
 
     samples: dict[tuple[str, str, str, str, str, bool], list[float]] = field(default_factory=dict)
     stacks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    clocks: dict[str, Counter[str]] = field(default_factory=dict)
+    clocks: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)  # by worker
     pauses: int = 0
     pause_s: float = 0.0
     longest_s: float = 0.0
 
-    def add(self, batch: probe_protocol.Batch, texts: TextTable) -> None:
+    def add(self, worker: int, batch: probe_protocol.Batch, texts: TextTable) -> None:
         """Add one worker's batch, whose texts are known."""
         for one in batch.samples:
             route = texts.route(one.route)[0] if one.route != probe_protocol.OTHER else ""
@@ -65,8 +65,9 @@ class SampleTotals:
             self._add_stack(f"{route};{rest}", seconds)
         for name, clock in (("loop", batch.loop), ("threads", batch.threads)):
             if clock is not None:
-                total = self.clocks.setdefault(name, Counter())
-                total.update({one.name: getattr(clock, one.name) for one in fields(clock)})
+                total = self.clocks.setdefault((name, worker), defaultdict(float))
+                for entry in fields(clock):
+                    total[entry.name] += getattr(clock, entry.name)
         self.pauses += batch.gc_pauses
         self.pause_s += batch.gc_pause_s
         self.longest_s = max(self.longest_s, batch.gc_longest_s)
@@ -77,8 +78,10 @@ class SampleTotals:
             self._add_sample(key, seconds, cpu_s)
         for stack, seconds in other.stacks.items():
             self._add_stack(stack, seconds)
-        for name, clock in other.clocks.items():
-            self.clocks.setdefault(name, Counter()).update(clock)
+        for of_worker, clock in other.clocks.items():
+            total = self.clocks.setdefault(of_worker, defaultdict(float))
+            for name, seconds in clock.items():
+                total[name] += seconds
         self.pauses += other.pauses
         self.pause_s += other.pause_s
         self.longest_s = max(self.longest_s, other.longest_s)
@@ -99,11 +102,13 @@ class SampleTotals:
         return tuple(sorted(self.stacks.items(), key=lambda item: -item[1])[:STACKS_SHOWN])
 
     def clock(self, name: str) -> ClockStats | None:
-        """Return the time of ``loop`` or of ``threads``; None where it was not seen."""
-        total = self.clocks.get(name)
-        if total is None or not total["wall_s"]:
-            return None
-        return ClockStats(**{one: total[one] for one in ClockStats.__struct_fields__})
+        """Return the time of ``loop`` or of ``threads`` in the busiest worker; None where it was not seen."""
+        clocks = [
+            ClockStats(**{one: clock[one] for one in ClockStats.__struct_fields__})
+            for (kind, _), clock in self.clocks.items()
+            if kind == name and clock["wall_s"]
+        ]
+        return max(clocks, key=lambda one: one.busy_share, default=None)
 
     def memory(self) -> MemoryStats | None:
         """Return the collectors' pauses."""

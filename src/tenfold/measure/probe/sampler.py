@@ -21,12 +21,13 @@ import threading
 import time
 from collections.abc import Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tenfold.measure.probe import probe_protocol, stack_labels, thread_states
 from tenfold.measure.probe.eventloop import LoopMonitor
 from tenfold.measure.probe.probe_protocol import ClockRecord, RequestRecord, SampleRecord
 from tenfold.measure.probe.recorder import Recorder, RunningRequest
+from tenfold.measure.probe.stack_labels import Stack
 
 SUSPENDED = 50  # requests looked at in one sample, at random
 THREADS = 64
@@ -113,196 +114,214 @@ class StackSampler:
         return thread_states.read_call(tid) if self._supported and tid else ("run", -1)
 
 
+class _Seen(NamedTuple):
+    """A stack as it was at one moment: frames move on as soon as the interpreter lock is released."""
+
+    stack: Stack  # the innermost first
+    site: str
+    detail: str
+    waits: bool  # its innermost function waits for a lock
+
+
+class _Waits(NamedTuple):
+    """What a request waited for at that moment, by its hooks."""
+
+    pool: bool
+    round_trip: str
+    holds: bool
+    thread: int
+
+    @classmethod
+    def of(cls, record: RequestRecord) -> _Waits:
+        return cls(record.waits_since > 0, record._round_trip, record._holds > 0, record._thread)
+
+    def state(self, state: str, detail: str) -> tuple[str, str]:
+        """Return the state of a request that was seen in another: what it computes, it does not wait for."""
+        if self.pool:
+            return "pool", ""
+        if not self.round_trip or state == "run":
+            return state, detail
+        return ("db", "") if self.round_trip == "db" else ("http", self.round_trip)
+
+
 class _Look:
-    """One look at all requests and threads."""
+    """One look at all requests and threads.
+
+    All stacks are read first, without anything that releases the interpreter lock: the kernel's account of
+    the threads is read from files.
+    """
 
     def __init__(self, sampler: StackSampler, seconds: float) -> None:
         self._sampler, self._seconds = sampler, seconds
-        self._recorder, self._monitor = sampler._recorder, sampler._monitor
-        self._labels = sampler._labels
-        self._frames = sys._current_frames()
-        self._seen: set[int] = set()  # threads
+        self._recorder, self._labels = sampler._recorder, sampler._labels
+        monitor = sampler._monitor
+        self._loop = monitor.thread if not monitor.idle else 0
+        self._native = {one.ident or 0: one.native_id or 0 for one in threading.enumerate()}
+        self._native.update(self._recorder.native_ids)
+        mine = threading.get_ident()
+        running = self._recorder.running()
+        self._on_loop: tuple[RunningRequest, _Waits] | None = None
+        self._suspended: list[tuple[RunningRequest, _Waits, str, _Seen]] = []
+        self._children: list[tuple[int, str, _Seen]] = []
+        frames = sys._current_frames()
+        self._threads = {
+            ident: self._describe(list(_stack(frame)))
+            for ident, frame in list(frames.items())[:THREADS]
+            if ident != mine
+        }
+        del frames
+        self._by_thread = {
+            (one.thread or one.request._thread): (one, _Waits.of(one.request)) for one in running
+        }
+        self._weight = self._read_coroutines(running)
 
-    def record(self) -> None:
-        native = {one.ident or 0: one.native_id or 0 for one in threading.enumerate()}
-        native.update(self._recorder.native_ids)
-        requests = self._recorder.running()
-        loop = self._monitor.thread if not self._monitor.idle else 0
-        loop_call, loop_clock = "idle", thread_states.Clock(0.0, 0.0)
-        if loop:
-            loop_call, loop_clock = self._look_at_loop(native.get(loop, 0))
-        on_loop = next((one for one in requests if getattr(one.coroutine, "cr_running", False)), None)
-        if loop and (on_loop is not None or (self._sampler._supported and loop_call != "idle")):
-            self._record_loop(loop, loop_call, on_loop, loop_clock.cpu_s, native.get(loop, 0))
-        self._record_threads(loop, native, requests)
-        suspended = [one for one in requests if one is not on_loop and not self._is_in_thread(one)]
+    def _read_coroutines(self, running: list[RunningRequest]) -> float:
+        """Follow the suspended requests; return how many each of those that were looked at stands for."""
+        suspended = []
+        for one in running:
+            if getattr(one.coroutine, "cr_running", False):
+                self._on_loop = (one, _Waits.of(one.request))
+            elif not one.thread:
+                suspended.append(one)
         weight = max(len(suspended) / SUSPENDED, 1.0)
         if len(suspended) > SUSPENDED:
             suspended = self._sampler._random.sample(suspended, SUSPENDED)
-        children = False
         for one in suspended:
-            children |= self._record_suspended(one, weight)
-        if children:
-            self._record_children()
+            state, seen = self._follow(one.coroutine, one.task)
+            self._suspended.append((one, _Waits.of(one.request), state, seen))
+        if any(state == "child" for _, _, state, _ in self._suspended):
+            self._read_children({id(one.coroutine) for one in running})
+        return weight
 
-    def _look_at_loop(self, tid: int) -> tuple[str, thread_states.Clock]:
-        """Add the interval to the clock of the event loop's thread; return what it does now."""
-        spent, (call, _) = self._sampler.spent(tid), self._sampler.call(tid)
-        if call == "futex":
-            frame = self._frames.get(self._monitor.thread)
-            call = "lock" if frame is not None and stack_labels.is_waiter(frame.f_code) else "run"
-        _add_to_clock(self._sampler.loop, self._seconds, spent, call, self._sampler._tally.setdefault(0, {}))
-        return call, spent
-
-    def _record_loop(
-        self, thread: int, call: str, request: RunningRequest | None, cpu_s: float, tid: int
-    ) -> None:
-        """Record what the event loop's thread runs now, of a request or of none."""
-        stack = list(_stack(self._frames.get(thread)))
-        state = _STATE_OF_CALL.get(call, "run")
-        site, detail = self._labels.describe(stack)
-        record = request.request if request is not None else None
-        if record is not None and state != "run":
-            state, detail = _round_trip(record, state, detail)
-        if state == "io" and not detail:
-            detail = thread_states.peer_of(self._sampler.call(tid)[1])
-        route = self._route(request, stack)
-        self._add(route, state, "loop", site, detail, record, self._seconds, cpu_s)
-        self._add_stack(route, state, stack)
-
-    def _record_threads(self, loop: int, native: dict[int, int], requests: list[RunningRequest]) -> None:
-        """Record the threads that carry requests, and what others compute."""
-        mine = threading.get_ident()
-        by_thread = {one.thread or one.request._thread: one for one in requests}
-        read = 0
-        for ident, frame in list(self._frames.items())[:THREADS]:
-            if ident in (loop, mine):
-                continue
-            stack = list(_stack(frame))
-            request = by_thread.get(ident)
-            site, detail = self._labels.describe(stack)
-            if request is None and not site and not self._labels.route_of(stack, self._recorder):
-                continue  # idle, or of a library that runs beside the requests
-            spent, call, descriptor = thread_states.Clock(0.0, 0.0), "lock", -1
-            if not stack_labels.is_waiter(frame.f_code):
-                if read < PROCFS:
-                    read, tid = read + 1, native.get(ident, 0)
-                    spent, (call, descriptor) = self._sampler.spent(tid), self._sampler.call(tid)
-                elif request is None:
-                    continue
-                else:  # not read: taken to wait, if it is in a round trip
-                    call = "poll" if request.request._round_trip else "run"
-            record = request.request if request is not None else None
-            state = _STATE_OF_CALL.get(call, "run")
-            if record is not None:
-                state, detail = _round_trip(record, state, detail)
-            if state == "io" and not detail:
-                detail = thread_states.peer_of(descriptor)
-            tally = self._sampler._tally.setdefault(1, {})
-            busy = "run" if state == "run" else "wait"
-            _add_to_clock(self._sampler.threads, self._seconds, spent, busy, tally)
-            self._seen.add(ident)
-            route = self._route(request, stack)
-            self._add(route, state, "thread", site, detail, record, self._seconds, spent.cpu_s)
-            self._add_stack(route, state, stack)
-
-    def _record_suspended(self, one: RunningRequest, weight: float) -> bool:
-        """Record a request whose coroutine does not run now; return whether a child task carries it on."""
-        record = one.request
-        seconds = weight * self._seconds
-        chain = list(_chain(one.coroutine))
-        site, detail = self._labels.describe(list(reversed(chain)))[0], ""
-        state = self._labels.state_of([item[0] for item in chain])
-        if record.waits_since:
-            state, detail = "pool", ""
-        elif record._round_trip:
-            state, detail = _round_trip(record, state, detail)
-        elif state == "in thread":
-            if not self._queued_in_executor():
-                return False  # its thread was looked at
-            state = "thread"
-        elif state == "child":
-            return True
-        elif state == "other" and _is_ready(one.task):
-            state = "loop"
-        self._add(self._route(one, []), state, "task", site, detail, record, seconds, 0.0)
-        self._add_stack(self._route(one, []), state, list(reversed(chain)), seconds)
-        return False
-
-    def _is_in_thread(self, one: RunningRequest) -> bool:
-        """Return whether the request's thread was looked at."""
-        return bool(one.thread) or (one.request._thread or -1) in self._seen
-
-    def _queued_in_executor(self) -> bool:
-        """Return whether the loop's default executor has more work than threads."""
-        executor = getattr(self._monitor.loop, "_default_executor", None)
-        queue = getattr(executor, "_work_queue", None)
-        return queue is not None and queue.qsize() > 0
-
-    def _record_children(self) -> None:
-        """Record the tasks that middlewares started for requests."""
-        own = {id(one.coroutine) for one in self._recorder.running()}
-        for task in list(asyncio.all_tasks(self._monitor.loop))[:TASKS]:
+    def _read_children(self, own: set[int]) -> None:
+        """Follow the tasks that middlewares started for requests."""
+        loop = self._sampler._monitor.loop
+        for task in list(asyncio.all_tasks(loop))[:TASKS]:
             coroutine = task.get_coro()
             if id(coroutine) in own or getattr(coroutine, "cr_running", False):
                 continue
-            chain = list(_chain(coroutine))
-            route = self._labels.route_of(list(reversed(chain)), self._recorder)
-            if not route:
-                continue
-            site, _ = self._labels.describe(list(reversed(chain)))
-            state = self._labels.state_of([item[0] for item in chain])
-            if state == "other" and _is_ready(task):
-                state = "loop"
-            if state != "in thread":
-                self._add(route, state, "task", site, "", None, self._seconds, 0.0)
+            state, seen = self._follow(coroutine, task)
+            if route := self._labels.route_of(seen.stack, self._recorder):
+                self._children.append((route, state, seen))
 
-    def _route(self, request: RunningRequest | None, stack: list[tuple[CodeType, FrameType]]) -> int:
+    def _follow(self, coroutine: Any, task: Any) -> tuple[str, _Seen]:
+        chain = list(_chain(coroutine))
+        state = self._labels.state_of([code for code, _ in chain])
+        if state == "other" and _is_ready(task):
+            state = "loop"
+        return state, self._describe(chain[::-1])
+
+    def _describe(self, stack: Stack) -> _Seen:
+        site, detail = self._labels.describe(stack)
+        return _Seen(stack, site, detail, bool(stack) and stack_labels.is_waiter(stack[0][0]))
+
+    def record(self) -> None:
+        """Join what was seen with what the kernel says of the threads, and count it."""
+        if self._loop:
+            self._record_loop()
+        looked_at = self._record_threads()
+        for one, waits, state, seen in self._suspended:
+            if waits.thread not in looked_at:
+                self._record_suspended(one, waits, state, seen)
+        for route, state, seen in self._children:
+            if state not in ("in thread", "child"):
+                self._add(route, state, "task", seen, "", False, self._seconds, 0.0)
+
+    def _record_loop(self) -> None:
+        """Record what the event loop's thread does, for a request or for none."""
+        seen, tid = self._threads.get(self._loop), self._native.get(self._loop, 0)
+        spent, (call, descriptor) = self._sampler.spent(tid), self._sampler.call(tid)
+        if call == "futex":
+            call = "lock" if seen is not None and seen.waits else "run"
+        _add_to_clock(self._sampler.loop, self._seconds, spent, call, self._sampler._tally.setdefault(0, {}))
+        known = self._sampler._supported and call != "idle"
+        if seen is None or not (self._on_loop or known):
+            return
+        state, detail = _STATE_OF_CALL.get(call, "run"), seen.detail
+        request, waits = self._on_loop or (None, None)
+        if waits is not None:
+            state, detail = waits.state(state, detail)
+        if state == "io":
+            detail = thread_states.peer_of(descriptor)
+        route = self._route(request, seen)
+        holds = waits is not None and waits.holds
+        self._add(route, state, "loop", seen, detail, holds, self._seconds, spent.cpu_s)
+
+    def _record_threads(self) -> set[int]:
+        """Record the threads that carry requests, and what others compute; return those of requests."""
+        looked_at: set[int] = set()
+        read = 0
+        for ident, seen in self._threads.items():
+            request, waits = self._by_thread.get(ident, (None, None))
+            route = self._route(request, seen)
+            if ident == self._loop or (request is None and not seen.site and not route):
+                continue  # idle, or of a library that runs beside the requests
+            spent, call, descriptor = thread_states.Clock(0.0, 0.0), "lock", -1
+            if not seen.waits:
+                if read < PROCFS:
+                    read, tid = read + 1, self._native.get(ident, 0)
+                    spent, (call, descriptor) = self._sampler.spent(tid), self._sampler.call(tid)
+                elif waits is None:
+                    continue
+                else:  # not read: taken to wait, if it is in a round trip
+                    call = "poll" if waits.round_trip else "run"
+            state, detail = _STATE_OF_CALL.get(call, "run"), seen.detail
+            if waits is not None:
+                state, detail = waits.state(state, detail)
+            if state == "io":
+                detail = thread_states.peer_of(descriptor)
+            busy = "run" if state == "run" else "lock"
+            tally = self._sampler._tally.setdefault(1, {})
+            _add_to_clock(self._sampler.threads, self._seconds, spent, busy, tally)
+            looked_at.add(ident)
+            holds = waits is not None and waits.holds
+            self._add(route, state, "thread", seen, detail, holds, self._seconds, spent.cpu_s)
+        return looked_at
+
+    def _record_suspended(self, one: RunningRequest, waits: _Waits, state: str, seen: _Seen) -> None:
+        """Record a request whose coroutine did not run, and whose thread was not looked at."""
+        if state == "in thread" and not (waits.pool or waits.round_trip):
+            if not self._is_executor_full():
+                return  # its thread was looked at
+            state = "thread"
+        state, detail = waits.state(state, "")
+        if state != "child":
+            seconds = self._weight * self._seconds
+            self._add(self._recorder.route_of(one), state, "task", seen, detail, waits.holds, seconds, 0.0)
+
+    def _is_executor_full(self) -> bool:
+        """Return whether the loop's default executor has more work than threads."""
+        executor = getattr(self._sampler._monitor.loop, "_default_executor", None)
+        queue = getattr(executor, "_work_queue", None)
+        return queue is not None and queue.qsize() > 0
+
+    def _route(self, request: RunningRequest | None, seen: _Seen) -> int:
         if request is not None:
             return self._recorder.route_of(request)
-        return self._labels.route_of(stack, self._recorder) or probe_protocol.OTHER
+        return self._labels.route_of(seen.stack, self._recorder) or probe_protocol.OTHER
 
     def _add(
         self,
         route: int,
         state: str,
         place: str,
-        line: str,
+        seen: _Seen,
         detail: str,
-        record: RequestRecord | None,
+        holds: bool,
         seconds: float,
         cpu_s: float,
     ) -> None:
-        holds = record is not None and record._holds > 0
-        key = (route, state, place, line, detail, holds)
+        key = (route, state, place, seen.site, detail, holds)
         found = self._sampler.records.get(key)
-        if found is None:
-            if len(self._sampler.records) >= RECORDS:
-                return
+        if found is None and len(self._sampler.records) < RECORDS:
             found = self._sampler.records[key] = SampleRecord(*key)
-        found.seconds += seconds
-        found.cpu_s += cpu_s
-
-    def _add_stack(
-        self, route: int, state: str, stack: list[tuple[CodeType, FrameType]], seconds: float | None = None
-    ) -> None:
-        if not stack:
-            return
-        folded = f"{route};{state};{self._labels.fold(stack)}"
+        if found is not None:
+            found.seconds += seconds
+            found.cpu_s += cpu_s
+        folded = f"{route};{state};{self._labels.fold(seen.stack)}"
         stacks = self._sampler.stacks
-        if folded in stacks or len(stacks) < STACKS:
-            stacks[folded] = stacks.get(folded, 0.0) + (self._seconds if seconds is None else seconds)
-
-
-def _round_trip(record: RequestRecord, state: str, detail: str) -> tuple[str, str]:
-    """Return the state of a request that waits for a connection, its database or an HTTP call."""
-    if record.waits_since:
-        return "pool", ""
-    if record._round_trip == "db":
-        return ("db", "") if state != "run" else (state, detail)
-    if record._round_trip:
-        return ("http", record._round_trip) if state != "run" else (state, detail)
-    return state, detail
+        if seen.stack and (folded in stacks or len(stacks) < STACKS):
+            stacks[folded] = stacks.get(folded, 0.0) + seconds
 
 
 def _add_to_clock(

@@ -102,7 +102,6 @@ _SUSPENDED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("in thread", "asgiref/sync.py", ()),
     ("send", "asyncio/streams.py", ("drain",)),
     ("send", "/uvicorn/", ("drain", "send")),
-    ("child", "starlette/middleware/base.py", ()),
 )
 
 _WAITERS = (
@@ -113,6 +112,7 @@ _WAITERS = (
     ("/sqlalchemy/util/queue.py", ("get",)),
 )
 
+_BASE_HTTP_MIDDLEWARE = "starlette/middleware/base.py"
 _OWN = "/tenfold/measure/probe/"
 
 
@@ -165,6 +165,9 @@ class StackLabels:
             return "thread"
         if any(code.co_name in ("__sleep0", "checkpoint") for code in innermost):
             return "loop"  # it only lets others run
+        below = [code.co_name for code in codes if code.co_filename.endswith(_BASE_HTTP_MIDDLEWARE)]
+        if below and below[-1] != "coro":
+            return "child"  # its own task waits for the one that it started
         for code in reversed(innermost):
             for state, file, functions in _SUSPENDED:
                 if file in code.co_filename and (not functions or code.co_name in functions):

@@ -4,8 +4,8 @@
 documentation), ``syscall`` the system call in which a thread stands (proc_pid_syscall(5)). A thread that
 waits for the interpreter lock stands in ``futex`` without a Python frame that waits for anything. The sampler
 holds that lock while it looks, so that a thread which computes looks the same: only the schedstat of an
-interval tells the two apart. ``clock_gettime`` of a thread's CPU clock is no substitute: it is undefined for a thread
-that has just ended.
+interval tells the two apart. ``clock_gettime`` of a thread's CPU clock is no substitute: it is undefined for
+a thread that has just ended.
 """
 
 from __future__ import annotations

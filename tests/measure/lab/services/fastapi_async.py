@@ -184,7 +184,7 @@ async def two_cpu() -> str:
     if not REMEDIED:
         hashlib.pbkdf2_hmac("sha256", b"secret", os.urandom(16), N)  # CAUSE two_cpu
     total = 0
-    for n in range(0 if REMEDIED else 3 * N):
+    for n in range(0 if REMEDIED else 8 * N):
         total += n * n  # CAUSE two_cpu
     return str(total)
 
@@ -210,12 +210,12 @@ def part_b(n: int) -> str:
 
 def part_c(n: int) -> dict[str, int]:
     """One of many small parts."""
-    return {str(i): i for i in range(n)}
+    return {str(i): i for i in range(n // 2)}
 
 
 def part_d(n: int) -> list[int]:
     """One of many small parts."""
-    return sorted((i * 7919) % 1009 for i in range(n))
+    return sorted((i * 7919) % 1009 for i in range(n // 2))
 
 
 def part_e(n: int) -> int:
@@ -228,11 +228,21 @@ def part_f(n: int) -> set[int]:
     return {i % 97 for i in range(n)}
 
 
+def part_g(n: int) -> int:
+    """One of many small parts."""
+    return max((i * 31) % 127 for i in range(n))
+
+
+def part_h(n: int) -> bytes:
+    """One of many small parts."""
+    return bytes(i % 256 for i in range(n))
+
+
 @app.get("/healthy_cpu")
 async def healthy_cpu() -> int:
     """Do a little of many things: nothing stands out."""
-    found = [part(N) for part in (part_a, part_b, part_c, part_d, part_e, part_f)]
-    return len(str(found))
+    parts = (part_a, part_b, part_c, part_d, part_e, part_f, part_g, part_h)
+    return sum(1 for part in parts if part(N))
 
 
 @app.get("/healthy_fast")
