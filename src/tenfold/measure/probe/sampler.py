@@ -329,15 +329,17 @@ def _add_to_clock(
 ) -> None:
     """Divide an interval: what the kernel counted, and the rest by what the thread was seen to do.
 
-    A thread that was seen idle in half of the samples and used half of the time did not wait for the
-    interpreter lock; one that was never seen idle or blocked and used half of the time did, for the rest.
+    A thread that is seen idle or blocked was so for the rest. One that wants the CPU when it is looked at was
+    idle or blocked as often as in the last second, and waited for the interpreter lock for what is left.
     """
     kind = call if call in ("idle", "run") else "blocked"
     for name in ("idle", "run", "blocked"):
         tally[name] = 0.95 * tally.get(name, 0.0) + (seconds if name == kind else 0.0)
     seen = sum(tally.values()) or 1.0
     rest = max(seconds - spent.cpu_s - spent.runqueue_s, 0.0)
-    idle, blocked = (seconds * tally[name] / seen for name in ("idle", "blocked"))
+    idle, blocked = (rest if kind == name else 0.0 for name in ("idle", "blocked"))
+    if kind == "run":
+        idle, blocked = (seconds * tally[name] / seen for name in ("idle", "blocked"))
     gil = max(rest - idle - blocked, 0.0)
     whole = (idle + blocked + gil) or 1.0
     clock.wall_s += seconds
