@@ -52,6 +52,8 @@ FAULTS = [
     Fault(diagnose, "_machine", "memory and disk"),
     Fault(observer, "_parts", "parts of a request"),
     Fault(observer, "find_growth", "growth of memory"),
+    Fault(observer.StackObserver, "leaks", "memory"),
+    Fault(observer.StackObserver, "trace_memory", "lines that keep memory"),
     Fault(observer, "_groups", "CPU by servers"),
     Fault(observer, "_series", "CPU over time"),
     Fault(observer.StackObserver, "diagnose", "what stops it"),
@@ -95,6 +97,8 @@ def test_failed_step_is_reported_and_the_capacity_kept(
         monkeypatch.setattr(fault.owner, fault.name, fail)
     if fault.name == "read_queues":
         monkeypatch.setattr(observer.StackObserver, "_has", lambda self, kinds: kinds == ["workers"])
+    if fault.name == "trace_memory":
+        monkeypatch.setattr(observer.StackObserver, "leaks", lambda self: True)
     if fault.name == "last_error":
         monkeypatch.setattr(measurement, "names_failure", lambda messages: True)
     found = measure_inside(address)

@@ -37,6 +37,7 @@ STEAL_NOTICED = 0.02
 # The report mentions a core whose speed for the same work changes by this factor.
 UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
+TRACE_LOAD, TRACE_S = 0.1, 4.0  # of the highest rate; seconds
 LEAST_LOGIN_S = 0.5  # for the logins before a trial, when the budget ends
 LONG_TASK_S = 2.0  # a task of this length is mentioned in the report
 # The search requests no more than this share of the generator's ceiling.
@@ -258,8 +259,18 @@ class Measurement:
             return Diagnosis.from_outside()
         elapsed_s = time.monotonic() - self._begun
         self._progress(Progress("diagnosing", 0.0, elapsed_s, self._settings.budget_s, ()))
+        if self._steps.run("memory", self._inside.leaks, otherwise=False):
+            self._steps.run("lines that keep memory", self._trace_memory, otherwise=None)
         reached = capacity.outcome != "at_least"
         return self._inside.diagnose(capacity.low, capacity.high, begun=self._begun, reached=reached)
+
+    def _trace_memory(self) -> None:
+        """Load the service lightly while its allocations are traced, which makes it several times slower."""
+        assert self._inside is not None
+        rate = TRACE_LOAD * max((t.request.rate for t in self._trials), default=1.0)
+        request = TrialRequest(max(rate, 1.0), TRACE_S, "search", self._settings.seed + 7)
+        self._show("memory", request.rate)
+        self._inside.trace_memory(lambda: self._generator.run(request))
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:
         settings = self._settings

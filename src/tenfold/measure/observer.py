@@ -26,6 +26,7 @@ from tenfold.measure.postgresql.sessions import DatabaseStats, DatabaseView
 from tenfold.measure.probe.aggregate import Aggregate
 from tenfold.measure.probe.collector import MAYBE_POSTGRESQL, Collector
 from tenfold.measure.probe.evidence import Evidence
+from tenfold.measure.probe.probe_protocol import STOP_TRACING, TRACE_MEMORY
 from tenfold.measure.report.report import (
     BottleneckReport,
     GroupReport,
@@ -50,6 +51,7 @@ GROUPS = {
 TRIALS = 30  # whose records are kept
 NEAR = 0.85  # of the capacity's lower end: from this rate on a trial shows the limit …
 BEYOND = 1.5  # … up to this multiple of its upper end
+TRACE_S = 10.0  # longest wait for the lines that keep memory: they are counted in the worker
 LEAST_PART_S = 0.0005  # of a request: a shorter part is not reported
 LEAST_S = 1.5  # a shorter trial tells nothing of its own
 LOW = 0.5  # of the capacity's lower end: up to this rate a trial shows the service at low load
@@ -118,6 +120,7 @@ class StackObserver:
         self._queues_before: Mapping[str, QueueCounts] = {}
         self._backlogs: list[Backlog] = []
         self._count_queues = OptionalSteps()
+        self._kept: list[tuple[str, int]] = []
 
     def __enter__(self) -> StackObserver:
         with self._open:
@@ -221,12 +224,27 @@ class StackObserver:
             ),
         )
 
+    def leaks(self) -> bool:
+        """Return whether memory grows with every request, so far."""
+        growth = find_growth(self._memory(self._sampler.series()))
+        return growth is not None and growth.leaks
+
+    def trace_memory(self, run: Callable[[], object]) -> None:
+        """Find the lines that keep memory while ``run`` loads the service lightly."""
+        self._collector.trace_memory(TRACE_MEMORY)
+        run()
+        self._collector.trace_memory(STOP_TRACING)
+        ends = time.monotonic() + TRACE_S
+        while not (kept := self._collector.kept()) and time.monotonic() < ends:
+            time.sleep(0.05)
+        self._kept = sorted(kept.items(), key=lambda item: -item[1])
+
     def _leaks(self, steps: OptionalSteps, whole: Resources) -> Sequence[Bottleneck]:
         """Return the finding of memory that grows with every request, over the whole measurement."""
         growth = steps.run("growth of memory", lambda: find_growth(self._memory(whole)), otherwise=None)
         if growth is None or not growth.leaks:
             return ()
-        return (leak(growth, memory_bytes=psutil.virtual_memory().total),)
+        return (leak(growth, memory_bytes=psutil.virtual_memory().total, lines=self._kept),)
 
     def _memory(self, whole: Resources) -> list[MemoryPoint]:
         """Join the memory of the app's processes with the requests that they had finished by then."""

@@ -17,6 +17,7 @@ import pytest
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.probe.collector import Collector
 from tenfold.measure.probe.evidence import ROUND_TRIPS, Evidence, RouteStats, StatementStats
+from tenfold.measure.probe.probe_protocol import STOP_TRACING, TRACE_MEMORY
 from tests.measure.conftest import Service, mark
 from tests.support.waiting import eventually
 
@@ -142,6 +143,24 @@ def test_engine_without_a_pool_is_named(service: Service, collector: Collector) 
     churn = next(one for one in analysis if "new connection" in one.title)
     assert (churn.where, churn.remedy[:21]) == (mark("unpooled"), "keep connections open")
     assert any("uses NullPool" in line or "NullPool" in line for line in analysis.not_measured)
+
+
+def stopped(collector: Collector) -> bool:
+    """Ask for the lines; the workers look for a command four times a second."""
+    time.sleep(0.6)
+    collector.trace_memory(STOP_TRACING)
+    time.sleep(0.6)
+    if collector.kept():
+        return True
+    collector.trace_memory(TRACE_MEMORY)
+    return False
+
+
+def test_line_that_keeps_memory_is_found_by_tracing(service: Service, collector: Collector) -> None:
+    collector.trace_memory(TRACE_MEMORY)
+    eventually(lambda: service.get("/keeps", 10) or stopped(collector))
+    line, size = max(collector.kept().items(), key=lambda item: item[1])
+    assert (line, size >= 50_000) == (mark("keeps"), True)
 
 
 @pytest.mark.guarantee("a full pool and a blocked loop are seen")

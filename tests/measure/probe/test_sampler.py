@@ -368,8 +368,7 @@ def test_statement_and_pool_are_told_apart(postgres_url: str, run: Callable[...,
 
     running = run(asks)
     running.send(times=2)
-    assert running.find(state="db", place="thread").holds
-    assert running.find(state="db").line == line("asks the database")
+    assert running.find(state="db", place="thread", line=line("asks the database")).holds
     assert running.find(state="sleep", place="thread", holds=True)
     waiting = running.find(state="pool")
     assert not waiting.holds

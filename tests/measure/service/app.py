@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 engine = create_engine(os.environ["DATABASE_URL"], pool_size=1, max_overflow=1)  # mark: pool
 waiting = create_async_engine(os.environ["ASYNC_DATABASE_URL"])
 direct = create_engine(os.environ["DATABASE_URL"], poolclass=NullPool)
+kept: list[bytearray] = []
 small = create_engine(os.environ["DATABASE_URL"], pool_size=1, max_overflow=0, pool_timeout=6)  # mark: small
 unset = threading.Event()
 app = FastAPI()
@@ -110,6 +111,12 @@ def nested() -> str:
         outer.execute(select(1))
         with Session(small) as inner:
             inner.execute(select(1))  # mark: nested
+    return "done"
+
+
+@app.get("/keeps")
+def keeps() -> str:
+    kept.append(bytearray(50_000))  # mark: keeps
     return "done"
 
 

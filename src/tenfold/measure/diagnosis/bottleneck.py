@@ -83,8 +83,8 @@ def severity(share: float | None) -> Severity:
 class Limit:
     """What stops the service.
 
-    ``resource``: others, machine, python, loop, pool, threads, row locks, commit, database, lock, external,
-    delay, none. ``held_by``: the state of those who use it up, as in the samples.
+    ``resource``: quota, others, machine, python, loop, pool, threads, row locks, commit, database, lock,
+    external, redis, proxy, delay, none. ``held_by``: the state of those who use it up, as in the samples.
     """
 
     resource: str

@@ -71,6 +71,8 @@ def find_causes(facts: Facts, limit: Limit) -> list[Bottleneck]:
         "none": lambda: find_statement_causes(facts) if limit.held_by == "db" else iter(()),
         "pool": lambda: _of_pool(facts, limit),
         "python": lambda: find_python_causes(facts),
+        "quota": lambda: _of_machine(facts),
+        "redis": lambda: _of_waits(facts, limit),
         "row locks": lambda: _of_row_locks(facts),
         "threads": lambda: _of_threads(facts, limit),
     }
@@ -257,20 +259,22 @@ def _of_waits(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
     if limit.held_by == "db":
         yield from find_statement_causes(facts)
         return
-    threads = limit.resource == "threads"
+    cause, kind = {"threads": ("threads", "Threads"), "redis": ("redis", "Redis")}.get(
+        limit.resource, ("delay", "Delay")
+    )
     lines = _grouped(facts, lambda one: one.state == limit.held_by and bool(one.route))
     for key, seconds in lines.ranked()[:3]:
         if seconds < SHARE * lines.total:
             continue
         yield found(
-            "threads" if threads else "delay",
-            "Threads" if threads else "Delay",
+            cause,
+            kind,
             f"{key.route} {_doing(key)}",
             share=seconds / lines.total,
             where=key.line or facts.limit.endpoint(key.route),
             remedy="an async endpoint and client hold no thread meanwhile; more threads do as well"
-            if threads
-            else "make it shorter, or do without it",
+            if cause == "threads"
+            else limit.remedy or "make it shorter, or do without it",
         )
 
 

@@ -133,8 +133,20 @@ class Window:
 
     @property
     def cores(self) -> float:
-        """Cores of the machine that may be used."""
+        """Cores of the machine."""
         return self.resources.cores if self.resources is not None else 1.0
+
+    @property
+    def allowed_cores(self) -> float:
+        """Cores that affinity and quota leave."""
+        allowed = self.resources.allowed if self.resources is not None else 0.0
+        return allowed or self.cores
+
+    @property
+    def throttled(self) -> float:
+        """Share of the time in which a quota kept the stack waiting for the CPU."""
+        machine = self.resources.busiest[1] if self.resources is not None else None
+        return machine.throttled if machine is not None else 0.0
 
     @cached_property
     def other_cores(self) -> float:

@@ -33,6 +33,8 @@ CALL_GROWS = 1.5  # times longer at the limit: the other service queues
 REFUSED = 0.05  # of the calls
 DEADLOCK = 0.4  # of the holders' time
 LEAKED = 0.5  # of the pool's connections
+THROTTLED = 0.05  # of the time
+ONE_THREAD = 0.8  # of a core: Redis runs commands in one thread; nginx has a worker for each core
 
 
 @dataclass
@@ -48,8 +50,8 @@ class _Search:
         return self.facts.limit
 
     def find(self) -> Limit:
-        if (others := self._others()) is not None:
-            return others
+        if (outside := self._quota() or self._others()) is not None:
+            return outside
         growth = self.facts.growth
         total = sum(max(seconds, 0.0) for seconds in growth.values())
         low = sum(self.facts.low.parts.values()) if self.facts.low is not None else 0.0
@@ -74,6 +76,8 @@ class _Search:
             "loop": self._loop,
             "thread": self._threads,
             "lock": self._lock,
+            "io": self._cache,
+            "other": self._cache,
         }
         if part not in steps or part in self.visited:
             return None
@@ -94,6 +98,18 @@ class _Search:
             remedy=remedy,
         )  # fmt: skip
 
+    def _quota(self) -> Limit | None:
+        """A container's quota of CPU time is used up."""
+        if self.window.throttled < THROTTLED:
+            return None
+        return self._limit(
+            "quota",
+            f"the container's CPU quota of {self.window.allowed_cores:.1f} cores, "
+            f"throttled {_percent(self.window.throttled)} of the time",
+            held_by="run",
+            remedy="raise the quota, and start no more threads and processes than it has cores",
+        )
+
     def _others(self) -> Limit | None:
         """Programs that have nothing to do with the measurement fill the machine."""
         foreign = self.window.other_cores - self.facts.generator_cores
@@ -112,7 +128,30 @@ class _Search:
             return self._follow("loop")
         if not self.window.evidence.seen.get("event loop"):
             return self._follow("thread")
-        return self._follow("run")
+        return self._follow("run") or self._proxy()
+
+    def _proxy(self) -> Limit | None:
+        """nginx, in front of the app."""
+        used = self.window.cores_of("proxy")
+        if used < ONE_THREAD:
+            return None
+        return self._limit(
+            "proxy",
+            f"nginx, {used:.2f} cores used",
+            remedy="keep connections to the app open (keepalive), or more workers while cores are free",
+        )
+
+    def _cache(self) -> Limit | None:
+        """Redis, which runs all commands in one thread."""
+        used = self.window.cores_of("cache")
+        if used < ONE_THREAD:
+            return None
+        return self._limit(
+            "redis",
+            f"Redis, {used:.2f} of the one core on which it runs commands",
+            held_by="io",
+            remedy="fewer and smaller commands: pipelines, no KEYS, no large values, no long Lua scripts",
+        )
 
     def _loop_busy(self) -> float:
         clock = self.window.loop_clock
@@ -338,7 +377,7 @@ class _Search:
 
     def _saturated(self) -> Limit | None:
         """No part of a request's time led to the limit: is any resource full all the same?"""
-        for part in ("pool", "loop", "run", "db", "http"):
+        for part in ("pool", "loop", "run", "db", "http", "io"):
             if (found := self._start(part)) is not None:
                 return found
         return None

@@ -4,7 +4,8 @@ What counts is the interpreters' allocated blocks (``sys.getallocatedblocks``), 
 seconds: the resident memory of a process grows with the number of requests at once, too, and does not fall
 again. The slope of blocks over requests is fitted in the first and in the last third of a measurement. Memory
 leaks if the last third still grows, with 95 % confidence, at half of the first third's pace or more: the
-growth of a bounded cache falls with every request that finds what it needs. Leaks of native libraries are not seen.
+growth of a bounded cache falls with every request that finds what it needs. Leaks of native libraries are not
+seen.
 """
 
 from __future__ import annotations

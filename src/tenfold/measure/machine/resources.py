@@ -20,6 +20,7 @@ import psutil
 from tenfold.errors import MeasurementError
 from tenfold.measure.machine import processes
 from tenfold.measure.machine.processes import Process
+from tenfold.measure.machine.quota import allowed_cores, throttled_us
 from tenfold.measure.machine.sampling_thread import SamplingThread
 
 SAMPLES = 20_000  # kept; nearly three hours at twice a second
@@ -43,6 +44,7 @@ class MachineSample(msgspec.Struct, frozen=True, kw_only=True):
     cpu_pressure: float  # share of the time in which some task waited for it (PSI, "some")
     io_pressure: float
     memory_pressure: float
+    throttled: float = 0.0  # share of the time in which a quota of CPU kept this control group waiting
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -74,6 +76,7 @@ class Resources(msgspec.Struct, frozen=True):
     samples: tuple[Sample, ...]
     windows: tuple[tuple[float, float], ...] = ()  # of the trials to which it is narrowed
     not_measured: tuple[str, ...] = ()  # "pressure (PSI): …", each with its reason
+    allowed: float = 0.0  # cores that affinity and quota leave; 0 where that was not read
 
     def between(self, start: float, end: float) -> Resources:
         """Return the samples whose intervals ended in ``[start, end]``, on ``time.monotonic()``."""
@@ -142,6 +145,7 @@ class ResourceSampler(SamplingThread):
         """Return everything sampled so far."""
         return Resources(
             cores=psutil.cpu_count() or 1,
+            allowed=allowed_cores(),
             samples=tuple(self._samples),
             not_measured=tuple(f"{what}: {why}" for what, why in sorted(self._not_measured.items())),
         )
@@ -179,6 +183,7 @@ class _Counters:
         self.cpu = psutil.cpu_times()
         self.memory = psutil.virtual_memory().percent / 100
         self.pressure = {name: _pressure_us(name) for name in PRESSURES}
+        self.throttled = throttled_us()
 
 
 def _group(name: str, before: _Counters, now: _Counters) -> GroupSample:
@@ -208,6 +213,7 @@ def _machine(before: _Counters, now: _Counters) -> MachineSample:
         cpu_pressure=pressure["cpu"],
         io_pressure=pressure["io"],
         memory_pressure=pressure["memory"],
+        throttled=min(max(now.throttled - before.throttled, 0) / 1e6 / seconds, 1.0),
     )
 
 

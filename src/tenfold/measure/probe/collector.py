@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,6 +53,8 @@ class Collector:
         self._tally = Aggregate(time.perf_counter())
         self._examples: dict[str, str] = {}
         self._recording = 0
+        self._connections: dict[socket.socket, _Connection] = {}
+        self._kept: dict[str, int] = {}
         self._requests: dict[int, int] = {}  # finished so far, by worker
         self._blocks: dict[int, int] = {}  # of memory, by worker
         self._memory: deque[tuple[float, int, int]] = deque(maxlen=MEMORY)
@@ -94,6 +97,19 @@ class Collector:
         with self._lock:
             return self._tally.evidence(time.perf_counter())
 
+    def trace_memory(self, command: bytes) -> None:
+        """Ask every worker to trace its memory, or to stop and tell which lines keep it."""
+        with self._lock:
+            self._kept.clear()
+            for link in list(self._connections):
+                with suppress(OSError):
+                    link.send(command)
+
+    def kept(self) -> dict[str, int]:
+        """Return line → bytes, of all workers that have stopped tracing since."""
+        with self._lock:
+            return dict(self._kept)
+
     def memory(self) -> list[tuple[float, int, int]]:
         """Return times (``time.monotonic()``), requests finished by then, and the interpreters' blocks."""
         with self._lock:
@@ -111,7 +127,7 @@ class Collector:
         with selectors.DefaultSelector() as selector, self._listener, self._woken:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
-            connections: dict[socket.socket, _Connection] = {}
+            connections = self._connections
             while True:
                 for key, _ in selector.select():
                     link = key.fileobj
@@ -160,6 +176,8 @@ class Collector:
             if text.database in MAYBE_POSTGRESQL and len(self._examples) < EXAMPLES:
                 self._examples.setdefault(text.fingerprint, text.sql)
         self._tally.add(connection.worker, batch, connection.texts, now=time.perf_counter())
+        for line, size in batch.kept.items():
+            self._kept[line] = self._kept.get(line, 0) + size
         if connection.worker not in self._blocks:  # a worker that starts is no growth
             self._memory.clear()
         self._blocks[connection.worker] = batch.python_blocks

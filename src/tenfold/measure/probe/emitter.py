@@ -9,6 +9,7 @@ within half a second.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from tenfold.measure.probe import probe_protocol, sqlalchemy
 from tenfold.measure.probe.eventloop import LoopMonitor
 from tenfold.measure.probe.libraries import watch_libraries
-from tenfold.measure.probe.memory import GarbageCollections
+from tenfold.measure.probe.memory import GarbageCollections, MemoryTrace
 from tenfold.measure.probe.recorder import Recorder
 from tenfold.measure.probe.sampler import StackSampler
 
@@ -35,6 +36,7 @@ class Emitter:
         self._monitor = monitor
         self._sampler = StackSampler(recorder, monitor)
         self._collections = GarbageCollections()
+        self._trace = MemoryTrace(recorder.sites)
         self._address = str(address)
         self._instance = instance
         self._stop = threading.Event()
@@ -66,6 +68,7 @@ class Emitter:
             finally:
                 self._recorder.stop()
                 self._collections.stop()
+                self._trace.stop()
             stop.wait(RETRY_S)
 
     def _stream(self, link: socket.socket, stop: threading.Event) -> None:
@@ -81,19 +84,27 @@ class Emitter:
             beat += 1
             if not pending and beat >= BEATS:
                 now = time.perf_counter()
-                pending = probe_protocol.pack(self._batch(now - drained))
+                pending = probe_protocol.pack(self._batch(now - drained, _received(link)))
                 beat, drained = 0, now
             if pending:
                 pending = pending[_send(link, pending) :]
 
-    def _batch(self, seconds: float) -> probe_protocol.Batch:
+    def _batch(self, seconds: float, command: bytes) -> probe_protocol.Batch:
         watch_libraries(self._recorder)
         batch = self._recorder.drain(seconds)
         self._monitor.drain(batch)
         self._sampler.drain(batch)
         self._collections.drain(batch)
+        self._trace.obey(command, batch)
         batch.pools = sqlalchemy.drain_pools()
         return batch
+
+
+def _received(link: socket.socket) -> bytes:
+    """Return the last byte that the collector has sent since the last call, without a wait."""
+    readable = select.poll()
+    readable.register(link, select.POLLIN)
+    return link.recv(16)[-1:] if readable.poll(0) else b""
 
 
 def _send(link: socket.socket, data: bytes) -> int:

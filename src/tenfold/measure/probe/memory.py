@@ -1,13 +1,18 @@
-"""The interpreter's memory: pauses of its garbage collector, and how many blocks it has allocated."""
+"""The interpreter's memory: pauses of its collector, allocated blocks, and the lines that keep memory."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import time
+import tracemalloc
 from typing import Any
 
+from tenfold.callsites import CallSites
 from tenfold.measure.probe import probe_protocol
+
+FRAMES = 16  # of each allocation
+LINES = 5
 
 
 class GarbageCollections:
@@ -42,3 +47,41 @@ class GarbageCollections:
             self._total_s += now - self._began
             self._longest_s = max(self._longest_s, now - self._began)
             self._began = 0.0
+
+
+class MemoryTrace:
+    """Which lines allocate memory that stays in use, while :mod:`tracemalloc` traces: it is slow meanwhile.
+
+    An app that traces by itself is left alone.
+    """
+
+    def __init__(self, sites: CallSites) -> None:
+        self._sites = sites
+        self._mine = False
+
+    def obey(self, command: bytes, batch: probe_protocol.Batch) -> None:
+        """Start or stop, as the collector says; on the stop the lines are put into the batch."""
+        if command == probe_protocol.TRACE_MEMORY and not tracemalloc.is_tracing():
+            tracemalloc.start(FRAMES)
+            self._mine = True
+        elif command == probe_protocol.STOP_TRACING and self._mine:
+            batch.kept = self._lines()
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop tracing: the collector is gone."""
+        if self._mine:
+            tracemalloc.stop()
+            self._mine = False
+
+    def _lines(self) -> dict[str, int]:
+        """Return the user lines that keep most of what was allocated since the start, with bytes."""
+        gc.collect()
+        sums: dict[str, int] = {}
+        for trace in tracemalloc.take_snapshot().traces:
+            for frame in reversed(trace.traceback):  # the innermost first
+                if path := self._sites.path(frame.filename):
+                    line = f"{path}:{frame.lineno}"
+                    sums[line] = sums.get(line, 0) + trace.size
+                    break
+        return dict(sorted(sums.items(), key=lambda item: -item[1])[:LINES])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LENGTH = struct.Struct("!I")
+TRACE_MEMORY, STOP_TRACING = b"T", b"S"  # what the collector may send
 FRAME_LIMIT = 32 * 1024 * 1024  # bytes; the collector closes the connection on a longer frame
 UNFINISHED_S = 1.0  # age from which a running request is reported
 UNFINISHED = 200  # requests of a route whose starts are reported
@@ -154,6 +155,7 @@ class Batch:
     gc_pause_s: float = 0.0
     gc_longest_s: float = 0.0
     python_blocks: int = 0  # memory blocks that the interpreter has allocated, now
+    kept: dict[str, int] = field(default_factory=dict)  # line → bytes that it allocated and that are in use
 
 
 def pack(message: Hello | Batch) -> bytes:
