@@ -58,92 +58,244 @@ CONNECT = statement(fingerprint="CONNECT", executions=90, total_s=2.0, site="app
 
 FOUND: dict[str, tuple[Window, tuple[str, str], str, str, str]] = {
     # case: window, limit, cause, line, a word of the remedy
-    "N+1 in the database": (window(statements=(REPEATED,)), ("database", "db"), "n_plus_one", "app.py:12", "selectinload"),
+    "N+1 in the database": (
+        window(statements=(REPEATED,)),
+        ("database", "db"),
+        "n_plus_one",
+        "app.py:12",
+        "selectinload",
+    ),
     "N+1 in Python": (
         window(statements=(REPEATED,), samples=(cpu(8.0, "app.py:12", detail="statement"), cpu(1.0))),
-        ("python", "run"), "n_plus_one", "app.py:12", "selectinload",
+        ("python", "run"),
+        "n_plus_one",
+        "app.py:12",
+        "selectinload",
     ),
     "N+1 without a line": (
-        window(statements=(msgspec.structs.replace(REPEATED, site=""),), samples=(cpu(8.0, "", detail="rows to objects"),)),
-        ("python", "run"), "n_plus_one", "app.py:10", "selectinload",
+        window(
+            statements=(msgspec.structs.replace(REPEATED, site=""),),
+            samples=(cpu(8.0, "", detail="rows to objects"),),
+        ),
+        ("python", "run"),
+        "n_plus_one",
+        "app.py:10",
+        "selectinload",
     ),
     "N+1 of those who hold connections": (
-        window(statements=(REPEATED,), samples=(sample("db", 30.0, holds=True, line="app.py:12"), sample("run", 5.0, holds=True))),
-        ("pool", "db"), "n_plus_one", "app.py:12", "selectinload",
+        window(
+            statements=(REPEATED,),
+            samples=(sample("db", 30.0, holds=True, line="app.py:12"), sample("run", 5.0, holds=True)),
+        ),
+        ("pool", "db"),
+        "n_plus_one",
+        "app.py:12",
+        "selectinload",
     ),
     "a call while a connection is held": (
-        window(samples=(sample("http", 30.0, holds=True, detail="pay.example"), sample("db", 5.0, holds=True))),
-        ("pool", "http"), "held_during_call", "app.py:15", "return the connection before",
+        window(
+            samples=(sample("http", 30.0, holds=True, detail="pay.example"), sample("db", 5.0, holds=True))
+        ),
+        ("pool", "http"),
+        "held_during_call",
+        "app.py:15",
+        "return the connection before",
     ),
     "computing while a connection is held": (
         window(samples=(sample("run", 30.0, holds=True), sample("db", 5.0, holds=True))),
-        ("pool", "run"), "held_during_call", "app.py:15", "return the connection before",
+        ("pool", "run"),
+        "held_during_call",
+        "app.py:15",
+        "return the connection before",
     ),
     "a second connection": (
-        window(samples=(sample("pool", 30.0, holds=True, line="app.py:18"), sample("pool", 90.0, line="app.py:16"))),
-        ("pool", "pool"), "deadlock", "app.py:18", "one connection",
+        window(
+            samples=(
+                sample("pool", 30.0, holds=True, line="app.py:18"),
+                sample("pool", 90.0, line="app.py:16"),
+            )
+        ),
+        ("pool", "pool"),
+        "deadlock",
+        "app.py:18",
+        "one connection",
     ),
-    "a leak": (window(pools=(pool(held_after=4),)), ("pool", "leak"), "leak", "app.py:12", "return each connection"),
-    "a slow statement": (window(statements=(SLOW,)), ("database", "db"), "slow_statement", "app.py:12", "read its plan"),
+    "a leak": (
+        window(pools=(pool(held_after=4),)),
+        ("pool", "leak"),
+        "leak",
+        "app.py:12",
+        "return each connection",
+    ),
+    "a slow statement": (
+        window(statements=(SLOW,)),
+        ("database", "db"),
+        "slow_statement",
+        "app.py:12",
+        "read its plan",
+    ),
     "rows that are not shown": (
-        window(statements=(MANY_ROWS,), routes=(FEW_BYTES,)), ("database", "db"), "over_fetching", "app.py:12", "LIMIT",
+        window(statements=(MANY_ROWS,), routes=(FEW_BYTES,)),
+        ("database", "db"),
+        "over_fetching",
+        "app.py:12",
+        "LIMIT",
     ),
     "rows that are not shown, in Python": (
-        window(statements=(MANY_ROWS,), routes=(FEW_BYTES,), samples=(cpu(5.0, "", detail="rows to objects"), cpu(3.0))),
-        ("python", "run"), "over_fetching", "app.py:12", "LIMIT",
+        window(
+            statements=(MANY_ROWS,),
+            routes=(FEW_BYTES,),
+            samples=(cpu(5.0, "", detail="rows to objects"), cpu(3.0)),
+        ),
+        ("python", "run"),
+        "over_fetching",
+        "app.py:12",
+        "LIMIT",
     ),
-    "connections": (window(statements=(CONNECT,), pools=()), ("database", "db"), "connect", "app.py:40", "keep connections open"),
+    "connections": (
+        window(statements=(CONNECT,), pools=()),
+        ("database", "db"),
+        "connect",
+        "app.py:40",
+        "keep connections open",
+    ),
     "commits": (window(statements=(COMMIT,)), ("commit", "wal"), "commit", "app.py:30", "one transaction"),
     "commits in Python": (
-        window(statements=(COMMIT,), samples=(cpu(4.0, "app.py:30", detail="statement"), cpu(9.0, "", detail=""))),
-        ("python", "run"), "commit", "app.py:30", "one transaction",
+        window(
+            statements=(COMMIT,), samples=(cpu(4.0, "app.py:30", detail="statement"), cpu(9.0, "", detail=""))
+        ),
+        ("python", "run"),
+        "commit",
+        "app.py:30",
+        "one transaction",
     ),
-    "a line that computes": (window(samples=(cpu(6.0), cpu(4.0, ""))), ("python", "run"), "plain_cpu", "app.py:15", "cheaper"),
-    "a password hash": (window(samples=(cpu(6.0, detail="password hash"),)), ("python", "run"), "password_hash", "app.py:15", "thread"),
+    "a line that computes": (
+        window(samples=(cpu(6.0), cpu(4.0, ""))),
+        ("python", "run"),
+        "plain_cpu",
+        "app.py:15",
+        "cheaper",
+    ),
+    "a password hash": (
+        window(samples=(cpu(6.0, detail="password hash"),)),
+        ("python", "run"),
+        "password_hash",
+        "app.py:15",
+        "thread",
+    ),
     "a client for each request": (
-        window(samples=(cpu(6.0, detail="client set-up"),)), ("python", "run"), "client_per_request", "app.py:15", "once, at start-up",
+        window(samples=(cpu(6.0, detail="client set-up"),)),
+        ("python", "run"),
+        "client_per_request",
+        "app.py:15",
+        "once, at start-up",
     ),
     "serialisation": (
-        window(samples=(cpu(6.0, "", detail="serialisation"),)), ("python", "run"), "serialisation", "app.py:10", "fewer objects",
+        window(samples=(cpu(6.0, "", detail="serialisation"),)),
+        ("python", "run"),
+        "serialisation",
+        "app.py:10",
+        "fewer objects",
     ),
     "instrumentation": (
-        window(samples=(cpu(6.0, detail="instrumentation"),)), ("python", "run"), "instrumentation", "app.py:15", "sample fewer",
+        window(samples=(cpu(6.0, detail="instrumentation"),)),
+        ("python", "run"),
+        "instrumentation",
+        "app.py:15",
+        "sample fewer",
     ),
-    "middleware": (window(samples=(cpu(6.0, "", detail="middleware"),)), ("python", "run"), "middleware", "app.py:10", "plain ASGI"),
+    "middleware": (
+        window(samples=(cpu(6.0, "", detail="middleware"),)),
+        ("python", "run"),
+        "middleware",
+        "app.py:10",
+        "plain ASGI",
+    ),
     "a background thread": (
-        window(samples=(cpu(6.0, "jobs.py:9", route=""), cpu(6.0, ""))), ("python", "run"), "gil", "jobs.py:9", "another process",
+        window(samples=(cpu(6.0, "jobs.py:9", route=""), cpu(6.0, ""))),
+        ("python", "run"),
+        "gil",
+        "jobs.py:9",
+        "another process",
     ),
     "a call on the event loop": (
-        window(samples=(sample("http", 8.0, place="loop", detail="pay.example"), sample("sleep", 1.0, place="loop", line="a.py:3"))),
-        ("loop", "blocked"), "blocking_call", "app.py:15", "async client",
+        window(
+            samples=(
+                sample("http", 8.0, place="loop", detail="pay.example"),
+                sample("sleep", 1.0, place="loop", line="a.py:3"),
+            )
+        ),
+        ("loop", "blocked"),
+        "blocking_call",
+        "app.py:15",
+        "async client",
     ),
     "a sleep on the event loop": (
-        window(samples=(sample("sleep", 8.0, place="loop"),)), ("loop", "blocked"), "blocking_call", "app.py:15", "asyncio.sleep",
+        window(samples=(sample("sleep", 8.0, place="loop"),)),
+        ("loop", "blocked"),
+        "blocking_call",
+        "app.py:15",
+        "asyncio.sleep",
     ),
     "a statement on the event loop": (
-        window(samples=(sample("db", 8.0, place="loop"),)), ("loop", "blocked"), "blocking_call", "app.py:15", "async driver",
+        window(samples=(sample("db", 8.0, place="loop"),)),
+        ("loop", "blocked"),
+        "blocking_call",
+        "app.py:15",
+        "async driver",
     ),
     "a row lock": (
-        window(database=DatabaseStats(10, {"lock": 2.0}, {}, {("SELECT a FROM t WHERE b = ?", "UPDATE t", "other"): 2.0})),
-        ("row locks", "lock"), "row_lock", "app.py:12", "commit at once",
+        window(
+            database=DatabaseStats(
+                10, {"lock": 2.0}, {}, {("SELECT a FROM t WHERE b = ?", "UPDATE t", "other"): 2.0}
+            )
+        ),
+        ("row locks", "lock"),
+        "row_lock",
+        "app.py:12",
+        "commit at once",
     ),
     "a row lock of an idle transaction": (
         window(
-            database=DatabaseStats(10, {"lock": 2.0}, {}, {("SELECT a FROM t WHERE b = ?", "UPDATE t", "open"): 2.0}),
+            database=DatabaseStats(
+                10, {"lock": 2.0}, {}, {("SELECT a FROM t WHERE b = ?", "UPDATE t", "open"): 2.0}
+            ),
             samples=(sample("http", 9.0, holds=True),),
         ),
-        ("row locks", "lock"), "row_lock", "app.py:12", "before other work",
+        ("row locks", "lock"),
+        "row_lock",
+        "app.py:12",
+        "before other work",
     ),
     "a lock of the app": (
         window(samples=(sample("lock", 50.0, line="app.py:21"), sample("sleep", 9.0, line="app.py:22"))),
-        ("lock", "sleep"), "lock", "app.py:21", "hold the lock for less time",
+        ("lock", "sleep"),
+        "lock",
+        "app.py:21",
+        "hold the lock for less time",
     ),
     "threads that wait for a call": (
-        window(samples=(sample("http", 50.0, detail="pay.example"),)), ("threads", "http"), "threads", "app.py:15", "async",
+        window(samples=(sample("http", 50.0, detail="pay.example"),)),
+        ("threads", "http"),
+        "threads",
+        "app.py:15",
+        "async",
     ),
-    "a delay": (window(samples=(sample("sleep", 50.0),)), ("delay", "sleep"), "delay", "app.py:15", "shorter"),
-    "another service": (window(statements=(call(),)), ("external", "http"), "external_service", "app.py:20", "less often"),
-}  # fmt: skip
+    "a delay": (
+        window(samples=(sample("sleep", 50.0),)),
+        ("delay", "sleep"),
+        "delay",
+        "app.py:15",
+        "shorter",
+    ),
+    "another service": (
+        window(statements=(call(),)),
+        ("external", "http"),
+        "external_service",
+        "app.py:20",
+        "less often",
+    ),
+}
 
 
 @pytest.mark.guarantee(
@@ -160,28 +312,42 @@ def test_cause_is_found_with_its_line_and_remedy(case: str) -> None:
 
 PRESENT: dict[str, tuple[Window, tuple[str, str]]] = {
     "an N+1 beside a larger cost": (
-        window(statements=(REPEATED,), samples=(cpu(1.0, "app.py:12", detail="statement"), cpu(9.0, ""))), ("python", "run"),
+        window(statements=(REPEATED,), samples=(cpu(1.0, "app.py:12", detail="statement"), cpu(9.0, ""))),
+        ("python", "run"),
     ),
     "statements that are quick and needed": (window(), ("database", "db")),
     "lines that share the work": (
-        window(samples=tuple(cpu(1.0, f"app.py:{10 * n}") for n in range(8))), ("python", "run"),
+        window(samples=tuple(cpu(1.0, f"app.py:{10 * n}") for n in range(8))),
+        ("python", "run"),
     ),
     "serialisation of a fifth": (
-        window(samples=(cpu(2.0, "", detail="serialisation"), cpu(8.0, ""))), ("python", "run"),
+        window(samples=(cpu(2.0, "", detail="serialisation"), cpu(8.0, ""))),
+        ("python", "run"),
     ),
     "many rows that are shown": (
-        window(statements=(MANY_ROWS,), routes=(route(bytes=70_000_000),), samples=(cpu(5.0, "", detail="rows to objects"),)),
+        window(
+            statements=(MANY_ROWS,),
+            routes=(route(bytes=70_000_000),),
+            samples=(cpu(5.0, "", detail="rows to objects"),),
+        ),
         ("python", "run"),
     ),
     "one commit in each request": (
-        window(statements=(statement(fingerprint="COMMIT", executions=100, total_s=3.0),)), ("database", "db"),
+        window(statements=(statement(fingerprint="COMMIT", executions=100, total_s=3.0),)),
+        ("database", "db"),
     ),
-    "few connections": (window(statements=(msgspec.structs.replace(CONNECT, executions=4),)), ("database", "db")),
+    "few connections": (
+        window(statements=(msgspec.structs.replace(CONNECT, executions=4),)),
+        ("database", "db"),
+    ),
     "a pool that fills": (window(statements=(CONNECT,), pools=(pool(size=90),)), ("database", "db")),
-    "ORM work for one statement": (window(samples=(cpu(9.0, "app.py:12", detail="statement"),)), ("python", "run")),
+    "ORM work for one statement": (
+        window(samples=(cpu(9.0, "app.py:12", detail="statement"),)),
+        ("python", "run"),
+    ),
     "threads of other routes": (window(samples=(sample("http", 50.0, route=""),)), ("threads", "http")),
     "no limit, and no part of a request that grew": (window(statements=(REPEATED,)), ("none", "")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.control("a cause is named with its line and remedy", "the same work below its threshold")
@@ -307,10 +473,15 @@ def test_idle_transaction_names_what_the_app_does_meanwhile() -> None:
         ((pool(max_overflow=10),), ("QueuePool",), "db.py:3", "raise pool_size"),
         ((), ("NullPool",), "app.py:40", "without poolclass=NullPool"),
         ((), ("StaticPool",), "app.py:40", "keep connections open in a pool"),
-        ((pool(site="app.py:39", pools=90, max_overflow=10),), ("QueuePool",), "app.py:39", "create the engine once"),
+        (
+            (pool(site="app.py:39", pools=90, max_overflow=10),),
+            ("QueuePool",),
+            "app.py:39",
+            "create the engine once",
+        ),
         ((pool(),), ("QueuePool",), "app.py:40", "find why connections are closed early"),
     ],
-)  # fmt: skip
+)
 def test_new_connections_name_their_line_and_cause(
     pools: tuple[PoolStats, ...], kinds: tuple[str, ...], where: str, remedy: str
 ) -> None:
@@ -369,13 +540,21 @@ def test_clusters_hold_each_line_once(seconds: dict[str, float]) -> None:
 
 statements = st.builds(
     lambda name, site, n, total, rows, repeats: statement(
-        fingerprint=name, site=site, executions=n, total_s=total, rows=rows,
-        repeating_requests=repeats, repetitions_mean=9.0 if repeats else 0.0,
+        fingerprint=name,
+        site=site,
+        executions=n,
+        total_s=total,
+        rows=rows,
+        repeating_requests=repeats,
+        repetitions_mean=9.0 if repeats else 0.0,
     ),
     st.sampled_from(["SELECT a", "COMMIT", "CONNECT", "UPDATE t", "SELECT b FROM c WHERE d = ?"]),
-    st.sampled_from(["", "app.py:12", "b.py:9"]), st.integers(1, 9_000), st.floats(0.0, 30.0),
-    st.integers(0, 10**6), st.integers(0, 100),
-)  # fmt: skip
+    st.sampled_from(["", "app.py:12", "b.py:9"]),
+    st.integers(1, 9_000),
+    st.floats(0.0, 30.0),
+    st.integers(0, 10**6),
+    st.integers(0, 100),
+)
 samples = st.builds(
     lambda state, line, detail, place, holds, s, path: sample(
         state, s, line=line, detail=detail, place=place, holds=holds, route=path
@@ -383,9 +562,11 @@ samples = st.builds(
     st.sampled_from(["run", "db", "http", "pool", "lock", "sleep", "io", "loop"]),
     st.sampled_from(["", "app.py:12", "app.py:90", "b.py:9"]),
     st.sampled_from(["", "statement", "serialisation", "password hash", "rows to objects"]),
-    st.sampled_from(["loop", "thread", "task"]), st.booleans(), st.floats(0.0, 50.0),
+    st.sampled_from(["loop", "thread", "task"]),
+    st.booleans(),
+    st.floats(0.0, 50.0),
     st.sampled_from(["", "GET /orders", "GET /b"]),
-)  # fmt: skip
+)
 
 
 @given(

@@ -61,7 +61,9 @@ FOUND: dict[str, tuple[Window, str, str]] = {
     "the event loop is blocked": (window(loop_clock=BLOCKED_LOOP, **QUEUE), "loop", "blocked"),
     "the event loop waits for a core": (
         window(
-            loop_clock=clock(cpu_s=3.0, runqueue_s=6.0), used={"app": 0.4, "database": 1.3, "cpu": 0.97}, **QUEUE
+            loop_clock=clock(cpu_s=3.0, runqueue_s=6.0),
+            used={"app": 0.4, "database": 1.3, "cpu": 0.97},
+            **QUEUE,
         ),
         "machine",
         "db",
@@ -99,7 +101,10 @@ FOUND: dict[str, tuple[Window, str, str]] = {
     "statements wait for locks": (window(**slow_database(lock=2.5, cpu=0.3)), "row locks", "lock"),
     "a pool is held by statements that wait for locks": (
         window(
-            pools=(pool(**FULL),), routes=(WAITS,), samples=(held("db"),), database=sessions(lock=3.0, open=1.0)
+            pools=(pool(**FULL),),
+            routes=(WAITS,),
+            samples=(held("db"),),
+            database=sessions(lock=3.0, open=1.0),
         ),
         "row locks",
         "lock",
@@ -132,7 +137,11 @@ FOUND: dict[str, tuple[Window, str, str]] = {
     ),
     "threads of a WSGI server": (
         window(
-            samples=(sample("sleep", 39.0),), seen=SEEN | {"event loop": False}, loop_clock=None, threads=None, **QUEUE
+            samples=(sample("sleep", 39.0),),
+            seen=SEEN | {"event loop": False},
+            loop_clock=None,
+            threads=None,
+            **QUEUE,
         ),
         "threads",
         "sleep",
@@ -144,14 +153,17 @@ FOUND: dict[str, tuple[Window, str, str]] = {
     ),
     "another service refuses": (
         window(
-            statements=(call(total_s=5.0), call(fingerprint="HTTP pay.example: 429", executions=40, total_s=1.0))
+            statements=(
+                call(total_s=5.0),
+                call(fingerprint="HTTP pay.example: 429", executions=40, total_s=1.0),
+            )
         ),
         "external",
         "http",
     ),
     "a lock of the app": (window(samples=(sample("lock", 50.0), sample("sleep", 9.0))), "lock", "sleep"),
     "other programs": (window(used={"cpu": 0.98}, **QUEUE), "others", ""),
-}  # fmt: skip
+}
 
 
 def low() -> Window:
@@ -175,18 +187,24 @@ NOT_THE_LIMIT: dict[str, tuple[Window, str]] = {
     "few sessions that wait for a lock": (window(**slow_database(lock=0.2, cpu=1.0)), "row locks"),
     "a database with free cores": (window(**slow_database(cpu=0.9), used={"database": 0.8}), "database"),
     "commits beside other work": (window(**slow_database(wal=0.3, cpu=2.0)), "commit"),
-    "a call that takes as long as ever": (window(statements=(call(),), samples=(sample("http", 9.0),)), "external"),
+    "a call that takes as long as ever": (
+        window(statements=(call(),), samples=(sample("http", 9.0),)),
+        "external",
+    ),
     "threads with one that is free": (
         window(
             samples=(sample("thread", 60.0, place="task"), sample("http", 300.0)),
-            threads=ThreadStats(total=40, busy_max=39, waiting_max=0, waiting_share=0.0), statements=(call(),),
-        ), "threads",
+            threads=ThreadStats(total=40, busy_max=39, waiting_max=0, waiting_share=0.0),
+            statements=(call(),),
+        ),
+        "threads",
     ),
     "a busy machine that is the measurement's own": (
-        window(used={"cpu": 0.98, "app": 0.9, "database": 0.9}), "others",
+        window(used={"cpu": 0.98, "app": 0.9, "database": 0.9}),
+        "others",
     ),
     "Python with half a core": (window(used={"app": 0.5}, **QUEUE), "python"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.control("what stops a service is named", "the same queue without a resource in use")
@@ -250,10 +268,12 @@ states = st.sampled_from([*PARTS, "in thread"])
     samples=st.lists(st.tuples(states, seconds, st.booleans(), st.sampled_from(["loop", "thread", "task"]))),
     busy=st.tuples(*[st.floats(0.0, 10.0)] * 4),
     used=st.tuples(st.floats(0.0, 2.0), st.floats(0.0, 2.0), st.floats(0.0, 1.0)),
-    kinds=st.dictionaries(st.sampled_from(["cpu", "lock", "wal", "io", "open", "other"]), st.floats(0.0, 40.0)),
+    kinds=st.dictionaries(
+        st.sampled_from(["cpu", "lock", "wal", "io", "open", "other"]), st.floats(0.0, 40.0)
+    ),
     full=st.floats(0.0, 1.0),
     client_s=st.floats(0.0, 10.0),
-)  # fmt: skip
+)
 def test_any_facts_have_one_limit_or_none(
     samples: list[tuple[str, float, bool, str]],
     busy: tuple[float, ...],

@@ -43,8 +43,9 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 
 def line(mark: str) -> str:
     """Return the line of this file with a mark."""
-    lines = Path(__file__).read_text().splitlines()
-    return f"{Path(__file__).name}:{next(n for n, one in enumerate(lines, 1) if one.endswith(f'# mark: {mark}'))}"
+    lines = enumerate(Path(__file__).read_text().splitlines(), 1)
+    number = next(number for number, one in lines if one.endswith(f"# mark: {mark}"))
+    return f"{Path(__file__).name}:{number}"
 
 
 class Running:
@@ -199,10 +200,14 @@ SEEN: dict[str, tuple[Endpoint | Callable[..., Any], dict[str, object], int]] = 
     "a suspended sleep of anyio": (sleeps_by_anyio, {"state": "sleep", "place": "task"}, 1),
     "a wait for a lock": (locks, {"state": "lock", "place": "task", "line": "locks"}, 3),
     "a sleep in a thread": (in_thread, {"state": "sleep", "place": "thread", "line": "in thread"}, 1),
-    "work in a thread": (computes_in_thread, {"state": "run", "place": "thread", "line": "computes in thread"}, 1),
+    "work in a thread": (
+        computes_in_thread,
+        {"state": "run", "place": "thread", "line": "computes in thread"},
+        1,
+    ),
     "a wait for a thread": (one_thread, {"state": "thread", "place": "task"}, 4),
     "a wait for the loop": (resumes, {"state": "loop", "place": "task"}, 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.guarantee(

@@ -35,8 +35,8 @@ def diagnose(facts: Facts, *, limits: Mapping[str, float]) -> Analysis:
         "its causes", lambda: find_causes(facts, limit) if limit is not None else [], otherwise=[]
     )
     machine = steps.run("memory and disk", lambda: tuple(_machine(facts, limits)), otherwise=())
-    if any(one.cause == "deadlock" for one in causes):  # it knows the line
-        hanging = tuple(one for one in hanging if one.cause != "deadlock")
+    if any(one.cause == "deadlock" for one in causes):  # why they hang
+        hanging = ()
     found = (*hanging, *causes)[:MOST]
     return Analysis(
         (*found, *machine),
