@@ -15,8 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 import anyio.to_thread
+import httpcore  # noqa: F401 - httpx imports it with its first client, and the probe looks again later
 import httpx
 import pytest
 from sqlalchemy import create_engine, text
@@ -310,8 +312,6 @@ def remote() -> Iterator[str]:
 
 
 async def _aiohttp(url: str) -> None:
-    import aiohttp
-
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         await response.read()
 
@@ -339,15 +339,11 @@ CLIENTS = {"aiohttp": (_aiohttp, "task"), "httpx": (_httpx, "task"), "urllib": (
 def test_call_to_another_service_is_seen_and_counted(
     client: str, path: str, remote: str, run: Callable[..., Running]
 ) -> None:
-    if client == "aiohttp":
-        pytest.importorskip("aiohttp")
     call, place = CLIENTS[client]
 
     async def asks(request: Request) -> Response:
         await call(remote + path)  # mark: asks
         return OK
-
-    import httpcore  # noqa: F401 - httpx imports it with its first client, and the probe looks again later
 
     running = run(sleeps, asks)
     watch_libraries(running.recorder)

@@ -14,6 +14,7 @@ from threading import get_ident
 from time import perf_counter
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 from tenfold.measure.probe.probe_protocol import RequestRecord
 from tenfold.measure.probe.recorder import HTTP, Recorder
@@ -152,4 +153,7 @@ def _argument(args: Any, named: Any) -> Any:
 
 def _host_of_url(url: Any) -> str:
     host = getattr(url, "host", None)
-    return str(host) if host else str(url).partition("//")[2].partition("/")[0].rpartition("@")[2] or "?"
+    try:
+        return str(host or urlsplit(str(url)).hostname or "?")
+    except ValueError:
+        return "?"

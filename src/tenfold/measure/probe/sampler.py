@@ -115,9 +115,12 @@ class StackSampler:
 
 
 class _Seen(NamedTuple):
-    """A stack as it was at one moment: frames move on as soon as the interpreter lock is released."""
+    """A stack as it was at one moment: frames move on as soon as the interpreter lock is released.
 
-    stack: Stack  # the innermost first
+    It keeps no frame: that would keep the locals of a function that has returned.
+    """
+
+    codes: list[CodeType]  # the innermost first
     site: str
     detail: str
     waits: bool  # its innermost function waits for a lock
@@ -201,7 +204,7 @@ class _Look:
             if id(coroutine) in own or getattr(coroutine, "cr_running", False):
                 continue
             state, seen = self._follow(coroutine, task)
-            if route := self._labels.route_of(seen.stack, self._recorder):
+            if route := self._labels.route_of(seen.codes, self._recorder):
                 self._children.append((route, state, seen))
 
     def _follow(self, coroutine: Any, task: Any) -> tuple[str, _Seen]:
@@ -213,7 +216,8 @@ class _Look:
 
     def _describe(self, stack: Stack) -> _Seen:
         site, detail = self._labels.describe(stack)
-        return _Seen(stack, site, detail, bool(stack) and stack_labels.is_waiter(stack[0][0]))
+        codes = [code for code, _ in stack]
+        return _Seen(codes, site, detail, bool(codes) and stack_labels.is_waiter(codes[0]))
 
     def record(self) -> None:
         """Join what was seen with what the kernel says of the threads, and count it."""
@@ -298,7 +302,7 @@ class _Look:
     def _route(self, request: RunningRequest | None, seen: _Seen) -> int:
         if request is not None:
             return self._recorder.route_of(request)
-        return self._labels.route_of(seen.stack, self._recorder) or probe_protocol.OTHER
+        return self._labels.route_of(seen.codes, self._recorder) or probe_protocol.OTHER
 
     def _add(
         self,
@@ -318,9 +322,9 @@ class _Look:
         if found is not None:
             found.seconds += seconds
             found.cpu_s += cpu_s
-        folded = f"{route};{state};{self._labels.fold(seen.stack)}"
+        folded = f"{route};{state};{self._labels.fold(seen.codes)}"
         stacks = self._sampler.stacks
-        if seen.stack and (folded in stacks or len(stacks) < STACKS):
+        if seen.codes and (folded in stacks or len(stacks) < STACKS):
             stacks[folded] = stacks.get(folded, 0.0) + seconds
 
 

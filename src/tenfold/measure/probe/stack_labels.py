@@ -153,10 +153,10 @@ class StackLabels:
                 detail = known.kind
         return "", detail
 
-    def route_of(self, stack: Stack, recorder: Any) -> int:
+    def route_of(self, codes: Sequence[CodeType], recorder: Any) -> int:
         """Return the number of the route whose endpoint is on the stack; 0 for none."""
         endpoints: dict[CodeType, int] = recorder.endpoint_codes
-        return next((endpoints[code] for code, _ in reversed(stack) if code in endpoints), 0)
+        return next((endpoints[code] for code in reversed(codes) if code in endpoints), 0)
 
     def state_of(self, codes: Sequence[CodeType]) -> str:
         """Return the state of a suspended coroutine from the code of its chain, the outermost first."""
@@ -174,10 +174,10 @@ class StackLabels:
                     return state
         return "other"
 
-    def fold(self, stack: Stack) -> str:
+    def fold(self, codes: Sequence[CodeType]) -> str:
         """Return a stack as one line, the outermost function first, as flame graphs take it."""
         names: list[str] = []
-        for code, _ in reversed(stack[:FOLDED]):
+        for code in reversed(codes[:FOLDED]):
             known = self._code(code)
             if not known.is_own and (not names or names[-1] != known.name):
                 names.append(known.name)
