@@ -162,6 +162,9 @@ FOUND: dict[str, tuple[Window, str, str]] = {
         "http",
     ),
     "a lock of the app": (window(samples=(sample("lock", 50.0), sample("sleep", 9.0))), "lock", "sleep"),
+    "a quota": (window(used={"throttled": 0.2, "app": 0.5}, **QUEUE), "quota", "run"),
+    "Redis": (window(used={"cache": 0.9}, samples=(sample("io", 40.0),)), "redis", "io"),
+    "nginx": (window(used={"proxy": 0.9}, **QUEUE), "proxy", ""),
     "other programs": (window(used={"cpu": 0.98}, **QUEUE), "others", ""),
 }
 
@@ -199,6 +202,8 @@ NOT_THE_LIMIT: dict[str, tuple[Window, str]] = {
         ),
         "threads",
     ),
+    "a quota that is hardly touched": (window(used={"throttled": 0.02, "app": 0.5}, **QUEUE), "quota"),
+    "Redis with time to spare": (window(used={"cache": 0.5}, samples=(sample("io", 40.0),)), "redis"),
     "a busy machine that is the measurement's own": (
         window(used={"cpu": 0.98, "app": 0.9, "database": 0.9}),
         "others",

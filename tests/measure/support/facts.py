@@ -95,17 +95,21 @@ def evidence(**changes: Any) -> Evidence:
     return msgspec.structs.replace(whole, **changes)
 
 
-def resources(*, app: float = 0.3, database: float = 0.2, **machine: float) -> Resources:
+def resources(
+    *, app: float = 0.3, database: float = 0.2, cache: float = 0.0, proxy: float = 0.0, **machine: float
+) -> Resources:
     """A machine of two cores."""
 
     def group(cores: float) -> GroupSample:
         return GroupSample(cpu_cores=cores, rss_bytes=1)
 
     quiet = dict.fromkeys(MachineSample.__struct_fields__, 0.0) | {
-        "cpu": (app + database + 0.1) / 2,
+        "cpu": (app + database + cache + proxy + 0.1) / 2,
         "memory": 0.4,
     }
-    whole = Sample(1.0, {"app": group(app), "database": group(database)}, MachineSample(**(quiet | machine)))
+    used = {"app": app, "database": database, "cache": cache, "proxy": proxy}
+    groups = {name: group(cores) for name, cores in used.items()}
+    whole = Sample(1.0, groups, MachineSample(**(quiet | machine)))
     return Resources(2, (whole,))
 
 

@@ -74,7 +74,7 @@ def find_causes(facts: Facts, limit: Limit) -> list[Bottleneck]:
         "quota": lambda: _of_machine(facts),
         "redis": lambda: _of_waits(facts, limit),
         "row locks": lambda: _of_row_locks(facts),
-        "threads": lambda: _of_threads(facts, limit),
+        "threads": lambda: _of_waits(facts, limit),
     }
     causes = by_resource[limit.resource]() if limit.resource in by_resource else iter(())
     return sorted(causes, key=lambda one: -(1.0 if one.share is None else one.share))
@@ -247,21 +247,19 @@ def _of_blocked_loop(facts: Facts) -> Iterator[Bottleneck]:
                 yield n_plus_one(facts.limit, uses, share)
 
 
-def _of_threads(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
-    if limit.held_by == "db":
-        yield from find_statement_causes(facts)
-    else:
-        yield from _of_waits(facts, limit)
-
-
 def _of_waits(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
     """What requests wait for, in threads or at any load."""
     if limit.held_by == "db":
         yield from find_statement_causes(facts)
         return
-    cause, kind = {"threads": ("threads", "Threads"), "redis": ("redis", "Redis")}.get(
-        limit.resource, ("delay", "Delay")
-    )
+    cause, kind, remedy = {
+        "threads": (
+            "threads",
+            "Threads",
+            "an async endpoint and client hold no thread meanwhile; more threads do as well",
+        ),
+        "redis": ("redis", "Redis", limit.remedy),
+    }.get(limit.resource, ("delay", "Delay", "make it shorter, or do without it"))
     lines = _grouped(facts, lambda one: one.state == limit.held_by and bool(one.route))
     for key, seconds in lines.ranked()[:3]:
         if seconds < SHARE * lines.total:
@@ -272,9 +270,7 @@ def _of_waits(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
             f"{key.route} {_doing(key)}",
             share=seconds / lines.total,
             where=key.line or facts.limit.endpoint(key.route),
-            remedy="an async endpoint and client hold no thread meanwhile; more threads do as well"
-            if cause == "threads"
-            else limit.remedy or "make it shorter, or do without it",
+            remedy=remedy,
         )
 
 
