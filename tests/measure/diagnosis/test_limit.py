@@ -162,6 +162,13 @@ FOUND: dict[str, tuple[Window, str, str]] = {
         "http",
     ),
     "a lock of the app": (window(samples=(sample("lock", 50.0), sample("sleep", 9.0))), "lock", "sleep"),
+    "a pool without hooks, held in a call": (
+        window(
+            pools=(), samples=(sample("pool", 40.0, place="task"), sample("http", 20.0)), statements=(call(),)
+        ),
+        "pool",
+        "http",
+    ),
     "a quota": (window(used={"throttled": 0.2, "app": 0.5}, **QUEUE), "quota", "run"),
     "Redis": (window(used={"cache": 0.9}, samples=(sample("io", 40.0),)), "redis", "io"),
     "nginx": (window(used={"proxy": 0.9}, **QUEUE), "proxy", ""),
@@ -203,6 +210,10 @@ NOT_THE_LIMIT: dict[str, tuple[Window, str]] = {
         "threads",
     ),
     "a quota that is hardly touched": (window(used={"throttled": 0.02, "app": 0.5}, **QUEUE), "quota"),
+    "a pool without hooks for which hardly any request waits": (
+        window(pools=(), samples=(sample("pool", 1.0), sample("http", 20.0))),
+        "pool",
+    ),
     "Redis with time to spare": (window(used={"cache": 0.5}, samples=(sample("io", 40.0),)), "redis"),
     "a busy machine that is the measurement's own": (
         window(used={"cpu": 0.98, "app": 0.9, "database": 0.9}),

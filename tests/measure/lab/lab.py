@@ -92,6 +92,7 @@ LAB: tuple[Planted, ...] = (
     Planted("lock", ASYNC, ("lock",), {"LAB_SECONDS": (0.01, 0.03)}),
     Planted("remote_limit", ASYNC, ("external_service",), {}, remote=(0.01, 0.03, 1)),
     Planted("held_async", ASYNC, ("held_during_call",), {"LAB_POOL": (4, 8)}, remote=(0.05, 0.12, 500)),
+    Planted("asyncpg_pool", ASYNC, ("held_during_call",), {"LAB_POOL": (4, 8)}, remote=(0.05, 0.12, 500)),
     Planted("memory", ASYNC, ("memory_growth",), {"LAB_N": (10, 40)}, twin=False),
     Planted("plain_cpu", ASYNC, ("plain_cpu",), {"LAB_N": (30_000, 120_000)}),
     Planted("flask_cpu", FLASK, ("plain_cpu",), {"LAB_N": (30_000, 120_000)}),

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import anyio
 import anyio.to_thread
+import asyncpg
 import httpcore  # noqa: F401 - httpx imports it with its first client, and the probe looks again later
 import httpx
 import pytest
@@ -106,8 +107,16 @@ class Running:
 
     def close(self) -> None:
         self.recorder.stop()
+        asyncio.run_coroutine_threadsafe(self._cancel(), self.loop).result(5)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(5)
+        self.loop.close()
+
+    async def _cancel(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others or {asyncio.create_task(asyncio.sleep(0))}, timeout=3)
 
 
 @pytest.fixture
@@ -388,6 +397,22 @@ def test_statement_of_an_async_engine_is_suspended(postgres_url: str, run: Calla
 
     running = run(asks)
     assert running.find(state="db", place="task", line=line("asks asynchronously")).holds
+
+
+def test_pool_of_asyncpg_is_seen_on_the_stack(postgres_url: str, run: Callable[..., Running]) -> None:
+    pools: list[Any] = []
+
+    async def asks(request: Request) -> Response:
+        if not pools:
+            pools.append(await asyncpg.create_pool(postgres_url, min_size=1, max_size=1))
+        async with pools[0].acquire() as connection:  # mark: waits for asyncpg
+            await connection.execute("SELECT pg_sleep(0.3)")
+        return OK
+
+    running = run(asks)
+    eventually(lambda: running.recorder._route_texts, within_s=5)
+    running.send(times=3)
+    assert running.find(state="pool", place="task").line == line("waits for asyncpg")
 
 
 def test_wsgi_request_is_seen_by_its_thread() -> None:

@@ -89,9 +89,8 @@ def _of_pool(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
         yield from _of_leaks(facts)
         return
     held: Sums[SampleKey] = Sums()
-    for one in facts.limit.evidence.samples:
-        if one.holds:
-            held[SampleKey(one.route, one.line, one.detail, one.state)] += one.seconds
+    for one in facts.limit.holders:
+        held[SampleKey(one.route, one.line, one.detail, one.state)] += one.seconds
     total = held.total
     for uses in loops(facts.limit):
         share = sum(held.pop(key) for key in keys_of(uses, held)) / total

@@ -24,6 +24,7 @@ from tenfold.measure.probe.evidence import ClockStats, Evidence, PoolStats, Samp
 
 HTTP = "http"
 PARTS = ("front", "pool", "db", "http", "run", "loop", "thread", "lock", "sleep", "io", "send", "other")
+QUEUES = frozenset({"pool", "thread", "loop"})
 EXACT = frozenset({"front", "pool", "db", "http"})
 
 
@@ -87,7 +88,16 @@ class Window:
         for sample in evidence.samples:
             if sample.state in parts and sample.state not in EXACT and sample.route:
                 parts[sample.state] += sample.seconds / self.requests
+        parts["pool"] = max(parts["pool"], self.states()["pool"] / self.requests)  # of pools without hooks
         return parts
+
+    @cached_property
+    def holders(self) -> list[SampleStats]:
+        """Samples of requests that hold a connection; where no pool has hooks, of all that wait for none."""
+        held = [one for one in self.evidence.samples if one.holds]
+        if held or self.evidence.pools:
+            return held
+        return [one for one in self.evidence.samples if one.route and one.state not in QUEUES]
 
     @cached_property
     def statements(self) -> list[StatementStats]:

@@ -252,13 +252,13 @@ class _Search:
         """No connection is free: what do those who hold them do?"""
         pool = next(iter(self.window.pools), None)
         if pool is None:
-            return None
+            return self._unhooked_pool()
         waits = pool.wait_p95_ms >= POOL_WAIT * self.facts.slow_ms or pool.timeouts or pool.waiting
         if pool.full_share < POOL_FULL and not waits:
             return None
         size = pool.size + max(pool.max_overflow, 0)
         self.chain.append("requests wait for a connection")
-        holders = self.window.states(holds=True)
+        holders = self._holders()
         state, total = holders.largest(""), holders.total
         if pool.held_after >= LEAKED * size:
             state = "leak"
@@ -282,6 +282,30 @@ class _Search:
             f"{size * max(pool.pools, 1) * 1000 / hold_ms:,.0f} checkouts/s"
             if hold_ms
             else "find what holds the connections",
+        )
+
+    def _holders(self) -> Sums[str]:
+        states: Sums[str] = Sums()
+        for one in self.window.holders:
+            states[one.state] += one.seconds
+        return states
+
+    def _unhooked_pool(self) -> Limit | None:
+        """A pool of asyncpg or psycopg, whose waits are seen on the stacks."""
+        waiting = self.window.states()["pool"] / max(self.window.evidence.seconds, 1e-9)
+        if waiting < SESSIONS:
+            return None
+        self.chain.append("requests wait for a connection")
+        state = self._holders().largest("")
+        if state in ("db", "run", "loop", "http", "lock"):
+            self.chain.append(f"others {_doing(state)}")
+            if (found := self._follow(state)) is not None:
+                return found
+        return self._limit(
+            "pool",
+            f"a connection pool, for which {waiting:.1f} requests wait at a time",
+            held_by=state,
+            remedy="hold connections for less time, or enlarge the pool",
         )
 
     def _database(self) -> Limit | None:

@@ -35,6 +35,7 @@ PROCFS = 16  # threads whose state is read in one sample
 RECORDS = 2_000  # kept between two frames
 STACKS = 400
 DEPTH = 80
+WAITS_DEPTH = 8  # functions above the one that waits
 MOST_CPU = 0.02  # of one core, for all of this
 TASKS = 200  # of a middleware, looked at in one sample
 
@@ -270,6 +271,8 @@ class _Look:
                 else:  # not read: taken to wait, if it is in a round trip
                     call = "poll" if waits.round_trip else "run"
             state, detail = _STATE_OF_CALL.get(call, "run"), seen.detail
+            if state == "lock" and any(map(stack_labels.is_pool, seen.codes[:WAITS_DEPTH])):
+                state = "pool"
             if waits is not None:
                 state, detail = waits.state(state, detail)
             if state == "io":

@@ -112,6 +112,11 @@ _WAITERS = (
     ("/sqlalchemy/util/queue.py", ("get",)),
 )
 
+# Pools whose waits are seen on the stack: part of a file's path, and names of functions there.
+_POOLS = (
+    ("/asyncpg/pool.py", ("acquire", "_acquire", "_acquire_impl")),
+    ("/psycopg_pool/", ("getconn", "_getconn_unchecked_nowait", "wait")),
+)
 _BASE_HTTP_MIDDLEWARE = "starlette/middleware/base.py"
 _OWN = "/tenfold/measure/probe/"
 
@@ -163,6 +168,8 @@ class StackLabels:
         innermost = codes[-12:]
         if any(code.co_name == "acquire_on_behalf_of" for code in innermost):
             return "thread"
+        if any(map(is_pool, innermost)):
+            return "pool"
         if any(code.co_name in ("__sleep0", "checkpoint") for code in innermost):
             return "loop"  # it only lets others run
         below = [code.co_name for code in codes if code.co_filename.endswith(_BASE_HTTP_MIDDLEWARE)]
@@ -190,6 +197,11 @@ class StackLabels:
                 self._codes.clear()
             known = self._codes[code] = _Code(code, self._sites.path(code.co_filename))
         return known
+
+
+def is_pool(code: CodeType) -> bool:
+    """Return whether a function takes a connection out of a pool that has no hooks."""
+    return any(part in code.co_filename and code.co_name in names for part, names in _POOLS)
 
 
 def is_waiter(code: CodeType) -> bool:

@@ -7,6 +7,7 @@ import random
 import time
 import urllib.request
 
+import asyncpg
 import httpx
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
@@ -29,6 +30,7 @@ engine = create_async_engine(url(DRIVER), pool_size=POOL, max_overflow=0)
 client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=500))
 turn = asyncio.Lock()
 kept: list[object] = []
+pools: list[asyncpg.Pool] = []
 cache: dict[int, str] = {}
 
 
@@ -159,6 +161,21 @@ async def held_async() -> str:
     if REMEDIED:
         await client.get(REMOTE)
     return name or ""
+
+
+@app.get("/asyncpg_pool")
+async def asyncpg_pool() -> str:
+    """Ask another service while a connection of asyncpg's own pool is checked out."""
+    if not pools:
+        address = os.environ["DATABASE_URL"]
+        pools.append(await asyncpg.create_pool(address, min_size=POOL, max_size=POOL))
+    async with pools[0].acquire() as connection:
+        name = await connection.fetchval("SELECT name FROM authors WHERE id = 7")
+        if not REMEDIED:
+            await client.get(REMOTE)  # CAUSE asyncpg_pool
+    if REMEDIED:
+        await client.get(REMOTE)
+    return str(name)
 
 
 @app.get("/memory")
