@@ -53,6 +53,18 @@ def test_bounded_memory_is_no_leak(memory: object) -> None:
     assert found is None or not found.leaks
 
 
+def test_leak_is_found_under_a_load_that_doubles() -> None:
+    """As a search does: few requests at first, whose memory is that of the warm-up, and most at the end."""
+    requests, points = 0, []
+    for step in range(120):
+        requests += int(2 ** (step / 15))
+        blocks = 1_000_000 + 200_000 * min(step / 5, 1) + 20 * requests
+        points.append(MemoryPoint(step / 2, requests, 100 * MIB + 25_000 * requests, int(blocks)))
+    found = find_growth(points)
+    assert found is not None and found.leaks
+    assert found.blocks == pytest.approx(20, rel=0.1)
+
+
 def test_memory_of_more_requests_at_once_is_no_leak() -> None:
     """Threads and arenas stay when the load is over; the objects of their requests do not."""
     points = [
@@ -62,7 +74,7 @@ def test_memory_of_more_requests_at_once_is_no_leak() -> None:
     assert found is not None and not found.leaks
 
 
-@pytest.mark.parametrize("points", [[], course(leaking, seconds=10), course(leaking, rate=0)])
+@pytest.mark.parametrize("points", [[], course(leaking, seconds=6), course(leaking, rate=0)])
 def test_too_little_is_known_of_a_short_measurement(points: list[MemoryPoint]) -> None:
     assert find_growth(points) is None
 

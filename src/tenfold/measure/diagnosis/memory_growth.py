@@ -1,11 +1,11 @@
 """Memory that grows with every request: a leak, told from a cache that fills and from more load. Pure.
 
-What counts is the interpreters' allocated blocks (``sys.getallocatedblocks``), the fewest in each two
-seconds: the resident memory of a process grows with the number of requests at once, too, and does not fall
-again. The slope of blocks over requests is fitted in the first and in the last third of a measurement. Memory
-leaks if the last third still grows, with 95 % confidence, at half of the first third's pace or more: the
-growth of a bounded cache falls with every request that finds what it needs. Leaks of native libraries are not
-seen.
+What counts is the interpreters' allocated blocks (``sys.getallocatedblocks``), the fewest in each second:
+the resident memory of a process grows with the number of requests at once, too, and does not fall again.
+The first tenth of the requests warms the service up; the slope of blocks over requests is fitted in the
+first and in the second half of the others. Memory leaks if the second half still grows, with 95 %
+confidence, at half of the first one's pace or more: the growth of a bounded cache falls with every request
+that finds what it needs. Leaks of native libraries are not seen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from tenfold.measure.diagnosis.bottleneck import Bottleneck
 
-BLOCK_S = 2.0
-LEAST_POINTS = 4  # in each third
+BLOCK_S = 1.0
+WARM_UP = 0.1  # of the requests
+LEAST_POINTS = 4  # in each half
 LEAST_BYTES = 4 * 2**20  # of growth in all
 LEAST_SHARE = 0.02  # of the memory in use
 LEAST_BLOCKS = 0.5  # a request
@@ -39,11 +40,11 @@ class MemoryPoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Growth for each request in the last third of the measurement."""
+    """Growth for each request in the second half of a measurement's requests."""
 
     blocks: float
     blocks_low: float  # its lower 95 % limit
-    blocks_first: float  # in the first third
+    blocks_first: float  # in the first half
     grown_bytes: int  # resident memory, over the whole measurement
     requests: int
 
@@ -64,16 +65,21 @@ def find_growth(points: Sequence[MemoryPoint]) -> Growth | None:
         min(group, key=lambda one: one.blocks)
         for _, group in groupby(points, key=lambda one: int(one.at / BLOCK_S))
     ]
-    third = len(lowest) // 3
-    if third < LEAST_POINTS:
+    if not lowest:
         return None
+    begun, requests = lowest[0].requests, lowest[-1].requests - lowest[0].requests
+    warm = [one for one in lowest if one.requests - begun >= WARM_UP * requests]
+    middle = begun + (0.5 + WARM_UP / 2) * requests
+    first = [one for one in warm if one.requests <= middle]
+    second = [one for one in warm if one.requests > middle]
     grown = lowest[-1].rss_bytes - lowest[0].rss_bytes
-    requests = lowest[-1].requests - lowest[0].requests
-    if grown < max(LEAST_BYTES, LEAST_SHARE * lowest[0].rss_bytes) or requests <= 0:
+    if min(len(first), len(second)) < LEAST_POINTS or requests <= 0:
         return None
-    first, _ = _slope(lowest[:third])
-    last, error = _slope(lowest[-third:])
-    return Growth(last, last - _t(third - 2) * error, first, grown, requests)
+    if grown < max(LEAST_BYTES, LEAST_SHARE * lowest[0].rss_bytes):
+        return None
+    before, _ = _slope(first)
+    after, error = _slope(second)
+    return Growth(after, after - _t(len(second) - 2) * error, before, grown, requests)
 
 
 def leak(growth: Growth, *, memory_bytes: int, lines: Sequence[tuple[str, int]] = ()) -> Bottleneck:
