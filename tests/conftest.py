@@ -33,7 +33,7 @@ ALONE = (
         "stack/test_replacement.py",
     ),
     *(f"measure/load/locust/test_{name}.py" for name in ("long_tasks", "open_loop", "recovery")),
-    *("measure/load/test_generator", "measure/diagnosis/", "measure/test_"),
+    *(f"measure/{name}" for name in ("load/test_generator", "lab/", "machine/", "postgresql/", "test_")),
     *(f"verify/test_{name}_on_" for name in ("autoscaling", "caches", "database", "patterns", "tasks")),
 )
 

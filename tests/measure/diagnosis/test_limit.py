@@ -245,7 +245,7 @@ def test_delay_that_is_the_same_at_low_load_is_no_queue() -> None:
 
 def test_chain_leads_from_the_queue_to_the_limit() -> None:
     limit = window(
-        **waiting_threads(sample("pool", 90.0), held("db")), pools=(pool(**FULL),),
+        **waiting_threads(sample("thread", 90.0), sample("pool", 90.0), held("db")), pools=(pool(**FULL),),
         database=sessions(lock=3.0, open=1.0),
     )  # fmt: skip
     assert find_limit(facts(limit, low())).chain == (

@@ -21,6 +21,7 @@ from tenfold.measure.diagnosis.statement_causes import (
     connects,
     executions,
     find_statement_causes,
+    is_large,
     keys_of,
     loops,
     missing_indexes,
@@ -93,9 +94,9 @@ def _of_pool(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
         held[SampleKey(one.route, one.line, one.detail, one.state)] += one.seconds
     total = held.total
     for uses in loops(facts.limit):
-        share = sum(held.pop(key) for key in keys_of(uses, held)) / total
-        if share >= SHARE:
-            yield n_plus_one(facts.limit, uses, share)
+        cause = n_plus_one(facts.limit, uses, sum(held.pop(key) for key in keys_of(uses, held)) / total)
+        if is_large(cause):
+            yield cause
     in_statements = sum(seconds for key, seconds in held.items() if key.place == "db") / total
     causes = [*missing_indexes(facts), *over_fetching(facts.limit), *connects(facts.limit)]
     slow = slow_statements(facts, {one.where for one in causes})
@@ -161,7 +162,7 @@ def _of_machine(facts: Facts) -> Iterator[Bottleneck]:
             key = (one.cause, one.where)
             before = causes[key].share or 0.0 if key in causes else 0.0
             causes[key] = with_share(causes.get(key, one), before + (one.share or 0.0) * cores / whole)
-    yield from (one for one in causes.values() if (one.share or 0.0) >= SHARE)
+    yield from filter(is_large, causes.values())
 
 
 def _of_row_locks(facts: Facts) -> Iterator[Bottleneck]:
@@ -242,8 +243,7 @@ def _of_blocked_loop(facts: Facts) -> Iterator[Bottleneck]:
     if any(key.place == "db" for key in lines):
         for uses in loops(facts.limit):
             share = sum(use.total_s for use in uses) / statement_seconds(facts.limit)
-            if share >= SHARE:
-                yield n_plus_one(facts.limit, uses, share)
+            yield from filter(is_large, [n_plus_one(facts.limit, uses, share)])
 
 
 def _of_waits(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:

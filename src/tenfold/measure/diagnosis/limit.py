@@ -19,7 +19,8 @@ from tenfold.measure.diagnosis.facts import Facts, Sums, Window
 STARTS = 0.15  # of the growth: a smaller part is no start
 GROWS = 0.2  # of the mean at low load: less growth is no queue
 LOOP_BUSY = 0.8  # of an event loop's time
-WORKER_BUSY = 0.7  # cores of a worker: the event loop, or its threads together, on one interpreter lock
+WORKER_BUSY = 0.7  # cores of a worker: the event loop, or its threads together, on one interpreter lock …
+WORKER_FULL = 0.85  # … and where something else is full as well: it is Python that fills it
 MACHINE_FULL = 0.9  # of the cores
 FOREIGN = 0.5  # cores of programs that are neither the stack nor the generator
 POOL_FULL = 0.3  # of the time, in the trial in which it was fullest
@@ -266,7 +267,8 @@ class _Search:
             state = "pool"
         elif state in ("db", "run", "loop", "http", "lock"):
             self.chain.append(f"connections are held by requests that {_doing(state)}")
-            if (found := self._follow(state)) is not None:
+            python_has_room = state == "run" and self.window.app_cores < WORKER_FULL
+            if not python_has_room and (found := self._follow(state)) is not None:
                 return found
         hold_ms = pool.held_s * 1000 / max(pool.checkouts, 1)
         return self._limit(

@@ -21,6 +21,7 @@ from tenfold.measure.diagnosis.statement_causes import (
     commits_per_request,
     connects,
     fetched,
+    is_large,
     keys_of,
     large_results,
     loops,
@@ -151,9 +152,9 @@ def _of_loops(facts: Facts, cpu: Sums[SampleKey], total: float) -> _Found:
     """A statement in a loop costs Python as well: building it, and making objects of its rows."""
     for uses in loops(facts.limit):
         mine = keys_of(uses, cpu)
-        share = sum(cpu[key] for key in mine) / total
-        if share >= SHARE:
-            yield n_plus_one(facts.limit, uses, share), mine
+        cause = n_plus_one(facts.limit, uses, sum(cpu[key] for key in mine) / total)
+        if is_large(cause):
+            yield cause, mine
 
 
 def _of_large_results(facts: Facts, cpu: Sums[SampleKey], total: float) -> _Found:

@@ -14,7 +14,8 @@ from tenfold.measure.diagnosis.facts import Facts, SampleKey, Window
 from tenfold.measure.postgresql.explain import IndexProof, MissingIndex
 from tenfold.measure.probe.evidence import ROUND_TRIPS, StatementStats
 
-SHARE = 0.2  # of the limit's use: what uses less is merely present
+SHARE = 0.2  # of the limit's use: what uses less is merely present …
+CHEAP_SHARE = 0.1  # … unless it is repaired in minutes: an N+1, a missing index
 MANY_ROWS = 500  # of one statement in a request …
 ROW_BYTES = 20  # … of which the response shows few: less than this for each row that was read
 CONNECTS = 0.05  # per request
@@ -40,7 +41,7 @@ def find_statement_causes(facts: Facts) -> Iterator[Bottleneck]:
         *over_fetching(window),
         *(commits(window) if commits_per_request(window) >= COMMITS else ()),
     ]
-    told = [one for one in wasteful if (one.share or 0.0) >= SHARE]
+    told = [one for one in wasteful if is_large(one)]
     yield from connects(window)
     yield from told
     yield from slow_statements(facts, {one.where for one in told})
@@ -279,11 +280,15 @@ def slow_statements(facts: Facts, told: set[str | None]) -> Iterator[Bottleneck]
         )
 
 
+def is_large(one: Bottleneck) -> bool:
+    """Return whether a cause uses enough of the limit to be named."""
+    least = CHEAP_SHARE if one.cause in ("n_plus_one", "missing_index") else SHARE
+    return (one.share or 0.0) >= least
+
+
 def scaled(causes: Iterator[Bottleneck], factor: float) -> Iterator[Bottleneck]:
     """Yield the causes whose share of something else, ``factor`` of it, is large enough."""
-    for one in causes:
-        if (one.share or 0.0) * factor >= SHARE:
-            yield with_share(one, (one.share or 0.0) * factor)
+    yield from filter(is_large, (with_share(one, (one.share or 0.0) * factor) for one in causes))
 
 
 def repetition_remedy(statement: str) -> str:
