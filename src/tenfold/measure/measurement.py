@@ -37,7 +37,8 @@ STEAL_NOTICED = 0.02
 # The report mentions a core whose speed for the same work changes by this factor.
 UNSTEADY = 1.25
 UNSENT_NOTICED = 0.005
-TRACE_LOAD, TRACE_S = 0.1, 4.0  # of the highest rate; seconds
+TRACE_LOAD, TRACE_S = 0.1, 4.0  # of the highest rate; seconds …
+TRACED = 40  # … or more, for as many requests
 LEAST_LOGIN_S = 0.5  # for the logins before a trial, when the budget ends
 LONG_TASK_S = 2.0  # a task of this length is mentioned in the report
 # The search requests no more than this share of the generator's ceiling.
@@ -267,10 +268,11 @@ class Measurement:
     def _trace_memory(self) -> None:
         """Load the service lightly while its allocations are traced, which makes it several times slower."""
         assert self._inside is not None
-        rate = TRACE_LOAD * max((t.request.rate for t in self._trials), default=1.0)
-        request = TrialRequest(max(rate, 1.0), TRACE_S, "search", self._settings.seed + 7)
+        rate = max(TRACE_LOAD * max((t.request.rate for t in self._trials), default=1.0), 1.0)
+        seconds = min(max(TRACE_S, TRACED / rate), 3 * TRACE_S)
+        request = TrialRequest(rate, seconds, "search", self._settings.seed + 7)
         self._show("memory", request.rate)
-        self._inside.trace_memory(lambda: self._generator.run(request))
+        self._inside.trace_memory(lambda: self._generator.run(request).requests)
 
     def _overload(self, capacity: Capacity) -> OverloadReport | None:
         settings = self._settings

@@ -16,7 +16,7 @@ from tenfold.measure.diagnosis.backlog import Backlog, QueueCounts, find_growing
 from tenfold.measure.diagnosis.bottleneck import Bottleneck, Limit
 from tenfold.measure.diagnosis.detector import BottleneckDetector
 from tenfold.measure.diagnosis.facts import HTTP, Facts, Window
-from tenfold.measure.diagnosis.memory_growth import MemoryPoint, find_growth, leak
+from tenfold.measure.diagnosis.memory_growth import Kept, MemoryPoint, find_growth, leak
 from tenfold.measure.load import histogram
 from tenfold.measure.machine.priority import LowPriority
 from tenfold.measure.machine.resources import Resources, ResourceSampler
@@ -51,6 +51,7 @@ GROUPS = {
 TRIALS = 30  # whose records are kept
 NEAR = 0.85  # of the capacity's lower end: from this rate on a trial shows the limit …
 BEYOND = 1.5  # … up to this multiple of its upper end
+WORKERS_S = 0.5
 TRACE_S = 10.0  # longest wait for the lines that keep memory: they are counted in the worker
 LEAST_PART_S = 0.0005  # of a request: a shorter part is not reported
 LEAST_S = 1.5  # a shorter trial tells nothing of its own
@@ -120,7 +121,7 @@ class StackObserver:
         self._queues_before: Mapping[str, QueueCounts] = {}
         self._backlogs: list[Backlog] = []
         self._count_queues = OptionalSteps()
-        self._kept: list[tuple[str, int]] = []
+        self._kept: Kept | None = None
 
     def __enter__(self) -> StackObserver:
         with self._open:
@@ -229,22 +230,25 @@ class StackObserver:
         growth = find_growth(self._memory(self._sampler.series()))
         return growth is not None and growth.leaks
 
-    def trace_memory(self, run: Callable[[], object]) -> None:
-        """Find the lines that keep memory while ``run`` loads the service lightly."""
+    def trace_memory(self, run: Callable[[], int]) -> None:
+        """Find the lines that keep memory while ``run`` sends some requests; it returns how many."""
         self._collector.trace_memory(TRACE_MEMORY)
-        run()
+        requests = run()
         self._collector.trace_memory(STOP_TRACING)
         ends = time.monotonic() + TRACE_S
-        while not (kept := self._collector.kept()) and time.monotonic() < ends:
+        while not self._collector.kept() and time.monotonic() < ends:
             time.sleep(0.05)
-        self._kept = sorted(kept.items(), key=lambda item: -item[1])
+        time.sleep(WORKERS_S)  # the other workers count as long
+        kept = self._collector.kept()
+        self._kept = Kept(requests, kept) if kept else None
 
     def _leaks(self, steps: OptionalSteps, whole: Resources) -> Sequence[Bottleneck]:
         """Return the finding of memory that grows with every request, over the whole measurement."""
         growth = steps.run("growth of memory", lambda: find_growth(self._memory(whole)), otherwise=None)
-        if growth is None or not growth.leaks:
+        if growth is None or not growth.leaks or (self._kept is not None and not self._kept.confirms(growth)):
             return ()
-        return (leak(growth, memory_bytes=psutil.virtual_memory().total, lines=self._kept),)
+        lines = self._kept.lines if self._kept is not None else ()
+        return (leak(growth, memory_bytes=psutil.virtual_memory().total, lines=lines),)
 
     def _memory(self, whole: Resources) -> list[MemoryPoint]:
         """Join the memory of the app's processes with the requests that they had finished by then."""

@@ -193,6 +193,10 @@ def test_limit_is_found(case: str) -> None:
 NOT_THE_LIMIT: dict[str, tuple[Window, str]] = {
     "a loop that is busy half of the time": (window(loop_clock=clock(cpu_s=5.0), **QUEUE), "python"),
     "a loop that is blocked half of the time": (window(loop_clock=clock(blocked_s=5.0), **QUEUE), "loop"),
+    "a pool that is full for moments": (
+        window(pools=(pool(**FULL, in_use=0.4),), routes=(WAITS,), samples=(held("db"),)),
+        "pool",
+    ),
     "a pool with a free connection": (window(routes=(WAITS,), samples=(held("db"),)), "pool"),
     "few sessions that wait for a lock": (window(**slow_database(lock=0.2, cpu=1.0)), "row locks"),
     "a database with free cores": (window(**slow_database(cpu=0.9), used={"database": 0.8}), "database"),

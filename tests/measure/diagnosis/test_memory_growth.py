@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.measure.diagnosis.memory_growth import MemoryPoint, find_growth, leak
+from tenfold.measure.diagnosis.memory_growth import Kept, MemoryPoint, find_growth, leak
 
 MIB = 2**20
 
@@ -51,6 +51,26 @@ def test_leak_is_found_with_its_bytes_a_request(noise: int) -> None:
 def test_bounded_memory_is_no_leak(memory: object) -> None:
     found = find_growth(course(memory, noise=MIB))
     assert found is None or not found.leaks
+
+
+@pytest.mark.parametrize(
+    ("kept", "confirmed"),
+    [
+        ({"": 900_000, "app.py:7": 400_000}, True),
+        ({"": 1_100_000}, True),  # in a library, without a line of the service
+        ({"": 90_000, "app.py:7": 50_000}, False),  # objects that only waited for their collection
+        ({}, False),
+    ],
+)
+def test_leak_is_confirmed_by_what_stays_after_a_collection(kept: dict[str, int], confirmed: bool) -> None:
+    growth = find_growth(course(leaking))
+    assert growth is not None
+    assert Kept(100, kept).confirms(growth) == confirmed
+
+
+def test_lines_that_keep_little_are_left_out() -> None:
+    kept = Kept(100, {"": 1000, "a.py:1": 900, "b.py:2": 300, "c.py:3": 50})
+    assert kept.lines == [("a.py:1", 900), ("b.py:2", 300)]
 
 
 def test_leak_is_found_under_a_load_that_doubles() -> None:

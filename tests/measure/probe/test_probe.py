@@ -150,7 +150,7 @@ def stopped(collector: Collector) -> bool:
     time.sleep(0.6)
     collector.trace_memory(STOP_TRACING)
     time.sleep(0.6)
-    if collector.kept():
+    if any(collector.kept()):  # lines; one worker may have none
         return True
     collector.trace_memory(TRACE_MEMORY)
     return False
@@ -159,8 +159,9 @@ def stopped(collector: Collector) -> bool:
 def test_line_that_keeps_memory_is_found_by_tracing(service: Service, collector: Collector) -> None:
     collector.trace_memory(TRACE_MEMORY)
     eventually(lambda: service.get("/keeps", 10) or stopped(collector))
-    line, size = max(collector.kept().items(), key=lambda item: item[1])
-    assert (line, size >= 50_000) == (mark("keeps"), True)
+    kept = collector.kept()
+    line, size = max(((line, size) for line, size in kept.items() if line), key=lambda item: item[1])
+    assert (line, 50_000 <= size <= kept[""]) == (mark("keeps"), True)
 
 
 @pytest.mark.guarantee("a full pool and a blocked loop are seen")

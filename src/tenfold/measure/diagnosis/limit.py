@@ -24,6 +24,7 @@ WORKER_FULL = 0.85  # … and where something else is full as well: it is Python
 MACHINE_FULL = 0.9  # of the cores
 FOREIGN = 0.5  # cores of programs that are neither the stack nor the generator
 POOL_FULL = 0.3  # of the time, in the trial in which it was fullest
+POOL_IN_USE = 0.6  # of its connections, on average
 POOL_WAIT = 0.1  # of the objective: a longer p95 of the wait
 WAITING = 0.3  # of the active sessions of the database wait for a lock, or for the log
 SESSIONS = 0.3  # of one session: fewer waiting ones are no queue
@@ -257,6 +258,8 @@ class _Search:
         waits = pool.wait_p95_ms >= POOL_WAIT * self.facts.slow_ms or pool.timeouts or pool.waiting
         if pool.full_share < POOL_FULL and not waits:
             return None
+        if pool.in_use < POOL_IN_USE and not (pool.timeouts or pool.waiting):
+            return None  # by Little's law it carries far more than this: its waits have another cause
         size = pool.size + max(pool.max_overflow, 0)
         self.chain.append("requests wait for a connection")
         holders = self._holders()

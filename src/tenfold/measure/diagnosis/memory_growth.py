@@ -11,7 +11,7 @@ that finds what it needs. Leaks of native libraries are not seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -24,6 +24,7 @@ LEAST_POINTS = 4  # in each half
 LEAST_BYTES = 4 * 2**20  # of growth in all
 LEAST_SHARE = 0.02  # of the memory in use
 LEAST_BLOCKS = 0.5  # a request
+KEPT = 0.2  # of the growth: what one line has to keep of it
 KEEPS_PACE = 0.5
 # Student's t, one-sided 97.5 %, by degrees of freedom; 1.96 beyond.
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
@@ -57,6 +58,26 @@ class Growth:
     def bytes_a_request(self) -> float:
         """Mean growth of the resident memory."""
         return self.grown_bytes / self.requests
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stayed in use after some requests and a collection, in bytes by user line; "" is all of it."""
+
+    requests: int
+    by_line: Mapping[str, int]
+
+    @property
+    def lines(self) -> list[tuple[str, int]]:
+        """The lines that keep the most, those that keep too little for a leak left out."""
+        ranked = sorted(self.by_line.items(), key=lambda item: -item[1])
+        return [(line, size) for line, size in ranked if line and size >= KEPT * ranked[0][1]]
+
+    def confirms(self, growth: Growth) -> bool:
+        """Return whether as much was kept as memory grew by: garbage that waits to be collected is none."""
+        most = max((size for line, size in self.by_line.items() if line), default=0)
+        expected = growth.bytes_a_request * self.requests
+        return most >= KEPT * expected or self.by_line.get("", 0) >= expected
 
 
 def find_growth(points: Sequence[MemoryPoint]) -> Growth | None:

@@ -290,7 +290,11 @@ class _PoolTotals:
             waiting=self.waiting,
             waiting_s=self.waiting_s,
             held_after=self.held_after,
+            in_use=self._in_use(key[1] + max(key[2], 0)),
         )
+
+    def _in_use(self, connections: int) -> float:
+        return min(self.held_s / (connections * self.seconds), 1.0) if connections and self.seconds else 1.0
 
 
 class Aggregate:

@@ -70,6 +70,7 @@ class PoolStats(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0  # checkouts of a second or more that still waited at the end of a trial
     waiting_s: float = 0.0  # the longest of them, so far
     held_after: int = 0  # connections whose requests had ended, the most at once
+    in_use: float = 1.0  # mean share of the connections that were checked out
 
 
 class SampleStats(msgspec.Struct, frozen=True, kw_only=True):

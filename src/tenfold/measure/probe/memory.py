@@ -75,13 +75,14 @@ class MemoryTrace:
             self._mine = False
 
     def _lines(self) -> dict[str, int]:
-        """Return the user lines that keep most of what was allocated since the start, with bytes."""
+        """Return the user lines that keep most of what was allocated meanwhile, in bytes; "" is all."""
         gc.collect()
-        sums: dict[str, int] = {}
+        sums: dict[str, int] = {"": 0}
         for trace in tracemalloc.take_snapshot().traces:
+            sums[""] += trace.size
             for frame in reversed(trace.traceback):  # the innermost first
                 if path := self._sites.path(frame.filename):
                     line = f"{path}:{frame.lineno}"
                     sums[line] = sums.get(line, 0) + trace.size
                     break
-        return dict(sorted(sums.items(), key=lambda item: -item[1])[:LINES])
+        return dict(sorted(sums.items(), key=lambda item: -item[1])[: LINES + 1])
