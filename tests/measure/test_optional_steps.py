@@ -50,6 +50,7 @@ FAULTS = [
     Fault(diagnose, "find_limit", "the limit"),
     Fault(diagnose, "find_causes", "its causes"),
     Fault(diagnose, "_machine", "memory and disk"),
+    Fault(diagnose, "missing_indexes", "what is present"),
     Fault(observer, "_parts", "parts of a request"),
     Fault(observer, "find_growth", "growth of memory"),
     Fault(observer.StackObserver, "leaks", "memory"),

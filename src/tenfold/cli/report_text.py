@@ -130,6 +130,8 @@ def _parts(report: Report) -> Iterator[str]:
     for part in report.parts[:PARTS]:
         low = "–" if part.low_ms is None else milliseconds(part.low_ms)
         yield f"  {part_name(part.name):<{WIDTH - 34}}{low:>16}{milliseconds(part.limit_ms):>16}"
+    for line in report.present:
+        yield from _wrap("", f"Also: {line}", indent=4, first="  ")
 
 
 def _bottleneck(rank: int, one: BottleneckReport) -> Iterator[str]:

@@ -350,6 +350,7 @@ class Measurement:
             limit=None if refusing else diagnosis.limit,
             parts=diagnosis.parts,
             stacks=diagnosis.stacks,
+            present=diagnosis.present,
             bottlenecks=(*refusing, *diagnosis.bottlenecks, *others),
             notices=(
                 *(unsteady_notice(t) for t in unsteady_trials(self._reports, objective.bad_share)),

@@ -79,6 +79,7 @@ class Diagnosis:
     limit: LimitReport | None = None
     parts: tuple[PartReport, ...] = ()
     stacks: tuple[tuple[str, float], ...] = ()
+    present: tuple[str, ...] = ()
     bottlenecks: tuple[BottleneckReport, ...] = ()
     not_measured: tuple[str, ...] = ()
     groups: tuple[GroupReport, ...] = ()
@@ -199,17 +200,12 @@ class StackObserver:
         blind = Facts(limit=Window(evidence, window), slow_ms=self._objective.slow_ms)
         facts = steps.run("the windows", lambda: self._facts(records, low, whole, plans), otherwise=blind)
         analysis = BottleneckDetector().diagnose(facts)
-        import os
-        import pickle  # DUMP
-
-        os.environ.get("TENFOLD_DUMP") and Path(os.environ["TENFOLD_DUMP"]).write_bytes(
-            pickle.dumps(facts)
-        )  # DUMP
         growing = tuple(find_growing_queues(self._backlogs, low))
         return Diagnosis(
             limit=_limit(analysis.limit) if reached else None,
             parts=steps.run("parts of a request", lambda: _parts(facts), otherwise=()),
             stacks=evidence.stacks,
+            present=analysis.present if reached else (),
             bottlenecks=tuple(
                 _bottleneck(b)
                 for b in (*(analysis.bottlenecks if reached else ()), *growing, *self._leaks(steps, whole))

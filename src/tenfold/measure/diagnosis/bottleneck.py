@@ -105,6 +105,7 @@ class Analysis:
     bottlenecks: tuple[Bottleneck, ...] = ()
     not_measured: tuple[str, ...] = ()  # not to be taken for healthy
     limit: Limit | None = None  # what they use up; None where only metrics were compared
+    present: tuple[str, ...] = ()  # what was proven and uses little of it, a line each
 
     def __iter__(self) -> Iterator[Bottleneck]:
         return iter(self.bottlenecks)

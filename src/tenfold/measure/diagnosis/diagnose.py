@@ -5,14 +5,14 @@ What hangs, and what fills the machine's memory or disk, is told beside the limi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tenfold.measure.diagnosis.bottleneck import Analysis, Bottleneck, Limit
 from tenfold.measure.diagnosis.causes import find_causes
 from tenfold.measure.diagnosis.facts import Facts
 from tenfold.measure.diagnosis.limit import find_limit
-from tenfold.measure.diagnosis.statement_causes import abbreviate
+from tenfold.measure.diagnosis.statement_causes import abbreviate, missing_indexes
 from tenfold.measure.optional_steps import OptionalSteps
 
 MOST = 8  # causes reported
@@ -38,11 +38,21 @@ def diagnose(facts: Facts, *, limits: Mapping[str, float]) -> Analysis:
     if any(one.cause == "deadlock" for one in causes):  # why they hang
         hanging = ()
     found = (*hanging, *causes)[:MOST]
+    present = steps.run("what is present", lambda: tuple(_present(facts, causes)), otherwise=())
     return Analysis(
         (*found, *machine),
         (*_not_measured(facts), *steps.failures),
         _with_pauses(limit, facts) if limit is not None else None,
+        present,
     )
+
+
+def _present(facts: Facts, causes: Sequence[Bottleneck]) -> Iterator[str]:
+    """Say what was proven, although it uses little of the limit: it may after the next change."""
+    named = {one.title for one in causes}
+    for one in missing_indexes(facts):
+        if one.proof == "proven" and one.title not in named:
+            yield f"{one.title}: {one.evidence[-1]}; {one.remedy}"
 
 
 def _with_pauses(limit: Limit, facts: Facts) -> Limit:

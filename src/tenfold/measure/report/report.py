@@ -197,6 +197,7 @@ class Report:
     series: tuple[SeriesReport, ...] = ()
     limit: LimitReport | None = None
     parts: tuple[PartReport, ...] = ()
+    present: tuple[str, ...] = ()  # what was proven and is not the limit
     stacks: tuple[tuple[str, float], ...] = ()  # folded: "GET /a;run;main:app;main:load", seconds
     bottlenecks: tuple[BottleneckReport, ...] = ()
     not_measured: tuple[str, ...] = ()
