@@ -60,11 +60,21 @@ def test_report_text_fits_80_columns() -> None:
         assert part in whole
     for part in (
         "shop/naive/orders.py:48",
-        "[critical, suspected]",
+        "What stops it: the connection pool, full 83 % of the time (2 connections)",
+        "connections are held by requests that compute ← requests wait for a connection",
+        "71 % of it, suspected",
+        "waiting for a connection                                  0 ms         81.7 ms",
+        "Also: missing index on orders (user_id)",
         "→ load the items",
         "Not measured: Disk",
     ):
         assert part in whole
+
+
+def test_limit_without_a_cause_has_its_remedy() -> None:
+    whole = "\n".join(report_lines(report(bottlenecks=())))
+    assert "→ hold connections for less time" in whole
+    assert "→ hold connections" not in "\n".join(report_lines(report()))
 
 
 @pytest.mark.parametrize("outcome", ["at_least", "below", "undecided"])

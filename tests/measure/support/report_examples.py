@@ -10,8 +10,10 @@ from tenfold.measure.report.report import (
     CapacityReport,
     EndpointReport,
     Latency,
+    LimitReport,
     ObjectiveReport,
     OverloadReport,
+    PartReport,
     Report,
     SeriesReport,
     TrialReport,
@@ -101,8 +103,25 @@ def report(**changes: Any) -> Report:
         ),
         trials=(trial(10), trial(20), trial(40), trial(80)),
         series=(SeriesReport(name="app", seconds=(0.0, 1.0, 2.0), values=(0.1, 0.8, 0.9)),),
+        limit=LimitReport(
+            resource="pool",
+            title="the connection pool, full 83 % of the time (2 connections)",
+            chain=("requests wait for a connection", "connections are held by requests that compute"),
+            evidence=("a connection is held for 18.6 ms",),
+            remedy="hold connections for less time",
+        ),
+        parts=(
+            PartReport(name="pool", low_ms=0.0, limit_ms=81.7),
+            PartReport(name="run", low_ms=None, limit_ms=11.9),
+        ),
+        stacks=(
+            ("GET /api/orders;run;shop/app:main;shop/orders:<load>", 3.0),
+            ("GET /api/orders;pool;shop/app:main", 1.0),
+        ),
+        present=("missing index on orders (user_id): 9.0 ms; CREATE INDEX ON orders (user_id)",),
         bottlenecks=(
             BottleneckReport(
+                cause="n_plus_one",
                 kind="Database",
                 title="N+1 in GET /api/orders",
                 severity="critical",
