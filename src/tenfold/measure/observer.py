@@ -15,7 +15,7 @@ from tenfold.errors import MeasurementError
 from tenfold.measure.diagnosis.backlog import Backlog, QueueCounts, find_growing_queues, read_queues
 from tenfold.measure.diagnosis.bottleneck import Bottleneck, Limit
 from tenfold.measure.diagnosis.detector import BottleneckDetector
-from tenfold.measure.diagnosis.facts import HTTP, Facts, Window
+from tenfold.measure.diagnosis.facts import Facts, Window
 from tenfold.measure.diagnosis.memory_growth import Kept, MemoryPoint, find_growth, leak
 from tenfold.measure.load import histogram
 from tenfold.measure.machine.priority import LowPriority
@@ -303,7 +303,7 @@ class StackObserver:
 
     def _unused_database(self, evidence: Evidence) -> Iterator[str]:
         """Say when the app's statements went somewhere else than to the stack's PostgreSQL."""
-        used = sorted({one.database for one in evidence.statements} - {"", HTTP})
+        used = sorted({one.database for one in evidence.statements} - {""})
         if used and "postgresql" not in used and self._stack.database_url is not None:
             yield (
                 f"the stack's PostgreSQL: not used, the statements went to {' and '.join(used)}; "

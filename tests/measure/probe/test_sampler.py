@@ -467,3 +467,28 @@ def test_kernel_tells_a_call_that_blocks() -> None:
     thread.join()
     assert thread_states.read_clock(tids[0]) is None
     assert thread_states.peer_of(-1) == ""
+
+
+def test_thread_is_that_of_the_request_which_runs_in_it(
+    postgres_url: str, run: Callable[..., Running]
+) -> None:
+    """A session of a dependency: the connection is held on while the request waits for something else."""
+    url = postgres_url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_engine(url, pool_size=5, max_overflow=0)
+
+    async def holds(request: Request) -> Response:
+        connection = await run_in_threadpool(engine.connect)
+        await asyncio.sleep(0.5)  # mark: holds on
+        await run_in_threadpool(connection.close)
+        return OK
+
+    running = run(holds, computes_in_thread)
+    eventually(lambda: running.recorder._route_texts, within_s=5)
+    running.sampler._clear()
+    running.send()
+    running.send("/1", times=2)
+    assert running.find(state="sleep", place="task", line=line("holds on")).holds
+    running.find(state="run", place="thread", line=line("computes in thread"))
+    for record in running.sampler.records.values():
+        assert not (record.line == line("computes in thread") and record.holds)
+    engine.dispose()

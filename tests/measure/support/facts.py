@@ -88,8 +88,11 @@ def clock(**changes: float) -> ClockStats:
 
 def evidence(**changes: Any) -> Evidence:
     """A healthy service over ten seconds."""
+    uses = changes.pop("statements", (statement(),))
+    calls = tuple(one for one in uses if one.database == "http")
     whole = Evidence(
-        seconds=10, workers=1, seen=SEEN, routes=(route(),), statements=(statement(),), pools=(pool(),),
+        seconds=10, workers=1, seen=SEEN, routes=(route(),), calls=calls, pools=(pool(),),
+        statements=tuple(one for one in uses if one.database != "http"),
         threads=ThreadStats(total=40, busy_max=3, waiting_max=0, waiting_share=0), loop_clock=clock(),
     )  # fmt: skip
     return msgspec.structs.replace(whole, **changes)

@@ -22,7 +22,6 @@ from tenfold.measure.postgresql.explain import Plan
 from tenfold.measure.postgresql.sessions import DatabaseStats
 from tenfold.measure.probe.evidence import ClockStats, Evidence, PoolStats, SampleStats, StatementStats
 
-HTTP = "http"
 PARTS = ("front", "pool", "db", "http", "run", "loop", "thread", "lock", "sleep", "io", "send", "other")
 QUEUES = frozenset({"pool", "thread", "loop"})
 EXACT = frozenset({"front", "pool", "db", "http"})
@@ -102,12 +101,12 @@ class Window:
     @cached_property
     def statements(self) -> list[StatementStats]:
         """Statements of requests, the costliest first."""
-        return [one for one in self.evidence.statements if one.database != HTTP and one.route]
+        return [one for one in self.evidence.statements if one.route]
 
     @cached_property
     def calls(self) -> list[StatementStats]:
         """Calls of requests to other services, the costliest first."""
-        return [one for one in self.evidence.statements if one.database == HTTP and one.route]
+        return [one for one in self.evidence.calls if one.route]
 
     @cached_property
     def loop_clock(self) -> ClockStats | None:

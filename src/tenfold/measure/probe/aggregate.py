@@ -384,6 +384,7 @@ class Aggregate:
             totals.stats(*key, slow.get(key[0]) or SlowHalf.of(totals.seconds))
             for key, totals in self._statements.items()
         ]
+        ranked = sorted(statements, key=lambda stats: -stats.total_s)
         routes = self._route_stats()
         lines = tuple(self._blockers.most_common(10))
         return Evidence(
@@ -397,7 +398,8 @@ class Aggregate:
                 "threads": self._threads[0] > 0,
             },
             routes=routes,
-            statements=tuple(sorted(statements, key=lambda stats: -stats.total_s)),
+            statements=tuple(one for one in ranked if one.database != probe_protocol.HTTP),
+            calls=tuple(one for one in ranked if one.database == probe_protocol.HTTP),
             pools=tuple(pool.stats(key) for key, pool in self._pools.items() if pool.is_used),
             loop=self._loop_stats(lines),
             threads=self._thread_stats(),

@@ -138,6 +138,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     seen: dict[str, bool]  # "requests", "statements", "pool", "event loop", "threads"
     routes: tuple[RouteStats, ...] = ()
     statements: tuple[StatementStats, ...] = ()
+    calls: tuple[
+        StatementStats, ...
+    ] = ()  # to other services: "HTTP api.pay.example", with ": 503" for those
     pools: tuple[PoolStats, ...] = ()
     loop: LoopStats | None = None
     threads: ThreadStats | None = None

@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from tenfold.measure.probe.probe_protocol import RequestRecord
-from tenfold.measure.probe.recorder import HTTP, Recorder
+from tenfold.measure.probe.probe_protocol import HTTP, RequestRecord
+from tenfold.measure.probe.recorder import Recorder
 
 REFUSED = (429, 503)
 

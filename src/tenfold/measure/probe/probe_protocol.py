@@ -17,6 +17,7 @@ TRACE_MEMORY, STOP_TRACING = b"T", b"S"  # what the collector may send
 FRAME_LIMIT = 32 * 1024 * 1024  # bytes; the collector closes the connection on a longer frame
 UNFINISHED_S = 1.0  # age from which a running request is reported
 UNFINISHED = 200  # requests of a route whose starts are reported
+HTTP = "http"  # the kind of database that another service is
 OTHER = 0  # number of the route or statement that sums up all beyond the limit
 
 # statement number → [executions, seconds, rows]

@@ -32,7 +32,6 @@ TEXTS = 4_096  # statement texts remembered; an app that writes values into its 
 ROUTES = 300
 THREADS = 2_000  # of the server
 RUNNING = 10_000
-HTTP = "http"  # the kind of database that another service is
 SQL = 20_000  # characters of one statement's text
 
 _IDENTIFIER = re.compile(
@@ -102,7 +101,7 @@ class Recorder:
             database: its kind, as SQLAlchemy names dialects: ``postgresql``; ``http`` for a call.
             rows: that it returned or changed, where that is known.
         """
-        self.has_statements = self.has_statements or database != HTTP
+        self.has_statements = self.has_statements or database != probe_protocol.HTTP
         request = self.current.get()
         running = request is not None and request.duration_s < 0
         executions = request.executions if running and request is not None else self._outside
@@ -229,7 +228,7 @@ class Recorder:
 
     def _number_statement(self, key: tuple[str, CallSite], database: str) -> int:
         sql, site = key
-        text = sql if database == HTTP else fingerprint(sql)
+        text = sql if database == probe_protocol.HTTP else fingerprint(sql)
         number = self._numbers.get((text, site))
         if number is None:
             if len(self._numbers) >= STATEMENTS:

@@ -37,6 +37,7 @@ STACKS = 400
 DEPTH = 80
 WAITS_DEPTH = 8  # functions above the one that waits
 MOST_CPU = 0.02  # of one core, for all of this
+IN_THREAD = ("in thread", "child")  # states of a coroutine whose work a thread may do
 TASKS = 200  # of a middleware, looked at in one sample
 
 _STATE_OF_CALL = {
@@ -174,10 +175,13 @@ class _Look:
             if ident != mine
         }
         del frames
-        self._by_thread = {
-            (one.thread or one.request._thread): (one, _Waits.of(one.request)) for one in running
-        }
+        self._by_thread = {one.thread: (one, _Waits.of(one.request)) for one in running if one.thread}
         self._weight = self._read_coroutines(running)
+        # A request may hold the connection that another thread took for it: only while its coroutine waits
+        # for a thread is that thread its own.
+        self._by_thread.update(
+            {waits.thread: (one, waits) for one, waits, state, _ in self._suspended if state in IN_THREAD}
+        )
 
     def _read_coroutines(self, running: list[RunningRequest]) -> float:
         """Follow the suspended requests; return how many each of those that were looked at stands for."""
@@ -226,7 +230,7 @@ class _Look:
             self._record_loop()
         looked_at = self._record_threads()
         for one, waits, state, seen in self._suspended:
-            if waits.thread not in looked_at:
+            if state not in IN_THREAD or waits.thread not in looked_at:
                 self._record_suspended(one, waits, state, seen)
         for route, state, seen in self._children:
             if state not in ("in thread", "child"):
