@@ -13,6 +13,7 @@ import pytest
 from tenfold.errors import SettingsError
 from tenfold.measure.observer import StackObserver
 from tenfold.measure.settings import Objective
+from tenfold.measure.trial import GeneratorHealth, Trial, TrialRequest
 from tenfold.settings import Settings
 from tenfold.stack import Stack, programs
 from tenfold.tasks.settings import StackTaskSettings
@@ -70,7 +71,9 @@ def test_measurement_names_a_queue_that_grows(careful: tuple[Stack, Settings]) -
         observer.begin_trial(20.0)
         with httpx.Client(base_url=stack.url) as client:  # each takes 0.3 s of one of two processes
             assert {client.post("/work").status_code for _ in range(60)} == {202}
-        observer.end_trial(0.0)
+        request = TrialRequest(20.0, 3.0, "search", seed=1)
+        health = GeneratorHealth(cpu_share=0.1, late_share=0.0, lag_p99_ms=0.0)
+        observer.end_trial(Trial(request, 3.0, settled_s=0.0, blocks=(), generator=health))
         diagnosis = observer.diagnose(20.0, 25.0, begun=time.monotonic())
     (found,) = [one for one in diagnosis.bottlenecks if one.kind == "Tasks"]
     assert found.title.startswith("the queue default grows by ")

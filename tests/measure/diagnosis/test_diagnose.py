@@ -128,7 +128,8 @@ def test_unobserved_sources_are_listed_as_not_measured() -> None:
 
 
 def test_candidates_are_named_where_no_limit_is_found() -> None:
-    found = BottleneckDetector().rank(evidence(statements=(REPEATED,)), resources())
+    grown = window(statements=(REPEATED,), routes=(route(total_s=10.0),))
+    found = BottleneckDetector().diagnose(facts(grown))
     assert found.limit is not None and found.limit.resource == "none"
     assert [one.cause for one in found] == ["n_plus_one"]
 
@@ -175,3 +176,10 @@ def test_evidence_and_resources_round_trip_as_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(whole), type=Evidence) == whole
     used = resources()
     assert msgspec.json.decode(msgspec.json.encode(used), type=Resources) == used
+
+
+def test_request_that_is_slow_alone_is_told_with_what_takes_its_time() -> None:
+    found = BottleneckDetector().rank(evidence(samples=(sample("run", 40.0),)), resources())
+    assert found.limit is not None and found.limit.resource == "delay"
+    assert "ms alone, 400 ms of it on the CPU" in found.limit.title
+    assert [one.cause for one in found] == ["plain_cpu"]

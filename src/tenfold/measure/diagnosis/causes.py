@@ -251,6 +251,9 @@ def _of_waits(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
     if limit.held_by == "db":
         yield from find_statement_causes(facts)
         return
+    if limit.held_by in ("run", "loop"):
+        yield from find_python_causes(facts)
+        return
     cause, kind, remedy = {
         "threads": (
             "threads",

@@ -58,11 +58,15 @@ class _Search:
         total = sum(max(seconds, 0.0) for seconds in growth.values())
         low = sum(self.facts.low.parts.values()) if self.facts.low is not None else 0.0
         if self.facts.low is not None and total < GROWS * low and not self._is_saturated():
-            return self._external() or self._delay()
+            return self._external() or self._delay(self.facts.low.parts, "at low load, too")
         for part, seconds in growth.items():
             if seconds >= STARTS * total > 0 and (found := self._start(part)) is not None:
                 return found
-        return self._saturated() or self._unknown(growth)
+        if (found := self._saturated()) is not None:
+            return found
+        if self.facts.low is None and total:
+            return self._delay(self.window.parts, "alone")
+        return self._unknown(growth)
 
     def _start(self, part: str) -> Limit | None:
         self.chain, self.visited = [], set()
@@ -411,14 +415,12 @@ class _Search:
                 return found
         return None
 
-    def _delay(self) -> Limit:
-        """Nothing grows: requests take as long at low load."""
-        assert self.facts.low is not None
-        parts = self.facts.low.parts
+    def _delay(self, parts: Mapping[str, float], when: str) -> Limit:
+        """Nothing grows, or nothing is in use: the request itself takes as long."""
         part = max(parts, key=lambda one: parts[one])
         return self._limit(
             "delay",
-            f"no queue: a request takes {sum(parts.values()) * 1000:.0f} ms at low load, too, "
+            f"no queue: a request takes {sum(parts.values()) * 1000:.0f} ms {when}, "
             f"{parts[part] * 1000:.0f} ms of it {PART_NAMES[part]}",
             held_by=part,
             remedy="make that shorter, or accept it with a looser objective (--p95-ms)",
