@@ -434,6 +434,21 @@ def test_two_causes_are_both_named_the_larger_first() -> None:
     assert [one.share for one in found] == [pytest.approx(0.6), pytest.approx(0.4)]
 
 
+def test_loop_of_statements_without_an_index_has_both_causes() -> None:
+    limit = window(
+        statements=(msgspec.structs.replace(REPEATED, total_s=20.0),),
+        samples=(
+            sample("db", 30.0, holds=True, line="app.py:12"),
+            sample("run", 10.0, holds=True, line="app.py:12"),
+        ),
+    )
+    found = causes(limit, "pool", "db", plans=plans(PLAN))
+    assert [(one.cause, one.share) for one in found] == [
+        ("n_plus_one", pytest.approx(1.0)),
+        ("missing_index", pytest.approx(0.75)),
+    ]
+
+
 def test_machine_joins_python_and_database_by_their_cores() -> None:
     limit = window(
         statements=(REPEATED,), samples=(cpu(10.0, "app.py:12", detail="statement"), cpu(10.0, "app.py:90")),

@@ -93,11 +93,11 @@ def _of_pool(facts: Facts, limit: Limit) -> Iterator[Bottleneck]:
     for one in facts.limit.holders:
         held[SampleKey(one.route, one.line, one.detail, one.state)] += one.seconds
     total = held.total
+    in_statements = sum(seconds for key, seconds in held.items() if key.place == "db") / total
     for uses in loops(facts.limit):
         cause = n_plus_one(facts.limit, uses, sum(held.pop(key) for key in keys_of(uses, held)) / total)
         if is_large(cause):
             yield cause
-    in_statements = sum(seconds for key, seconds in held.items() if key.place == "db") / total
     causes = [*missing_indexes(facts), *over_fetching(facts.limit), *connects(facts.limit)]
     slow = slow_statements(facts, {one.where for one in causes})
     yield from scaled(chain(causes, slow), in_statements)

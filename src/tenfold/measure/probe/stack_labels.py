@@ -115,6 +115,7 @@ _WAITERS = (
 # Pools whose waits are seen on the stack: part of a file's path, and names of functions there.
 _POOLS = (
     ("/asyncpg/pool.py", ("acquire", "_acquire", "_acquire_impl")),
+    ("/sqlalchemy/pool/impl.py", ("_do_get",)),
     ("/psycopg_pool/", ("getconn", "_getconn_unchecked_nowait", "wait")),
 )
 _BASE_HTTP_MIDDLEWARE = "starlette/middleware/base.py"
