@@ -3,9 +3,9 @@
 What counts is the interpreters' allocated blocks (``sys.getallocatedblocks``), the fewest in each second:
 the resident memory of a process grows with the number of requests at once, too, and does not fall again.
 The first tenth of the requests warms the service up; the slope of blocks over requests is fitted in the
-first and in the second half of the others. Memory leaks if the second half still grows, with 95 %
-confidence, at half of the first one's pace or more: the growth of a bounded cache falls with every request
-that finds what it needs. Leaks of native libraries are not seen.
+first and in the second half of the time of the others. Memory leaks if the second half still grows, with 95
+% confidence, at half of the first one's pace or more: the growth of a bounded cache falls with every
+request that finds what it needs. Leaks of native libraries are not seen.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def find_growth(points: Sequence[MemoryPoint]) -> Growth | None:
         return None
     begun, requests = lowest[0].requests, lowest[-1].requests - lowest[0].requests
     warm = [one for one in lowest if one.requests - begun >= WARM_UP * requests]
-    middle = begun + (0.5 + WARM_UP / 2) * requests
-    first = [one for one in warm if one.requests <= middle]
-    second = [one for one in warm if one.requests > middle]
+    first, second = warm[: len(warm) // 2], warm[len(warm) // 2 :]
     grown = lowest[-1].rss_bytes - lowest[0].rss_bytes
     if min(len(first), len(second)) < LEAST_POINTS or requests <= 0:
         return None

@@ -131,8 +131,10 @@ def _background(facts: Facts, cpu: Sums[SampleKey], total: float) -> _Found:
 
 def _of_connects(facts: Facts, cpu: Sums[SampleKey], total: float) -> _Found:
     mine = _keys_on_lines_of(facts, cpu, "CONNECT")
-    for one in connects(facts.limit):
-        yield with_share(one, sum(cpu[key] for key in mine) / total), mine
+    share = sum(cpu[key] for key in mine) / total
+    if share >= SHARE:
+        for one in connects(facts.limit):
+            yield with_share(one, share), mine
 
 
 def _of_commits(facts: Facts, cpu: Sums[SampleKey], total: float) -> _Found:
