@@ -237,7 +237,7 @@ def test_resource_that_is_not_used_up_is_not_the_limit(case: str) -> None:
 def test_nothing_is_named_without_a_resource_in_use() -> None:
     found = find_limit(facts(window(**QUEUE), low()))
     assert not found
-    assert found.resource == "none" and "before the app +" in found.evidence[0]
+    assert found.resource == "none" and "before a worker took it +" in found.evidence[0]
 
 
 def test_delay_that_is_the_same_at_low_load_is_no_queue() -> None:

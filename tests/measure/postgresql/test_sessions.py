@@ -73,7 +73,6 @@ def test_means_are_over_all_samples() -> None:
     assert seen.sessions == {"lock": 0.5, "cpu": 0.25}
     assert seen.active == 0.75
     assert seen.blockers == {("UPDATE t", "UPDATE t", "open"): 0.5}
-    assert seen.share("lock") == pytest.approx(2 / 3)
 
 
 def _update(url: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from tenfold.measure.diagnosis.bottleneck import Limit
 from tenfold.measure.diagnosis.facts import Facts, Sums, Window
+from tenfold.measure.report.wording import part_name
 
 STARTS = 0.15  # of the growth: a smaller part is no start
 GROWS = 0.2  # of the mean at low load: less growth is no queue
@@ -421,7 +422,7 @@ class _Search:
         return self._limit(
             "delay",
             f"no queue: a request takes {sum(parts.values()) * 1000:.0f} ms {when}, "
-            f"{parts[part] * 1000:.0f} ms of it {PART_NAMES[part]}",
+            f"{parts[part] * 1000:.0f} ms of it {part_name(part)}",
             held_by=part,
             remedy="make that shorter, or accept it with a looser objective (--p95-ms)",
         )
@@ -429,29 +430,13 @@ class _Search:
     def _unknown(self, growth: Mapping[str, float]) -> Limit:
         """No resource is in use: say what grew; what takes most of it is a candidate, no more."""
         part = next(iter(growth))
-        grown = [f"{PART_NAMES[part]} +{s * 1000:.0f} ms" for part, s in growth.items() if s > 0][:3]
+        grown = [f"{part_name(part)} +{s * 1000:.0f} ms" for part, s in growth.items() if s > 0][:3]
         return Limit(
             resource="none",
             title="no limit found in what was measured",
             held_by=part if growth[part] > 0 else "",
             evidence=(f"what grew: {', '.join(grown)}",) if grown else (),
         )
-
-
-PART_NAMES = {
-    "front": "before the app",
-    "pool": "waiting for a connection",
-    "db": "in statements",
-    "http": "in calls to other services",
-    "run": "on the CPU or waiting for it",
-    "loop": "ready, while the event loop was busy",
-    "thread": "waiting for a thread",
-    "lock": "waiting for a lock",
-    "sleep": "asleep",
-    "io": "waiting for other sockets or files",
-    "send": "waiting for the client to read",
-    "other": "suspended otherwise",
-}
 
 
 def find_limit(facts: Facts) -> Limit:

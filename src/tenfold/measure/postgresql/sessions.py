@@ -62,10 +62,6 @@ class DatabaseStats:
         """Mean number of sessions that execute something, waiting ones included."""
         return sum(count for kind, count in self.sessions.items() if kind != "open")
 
-    def share(self, kind: str) -> float:
-        """Return the share of a kind among the active sessions."""
-        return self.sessions.get(kind, 0.0) / self.active if self.active else 0.0
-
 
 class DatabaseView(SamplingThread):
     """Sample the sessions of a database while entered.
